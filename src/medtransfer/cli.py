@@ -1,0 +1,280 @@
+"""The `medtransfer` command: parses, calls, and turns a user's mistake into one line and exit code 2.
+
+What a command needs is imported when it runs: the help appears at once, and Keras's backend is
+settled before Keras is imported.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from medtransfer.errors import UserError
+from medtransfer.params import TREES, Params, read_params
+
+PARAMS = Path("params.yaml")
+DATA = Path("data")
+EXIT_USER_ERROR = 2
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
+    try:
+        cli()
+    except UserError as error:
+        click.echo(f"medtransfer: {error}", err=True)
+        sys.exit(EXIT_USER_ERROR)
+
+
+def _stop_like_ctrl_c(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@click.group()
+@click.version_option(package_name="medtransfer")
+def cli() -> None:
+    """Transfer learning on medical images: which layers of VGG16 matter?"""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("medtransfer").setLevel(logging.INFO)
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # The stages run `medtransfer` and DVC runs the stages: both come from this environment.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+def _params() -> Params:
+    return read_params(PARAMS)
+
+
+def _dvc(*arguments: str) -> None:
+    """Run DVC; its own message says what went wrong, so only its exit code is passed on."""
+    code = subprocess.run([sys.executable, "-m", "dvc", *arguments]).returncode
+    if code:
+        sys.exit(code)
+
+
+@cli.command()
+def study() -> None:
+    """Get the data that data.dvc names, run every stage that is out of date, print the comparison."""
+    _params()
+    _dvc("pull", "--quiet", "data.dvc")
+    _dvc("repro")
+    _print_results()
+    click.echo("\nCompare the runs: `make ui`, then open http://127.0.0.1:5000 (experiments ham10000 and chest_xray)")
+
+
+@cli.command()
+def results() -> None:
+    """Print the comparison with the talk that `evaluate` wrote."""
+    _print_results()
+
+
+def _print_results() -> None:
+    import pandas as pd
+    from rich.console import Console
+
+    from medtransfer.report.tables import terminal
+
+    path = Path("reports/results.csv")
+    if not path.exists():
+        raise UserError(f"{path}: not found; run `medtransfer study`")
+    table = pd.read_csv(path)
+    # A pipe has no width: wide enough for every column then.
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    for dataset in table.dataset.drop_duplicates():
+        console.print(terminal(table, dataset))
+    click.echo("Tables, figures and how each run was made: reports/results.md, reports/figures/")
+
+
+@cli.group()
+def stage() -> None:
+    """Run one stage of dvc.yaml (`dvc repro` calls these)."""
+
+
+@stage.command("prepare")
+@click.argument("dataset")
+def stage_prepare(dataset: str) -> None:
+    """Verify, split, decode and resize a data set."""
+    from medtransfer.stages.prepare import prepare
+
+    prepare(_params(), dataset)
+
+
+@stage.command("baseline")
+@click.argument("dataset")
+@click.argument("model", type=click.Choice(TREES))
+@click.option("--seed", type=int, required=True)
+def stage_baseline(dataset: str, model: str, seed: int) -> None:
+    """Fit a decision tree or a random forest on pixel values."""
+    params = _params()
+    from medtransfer.stages.baseline import baseline
+
+    baseline(params, dataset, model, seed)
+
+
+@stage.command("train")
+@click.argument("dataset")
+@click.argument("configuration")
+@click.option("--seed", type=int, required=True)
+def stage_train(dataset: str, configuration: str, seed: int) -> None:
+    """Fit one freezing configuration of VGG16."""
+    params = _params()
+    from medtransfer.stages.train import train
+
+    train(params, dataset, configuration, seed)
+
+
+@stage.command("explain")
+@click.argument("dataset")
+def stage_explain(dataset: str) -> None:
+    """Write the first layer's activations with ImageNet and with random weights."""
+    params = _params()
+    from medtransfer.stages.explain import explain
+
+    explain(params, dataset)
+
+
+@stage.command("evaluate")
+def stage_evaluate() -> None:
+    """Score every fit and compare with the talk."""
+    params = _params()
+    from medtransfer.stages.evaluate import evaluate
+
+    evaluate(params)
+
+
+@cli.group()
+def data() -> None:
+    """Get, check and describe the raw data sets in data/."""
+
+
+@data.command("demo")
+@click.option("--seed", type=int, default=0, show_default=True)
+def data_demo(seed: int) -> None:
+    """Draw the synthetic stand-in for both data sets and put it under DVC."""
+    from medtransfer.datasets.demo import draw_demo
+
+    draw_demo(DATA, seed)
+    _dvc("add", "--quiet", "data")
+    click.echo("SYNTHETIC stand-ins for ham10000 and chest_xray are in data/: drawn pictures, nothing medical in them")
+
+
+@data.command("fetch")
+@click.argument("name")
+def data_fetch(name: str) -> None:
+    """Download a data set from Kaggle and put it in data/, under DVC."""
+    from medtransfer.datasets.catalogue import get_dataset
+    from medtransfer.datasets.importing import fetch_dataset
+
+    _announce(name, fetch_dataset(get_dataset(name), DATA))
+
+
+@data.command("import")
+@click.argument("name")
+@click.argument("path", type=click.Path(path_type=Path))
+def data_import(name: str, path: Path) -> None:
+    """Put a zip or folder in the Kaggle layout in data/, under DVC."""
+    from medtransfer.datasets.catalogue import get_dataset
+    from medtransfer.datasets.importing import import_dataset
+
+    _announce(name, import_dataset(get_dataset(name), path, DATA))
+
+
+def _announce(name: str, files: int) -> None:
+    _dvc("add", "--quiet", "data")
+    click.echo(f"{name}: {files} files are in data/{name}; data.dvc names this version: commit it to keep it")
+
+
+@data.command("validate")
+@click.argument("names", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
+def data_validate(names: tuple[str, ...], as_json: bool) -> None:
+    """Check images, labels, metadata and duplicates; exit with 2 where something is wrong."""
+    from medtransfer.datasets.catalogue import CATALOGUE, get_dataset
+    from medtransfer.datasets.checks import validate
+
+    reports = [validate(get_dataset(name), DATA / name) for name in names or CATALOGUE]
+    if as_json:
+        click.echo(json.dumps(reports, indent=2))
+    else:
+        for report in reports:
+            _print_validation(report)
+    wrong = sum(len(report["problems"]) for report in reports)
+    if wrong:
+        raise UserError(f"{wrong} problems in the raw data; mend or import it again")
+
+
+def _print_validation(report: dict[str, Any]) -> None:
+    mark = "SYNTHETIC " if report["synthetic"] else ""
+    crossing = sum(entry["crosses_labels"] for entry in report["duplicates"])
+    click.echo(f"{mark}{report['name']}: {report['images']} images of {report['groups']} {report['group']}s")
+    click.echo("  " + ", ".join(f"{label} {entry['images']}" for label, entry in report["classes"].items()))
+    click.echo(f"  {len(report['duplicates'])} sets of byte-equal images, {crossing} of them with different labels")
+    click.echo(f"  {len(report['problems'])} problems")
+    for problem in report["problems"][:20]:
+        click.echo(f"    {problem}")
+    if len(report["problems"]) > 20:
+        click.echo("    … (--json lists them all)")
+
+
+@data.command("describe")
+@click.argument("names", nargs=-1)
+@click.option(
+    "--plots", type=click.Path(path_type=Path), default=Path("artifacts/class_distribution"), show_default=True
+)
+def data_describe(names: tuple[str, ...], plots: Path) -> None:
+    """Print classes, counts, groups, licence and citation; plot the class distribution."""
+    from medtransfer.datasets.catalogue import CATALOGUE, get_dataset
+    from medtransfer.datasets.checks import class_counts, describe
+    from medtransfer.report.figures import class_distribution, mark
+
+    for name in names or CATALOGUE:
+        entry = describe(get_dataset(name), DATA / name)
+        _print_description(entry)
+        plots.mkdir(parents=True, exist_ok=True)
+        class_distribution(
+            class_counts(entry), mark(f"{name}: images a class", entry["synthetic"]), plots / f"{name}.png"
+        )
+        click.echo(f"  plot: {plots / f'{name}.png'}\n")
+
+
+def _print_description(entry: dict[str, Any]) -> None:
+    click.echo(f"{'SYNTHETIC stand-in for ' if entry['synthetic'] else ''}{entry['title']}")
+    click.echo(f"  {entry['images']} images of {entry['groups']} {entry['group']}s; from {entry['source']}")
+    for label, counts in entry["classes"].items():
+        click.echo(
+            f"  {label:<10} {counts['images']:>6} images {counts['groups']:>6} {entry['group']}s  {counts['meaning']}"
+        )
+    click.echo(f"  licence of the real data set: {entry['licence']}")
+    click.echo(f"  cite: {entry['citation']}")
+
+
+@cli.group()
+def weights() -> None:
+    """VGG16's ImageNet weights."""
+
+
+@weights.command("fetch")
+def weights_fetch() -> None:
+    """Download the weights, verify them and keep them in the user's cache."""
+    from medtransfer.models.weights import fetch_weights
+
+    fetch_weights()
+
+
+@weights.command("verify")
+@click.argument("path", type=click.Path(path_type=Path))
+def weights_verify(path: Path) -> None:
+    """Check that a file holds VGG16's ImageNet weights."""
+    from medtransfer.models.weights import read_weights
+
+    read_weights(path)
+    click.echo(f"{path}: VGG16's ImageNet weights, all 26 tensors")

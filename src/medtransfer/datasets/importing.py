@@ -1,0 +1,185 @@
+"""Bringing a data set into data/: from a zip, from a folder, or from Kaggle."""
+
+import shutil
+import stat
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from rich.progress import track
+
+from medtransfer.datasets.catalogue import SOURCE_FILE, Dataset
+from medtransfer.errors import UserError
+from medtransfer.files import partial_beside, replace_folder, sha256_of, whole_file, write_json
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the source: its path there, its size in bytes, its CRC-32 and how to open it."""
+
+    path: PurePosixPath
+    size: int
+    crc: Callable[[], int]
+    open: Callable[[], IO[bytes]]
+
+
+def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None = None) -> int:
+    """Copy a data set in its published layout to `data`/<name>, in place of what is there.
+
+    The copy is made in a folder of its own and renamed when it is whole. An import that was
+    interrupted goes on: files that are already there with the right size and CRC-32 are kept.
+
+    Parameters
+    ----------
+    path : Path
+        A zip file or a folder in the layout of the Kaggle data set.
+    data : Path
+        The folder of the raw data sets.
+    source : str, optional
+        What to note as the origin; the file's name and SHA-256, or the folder's name by default.
+
+    Returns
+    -------
+    int
+        The number of files copied or kept.
+
+    Raises
+    ------
+    UserError
+        `path` is missing, damaged, holds entries that leave the target folder, or no such data set.
+
+    """
+    if path.is_dir():
+        return _copy(dataset, _folder_entries(path), data, source or f"folder {path.name}", path)
+    if not path.exists():
+        raise UserError(f"{path}: not found; expected a zip file or a folder with {dataset.title}")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: neither a folder nor a whole zip file; download it again")
+    with zipfile.ZipFile(path) as archive:
+        return _copy(
+            dataset, _zip_entries(archive, path), data, source or f"{path.name} sha256:{sha256_of(path)}", path
+        )
+
+
+def _copy(dataset: Dataset, entries: Iterator[Entry], data: Path, source: str, path: Path) -> int:
+    chosen = _choose(dataset, entries, path)
+    staging = partial_beside(data / dataset.name)
+    staging.mkdir(parents=True, exist_ok=True)
+    _refuse_full_disk(staging, sum(entry.size for entry in chosen.values()))
+    for stale in [file for file in staging.rglob("*") if file.is_file()]:
+        if PurePosixPath(stale.relative_to(staging).as_posix()) not in chosen:
+            stale.unlink()
+    for target, entry in track(
+        chosen.items(), f"importing {dataset.name}", transient=True, disable=not sys.stdout.isatty()
+    ):
+        _copy_entry(entry, staging / target, path)
+    problems = dataset.read(staging).problems
+    if problems:
+        first = problems[0].replace(f"{staging}/", "")
+        raise UserError(f"{path}: {first} ({len(problems)} problems in all); nothing was imported")
+    write_json(staging / SOURCE_FILE, {"synthetic": False, "source": source})
+    replace_folder(staging, data / dataset.name)
+    return len(chosen)
+
+
+def _choose(dataset: Dataset, entries: Iterator[Entry], path: Path) -> dict[PurePosixPath, Entry]:
+    chosen: dict[PurePosixPath, Entry] = {}
+    for entry in entries:
+        target = dataset.select(entry.path)
+        if target is None:
+            continue
+        twin = chosen.setdefault(target, entry)
+        if twin is not entry and (twin.size, twin.crc()) != (entry.size, entry.crc()):
+            raise UserError(
+                f"{path}: {twin.path} and {entry.path} differ but would become one file; remove the wrong one"
+            )
+    if not chosen:
+        raise UserError(f"{path}: holds nothing of {dataset.title}; expected the layout of Kaggle's {dataset.kaggle}")
+    return chosen
+
+
+def _copy_entry(entry: Entry, target: Path, path: Path) -> None:
+    if target.exists() and target.stat().st_size == entry.size and _crc_of(target) == entry.crc():
+        return
+    try:
+        with entry.open() as reader, whole_file(target) as partial, partial.open("wb") as writer:
+            shutil.copyfileobj(reader, writer)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"{path}: {entry.path} is damaged ({error}); nothing was imported, download it again") from None
+
+
+def _zip_entries(archive: zipfile.ZipFile, path: Path) -> Iterator[Entry]:
+    for info in archive.infolist():
+        name = PurePosixPath(info.filename.replace("\\", "/"))
+        is_link = stat.S_ISLNK(info.external_attr >> 16)
+        if name.is_absolute() or ".." in name.parts or is_link or ":" in "".join(name.parts[:1]):
+            raise UserError(f"{path}: entry {info.filename!r} would leave the target folder; nothing was imported")
+        if not info.is_dir():
+            yield Entry(
+                name,
+                info.file_size,
+                lambda info=info: info.CRC,  # type: ignore[misc]
+                lambda info=info: archive.open(info),  # type: ignore[misc]
+            )
+
+
+def _folder_entries(folder: Path) -> Iterator[Entry]:
+    root = folder.resolve()
+    for file in sorted(folder.rglob("*")):
+        if not file.is_file():
+            continue
+        if not file.resolve().is_relative_to(root):
+            raise UserError(f"{file}: a link that leaves {folder}; nothing was imported")
+        yield Entry(
+            PurePosixPath(file.relative_to(folder).as_posix()),
+            file.stat().st_size,
+            lambda file=file: _crc_of(file),  # type: ignore[misc]
+            lambda file=file: file.open("rb"),  # type: ignore[misc]
+        )
+
+
+def _crc_of(file: Path) -> int:
+    crc = 0
+    with file.open("rb") as reader:
+        while block := reader.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _refuse_full_disk(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(f"{folder}: {needed / 1e6:.0f} MB needed but {free / 1e6:.0f} MB free; make room on this disk")
+
+
+def fetch_dataset(dataset: Dataset, data: Path) -> int:
+    """Download a data set from Kaggle (an interrupted download goes on) and import it.
+
+    Raises
+    ------
+    UserError
+        Kaggle cannot be reached or refuses.
+
+    """
+    # kagglehub reads the environment and sets up logging when it is imported.
+    import kagglehub
+    import kagglehub.exceptions
+    import requests
+
+    try:
+        folder = kagglehub.dataset_download(dataset.kaggle)
+    except (
+        requests.RequestException,
+        kagglehub.exceptions.KaggleApiHTTPError,
+        kagglehub.exceptions.DataCorruptionError,
+    ) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"Kaggle's {dataset.kaggle} cannot be downloaded: {reason}; download it in a browser "
+            f"and run `medtransfer data import {dataset.name} FILE`"
+        ) from None
+    return import_dataset(dataset, Path(folder), data, source=f"kaggle {dataset.kaggle}")

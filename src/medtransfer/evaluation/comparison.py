@@ -1,0 +1,74 @@
+"""Our scores beside the published ones."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from medtransfer.evaluation.intervals import intervals
+from medtransfer.evaluation.metrics import MACRO, MICRO, score
+from medtransfer.evaluation.predictions import classes_of
+from medtransfer.evaluation.published import published_f1
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fit as the files of its folder tell it.
+
+    record : run.json
+    predictions : the test rows of predictions.csv
+    history : history.csv, or None for a baseline
+    """
+
+    record: dict[str, Any]
+    predictions: pd.DataFrame
+    history: pd.DataFrame | None
+
+    @property
+    def dataset(self) -> str:
+        """The data set's name."""
+        return str(self.record["dataset"])
+
+    @property
+    def model(self) -> str:
+        """The baseline's or freezing configuration's name."""
+        return str(self.record["model"])
+
+    @property
+    def seed(self) -> int:
+        """The seed of the fit."""
+        return int(self.record["seed"])
+
+
+def compare(runs: list[Run]) -> pd.DataFrame:
+    """Return F1 of every run, data set and class beside the published value.
+
+    Returns
+    -------
+    DataFrame
+        dataset, model, class (or an average), seeds, f1 (mean over seeds), low and high (95%
+        interval over groups), published (missing where the talk has none),
+        test_images, synthetic.
+
+    """
+    rows = []
+    for dataset, model in dict.fromkeys((run.dataset, run.model) for run in runs):
+        fits = [run for run in runs if (run.dataset, run.model) == (dataset, model)]
+        scores = pd.DataFrame([score(run.predictions) for run in fits]).mean()
+        spans = intervals([run.predictions for run in fits], seed=fits[0].seed)
+        rows += [
+            {
+                "dataset": dataset,
+                "model": model,
+                "class": name,
+                "seeds": len(fits),
+                "f1": scores[name],
+                "low": spans[name][0],
+                "high": spans[name][1],
+                "test_images": len(fits[0].predictions),
+                "synthetic": fits[0].record["synthetic"],
+            }
+            for name in [*classes_of(fits[0].predictions), MICRO, MACRO]
+        ]
+    table = pd.DataFrame(rows).merge(published_f1(), how="left", on=["dataset", "model", "class"])
+    return table[["dataset", "model", "class", "seeds", "f1", "low", "high", "published", "test_images", "synthetic"]]

@@ -1,0 +1,1 @@
+"""What a network sees: activations of its layers."""

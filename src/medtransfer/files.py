@@ -1,0 +1,61 @@
+"""Files and folders that appear whole or not at all, and their digests."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def partial_beside(target: Path) -> Path:
+    """Return where an unfinished `target` lives: beside it, under a name that .dvcignore lists."""
+    return target.with_name(f".partial-{target.name}")
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that replaces `target` by a rename when the block ends without error."""
+    partial = partial_beside(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    replace_folder(partial, target)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Rename the folder `source` to `target`, in place of what stood there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        old = target.with_name(f".partial-old-{target.name}")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        source.rename(target)
+        shutil.rmtree(old)
+    else:
+        source.rename(target)
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target` that is renamed to it when the block ends without error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_beside(target)
+    try:
+        yield partial
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with a final newline."""
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

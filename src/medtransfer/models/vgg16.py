@@ -1,0 +1,123 @@
+"""VGG16, its classification head, and what each freezing configuration trains.
+
+Simonyan and Zisserman: Very Deep Convolutional Networks for Large-Scale Image Recognition,
+ICLR 2015, configuration D.
+"""
+
+import keras
+import numpy as np
+
+from medtransfer.errors import UserError
+from medtransfer.params import BLOCKS, TrainParams
+
+HEAD = "head"
+# The means that Keras's VGG16 preprocessing ('caffe') subtracts, for blue, green and red.
+IMAGENET_MEANS_BGR = (103.939, 116.779, 123.68)
+
+
+def build_vgg16(image_size: int, classes: int, train: TrainParams, seed: int) -> keras.Model:
+    """Build VGG16 with a new classification head, all weights drawn from `seed`.
+
+    The head is the talk's: flatten, two dense layers with a dropout layer after each, and a dense
+    softmax layer. Layers of the head are called `head_…`; those of the base as in
+    `keras.applications` (`block5_conv3`).
+
+    Returns
+    -------
+    keras.Model
+        Input (batch, image_size, image_size, 3), uint8 pixels 0-255; output (batch, classes),
+        float32 probabilities.
+
+    """
+    keras.config.set_dtype_policy(train.precision)
+    keras.utils.set_random_seed(seed)
+    pixels = keras.Input((image_size, image_size, 3), dtype="uint8", name="pixels")  # (B, S, S, 3) uint8
+    x = _scale(pixels, train.scaling)  # (B, S, S, 3)
+    base = keras.applications.VGG16(include_top=False, weights=None, input_tensor=x)
+    x = keras.layers.Flatten(name="head_flatten")(base.output)  # (B, (S // 32)² · 512)
+    for number, units in enumerate(train.dense_units, start=1):
+        x = keras.layers.Dense(units, activation="relu", name=f"head_dense{number}")(x)
+        x = keras.layers.Dropout(train.dropout, name=f"head_dropout{number}")(x)
+    # float32 whatever the precision: bfloat16 has too few digits for a softmax.
+    x = keras.layers.Dense(classes, activation="softmax", dtype="float32", name="head_output")(x)  # (B, classes)
+    return keras.Model(pixels, x, name="vgg16")
+
+
+def _scale(pixels: keras.KerasTensor, scaling: str) -> keras.KerasTensor:
+    if scaling == "talk":
+        return keras.layers.Rescaling(1 / 127.5, offset=-1, dtype="float32", name="scale_to_one")(pixels)
+    x = keras.layers.Rescaling(1.0, dtype="float32", name="to_float")(pixels)
+    x = keras.ops.flip(x, axis=-1)
+    return keras.layers.Normalization(
+        mean=IMAGENET_MEANS_BGR, variance=(1.0, 1.0, 1.0), dtype="float32", name="subtract_imagenet_means"
+    )(x)
+
+
+def part_of(layer: str) -> str:
+    """Return the block of a layer by its name: block1 … block5 or head.
+
+    Raises
+    ------
+    ValueError
+        The layer belongs to neither: every weight must be covered by a freezing configuration.
+
+    """
+    part = layer.partition("_")[0]
+    if part not in (*BLOCKS, HEAD):
+        raise ValueError(f"layer {layer!r} belongs to no block")
+    return part
+
+
+def set_trainable(model: keras.Model, blocks: tuple[str, ...]) -> list[str]:
+    """Freeze everything but the given blocks and the head; return the trainable layers' names."""
+    trained = []
+    for layer in weighted_layers(model):
+        layer.trainable = part_of(layer.name) in (*blocks, HEAD)
+        if layer.trainable:
+            trained.append(layer.name)
+    covered = {part_of(name) for name in trained}
+    if covered != {*blocks, HEAD}:
+        raise ValueError(f"the configuration names {sorted(blocks)} but covers {sorted(covered)}")
+    return trained
+
+
+def weighted_layers(model: keras.Model) -> list[keras.Layer]:
+    """Return the convolution and dense layers in the order of the network."""
+    return [layer for layer in model.layers if layer.weights and "subtract" not in layer.name]
+
+
+def base_layers(model: keras.Model) -> list[keras.Layer]:
+    """Return the 13 convolution layers in the order of the network."""
+    return [layer for layer in weighted_layers(model) if part_of(layer.name) != HEAD]
+
+
+def count_weights(model: keras.Model) -> dict[str, int]:
+    """Return the number of trainable and of frozen scalars."""
+    counts = {"trainable": 0, "frozen": 0}
+    for layer in weighted_layers(model):
+        counts["trainable" if layer.trainable else "frozen"] += int(layer.count_params())
+    return counts
+
+
+def get_base_weights(model: keras.Model) -> list[np.ndarray]:
+    """Return the base's 26 tensors in layer order, each kernel (3, 3, in, out) before its bias (out,)."""
+    return [np.asarray(tensor, np.float32) for layer in base_layers(model) for tensor in layer.get_weights()]
+
+
+def set_base_weights(model: keras.Model, tensors: list[np.ndarray]) -> None:
+    """Put the base's 26 tensors, in the order of `get_base_weights`, into a model.
+
+    Raises
+    ------
+    UserError
+        The tensors are not those of VGG16's convolutional base.
+
+    """
+    layers = base_layers(model)
+    shapes = [tuple(variable.shape) for layer in layers for variable in layer.weights]
+    if [tensor.shape for tensor in tensors] != shapes:
+        raise UserError(
+            f"the weights to begin from have {len(tensors)} tensors that are not VGG16's convolutional base"
+        )
+    for layer, kernel, bias in zip(layers, tensors[::2], tensors[1::2], strict=True):
+        layer.set_weights([kernel, bias])

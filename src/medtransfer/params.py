@@ -1,0 +1,234 @@
+"""params.yaml as typed, validated values.
+
+The file is read once, in `cli.py`; every other function gets the section that it needs.
+"""
+
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+
+from medtransfer.errors import UserError
+
+BLOCKS = ("block1", "block2", "block3", "block4", "block5")
+TREES = ("decision_tree", "random_forest")
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+PositiveInt = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: no unknown key, no silent conversion, no change after reading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Split(Section):
+    """How samples are divided: what is neither validation nor test is training."""
+
+    by: Literal["image", "group"]
+    validation: Fraction
+    test: Fraction
+    seed: Seed
+
+    @model_validator(mode="after")
+    def _leave_training_and_whole_folds(self) -> "Split":
+        if self.validation + self.test >= 1:
+            raise ValueError("validation + test must leave a part for training: less than 1")
+        if self.by == "group":
+            for name, part in (("test", self.test), ("validation", self.validation / (1 - self.test))):
+                if abs(1 / part - round(1 / part)) > 1e-6:
+                    raise ValueError(
+                        f"with by: group, {name} must be one of k equal folds of what is divided, "
+                        f"but it is {part:.4g} of it; 0.2 and 0.2 work"
+                    )
+        return self
+
+
+class DatasetParams(Section):
+    """How one data set is prepared; `image_size` is the side of the square in pixels."""
+
+    image_size: Annotated[int, Field(ge=32, le=1024)]
+    resize_filter: Literal["nearest", "bilinear", "bicubic", "lanczos"]
+    split: Split
+
+
+class StudyParams(Section):
+    """Which freezing configurations one data set is studied with."""
+
+    train: list[Name]
+    transfer: list[Name] = []
+
+
+class DecisionTreeParams(Section):
+    """Settings of scikit-learn's DecisionTreeClassifier."""
+
+    criterion: Literal["gini", "entropy"]
+    max_depth: PositiveInt | None
+    min_samples_leaf: PositiveInt
+
+
+class RandomForestParams(DecisionTreeParams):
+    """Settings of scikit-learn's RandomForestClassifier."""
+
+    n_estimators: PositiveInt
+    max_features: Literal["sqrt", "log2"] | None
+
+
+class TreesParams(Section):
+    """Settings of the two baselines."""
+
+    decision_tree: DecisionTreeParams
+    random_forest: RandomForestParams
+
+
+class TrainParams(Section):
+    """How every network is trained, whatever its freezing configuration."""
+
+    batch_size: PositiveInt
+    epochs: PositiveInt
+    patience: PositiveInt
+    optimizer: Literal["adam", "sgd", "rmsprop"]
+    learning_rate: Annotated[float, Field(gt=0)]
+    dense_units: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    scaling: Literal["talk", "caffe"]
+    precision: Literal["float32", "mixed_bfloat16"]
+
+
+class WeightsParams(Section):
+    """Where the ImageNet weights come from; `file` goes before every other source."""
+
+    file: str | None
+
+
+class Configuration(Section):
+    """A freezing configuration: the weights that a network begins from and the blocks it trains.
+
+    `weights` is `random`, `imagenet` or a finished run, `<data set>/<configuration>`.
+    `trainable` is `all`, `head` or a list of blocks; the classification head always trains.
+    """
+
+    weights: Annotated[str, Field(pattern=r"^(random|imagenet|[a-z][a-z0-9_]*/[a-z][a-z0-9_]*)$")]
+    trainable: str | list[str]
+
+    @field_validator("trainable", mode="before")
+    @classmethod
+    def _name_known_blocks(cls, value: Any) -> Any:
+        if value in ("all", "head"):
+            return value
+        if isinstance(value, list) and value and all(block in BLOCKS for block in value):
+            if len(set(value)) == len(value):
+                return value
+        raise ValueError(f"must be 'all', 'head' or a list of different blocks out of {', '.join(BLOCKS)}")
+
+    @property
+    def source(self) -> tuple[str, str] | None:
+        """The finished run to begin from, as (data set, configuration), or None."""
+        dataset, _, configuration = self.weights.partition("/")
+        return (dataset, configuration) if configuration else None
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The trainable blocks of the convolutional base, in the order of the network."""
+        if self.trainable == "all":
+            return BLOCKS
+        if self.trainable == "head":
+            return ()
+        return tuple(block for block in BLOCKS if block in self.trainable)
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    datasets: dict[Name, DatasetParams]
+    baselines: list[Literal["decision_tree", "random_forest"]]
+    study: dict[Name, StudyParams]
+    trees: TreesParams
+    train: TrainParams
+    weights: WeightsParams
+    configurations: dict[Name, Configuration]
+
+    @model_validator(mode="after")
+    def _refer_to_what_exists(self) -> "Params":
+        for name in self.configurations:
+            if name in TREES:
+                raise ValueError(f"configurations.{name}: this name belongs to a baseline; choose another")
+        for dataset, study in self.study.items():
+            if dataset not in self.datasets:
+                raise ValueError(f"study.{dataset}: no such data set under datasets")
+            for key, names in (("train", study.train), ("transfer", study.transfer)):
+                for name in names:
+                    self._check_configuration(f"study.{dataset}.{key}", name, transferred=key == "transfer")
+        return self
+
+    def _check_configuration(self, key: str, name: str, *, transferred: bool) -> None:
+        if name not in self.configurations:
+            known = ", ".join(self.configurations)
+            raise ValueError(f"{key}: '{name}' is no configuration; there are {known}")
+        source = self.configurations[name].source
+        if transferred != (source is not None):
+            hint = "a finished run" if transferred else "random or imagenet weights"
+            raise ValueError(f"{key}: '{name}' must begin from {hint}; list it under the other key")
+        if source and (source[0] not in self.study or source[1] not in self.study[source[0]].train):
+            raise ValueError(
+                f"configurations.{name}.weights: '{'/'.join(source)}' is not trained by this study; "
+                f"add it to study.{source[0]}.train"
+            )
+
+
+def read_params(path: Path) -> Params:
+    """Read and validate params.yaml.
+
+    Raises
+    ------
+    UserError
+        The file is missing, is no YAML, or has an unknown key or a wrong value.
+
+    """
+    try:
+        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found in {Path.cwd()}; run medtransfer in the project's folder") from None
+    except (MarkedYAMLError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(_one_line(path, error)) from None
+
+
+def _one_line(path: Path, error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"]) or "the file"
+    others = error.error_count() - 1
+    more = f" (and {others} more like it)" if others else ""
+    if first["type"] == "extra_forbidden":
+        return f"{path}: {key}: unknown key; allowed here: {', '.join(_allowed_keys(first['loc']))}{more}"
+    if first["type"] == "missing":
+        return f"{path}: {key}: missing; add it{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    found = first["input"]
+    if isinstance(found, Section | dict):
+        return f"{path}: {message}{more}" if key == "the file" else f"{path}: {key}: {message}{more}"
+    return f"{path}: {key}: found {found!r} ({type(found).__name__}), {message}{more}"
+
+
+def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
+    annotation: Any = Params
+    for part in location[:-1]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            annotation = annotation.model_fields[str(part)].annotation
+        else:
+            annotation = typing.get_args(annotation)[-1]
+        if isinstance(annotation, types.UnionType):
+            annotation = typing.get_args(annotation)[0]
+    return sorted(annotation.model_fields)

@@ -1,0 +1,141 @@
+"""Raw images → one array and a table of samples with their splits."""
+
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.progress import track
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+
+from medtransfer.datasets.catalogue import Dataset, read_source
+from medtransfer.datasets.images import load_pixels
+from medtransfer.errors import UserError
+from medtransfer.files import sha256_of, write_json
+from medtransfer.params import DatasetParams, Split
+
+SPLITS = ("train", "validation", "test")
+
+
+def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: Path) -> dict[str, Any]:
+    """Verify, split, decode and resize a raw data set once.
+
+    Writes into `target`: `images.npy`, uint8 of shape (n, size, size, 3), in the order of
+    `samples.csv` (id, label, group, split, sha256 of the raw file), and `dataset.json`.
+
+    Returns
+    -------
+    dict
+        What `dataset.json` holds.
+
+    Raises
+    ------
+    UserError
+        An image does not decode, labels and images do not match, or a class cannot be split.
+
+    """
+    listing = dataset.read(raw)
+    if listing.problems:
+        count = len(listing.problems)
+        raise UserError(
+            f"{listing.problems[0]} ({count} problems in all; see `medtransfer data validate {dataset.name}`)"
+        )
+    samples = listing.samples
+    samples["split"] = assign_splits(samples, params.split, dataset.name)
+    paths = [raw / path for path in samples.path]
+    size = params.image_size
+    images = np.lib.format.open_memmap(target / "images.npy", "w+", np.uint8, (len(paths), size, size, 3))
+    digests = []
+    decoded = _decode_all(paths, size, params.resize_filter)
+    for row, (pixels, digest) in enumerate(
+        track(decoded, f"preparing {dataset.name}", total=len(paths), transient=True, disable=not sys.stdout.isatty())
+    ):
+        images[row] = pixels
+        digests.append(digest)
+    images.flush()
+    samples["sha256"] = digests
+    samples[["id", "label", "group", "split", "sha256"]].to_csv(target / "samples.csv", index=False)
+    description = {
+        "name": dataset.name,
+        "title": dataset.title,
+        **read_source(raw),
+        "classes": list(dataset.classes),
+        "group": dataset.group,
+        "image_size": size,
+        "resize_filter": params.resize_filter,
+        "split": params.split.model_dump(),
+        "images": {split: int((samples.split == split).sum()) for split in SPLITS},
+        "test_images_sharing_a_group": int(shared_with_training(samples).sum()),
+    }
+    write_json(target / "dataset.json", description)
+    return description
+
+
+def _decode_all(paths: list[Path], size: int, resize_filter: str) -> Iterator[tuple[np.ndarray, str]]:
+    def decode(path: Path) -> tuple[np.ndarray, str]:
+        return load_pixels(path, size, resize_filter), sha256_of(path)
+
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        # A bounded stretch at a time: the pool would hold every decoded image otherwise.
+        for start in range(0, len(paths), 64 * workers):
+            yield from pool.map(decode, paths[start : start + 64 * workers])
+
+
+def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
+    """Divide samples into train, validation and test, stratified by label.
+
+    The test part is cut first, so that the trees (training + validation) and the networks are
+    tested on the same images. By image, as in the talk, uses train_test_split; by group,
+    StratifiedGroupKFold, so that no group lies in two splits.
+
+    Parameters
+    ----------
+    samples : DataFrame with the columns label and group, a row an image.
+
+    Returns
+    -------
+    Series of str, one of SPLITS, with the index of `samples`
+
+    Raises
+    ------
+    UserError
+        A class has too few images or groups to reach every split.
+
+    """
+    unit = samples.groupby("label").size() if split.by == "image" else samples.groupby("label").group.nunique()
+    if unit.min() < 5:
+        raise UserError(
+            f"{name}: class {unit.idxmin()} has {unit.min()} {split.by}s; dividing it by {split.by} needs at least 5"
+        )
+    rest, test = _cut(samples, split.test, split)
+    train, _ = _cut(samples.loc[rest], split.validation / (1 - split.test), split)
+    splits = pd.Series("validation", index=samples.index)
+    splits[train] = "train"
+    splits[test] = "test"
+    return splits
+
+
+def _cut(samples: pd.DataFrame, part: float, split: Split) -> tuple[pd.Index, pd.Index]:
+    if split.by == "image":
+        kept, cut = train_test_split(samples.index, test_size=part, stratify=samples.label, random_state=split.seed)
+        return kept, cut
+    folds = StratifiedGroupKFold(round(1 / part), shuffle=True, random_state=split.seed)
+    kept, cut = next(folds.split(samples.index, samples.label, samples.group))
+    return samples.index[kept], samples.index[cut]
+
+
+def shared_with_training(samples: pd.DataFrame) -> pd.Series:
+    """Say for each test image whether an image of its lesion or patient is not a test image.
+
+    Returns
+    -------
+    Series of bool, a value a test image
+
+    """
+    test = samples[samples.split == "test"]
+    return test.group.isin(samples.group[samples.split != "test"])

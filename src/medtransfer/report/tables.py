@@ -1,0 +1,94 @@
+"""The comparison with the talk as Markdown and as a terminal table."""
+
+import pandas as pd
+from rich.table import Table
+
+from medtransfer.evaluation.comparison import Run
+
+SYNTHETIC_NOTE = (
+    "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."
+)
+CELL_NOTE = (
+    "Each cell: our F1, its 95% interval (bootstrap over lesions or patients), and the talk's F1 in round brackets."
+)
+
+
+def pivot(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Return one data set's comparison: a row a class, a column a model, cells as text in two lines."""
+    part = table[table.dataset == dataset]
+    text = part.apply(_cell, axis=1)
+    frame = part.assign(text=text).pivot(index="class", columns="model", values="text")
+    return frame.loc[part["class"].drop_duplicates(), part.model.drop_duplicates()]
+
+
+def _cell(row: pd.Series) -> str:
+    published = f" ({_short(row.published)})" if pd.notna(row.published) else ""
+    return f"{_short(row.f1)}{published}\n[{_short(row.low)}, {_short(row.high)}]"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}".removeprefix("0") if value < 1 else f"{value:.2f}"
+
+
+def markdown(table: pd.DataFrame, runs: list[Run]) -> str:
+    """Return results.md: the tables of every data set and how each run was made."""
+    lines = ["# Results", ""]
+    for dataset in table.dataset.drop_duplicates():
+        own = [run for run in runs if run.dataset == dataset]
+        record = own[0].record
+        lines += [f"## {dataset}", ""]
+        if record["synthetic"]:
+            lines += [f"**{SYNTHETIC_NOTE}**", ""]
+        lines += [
+            f"{record['image_size']} px, split by {record['split_by']}, {len(own[0].predictions)} test images, "
+            f"data version `{record['data_version']}`.",
+            CELL_NOTE,
+            "",
+            *_markdown_table(pivot(table, dataset)),
+            "",
+            *_markdown_table(provenance(own)),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _markdown_table(frame: pd.DataFrame) -> list[str]:
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cell.replace("\n", "<br>") for cell in cells) + " |"
+
+    header = [str(frame.index.name), *map(str, frame.columns)]
+    rows = [line([str(name), *map(str, row)]) for name, row in zip(frame.index, frame.to_numpy(), strict=True)]
+    return [line(header), line(["---"] * len(header)), *rows]
+
+
+def provenance(runs: list[Run]) -> pd.DataFrame:
+    """Return how each run was made: epochs, precision, backend, device, seconds and commit."""
+    rows = [
+        {
+            "run": f"{run.model}, seed {run.seed}",
+            "epochs (best)": f"{run.record['epochs']} ({run.record['best_epoch']})" if run.history is not None else "-",
+            "precision": run.record["precision"],
+            "backend": run.record["backend"],
+            "device": run.record["device"],
+            "seconds": f"{run.record['seconds']:.1f}",
+            "commit": run.record["git_commit"][:10] + ("*" if run.record["git_commit"].endswith("-modified") else ""),
+        }
+        for run in runs
+    ]
+    return pd.DataFrame(rows).set_index("run")
+
+
+def terminal(table: pd.DataFrame, dataset: str) -> Table:
+    """Return one data set's comparison for the terminal."""
+    part = table[table.dataset == dataset]
+    title = f"{dataset}: our F1 (the talk's), 95% interval; {part.test_images.iloc[0]} test images"
+    if part.synthetic.any():
+        title += f"\n{SYNTHETIC_NOTE}"
+    frame = pivot(table, dataset)
+    view = Table(title=title, title_justify="left", show_lines=False)
+    view.add_column("F1")
+    for model in frame.columns:
+        view.add_column(str(model).replace("imagenet_", "imagenet\n"), justify="right", no_wrap=True)
+    for name, row in zip(frame.index, frame.to_numpy(), strict=True):
+        view.add_row(str(name), *map(str, row))
+    return view

@@ -1,0 +1,46 @@
+"""baseline: artifacts/prepared/<dataset> → a tree or forest in artifacts/runs/<dataset>/<model>-seed<k>."""
+
+import time
+from typing import Any
+
+from medtransfer import tracking
+from medtransfer.evaluation.metrics import MACRO, MICRO
+from medtransfer.files import whole_folder, write_json
+from medtransfer.models.trees import build_tree, flatten_pixels, predict_probabilities, save_tree, skops_types
+from medtransfer.params import Params
+from medtransfer.stages.inputs import encode_labels, read_dataset
+from medtransfer.stages.layout import run_folder, run_name
+from medtransfer.stages.results import describe_fit, write_scores
+
+
+def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
+    """Fit one baseline on the training and validation images and score it on the test images."""
+    images, samples, description = read_dataset(dataset)
+    classes = description["classes"]
+    labels = encode_labels(samples, classes)
+    fitted_on, tested = samples.split != "test", samples.split == "test"
+    settings = getattr(params.trees, model)
+    record: dict[str, Any] = {
+        **describe_fit(description, model, seed),
+        "kind": "baseline",
+        "backend": "scikit-learn",
+        "precision": "float32",
+        "device": "CPU",
+    }
+    hyperparameters = {model: settings.model_dump(), "seed": seed, "image_size": description["image_size"]}
+    with (
+        whole_folder(run_folder(dataset, model, seed)) as folder,
+        tracking.run(dataset, run_name(model, seed), hyperparameters, record) as run_id,
+    ):
+        tracking.log_data(samples, dataset, {key: record[key] for key in ("data_source", "data_version")})
+        begin = time.perf_counter()
+        tree = build_tree(settings, seed).fit(flatten_pixels(images[fitted_on]), labels[fitted_on])
+        seconds = time.perf_counter() - begin
+        probabilities = predict_probabilities(tree, images[tested], len(classes))
+        metrics = write_scores(folder, samples[tested], probabilities, classes)
+        tracking.log_metrics({"seconds_total": seconds})
+        save_tree(tree, str(folder / "model.skops"))
+        example = flatten_pixels(images[tested][:1])
+        tracking.log_sklearn_model(tree, example, tree.predict_proba(example), skops_types(str(folder / "model.skops")))
+        write_json(folder / "run.json", {**record, "mlflow_run_id": run_id, "seconds": seconds})
+    print(f"{dataset} {model}: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}, {seconds:.1f} s")

@@ -1,0 +1,132 @@
+"""evaluate: the folders of all fits → tables and figures in reports/, also added to the MLflow runs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from medtransfer import tracking
+from medtransfer.errors import UserError
+from medtransfer.evaluation.comparison import Run, compare
+from medtransfer.evaluation.confusion import confusion, report
+from medtransfer.evaluation.predictions import classes_of, predicted_labels, read_predictions
+from medtransfer.files import whole_file, whole_folder, write_json
+from medtransfer.params import Params
+from medtransfer.report import figures, tables
+from medtransfer.stages.layout import ACTIVATIONS, REPORTS, run_folder
+
+# The two networks whose learning the talk compares.
+LEARNING = {"cnn_random": "random weights", "imagenet_all": "ImageNet weights"}
+
+
+def evaluate(params: Params) -> None:
+    """Score every fit of the study and compare it with the talk."""
+    runs = [
+        read_run(run_folder(dataset, model, seed))
+        for dataset, study in params.study.items()
+        for model in (*params.baselines, *study.train, *study.transfer)
+        for seed in params.seeds
+    ]
+    table = compare(runs)
+    with whole_file(REPORTS / "results.csv") as path:
+        table.round(6).to_csv(path, index=False)
+    with whole_file(REPORTS / "results.md") as path:
+        path.write_text(tables.markdown(table, runs))
+    write_json(REPORTS / "metrics.json", nest(table))
+    with whole_folder(REPORTS / "plots" / "confusion") as folder:
+        for run in runs:
+            rows = pd.DataFrame({"actual": run.predictions.label, "predicted": predicted_labels(run.predictions)})
+            rows.to_csv(folder / f"{file_prefix(run)}confusion.csv", index=False)
+    with whole_folder(REPORTS / "plots" / "training_accuracy") as folder:
+        write_learning(runs, folder)
+    with whole_folder(REPORTS / "figures") as folder:
+        draw_figures(runs, folder)
+    unknown = [run for run in runs if not add_to_mlflow(run)]
+    if unknown:
+        print(f"{len(unknown)} of {len(runs)} fits are not in this MLflow store: their figures are in reports/ only")
+
+
+def read_run(folder: Path) -> Run:
+    """Read the folder of one finished fit.
+
+    Raises
+    ------
+    UserError
+        It is not there or not whole.
+
+    """
+    try:
+        record = json.loads((folder / "run.json").read_text())
+        history = pd.read_csv(folder / "history.csv") if record["kind"] == "network" else None
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"{folder}: no finished fit ({error}); run `dvc repro`") from None
+    predictions = read_predictions(folder / "predictions.csv")
+    return Run(record, predictions[predictions.split == "test"].reset_index(drop=True), history)
+
+
+def nest(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
+    """Return F1 as data set → model → class, for DVC's metrics."""
+    nested: dict[str, dict[str, dict[str, float]]] = {}
+    for row in table.itertuples():
+        model = nested.setdefault(str(row.dataset), {}).setdefault(str(row.model), {})
+        model[str(row[3])] = round(float(row.f1), 6)
+    return nested
+
+
+def first_histories(runs: list[Run], dataset: str) -> dict[str, pd.DataFrame]:
+    """Return the histories of a data set's random and ImageNet networks, of the first seed each."""
+    found = {}
+    for model, label in LEARNING.items():
+        own = [run for run in runs if (run.dataset, run.model) == (dataset, model)]
+        if own and own[0].history is not None:
+            found[label] = own[0].history
+    return found
+
+
+def write_learning(runs: list[Run], folder: Path) -> None:
+    """Write one CSV a data set: the training accuracy a epoch and weights, for DVC's plots."""
+    for dataset in dict.fromkeys(run.dataset for run in runs):
+        parts = [
+            history[["epoch", "accuracy"]].assign(weights=label)
+            for label, history in first_histories(runs, dataset).items()
+        ]
+        if parts:
+            pd.concat(parts).to_csv(folder / f"{dataset}.csv", index=False)
+
+
+def draw_figures(runs: list[Run], folder: Path) -> None:
+    """Draw what the talk shows: learning curves, confusion matrices and first-layer activations."""
+    for dataset in dict.fromkeys(run.dataset for run in runs):
+        synthetic = next(run.record["synthetic"] for run in runs if run.dataset == dataset)
+        histories = first_histories(runs, dataset)
+        if histories:
+            title = figures.mark(f"{dataset}: training accuracy", synthetic)
+            figures.training_accuracy(histories, title, folder / f"{dataset}-training_accuracy.png")
+        with np.load(ACTIVATIONS / dataset / "activations.npz") as arrays:
+            layers = {"ImageNet weights": arrays["imagenet"], "random weights": arrays["random"]}
+            title = figures.mark(f"{dataset}: first convolution layer, all filters, image {arrays['id']}", synthetic)
+            figures.activations(arrays["image"], layers, title, folder / f"{dataset}-activations.png")
+    for run in runs:
+        draw_run(run, folder, file_prefix(run))
+
+
+def file_prefix(run: Run) -> str:
+    """Return how the names of a fit's files in reports/ begin."""
+    return f"{run.dataset}-{run.model}-seed{run.seed}-"
+
+
+def draw_run(run: Run, folder: Path, prefix: str) -> None:
+    """Write one fit's confusion matrix, text report and, for a network, its curves."""
+    title = figures.mark(f"{run.dataset} {run.model}, seed {run.seed}", run.record["synthetic"])
+    matrix = confusion(run.predictions)
+    figures.confusion(matrix, classes_of(run.predictions), title, folder / f"{prefix}confusion.png")
+    if run.history is not None:
+        figures.curves(run.history, title, folder / f"{prefix}curves.png")
+    (folder / f"{prefix}report.txt").write_text(title + "\n" + report(run.predictions))
+
+
+def add_to_mlflow(run: Run) -> bool:
+    """Add the fit's figures and text report to its MLflow run; False where the store does not know it."""
+    files = sorted((REPORTS / "figures").glob(f"{file_prefix(run)}*"))
+    return tracking.attach(run.record["mlflow_run_id"], files, "report")

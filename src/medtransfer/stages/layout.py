@@ -1,0 +1,19 @@
+"""Where each stage reads and writes, relative to the project's folder."""
+
+from pathlib import Path
+
+DATA = Path("data")
+PREPARED = Path("artifacts/prepared")
+RUNS = Path("artifacts/runs")
+ACTIVATIONS = Path("artifacts/activations")
+REPORTS = Path("reports")
+
+
+def run_folder(dataset: str, model: str, seed: int) -> Path:
+    """Return the folder of one fit."""
+    return RUNS / dataset / run_name(model, seed)
+
+
+def run_name(model: str, seed: int) -> str:
+    """Return the name of one fit, the same on disk and in MLflow."""
+    return f"{model}-seed{seed}"

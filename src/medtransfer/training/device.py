@@ -1,0 +1,40 @@
+"""What a fit runs on, and the settings that make it repeat to the bit."""
+
+import platform
+from pathlib import Path
+
+import keras
+
+
+def make_deterministic() -> None:
+    """Ask the backend for operations that give the same bits every time (JAX's on a CPU always do)."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+
+
+def accelerators() -> list[str]:
+    """Return the names of the GPUs that the backend uses; empty on a CPU."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        return [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return [device.device_kind for device in jax.devices() if device.platform != "cpu"]
+    return []
+
+
+def device_name() -> str:
+    """Return the GPU's or the processor's name."""
+    names = accelerators()
+    if names:
+        return ", ".join(names)
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [
+        line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+    ]
+    return f"CPU {models[0]}" if models else f"CPU {platform.machine()}"
