@@ -123,9 +123,9 @@ class Configuration(Section):
     def _name_known_blocks(cls, value: Any) -> Any:
         if value in ("all", "head"):
             return value
-        if isinstance(value, list) and value and all(block in BLOCKS for block in value):
-            if len(set(value)) == len(value):
-                return value
+        different = isinstance(value, list) and value and len({*map(str, value)}) == len(value)
+        if different and all(block in BLOCKS for block in value):
+            return value
         raise ValueError(f"must be 'all', 'head' or a list of different blocks out of {', '.join(BLOCKS)}")
 
     @property

@@ -92,7 +92,7 @@ def log_metrics(metrics: Mapping[str, float]) -> None:
 def log_data(samples: pd.DataFrame, name: str, origin: Mapping[str, str]) -> None:
     """Log the samples (a row an image, with its SHA-256 and split) and their origin as the run's input."""
     source = CodeDatasetSource(dict(origin))
-    dataset = mlflow.data.from_pandas(samples, source=source, targets="label", name=name)  # type: ignore[attr-defined]
+    dataset = mlflow.data.from_pandas(samples, source=source, targets="label", name=name)
     mlflow.log_input(dataset, context="training")
 
 
@@ -114,12 +114,12 @@ def log_keras_model(model: Any, images: np.ndarray, probabilities: np.ndarray, b
 
 def _save_keras_model(path: str, **arguments: Any) -> None:
     Path(path).mkdir(parents=True)
-    mlflow.keras.save_model(path=path, **arguments)  # type: ignore[attr-defined]
+    mlflow.keras.save_model(path=path, **arguments)
 
 
 def log_sklearn_model(model: Any, features: np.ndarray, probabilities: np.ndarray, trusted_types: list[str]) -> None:
     """Log a tree; `features` (n, size · size · 3), uint8, is its input example, probabilities its output."""
-    mlflow.sklearn.log_model(  # type: ignore[attr-defined]
+    mlflow.sklearn.log_model(
         model,
         name="model",
         signature=infer_signature(features, probabilities),

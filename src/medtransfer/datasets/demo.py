@@ -161,8 +161,7 @@ def _chest(label: str, rng: np.random.Generator) -> Callable[[np.random.Generato
         )
         clouds = 1 + 0.6 * _noise(x.shape, 5.0, shot)
         image = body * (0.62 - 0.42 * lungs + spine) + ribs + dose * 0.45 * haze * lungs * clouds
-        image = 235 * np.clip(image * shot.uniform(0.85, 1.15) + 0.05, 0, 1) + shot.normal(0, 7, x.shape)
-        return image
+        return 235 * np.clip(image * shot.uniform(0.85, 1.15) + 0.05, 0, 1) + shot.normal(0, 7, x.shape)
 
     return picture
 

@@ -23,8 +23,9 @@ def load_rgb(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) != 1:
-                raise UserError(f"{path}: has {image.n_frames} frames; expected one image")
+            frames = getattr(image, "n_frames", 1)
+            if frames != 1:
+                raise UserError(f"{path}: has {frames} frames; expected one image")
             if image.mode not in DIRECT_MODES or "transparency" in image.info:
                 raise UserError(f"{path}: pixels of mode {image.mode}; expected 8-bit grey or colour without alpha")
             image.load()

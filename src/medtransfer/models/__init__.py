@@ -1,0 +1,1 @@
+"""The models: VGG16 with its weights, and the trees."""

@@ -1,5 +1,7 @@
 """The talk's baselines: a decision tree and a random forest on pixel values."""
 
+from typing import TypeAlias
+
 import numpy as np
 import skops.io
 from sklearn.ensemble import RandomForestClassifier
@@ -7,7 +9,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from medtransfer.params import DecisionTreeParams
 
-Tree = DecisionTreeClassifier | RandomForestClassifier
+Tree: TypeAlias = DecisionTreeClassifier | RandomForestClassifier
 
 
 def build_tree(settings: DecisionTreeParams, seed: int) -> Tree:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 SYNTHETIC_MARK = " - SYNTHETIC demonstration data"
 DPI = 130
@@ -53,7 +54,7 @@ def curves(history: pd.DataFrame, title: str, path: Path) -> None:
         axes.plot(history.epoch, history[name], marker=".", label="training")
         axes.plot(history.epoch, history[f"val_{name}"], marker=".", label="validation")
         axes.set(xlabel="epoch", ylabel=name)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
     figure.suptitle(title, fontsize=10)
@@ -68,7 +69,7 @@ def training_accuracy(histories: dict[str, pd.DataFrame], title: str, path: Path
         axes.plot(history.epoch, history.accuracy, marker=".", label=label)
     axes.set(xlabel="epoch", ylabel="training accuracy")
     axes.set_title(title, fontsize=10, wrap=True)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=DPI)
@@ -77,7 +78,8 @@ def training_accuracy(histories: dict[str, pd.DataFrame], title: str, path: Path
 def activations(image: np.ndarray, layers: dict[str, np.ndarray], title: str, path: Path) -> None:
     """Draw an image (size, size, 3) and, for each entry, all filters of a layer's output (size, size, n)."""
     figure = Figure(figsize=(3 + 4.6 * len(layers), 5), layout="constrained")
-    panels = figure.subfigures(1, 1 + len(layers), width_ratios=[0.6] + [1] * len(layers))
+    widths = [0.6] + [1.0] * len(layers)
+    panels = list(np.ravel(figure.subfigures(1, len(widths), width_ratios=widths)))
     axes = panels[0].subplots()
     axes.imshow(image)
     axes.set_axis_off()

@@ -68,9 +68,8 @@ def read_run(folder: Path) -> Run:
 def nest(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
     """Return F1 as data set → model → class, for DVC's metrics."""
     nested: dict[str, dict[str, dict[str, float]]] = {}
-    for row in table.itertuples():
-        model = nested.setdefault(str(row.dataset), {}).setdefault(str(row.model), {})
-        model[str(row[3])] = round(float(row.f1), 6)
+    for row in table.to_dict("records"):
+        nested.setdefault(row["dataset"], {}).setdefault(row["model"], {})[row["class"]] = round(row["f1"], 6)
     return nested
 
 

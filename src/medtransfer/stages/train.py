@@ -74,7 +74,7 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
         network.save(folder / "model.keras")
         example = np.asarray(images[asked[:1]])
         tracking.log_keras_model(network, example, probabilities[:1], keras.backend.backend())
-        best = int(history.val_loss.idxmin()) + 1
+        best = int(history.val_loss.to_numpy().argmin()) + 1
         write_json(
             folder / "run.json",
             {
