@@ -79,7 +79,7 @@ def activations(image: np.ndarray, layers: dict[str, np.ndarray], title: str, pa
     """Draw an image (size, size, 3) and, for each entry, all filters of a layer's output (size, size, n)."""
     figure = Figure(figsize=(3 + 4.6 * len(layers), 5), layout="constrained")
     widths = [0.6] + [1.0] * len(layers)
-    panels = list(np.ravel(figure.subfigures(1, len(widths), width_ratios=widths)))
+    panels = list(np.asarray(figure.subfigures(1, len(widths), width_ratios=widths), dtype=object))
     axes = panels[0].subplots()
     axes.imshow(image)
     axes.set_axis_off()

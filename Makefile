@@ -1,0 +1,44 @@
+# `make help` lists what can be made.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install study test lint ui lock clean
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
+
+install: $(INSTALLED) ## Install everything into .venv, versions and hashes as locked
+
+$(INSTALLED): requirements/lock.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"medtransfer needs Python 3.11 to 3.13, found {v.major}.{v.minor}: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python has no venv module: apt install python3-venv"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/lock.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+study: install ## Run the whole study: data, every model, the comparison with the talk
+	$(BIN)/medtransfer study
+
+test: install lint ## Check style, types and imports, then run the tests
+	$(BIN)/pytest
+
+lint: install ## Check style, types and the order of imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+ui: install ## Open the MLflow UI on http://127.0.0.1:5000
+	@test -f mlruns/mlflow.db || { echo "mlruns/mlflow.db: not found; run make study first"; exit 2; }
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(or $(PORT),5000)
+
+lock: ## Resolve requirements/lock.txt anew (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
+		--extra tensorflow --extra jax --extra dev pyproject.toml --output-file requirements/lock.txt
+
+clean: ## Remove what the stages and the tests made; data, DVC's cache and mlruns stay
+	rm -rf artifacts reports .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,44 @@
+"""Fixtures: the project's own params.yaml, shrunk rather than written a second time, and the demo data."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from medtransfer.datasets.demo import draw_demo
+from medtransfer.params import Params, TrainParams, read_params
+
+PROJECT = Path(__file__).resolve().parent.parent
+SHARED = PROJECT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def params() -> Params:
+    return read_params(PROJECT / "params.yaml")
+
+
+@pytest.fixture(scope="session")
+def tiny(params: Params) -> TrainParams:
+    """The project's training section with a small head and a short run."""
+    return params.train.model_copy(update={"dense_units": [16, 16], "batch_size": 8, "epochs": 2})
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder data/ with both synthetic data sets; tests must not write into it."""
+    data = tmp_path_factory.mktemp("demo") / "data"
+    draw_demo(data, seed=0)
+    return data
+
+
+@pytest.fixture(scope="session")
+def shared_zip() -> dict[str, Path]:
+    """The real data sets' archives beside the checkout."""
+    folder = SHARED / "datasets"
+    if not folder.is_dir():
+        pytest.skip(f"the real data sets are not in {folder}")
+    return {"ham10000": folder / "ham10000.zip", "chest_xray": folder / "chest_xray.zip"}

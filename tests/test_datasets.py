@@ -1,0 +1,300 @@
+"""Raw data sets: layout, import, validation and the demo."""
+
+import shutil
+import stat
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from medtransfer.datasets.catalogue import CATALOGUE, CHEST_XRAY, HAM10000, get_dataset, read_source
+from medtransfer.datasets.checks import describe, validate
+from medtransfer.datasets.demo import draw_demo
+from medtransfer.datasets.images import load_pixels, load_rgb
+from medtransfer.datasets.importing import import_dataset
+from medtransfer.errors import UserError
+
+NAMES = sorted(CATALOGUE)
+
+
+def zipped(folder: Path, target: Path) -> Path:
+    with zipfile.ZipFile(target, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file() and file.name != "source.json":
+                archive.write(file, file.relative_to(folder))
+    return target
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and file.name != "source.json"
+    }
+
+
+@pytest.fixture
+def raw(demo: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a demo data set that a test may damage."""
+    return lambda name: Path(shutil.copytree(demo / name, tmp_path / "raw" / name))
+
+
+# --- the demo
+
+
+def test_the_demo_is_the_same_from_the_same_seed_and_small(demo: Path, tmp_path: Path) -> None:
+    draw_demo(tmp_path / "data", seed=0)
+    assert contents(tmp_path / "data") == contents(demo)
+    assert sum(map(len, contents(demo).values())) < 4_000_000
+    draw_demo(tmp_path / "data", seed=1)
+    assert contents(tmp_path / "data") != contents(demo)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_demo_is_sound_imbalanced_grouped_and_marked(demo: Path, name: str) -> None:
+    report = validate(get_dataset(name), demo / name)
+    assert report["problems"] == []
+    assert report["duplicates"] == []
+    assert report["synthetic"] is True
+    counts = [entry["images"] for entry in report["classes"].values()]
+    assert max(counts) > 2 * min(counts)
+    assert report["groups"] < 0.8 * report["images"]
+
+
+# --- the layouts
+
+
+@pytest.mark.parametrize(
+    ("path", "group"),
+    [
+        ("person1_bacteria_2.jpeg", "person1"),
+        ("person1_virus_6.jpeg", "person1"),
+        ("IM-0115-0001.jpeg", "IM-0115"),
+        ("IM-0539-0001-0002.jpeg", "IM-0539"),
+        ("NORMAL2-IM-0275-0001.jpeg", "NORMAL2-IM-0275"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["chest_xray/train/NORMAL", "test/NORMAL", "NORMAL"])
+def test_chest_xray_reads_the_patient_in_both_layouts(tmp_path: Path, path: str, group: str, layout: str) -> None:
+    (tmp_path / layout).mkdir(parents=True)
+    Image.new("L", (4, 4)).save(tmp_path / layout / path)
+    listing = CHEST_XRAY.read(tmp_path)
+    assert listing.problems == []
+    assert listing.samples.to_dict("records") == [
+        {"id": path.removesuffix(".jpeg"), "label": "NORMAL", "group": group, "path": f"{layout}/{path}"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "target"),
+    [
+        ("ham10000", "HAM10000_images_part_1/ISIC_1.jpg", "HAM10000_images_part_1/ISIC_1.jpg"),
+        ("ham10000", "x/ham10000_images_part_2/ISIC_1.jpg", "HAM10000_images_part_2/ISIC_1.jpg"),
+        ("ham10000", "hmnist_28_28_RGB.csv", None),
+        ("chest_xray", "chest_xray/chest_xray/val/NORMAL/a.jpeg", "chest_xray/val/NORMAL/a.jpeg"),
+        ("chest_xray", "PNEUMONIA/a.jpeg", "chest_xray/PNEUMONIA/a.jpeg"),
+        ("chest_xray", "chest_xray/__MACOSX/train/NORMAL/a.jpeg", None),
+        ("chest_xray", "chest_xray/train/NORMAL/.DS_Store", None),
+    ],
+)
+def test_the_published_archives_are_tidied(name: str, path: str, target: str | None) -> None:
+    assert get_dataset(name).select(PurePosixPath(path)) == (PurePosixPath(target) if target else None)
+
+
+# --- import
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_an_import_copies_everything_and_notes_its_origin(demo: Path, tmp_path: Path, name: str, kind: str) -> None:
+    source = demo / name if kind == "folder" else zipped(demo / name, tmp_path / "a.zip")
+    data = tmp_path / "data"
+    (data / name).mkdir(parents=True)
+    (data / name / "old.txt").touch()
+    count = import_dataset(get_dataset(name), source, data)
+    assert contents(data / name) == contents(demo / name)
+    assert count == len(contents(demo / name))
+    assert read_source(data / name)["synthetic"] is False
+    assert [path.name for path in data.iterdir()] == [name], "an unfinished copy was left behind"
+
+
+def test_an_interrupted_import_keeps_what_is_whole(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, archive = tmp_path / "data", zipped(demo / "ham10000", tmp_path / "a.zip")
+    copied: list[str] = []
+    original = shutil.copyfileobj
+
+    def stop_after_five(reader: zipfile.ZipExtFile, writer: object) -> None:
+        if len(copied) == 5:
+            raise KeyboardInterrupt
+        copied.append(reader.name)
+        original(reader, writer)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shutil, "copyfileobj", stop_after_five)
+    with pytest.raises(KeyboardInterrupt):
+        import_dataset(HAM10000, archive, data)
+    assert not (data / "ham10000").exists()
+    damaged = data / ".partial-ham10000" / copied[0]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+
+    again: list[str] = []
+    monkeypatch.setattr(shutil, "copyfileobj", lambda r, w: (again.append(r.name), original(r, w)))
+    import_dataset(HAM10000, archive, data)
+    assert set(copied[1:]).isdisjoint(again)
+    assert copied[0] in again
+    assert contents(data / "ham10000") == contents(demo / "ham10000")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["../ham10000_images_part_1/ISIC_1.jpg", "/HAM10000_images_part_1/ISIC_1.jpg", "C:\\HAM10000_images_part_1\\x.jpg"],
+)
+def test_entries_that_leave_the_folder_are_refused(tmp_path: Path, entry: str) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(entry, b"x")
+    with pytest.raises(UserError, match="would leave the target folder"):
+        import_dataset(HAM10000, tmp_path / "a.zip", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_links_in_an_archive_are_refused(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("HAM10000_images_part_1/ISIC_1.jpg")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(UserError, match="would leave the target folder"):
+        import_dataset(HAM10000, tmp_path / "a.zip", tmp_path / "data")
+
+
+def test_a_failed_import_leaves_the_old_data_alone(demo: Path, tmp_path: Path) -> None:
+    data, archive = tmp_path / "data", zipped(demo / "ham10000", tmp_path / "a.zip")
+    import_dataset(HAM10000, archive, data)
+    body = bytearray(archive.read_bytes())
+    body[len(body) // 2] ^= 0xFF
+    archive.write_bytes(body)
+    with pytest.raises(UserError, match="damaged"):
+        import_dataset(HAM10000, archive, data)
+    assert contents(data / "ham10000") == contents(demo / "ham10000")
+
+
+@pytest.mark.parametrize("bad", ["missing.zip", "text.zip", "other"])
+def test_what_is_no_data_set_is_refused(tmp_path: Path, bad: str) -> None:
+    (tmp_path / "text.zip").write_text("no zip")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "readme.txt").touch()
+    with pytest.raises(UserError, match="not found|neither a folder nor a whole zip|holds nothing of"):
+        import_dataset(HAM10000, tmp_path / bad, tmp_path / "data")
+
+
+# --- validation
+
+
+def damage_image(folder: Path) -> None:
+    next(folder.rglob("*.jpg")).write_bytes(b"not a picture")
+
+
+def cut_image(folder: Path) -> None:
+    image = next(folder.rglob("*.jpg"))
+    image.write_bytes(image.read_bytes()[:-400])
+
+
+def remove_image(folder: Path) -> None:
+    next(folder.rglob("*.jpg")).unlink()
+
+
+def remove_row(folder: Path) -> None:
+    edit_metadata(folder, lambda table: table.iloc[1:])
+
+
+def repeat_row(folder: Path) -> None:
+    edit_metadata(folder, lambda table: pd.concat([table, table.iloc[:1]]))
+
+
+def change_label(folder: Path) -> None:
+    edit_metadata(folder, lambda table: table.assign(dx=table.dx.mask(table.index == 0, "wart")))
+
+
+def empty_group(folder: Path) -> None:
+    edit_metadata(folder, lambda table: table.assign(lesion_id=table.lesion_id.mask(table.index == 0)))
+
+
+def edit_metadata(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    path = folder / "HAM10000_metadata.csv"
+    change(pd.read_csv(path)).to_csv(path, index=False)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_image, "cannot be decoded"),
+        (cut_image, "cannot be decoded"),
+        (remove_image, "has no image file"),
+        (remove_row, "no row in HAM10000_metadata.csv"),
+        (repeat_row, "has two rows"),
+        (change_label, "has the label 'wart'; known: akiec"),
+        (empty_group, "has no lesion_id"),
+    ],
+)
+def test_validation_finds_each_fault_once(
+    raw: Callable[[str], Path], damage: Callable[[Path], None], message: str
+) -> None:
+    folder = raw("ham10000")
+    damage(folder)
+    problems = validate(HAM10000, folder)["problems"]
+    assert any(message in problem for problem in problems)
+    assert len(problems) <= 2
+
+
+def test_equal_files_are_reported_with_whether_their_labels_differ(raw: Callable[[str], Path]) -> None:
+    folder = raw("chest_xray")
+    normal = next(folder.rglob("NORMAL/*.jpeg"))
+    shutil.copy(normal, normal.with_name("IM-9999-0001.jpeg"))
+    sick = next(folder.rglob("PNEUMONIA/*.jpeg"))
+    shutil.copy(normal, sick.with_name("person9999_virus_1.jpeg"))
+    report = validate(CHEST_XRAY, folder)
+    assert report["duplicates"] == [
+        {"ids": sorted([normal.stem, "IM-9999-0001", "person9999_virus_1"]), "crosses_labels": True}
+    ]
+    assert report["problems"] == []
+
+
+def test_the_description_counts_images_and_groups(demo: Path) -> None:
+    table = pd.read_csv(demo / "ham10000" / "HAM10000_metadata.csv")
+    entry = describe(HAM10000, demo / "ham10000")
+    assert entry["images"] == len(table)
+    assert {name: counts["images"] for name, counts in entry["classes"].items()} == table.dx.value_counts().to_dict()
+    assert entry["classes"]["mel"]["groups"] == table[table.dx == "mel"].lesion_id.nunique()
+
+
+# --- pixels
+
+
+def test_resizing_gives_the_asked_square_of_uint8(tmp_path: Path) -> None:
+    Image.new("L", (10, 6), 200).save(tmp_path / "a.png")
+    pixels = load_pixels(tmp_path / "a.png", 32, "lanczos")
+    assert pixels.shape == (32, 32, 3)
+    assert pixels.dtype == np.uint8
+    assert (pixels == 200).all()
+
+
+def test_orientation_is_applied(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 4))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert load_rgb(tmp_path / "a.jpg").size == (4, 8)
+
+
+def test_pixels_that_would_change_silently_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 40000, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGBA", (4, 4)).save(tmp_path / "alpha.png")
+    frames = [Image.new("L", (4, 4), shade) for shade in (0, 255)]
+    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+    for name in ("deep.png", "alpha.png"):
+        with pytest.raises(UserError, match="expected 8-bit grey or colour"):
+            load_rgb(tmp_path / name)
+    with pytest.raises(UserError, match="2 frames"):
+        load_rgb(tmp_path / "two.gif")

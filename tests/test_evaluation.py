@@ -1,0 +1,126 @@
+"""Scores, intervals, and the comparison with the talk, from predictions.csv alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import f1_score
+
+from medtransfer.errors import UserError
+from medtransfer.evaluation.comparison import Run, compare
+from medtransfer.evaluation.confusion import confusion
+from medtransfer.evaluation.intervals import intervals
+from medtransfer.evaluation.metrics import MACRO, MICRO, score
+from medtransfer.evaluation.predictions import predicted_labels, read_predictions, write_predictions
+from medtransfer.evaluation.published import published_f1
+
+CLASSES = ["a", "b", "c"]
+
+
+def predictions(n: int = 90, seed: int = 0, groups: int = 30) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    truth = rng.choice(3, n, p=[0.6, 0.3, 0.1])
+    probabilities = rng.dirichlet([0.7] * 3, n) + 0.6 * np.eye(3)[truth]
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    table = pd.DataFrame({"id": [f"i{k}" for k in range(n)], "group": rng.integers(0, groups, n).astype(str)})
+    table["split"], table["label"] = "test", np.array(CLASSES)[truth]
+    return pd.concat([table, pd.DataFrame(probabilities, columns=["p_a", "p_b", "p_c"])], axis=1)
+
+
+def run(table: pd.DataFrame, **record: Any) -> Run:
+    return Run({"dataset": "d", "model": "m", "seed": 0, "synthetic": False, **record}, table, None)
+
+
+def test_scores_by_hand() -> None:
+    table = pd.DataFrame({"id": list("wxyz"), "group": list("wxyz"), "split": "test", "label": ["a", "a", "b", "b"]})
+    table[["p_a", "p_b", "p_c"]] = [[1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 1, 0]]
+    metrics = score(table)
+    assert metrics["a"] == pytest.approx(2 / 3)
+    assert metrics["b"] == pytest.approx(4 / 5)
+    assert metrics["c"] == 0
+    assert metrics[MICRO] == pytest.approx(3 / 4)
+    assert metrics[MACRO] == pytest.approx((2 / 3 + 4 / 5) / 3)
+    assert metrics["balanced accuracy"] == pytest.approx(3 / 4)
+    assert (confusion(table) == [[1, 1, 0], [0, 2, 0], [0, 0, 0]]).all()
+
+
+def test_intervals_hold_the_point_estimate_and_come_back_the_same() -> None:
+    table = predictions()
+    spans, metrics = intervals([table], seed=1), score(table)
+    for name in (*CLASSES, MICRO, MACRO):
+        low, high = spans[name]
+        assert low <= metrics[name] <= high
+        assert low < high
+    assert spans == intervals([table], seed=1)
+
+
+def test_the_bootstrap_statistic_is_the_reported_one() -> None:
+    from medtransfer.evaluation.intervals import _counts_by_group, _f1_of_counts
+
+    table = predictions()
+    own = _f1_of_counts(_counts_by_group(table, CLASSES).sum(axis=0))
+    y_pred = predicted_labels(table)
+    expected = [
+        *f1_score(table.label, y_pred, average=None),
+        *(f1_score(table.label, y_pred, average=a) for a in ("micro", "macro")),
+    ]
+    np.testing.assert_allclose(own, expected)
+
+
+def test_few_large_groups_widen_the_interval() -> None:
+    table = predictions(n=300)
+    alone, together = table.assign(group=table.id), table.sort_values("p_a").assign(group=np.arange(300) // 60)
+    widths = [spans[MICRO][1] - spans[MICRO][0] for spans in (intervals([alone], 0), intervals([together], 0))]
+    assert widths[1] > widths[0]
+
+
+def test_predictions_come_back_to_the_bit(tmp_path: Path) -> None:
+    table = predictions()
+    probabilities = table[["p_a", "p_b", "p_c"]].to_numpy(np.float32)
+    write_predictions(tmp_path / "p.csv", table, probabilities, CLASSES)
+    again = read_predictions(tmp_path / "p.csv")
+    assert (again[["p_a", "p_b", "p_c"]].to_numpy(np.float32) == probabilities).all()
+    assert list(again.label) == list(table.label)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="group"), "column group is missing"),
+        (lambda t: t.assign(label=t.label.mask(t.index == 0, "z")), "label z without a probability column"),
+        (lambda t: t.assign(p_a=t.p_a + 1), "add up to 1"),
+    ],
+)
+def test_a_foreign_models_mistakes_are_named(tmp_path: Path, change: Any, message: str) -> None:
+    change(predictions()).to_csv(tmp_path / "p.csv", index=False)
+    with pytest.raises(UserError, match=message):
+        read_predictions(tmp_path / "p.csv")
+
+
+def test_the_published_tables_are_whole() -> None:
+    table = published_f1()
+    ham, chest = (table[table.dataset == name] for name in ("ham10000", "chest_xray"))
+    assert len(ham) == 7 * 9
+    assert len(chest) == 5 * 4
+    for _, model in table.groupby(["dataset", "model"]):
+        macro = model.set_index("class").published
+        # The talk rounds to two digits.
+        assert macro.drop(["micro avg", "macro avg"]).mean() == pytest.approx(macro["macro avg"], abs=0.011)
+
+
+def test_seeds_are_averaged_and_published_values_joined() -> None:
+    runs = [run(predictions(seed=s), dataset="ham10000", model="imagenet_all", seed=s) for s in (0, 1)]
+    runs = [
+        Run(r.record, r.predictions.rename(columns={"p_a": "p_akiec"}).replace({"label": {"a": "akiec"}}), None)
+        for r in runs
+    ]
+    table = compare(runs).set_index("class")
+    expected = np.mean([score(r.predictions)["akiec"] for r in runs])
+    assert table.f1["akiec"] == pytest.approx(expected)
+    assert table.published["akiec"] == 0.36
+    assert np.isnan(table.published["b"])
+    assert table.seeds.eq(2).all()
+    assert (table.low <= table.f1).all()
+    assert (table.f1 <= table.high).all()

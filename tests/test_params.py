@@ -1,0 +1,74 @@
+"""params.yaml is refused with one line that names the key, what was found and what is allowed."""
+
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT
+
+from medtransfer.errors import UserError
+from medtransfer.params import BLOCKS, Params, read_params
+
+
+def edited(tmp_path: Path, old: str, new: str) -> Path:
+    text = (PROJECT / "params.yaml").read_text()
+    assert old in text
+    path = tmp_path / "params.yaml"
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  epochs: 8", "  epochs: 8\n  lerning_rate: 1", "train.lerning_rate: unknown key; allowed here: batch_size,"),
+        ("  epochs: 8", "  epochs: ten", "train.epochs: found 'ten' (str), input should be a valid integer"),
+        ("  epochs: 8", "  epochs: 0", "train.epochs: found 0 (int), input should be greater than or equal to 1"),
+        ("  epochs: 8\n", "", "train.epochs: missing"),
+        (
+            "precision: float32",
+            "precision: float16",
+            "train.precision: found 'float16' (str), input should be 'float32'",
+        ),
+        (
+            "[block1, block5]",
+            "[block1, block6]",
+            "configurations.imagenet_first_last.trainable: found ['block1', 'block6']",
+        ),
+        ("trainable: head", "trainable: []", "must be 'all', 'head' or a list of different blocks"),
+        ("by: image, validation: 0.2", "by: patient, validation: 0.2", "datasets.ham10000.split.by: found 'patient'"),
+        ("validation: 0.2, test: 0.2", "validation: 0.5, test: 0.5", "must leave a part for training"),
+        ("by: image, validation: 0.2, test: 0.2", "by: group, validation: 0.2, test: 0.3", "equal folds"),
+        ("- imagenet_head", "- imagenet_heads", "'imagenet_heads' is no configuration; there are cnn_random"),
+        ("ham10000/imagenet_all", "ham10000/other", "'ham10000/other' is not trained by this study"),
+        ("train: [cnn_random, imagenet_all]", "train: [ham10000_all]", "list it under the other key"),
+        ("image_size: 32", "image_size: 16", "datasets.ham10000.image_size: found 16 (int)"),
+        ("seeds: [0]", "seeds: []", "seeds: found [] (list)"),
+        ("seeds: [0]", "seeds: [0", "cannot be read as YAML"),
+        ("  cnn_random: {", "  random_forest: {", "this name belongs to a baseline"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = edited(tmp_path, old, new)
+    with pytest.raises(UserError) as caught:
+        read_params(path)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run medtransfer in the project's folder"):
+        read_params(tmp_path / "params.yaml")
+
+
+def test_numbers_are_numbers(params: Params) -> None:
+    assert params.train.learning_rate == 1e-4
+
+
+def test_configurations_name_their_blocks_and_source(params: Params) -> None:
+    configurations = params.configurations
+    assert configurations["imagenet_all"].blocks == BLOCKS
+    assert configurations["imagenet_head"].blocks == ()
+    assert configurations["imagenet_first_last"].blocks == ("block1", "block5")
+    assert configurations["imagenet_all"].source is None
+    assert configurations["ham10000_all"].source == ("ham10000", "imagenet_all")

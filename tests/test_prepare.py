@@ -1,0 +1,92 @@
+"""Splits: sizes, stratification, no group in two splits; arrays in the order of samples.csv."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medtransfer.datasets.catalogue import HAM10000
+from medtransfer.datasets.images import load_pixels
+from medtransfer.errors import UserError
+from medtransfer.files import sha256_of
+from medtransfer.params import Params, Split
+from medtransfer.prepare import SPLITS, assign_splits, prepare_dataset, shared_with_training
+
+
+def split(by: str, seed: int = 0) -> Split:
+    return Split.model_validate({"by": by, "validation": 0.2, "test": 0.2, "seed": seed})
+
+
+@pytest.fixture
+def samples() -> pd.DataFrame:
+    """1,000 images of 400 lesions in three classes of very different size."""
+    rng = np.random.default_rng(0)
+    group = np.sort(rng.integers(0, 400, 1000))
+    label = np.array(["a"] * 280 + ["b"] * 90 + ["c"] * 30)[group]
+    return pd.DataFrame({"id": np.arange(1000), "label": label, "group": group.astype(str)})
+
+
+@pytest.mark.parametrize("by", ["image", "group"])
+def test_fractions_and_classes_are_kept(samples: pd.DataFrame, by: str) -> None:
+    samples["split"] = assign_splits(samples, split(by), "x")
+    tolerance = 0.001 if by == "image" else 0.02
+    for name, fraction in zip(SPLITS, (0.6, 0.2, 0.2), strict=True):
+        part = samples[samples.split == name]
+        assert len(part) / len(samples) == pytest.approx(fraction, abs=tolerance)
+        for label, share in samples.label.value_counts(normalize=True).items():
+            assert (part.label == label).mean() == pytest.approx(share, abs=0.03), (name, label)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_group_crosses_splits_in_group_mode(samples: pd.DataFrame, seed: int) -> None:
+    samples["split"] = assign_splits(samples, split("group", seed), "x")
+    assert (samples.groupby("group").split.nunique() == 1).all()
+    assert not shared_with_training(samples).any()
+
+
+def test_splitting_by_image_lets_groups_cross_and_says_how_many(samples: pd.DataFrame) -> None:
+    samples["split"] = assign_splits(samples, split("image"), "x")
+    test = samples[samples.split == "test"]
+    others = set(samples.group[samples.split != "test"])
+    assert shared_with_training(samples).sum() == sum(group in others for group in test.group) > 50
+
+
+@pytest.mark.parametrize("by", ["image", "group"])
+def test_the_split_is_a_function_of_its_seed(samples: pd.DataFrame, by: str) -> None:
+    first = assign_splits(samples, split(by, 1), "x")
+    assert first.equals(assign_splits(samples, split(by, 1), "x"))
+    assert not first.equals(assign_splits(samples, split(by, 2), "x"))
+
+
+def test_a_class_too_small_to_divide_is_named(samples: pd.DataFrame) -> None:
+    few = samples[(samples.label != "c") | (samples.group.astype(int) < 373)]
+    with pytest.raises(UserError, match="class c has 3 groups"):
+        assign_splits(few, split("group"), "x")
+
+
+def test_rows_of_the_array_are_the_rows_of_the_table(demo: Path, params: Params, tmp_path: Path) -> None:
+    settings = params.datasets["ham10000"]
+    description = prepare_dataset(HAM10000, demo / "ham10000", settings, tmp_path)
+    images = np.load(tmp_path / "images.npy", mmap_mode="r")
+    table = pd.read_csv(tmp_path / "samples.csv", dtype=str)
+    raw = HAM10000.read(demo / "ham10000").samples.set_index("id")
+    assert images.shape == (len(table), 32, 32, 3)
+    assert images.dtype == np.uint8
+    for row in (0, 17, len(table) - 1):
+        path = demo / "ham10000" / raw.path[table.id[row]]
+        assert (images[row] == load_pixels(path, 32, settings.resize_filter)).all()
+        assert table.sha256[row] == sha256_of(path)
+        assert table.label[row] == raw.label[table.id[row]]
+    assert sum(description["images"].values()) == len(table)
+    assert description["synthetic"] is True
+
+
+def test_an_image_that_does_not_decode_stops_prepare(demo: Path, params: Params, tmp_path: Path) -> None:
+    import shutil
+
+    raw = Path(shutil.copytree(demo / "ham10000", tmp_path / "raw"))
+    broken = next(raw.rglob("*.jpg"))
+    broken.write_bytes(b"x")
+    with pytest.raises(UserError, match=f"{broken.name}: cannot be decoded"):
+        prepare_dataset(HAM10000, raw, params.datasets["ham10000"], tmp_path)

