@@ -111,16 +111,19 @@ def test_the_published_tables_are_whole() -> None:
 
 
 def test_seeds_are_averaged_and_published_values_joined() -> None:
-    runs = [run(predictions(seed=s), dataset="ham10000", model="imagenet_all", seed=s) for s in (0, 1)]
-    runs = [
-        Run(r.record, r.predictions.rename(columns={"p_a": "p_akiec"}).replace({"label": {"a": "akiec"}}), None)
-        for r in runs
-    ]
+    first = predictions().rename(columns={"p_a": "p_akiec"}).replace({"label": {"a": "akiec"}})
+    second = first.assign(p_akiec=first.p_b, p_b=first.p_akiec)
+    runs = [run(table, dataset="ham10000", model="imagenet_all", seed=s) for s, table in enumerate((first, second))]
     table = compare(runs).set_index("class")
-    expected = np.mean([score(r.predictions)["akiec"] for r in runs])
-    assert table.f1["akiec"] == pytest.approx(expected)
+    assert score(first)["akiec"] != score(second)["akiec"]
+    assert table.f1["akiec"] == pytest.approx((score(first)["akiec"] + score(second)["akiec"]) / 2)
     assert table.published["akiec"] == 0.36
     assert np.isnan(table.published["b"])
     assert table.seeds.eq(2).all()
     assert (table.low <= table.f1).all()
     assert (table.f1 <= table.high).all()
+
+
+def test_seeds_tested_on_different_images_are_not_averaged() -> None:
+    with pytest.raises(ValueError, match="different images"):
+        intervals([predictions(), predictions().iloc[1:]], seed=0)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
 
+from conftest import PROJECT
 from medtransfer.errors import UserError
 from medtransfer.params import BLOCKS, Params, read_params
 

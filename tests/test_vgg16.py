@@ -71,7 +71,6 @@ def test_the_seed_decides_every_weight(tiny: TrainParams) -> None:
 
 def names_of_configurations() -> list[str]:
     from conftest import PROJECT
-
     from medtransfer.params import read_params
 
     return list(read_params(PROJECT / "params.yaml").configurations)

@@ -5,6 +5,7 @@ import shutil
 import threading
 import zipfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import keras
@@ -13,16 +14,14 @@ import onnx
 import onnx.helper
 import onnx.numpy_helper
 import pytest
-from conftest import SHARED
 
+from conftest import SHARED
 from medtransfer.errors import UserError
 from medtransfer.models import vgg16, weights
 from medtransfer.params import TrainParams
 
-BASE_SHAPES = [
-    shape for cin, cout in zip((3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512), (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512), strict=True)
-    for shape in ((3, 3, cin, cout), (cout,))
-]  # fmt: skip
+CHANNELS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+BASE_SHAPES = [shape for cin, cout in pairwise(CHANNELS) for shape in ((3, 3, cin, cout), (cout,))]
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +147,8 @@ def test_keras_download_from_a_server(
     monkeypatch.undo()
     url, root = server
     name = "medtransfer_test.weights.h5"
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setattr(keras.src.backend.config, "_KERAS_DIR", str(tmp_path / "keras"))
+    (tmp_path / "keras").mkdir()
+    monkeypatch.setattr("keras.src.utils.file_utils.config.keras_home", lambda: str(tmp_path / "keras"))
     file = hdf5_of(stand_in, root / name)
     import hashlib
 
@@ -158,7 +157,7 @@ def test_keras_download_from_a_server(
     monkeypatch.setattr(weights, "KERAS_MD5", hashlib.md5(file.read_bytes()).hexdigest())
     assert equal(weights._download_from_keras(), stand_in)
     monkeypatch.setattr(weights, "KERAS_ORIGIN", f"{url}/missing")
-    shutil.rmtree(tmp_path / "keras")
+    shutil.rmtree(tmp_path / "keras" / "models")
     with pytest.raises(UserError, match="404"):
         weights._download_from_keras()
 

@@ -4,6 +4,7 @@ What a command needs is imported when it runs: the help appears at once, and Ker
 settled before Keras is imported.
 """
 
+import io
 import json
 import logging
 import os
@@ -26,6 +27,8 @@ EXIT_USER_ERROR = 2
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a log file shows each epoch when it ends
     try:
         cli()
     except UserError as error:

@@ -191,7 +191,6 @@ def read_params(path: Path) -> Params:
     ------
     UserError
         The file is missing, is no YAML, or has an unknown key or a wrong value.
-
     """
     try:
         raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))

@@ -36,7 +36,6 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
     ------
     UserError
         An image does not decode, labels and images do not match, or a class cannot be split.
-
     """
     listing = dataset.read(raw)
     if listing.problems:
@@ -105,7 +104,6 @@ def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
     ------
     UserError
         A class has too few images or groups to reach every split.
-
     """
     unit = samples.groupby("label").size() if split.by == "image" else samples.groupby("label").group.nunique()
     if unit.min() < 5:
@@ -135,7 +133,6 @@ def shared_with_training(samples: pd.DataFrame) -> pd.Series:
     Returns
     -------
     Series of bool, a value a test image
-
     """
     test = samples[samples.split == "test"]
     return test.group.isin(samples.group[samples.split != "test"])

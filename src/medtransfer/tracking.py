@@ -23,7 +23,6 @@ from mlflow.models import Model, infer_signature
 from ruamel.yaml import YAML
 
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
-SYSTEM_METRICS_SECONDS = 2
 
 
 def connect() -> None:
@@ -37,23 +36,26 @@ def connect() -> None:
 
 
 @contextmanager
-def run(experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> Iterator[str]:
+def run(
+    experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, Any], sample_seconds: float = 5
+) -> Iterator[str]:
     """Log one run; it ends as FINISHED, as KILLED after Ctrl-C, or as FAILED after any other exception.
 
     Parameters
     ----------
     params : mapping
         The hyperparameters; nested mappings become dotted names.
+    sample_seconds : float
+        Between two samples of the system metrics.
 
     Yields
     ------
     str
         The run's id.
-
     """
     connect()
     mlflow.set_experiment(experiment)
-    mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
+    mlflow.set_system_metrics_sampling_interval(sample_seconds)
     mlflow.set_system_metrics_samples_before_logging(1)
     active = mlflow.start_run(run_name=name, log_system_metrics=True, tags={k: str(v) for k, v in tags.items()})
     status = "FAILED"

@@ -186,7 +186,6 @@ def get_dataset(name: str) -> Dataset:
     ------
     UserError
         There is none.
-
     """
     if name not in CATALOGUE:
         raise UserError(f"data set {name!r} is unknown; there are {', '.join(CATALOGUE)}")

@@ -45,7 +45,6 @@ def validate(dataset: Dataset, folder: Path) -> dict[str, Any]:
         `problems`: one line each, empty for a sound data set; `duplicates`: sets of ids whose files
         are equal byte for byte, with `crosses_labels` where their labels differ (reported, no
         problem: the published data sets have some); and the counts of `describe`.
-
     """
     listing = dataset.read(folder)
     samples = listing.samples

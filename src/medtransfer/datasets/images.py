@@ -19,7 +19,6 @@ def load_rgb(path: Path) -> Image.Image:
     ------
     UserError
         The file does not decode, has several frames, transparency or more than 8 bits a channel.
-
     """
     try:
         with Image.open(path) as image:
@@ -40,7 +39,6 @@ def load_pixels(path: Path, size: int, resize_filter: str) -> np.ndarray:
     Returns
     -------
     ndarray of shape (size, size, 3), uint8
-
     """
     resampling = Image.Resampling[resize_filter.upper()]
     return np.asarray(load_rgb(path).resize((size, size), resampling), dtype=np.uint8)

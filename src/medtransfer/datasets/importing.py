@@ -51,7 +51,6 @@ def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None 
     ------
     UserError
         `path` is missing, damaged, holds entries that leave the target folder, or no such data set.
-
     """
     if path.is_dir():
         return _copy(dataset, _folder_entries(path), data, source or f"folder {path.name}", path)
@@ -163,7 +162,6 @@ def fetch_dataset(dataset: Dataset, data: Path) -> int:
     ------
     UserError
         Kaggle cannot be reached or refuses.
-
     """
     # kagglehub reads the environment and sets up logging when it is imported.
     import kagglehub

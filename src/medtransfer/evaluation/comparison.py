@@ -49,7 +49,6 @@ def compare(runs: list[Run]) -> pd.DataFrame:
         dataset, model, class (or an average), seeds, f1 (mean over seeds), low and high (95%
         interval over groups), published (missing where the talk has none),
         test_images, synthetic.
-
     """
     rows = []
     for dataset, model in dict.fromkeys((run.dataset, run.model) for run in runs):

@@ -23,7 +23,13 @@ def intervals(fits: list[pd.DataFrame], seed: int) -> dict[str, tuple[float, flo
     seed : int
         Of the resampling.
 
+    Raises
+    ------
+    ValueError
+        The fits were not tested on the same images.
     """
+    if any(list(fit.id) != list(fits[0].id) for fit in fits):
+        raise ValueError("the seeds of one model were tested on different images")
     classes = classes_of(fits[0])
     counts = np.stack([_counts_by_group(predictions, classes) for predictions in fits])  # (seeds, groups, C, C)
 

@@ -18,7 +18,6 @@ def score(predictions: pd.DataFrame) -> dict[str, float]:
         F1 of each class by its name, `micro avg` (which is the accuracy, each image having one
         label), `macro avg` and `balanced accuracy`. A class that is neither there nor predicted
         has an F1 of 0.
-
     """
     classes, y_true, y_pred = classes_of(predictions), predictions.label, predicted_labels(predictions)
     by_class = f1_score(y_true, y_pred, labels=classes, average=None, zero_division=0.0)

@@ -33,7 +33,6 @@ def read_predictions(path: Path) -> pd.DataFrame:
     ------
     UserError
         The file is missing, lacks a column, has an unknown label or probabilities that are none.
-
     """
     try:
         table = pd.read_csv(path, dtype={"id": str, "group": str, "split": str, "label": str}, keep_default_na=False)

@@ -17,7 +17,6 @@ def first_layer_activations(model: keras.Model, image: np.ndarray) -> np.ndarray
     -------
     ndarray of shape (size, size, 64), float32
         After the rectifier, one channel a filter.
-
     """
     layer = keras.Model(model.inputs, model.get_layer(FIRST_LAYER).output)
     return np.asarray(layer.predict(image[None], verbose=0)[0], np.float32)

@@ -49,7 +49,6 @@ def skops_types(path: str) -> list[str]:
     ------
     ValueError
         The file holds a type from elsewhere.
-
     """
     types = skops.io.get_untrusted_types(file=path)
     foreign = [name for name in types if name.split(".")[0] not in ("sklearn", "numpy")]

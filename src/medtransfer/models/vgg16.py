@@ -27,7 +27,6 @@ def build_vgg16(image_size: int, classes: int, train: TrainParams, seed: int) ->
     keras.Model
         Input (batch, image_size, image_size, 3), uint8 pixels 0-255; output (batch, classes),
         float32 probabilities.
-
     """
     keras.config.set_dtype_policy(train.precision)
     keras.utils.set_random_seed(seed)
@@ -60,7 +59,6 @@ def part_of(layer: str) -> str:
     ------
     ValueError
         The layer belongs to neither: every weight must be covered by a freezing configuration.
-
     """
     part = layer.partition("_")[0]
     if part not in (*BLOCKS, HEAD):
@@ -111,7 +109,6 @@ def set_base_weights(model: keras.Model, tensors: list[np.ndarray]) -> None:
     ------
     UserError
         The tensors are not those of VGG16's convolutional base.
-
     """
     layers = base_layers(model)
     shapes = [tuple(variable.shape) for layer in layers for variable in layer.weights]

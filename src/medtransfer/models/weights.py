@@ -66,7 +66,6 @@ def imagenet_weights(file: str | None = None) -> list[np.ndarray]:
     ------
     UserError
         The file is not what it should be, or no source can be reached.
-
     """
     named = os.environ.get(FILE_VARIABLE) or file
     if named:
@@ -87,7 +86,6 @@ def fetch_weights() -> list[np.ndarray]:
     ------
     UserError
         Neither source can be reached, or what came is not what it should be.
-
     """
     sources: list[tuple[str, Callable[[], list[np.ndarray]]]] = [
         ("Keras's download", _download_from_keras),
@@ -119,7 +117,6 @@ def read_weights(path: Path) -> list[np.ndarray]:
     ------
     UserError
         The file is missing, is no such file, or holds other tensors.
-
     """
     if not path.exists():
         raise UserError(f"{path}: not found; expected a file with VGG16's ImageNet weights")

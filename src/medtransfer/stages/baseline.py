@@ -30,7 +30,8 @@ def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
     hyperparameters = {model: settings.model_dump(), "seed": seed, "image_size": description["image_size"]}
     with (
         whole_folder(run_folder(dataset, model, seed)) as folder,
-        tracking.run(dataset, run_name(model, seed), hyperparameters, record) as run_id,
+        # A small tree is fitted in less than a second.
+        tracking.run(dataset, run_name(model, seed), hyperparameters, record, sample_seconds=0.2) as run_id,
     ):
         tracking.log_data(samples, dataset, {key: record[key] for key in ("data_source", "data_version")})
         begin = time.perf_counter()

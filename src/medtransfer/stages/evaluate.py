@@ -54,7 +54,6 @@ def read_run(folder: Path) -> Run:
     ------
     UserError
         It is not there or not whole.
-
     """
     try:
         record = json.loads((folder / "run.json").read_text())

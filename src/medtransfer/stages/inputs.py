@@ -17,7 +17,6 @@ def read_dataset(name: str) -> tuple[np.ndarray, pd.DataFrame, dict[str, Any]]:
     ------
     UserError
         It has not been prepared.
-
     """
     folder = PREPARED / name
     if not (folder / "dataset.json").exists():

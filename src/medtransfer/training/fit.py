@@ -42,13 +42,12 @@ def fit(
     ------
     UserError
         The loss is no longer a finite number.
-
     """
     model.compile(
         optimizer=build_optimizer(params),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
-        # XLA slows TensorFlow down on a CPU: 19 instead of 32 images a second for VGG16 at 64 px on 2 cores.
+        # XLA slows TensorFlow down on a CPU: benchmarks/xla.py.
         jit_compile="auto" if keras.backend.backend() == "jax" or accelerators() else False,
     )
     stopping = keras.callbacks.EarlyStopping("val_loss", patience=params.patience, restore_best_weights=True)

@@ -1,0 +1,97 @@
+"""The command line: a user's mistake is one line and exit code 2; our own keeps its traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import PROJECT
+
+COMMAND = [sys.executable, "-c", "from medtransfer.cli import main; main()"]
+
+
+def medtransfer(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, **environment}
+    return subprocess.run([*COMMAND, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+
+
+def last_line(result: subprocess.CompletedProcess[str]) -> str:
+    return result.stderr.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stage", "prepare", "nowhere"], "datasets.nowhere: missing; there are ham10000, chest_xray"),
+        (["stage", "prepare", "ham10000"], "HAM10000_metadata.csv: not found"),
+        (["stage", "baseline", "ham10000", "decision_tree", "--seed", "0"], "run `dvc repro prepare@ham10000`"),
+        (["stage", "train", "ham10000", "nothing", "--seed", "0"], "configurations.nothing: missing"),
+        (["stage", "evaluate"], "no finished fit"),
+        (["results"], "reports/results.csv: not found; run `medtransfer study`"),
+        (["data", "import", "ham10000", "none.zip"], "none.zip: not found"),
+        (["data", "import", "moles", "none.zip"], "'moles' is unknown; there are ham10000, chest_xray"),
+        (["data", "validate", "chest_xray"], "data/chest_xray: not found"),
+        (["data", "describe", "ham10000"], "HAM10000_metadata.csv: not found"),
+        (["weights", "verify", "none.h5"], "none.h5: not found"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(project: Path, arguments: list[str], message: str) -> None:
+    before = sorted(project.rglob("*"))
+    result = medtransfer(project, *arguments)
+    assert result.returncode == 2, result.stderr
+    assert last_line(result).startswith("medtransfer: ")
+    assert message in last_line(result)
+    assert "Traceback" not in result.stderr
+    left = [path for path in sorted(project.rglob("*")) if path not in before and path.is_file()]
+    assert left == [], "something half-written was left"
+
+
+def test_a_wrong_params_file_stops_every_command_that_reads_it(project: Path) -> None:
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("[block5]", "[block9]"))
+    for arguments in (["study"], ["stage", "train", "ham10000", "cnn_random", "--seed", "0"]):
+        result = medtransfer(project, *arguments)
+        assert result.returncode == 2
+        assert "configurations.imagenet_last_block.trainable: found ['block9']" in last_line(result)
+
+
+def test_our_own_mistakes_keep_their_traceback(project: Path) -> None:
+    code = "import medtransfer.cli as c; c.read_params = None; c.main()"
+    result = subprocess.run(
+        [sys.executable, "-c", code, "stage", "evaluate"], cwd=project, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+
+
+def test_validation_reports_and_fails(project: Path, demo: Path) -> None:
+    import shutil
+
+    shutil.copytree(demo / "ham10000", project / "data" / "ham10000")
+    fine = medtransfer(project, "data", "validate", "ham10000")
+    assert fine.returncode == 0
+    assert "SYNTHETIC ham10000: 340 images of 215 lesions" in fine.stdout
+    next((project / "data").rglob("*.jpg")).unlink()
+    broken = medtransfer(project, "data", "validate", "ham10000")
+    assert broken.returncode == 2
+    assert "has no image file" in broken.stdout
+    assert last_line(broken) == "medtransfer: 1 problems in the raw data; mend or import it again"
+
+
+def test_the_description_has_licence_citation_and_plot(project: Path, demo: Path) -> None:
+    import shutil
+
+    shutil.copytree(demo / "chest_xray", project / "data" / "chest_xray")
+    result = medtransfer(project, "data", "describe", "chest_xray")
+    assert result.returncode == 0
+    for text in ("SYNTHETIC stand-in", "NORMAL", "64 images", "CC BY 4.0", "Kermany"):
+        assert text in result.stdout
+    assert (project / "artifacts" / "class_distribution" / "chest_xray.png").stat().st_size > 1000

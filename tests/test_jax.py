@@ -1,0 +1,47 @@
+"""The same code on JAX, with no TensorFlow to import."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+from ruamel.yaml import YAML
+
+from conftest import PROJECT
+from medtransfer.datasets.catalogue import CHEST_XRAY
+from medtransfer.files import whole_folder
+from medtransfer.params import Params
+from medtransfer.prepare import prepare_dataset
+
+NO_TENSORFLOW = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "tensorflow":
+            raise ModuleNotFoundError(f"No module named {name!r} (refused by the test)", name=name)
+sys.meta_path.insert(0, Refuse())
+"""
+
+
+def test_a_tiny_configuration_trains_on_jax_without_tensorflow(tmp_path: Path, demo: Path, params: Params) -> None:
+    yaml = YAML()
+    values = yaml.load((PROJECT / "params.yaml").read_text())
+    values["train"] |= {"epochs": 1, "dense_units": [8, 8], "batch_size": 64}
+    with (tmp_path / "params.yaml").open("w") as file:
+        yaml.dump(values, file)
+    with whole_folder(tmp_path / "artifacts" / "prepared" / "chest_xray") as folder:
+        prepare_dataset(CHEST_XRAY, demo / "chest_xray", params.datasets["chest_xray"], folder)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(NO_TENSORFLOW)
+    env = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": f"{tmp_path / 'site'}:{PROJECT / 'src'}"}
+    env.pop("MLFLOW_TRACKING_URI", None)
+    command = [sys.executable, "-m", "medtransfer", "stage", "train", "chest_xray", "cnn_random", "--seed", "0"]
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr[-3000:]
+    folder = tmp_path / "artifacts" / "runs" / "chest_xray" / "cnn_random-seed0"
+    assert json.loads((folder / "run.json").read_text())["backend"] == "jax"
+    predictions = pd.read_csv(folder / "predictions.csv")
+    assert len(predictions) == 88
+    assert (predictions[["p_NORMAL", "p_PNEUMONIA"]].sum(axis=1) - 1).abs().max() < 1e-5

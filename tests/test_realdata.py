@@ -1,0 +1,56 @@
+"""The two real data sets, where they lie beside the checkout."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from medtransfer.datasets.catalogue import CHEST_XRAY, HAM10000
+from medtransfer.datasets.checks import describe, validate
+from medtransfer.datasets.importing import import_dataset
+from medtransfer.params import Split
+from medtransfer.prepare import assign_splits, shared_with_training
+
+pytestmark = pytest.mark.realdata
+
+
+@pytest.fixture(scope="module")
+def data(shared_zip: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("real") / "data"
+    import_dataset(HAM10000, shared_zip["ham10000"], folder)
+    import_dataset(CHEST_XRAY, shared_zip["chest_xray"], folder)
+    return folder
+
+
+def test_ham10000_has_the_published_counts(data: Path) -> None:
+    entry = describe(HAM10000, data / "ham10000")
+    counts = {name: value["images"] for name, value in entry["classes"].items()}
+    assert counts == {"akiec": 327, "bcc": 514, "bkl": 1099, "df": 115, "mel": 1113, "nv": 6705, "vasc": 142}
+    assert (entry["images"], entry["groups"], entry["synthetic"]) == (HAM10000.images, 7470, False)
+
+
+def test_chest_xray_has_the_published_counts(data: Path) -> None:
+    entry = describe(CHEST_XRAY, data / "chest_xray")
+    counts = {name: value["images"] for name, value in entry["classes"].items()}
+    assert counts == {"NORMAL": 1583, "PNEUMONIA": 4273}
+    assert (entry["images"], entry["synthetic"]) == (CHEST_XRAY.images, False)
+    splits = CHEST_XRAY.read(data / "chest_xray").samples.path.str.split("/").str[1].value_counts().to_dict()
+    assert splits == {"train": 5216, "test": 624, "val": 16}
+
+
+@pytest.mark.parametrize("dataset", [HAM10000, CHEST_XRAY], ids=lambda dataset: dataset.name)
+def test_both_are_sound(data: Path, dataset: object) -> None:
+    report = validate(dataset, data / dataset.name)  # type: ignore[arg-type, attr-defined]
+    assert report["problems"] == []
+
+
+@pytest.mark.parametrize(("name", "leak"), [("ham10000", 0.385), ("chest_xray", 0.62)])
+def test_splitting_by_image_leaks_and_by_group_does_not(data: Path, name: str, leak: float) -> None:
+    samples = {"ham10000": HAM10000, "chest_xray": CHEST_XRAY}[name].read(data / name).samples
+
+    def shared(by: str) -> pd.Series:
+        split = Split.model_validate({"by": by, "validation": 0.2, "test": 0.2, "seed": 0})
+        return shared_with_training(samples.assign(split=assign_splits(samples, split, name)))
+
+    assert shared("image").mean() == pytest.approx(leak, abs=0.03)
+    assert not shared("group").any()

@@ -1,0 +1,62 @@
+"""Tables and figures: every synthetic number says so, and every figure is drawn."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from medtransfer.evaluation.comparison import Run, compare
+from medtransfer.report import figures, tables
+
+
+def run(model: str, synthetic: bool, network: bool) -> Run:
+    labels = ["NORMAL", "PNEUMONIA"] * 10
+    frame = pd.DataFrame({"id": map(str, range(20)), "group": map(str, range(20)), "split": "test", "label": labels})
+    frame["p_NORMAL"] = np.where(frame.label == "NORMAL", 0.8, 0.3)
+    frame["p_PNEUMONIA"] = 1 - frame.p_NORMAL
+    record = {
+        "dataset": "chest_xray", "model": model, "seed": 0, "synthetic": synthetic,
+        "image_size": 32, "split_by": "image",
+        "data_version": "abc.dir", "precision": "float32", "backend": "tensorflow", "device": "CPU x", "seconds": 1.25,
+        "git_commit": "0123456789abcdef-modified", "epochs": 4, "best_epoch": 2,
+    }  # fmt: skip
+    history = pd.DataFrame({"epoch": [1, 2], "accuracy": [0.5, 0.6]})
+    return Run(record, frame, history if network else None)
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_synthetic_is_said_wherever_a_table_is_shown(synthetic: bool) -> None:
+    runs = [run("decision_tree", synthetic, network=False), run("imagenet_all", synthetic, network=True)]
+    table = compare(runs)
+    console = Console(record=True, width=140, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console.print(tables.terminal(table, "chest_xray"))
+    for text in (tables.markdown(table, runs), console.export_text()):
+        assert ("SYNTHETIC" in text) == synthetic
+    assert ("SYNTHETIC" in figures.mark("title", synthetic)) == synthetic
+
+
+def test_the_table_has_ours_the_talks_and_how_each_run_was_made() -> None:
+    runs = [run("decision_tree", False, network=False), run("imagenet_all", False, network=True)]
+    text = tables.markdown(compare(runs), runs)
+    assert "| micro avg | 1.00 (.87)<br>[1.00, 1.00] | 1.00 (.95)<br>[1.00, 1.00] |" in text
+    assert "| imagenet_all, seed 0 | 4 (2) | float32 | tensorflow | CPU x | 1.2 | 0123456789* |" in text
+    assert "| decision_tree, seed 0 | - |" in text
+
+
+def test_every_figure_is_a_picture(tmp_path: Path) -> None:
+    history = pd.DataFrame(
+        {"epoch": [1, 2], **{key: [0.5, 0.6] for key in ("loss", "accuracy", "val_loss", "val_accuracy")}}
+    )
+    figures.class_distribution(pd.Series({"a": 3, "b": 5}), "t", tmp_path / "1.png")
+    figures.confusion(np.array([[3, 1], [0, 5]]), ["a", "b"], "t", tmp_path / "2.png")
+    figures.curves(history, "t", tmp_path / "3.png")
+    figures.training_accuracy({"x": history}, "t", tmp_path / "4.png")
+    outputs = {name: np.random.default_rng(0).random((8, 8, 64)) for name in ("one", "two")}
+    figures.activations(np.zeros((8, 8, 3), np.uint8), outputs, "t", tmp_path / "5.png")
+    for number in range(1, 6):
+        pixels = np.asarray(Image.open(tmp_path / f"{number}.png").convert("L"))
+        assert min(pixels.shape) > 200
+        assert pixels.std() > 1
