@@ -250,6 +250,27 @@ def test_dvc_shows_metrics_and_plots(study: Path) -> None:
     assert "training_accuracy" in text
 
 
+def test_the_same_seed_gives_the_same_predictions_to_the_bit(study: Path) -> None:
+    path = study / "artifacts" / "runs" / "ham10000" / "imagenet_head-seed0" / "predictions.csv"
+    before = path.read_bytes()
+    dvc(study, "repro", "--force", "--single-item", "train-ham10000@ham10000-imagenet_head-0")
+    assert path.read_bytes() == before
+
+
+def test_swapping_data_sets_is_a_version_to_go_back_to(study: Path) -> None:
+    pointer = (study / "data.dvc").read_text()
+    commit(study, "finished")
+    before = (study / "data" / "ham10000" / "HAM10000_metadata.csv").read_bytes()
+    run(study, "medtransfer", "data", "demo", "--seed", "1")
+    assert (study / "data.dvc").read_text() != pointer
+    assert {name.split("@")[0] for name in json.loads(dvc(study, "status", "--json"))} >= {"prepare"}
+    run(study, "git", "checkout", "--quiet", "data.dvc")
+    dvc(study, "checkout", "--quiet", "data.dvc")
+    assert (study / "data" / "ham10000" / "HAM10000_metadata.csv").read_bytes() == before
+    dvc(study, "repro")  # evaluate alone: a fit was made again above
+    assert "up to date" in dvc(study, "status")
+
+
 def test_changing_one_configuration_reruns_only_it(study: Path) -> None:
     yaml = YAML()
     params = yaml.load((study / "params.yaml").read_text())

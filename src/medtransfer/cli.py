@@ -68,7 +68,7 @@ def _dvc(*arguments: str) -> None:
 def study() -> None:
     """Get the data that data.dvc names, run every stage that is out of date, print the comparison."""
     _params()
-    _dvc("pull", "--quiet", "data.dvc")
+    _dvc("pull", "data.dvc")
     _dvc("repro")
     _print_results()
     click.echo("\nCompare the runs: `make ui`, then open http://127.0.0.1:5000 (experiments ham10000 and chest_xray)")
@@ -166,7 +166,7 @@ def data_demo(seed: int) -> None:
     from medtransfer.datasets.demo import draw_demo
 
     draw_demo(DATA, seed)
-    _dvc("add", "--quiet", "data")
+    _dvc("add", "data")
     click.echo("SYNTHETIC stand-ins for ham10000 and chest_xray are in data/: drawn pictures, nothing medical in them")
 
 
@@ -192,7 +192,7 @@ def data_import(name: str, path: Path) -> None:
 
 
 def _announce(name: str, files: int) -> None:
-    _dvc("add", "--quiet", "data")
+    _dvc("add", "data")
     click.echo(f"{name}: {files} files are in data/{name}; data.dvc names this version: commit it to keep it")
 
 

@@ -20,8 +20,11 @@ def whole_folder(target: Path) -> Iterator[Path]:
     partial = partial_beside(target)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    yield partial
-    replace_folder(partial, target)
+    try:
+        yield partial
+        replace_folder(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def replace_folder(source: Path, target: Path) -> None:

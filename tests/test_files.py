@@ -1,0 +1,39 @@
+"""Files and folders appear whole or not at all."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medtransfer.files import sha256_of, whole_file, whole_folder, write_json
+
+
+def test_a_folder_replaces_the_old_one_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "runs" / "x"
+    for text in ("first", "second"):
+        with whole_folder(target) as folder:
+            (folder / text).touch()
+            assert not (target / text).exists()
+        assert [path.name for path in target.iterdir()] == [text]
+    assert [path.name for path in target.parent.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
+    with whole_folder(tmp_path / "x") as folder:
+        (folder / "old").touch()
+    write_json(tmp_path / "y.json", {"old": 1})
+    with pytest.raises(error), whole_folder(tmp_path / "x") as folder:
+        (folder / "new").touch()
+        raise error
+    with pytest.raises(error), whole_file(tmp_path / "y.json") as partial:
+        partial.write_text("half")
+        raise error
+    assert [path.name for path in (tmp_path / "x").iterdir()] == ["old"]
+    assert json.loads((tmp_path / "y.json").read_text()) == {"old": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "y.json"]
+
+
+def test_the_digest_is_sha256(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
