@@ -22,6 +22,7 @@ def class_distribution(counts: pd.Series, title: str, path: Path) -> None:
     axes = figure.subplots()
     bars = axes.bar(list(counts.index), counts.to_numpy(), color="#4477aa")
     axes.bar_label(bars, padding=2)
+    axes.margins(y=0.1)
     axes.set(title=title, ylabel="images")
     axes.title.set_wrap(True)
     axes.title.set_fontsize(10)

@@ -73,24 +73,20 @@ def nest(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def first_histories(runs: list[Run], dataset: str) -> dict[str, pd.DataFrame]:
-    """Return the histories of a data set's random and ImageNet networks, of the first seed each."""
+    """Return the histories of a data set's random and ImageNet networks by name, of the first seed each."""
     found = {}
-    for model, label in LEARNING.items():
+    for model in LEARNING:
         own = [run for run in runs if (run.dataset, run.model) == (dataset, model)]
         if own and own[0].history is not None:
-            found[label] = own[0].history
+            found[model] = own[0].history
     return found
 
 
 def write_learning(runs: list[Run], folder: Path) -> None:
-    """Write one CSV a data set: the training accuracy a epoch and weights, for DVC's plots."""
+    """Write the training accuracy of the compared networks an epoch, for the plots in dvc.yaml."""
     for dataset in dict.fromkeys(run.dataset for run in runs):
-        parts = [
-            history[["epoch", "accuracy"]].assign(weights=label)
-            for label, history in first_histories(runs, dataset).items()
-        ]
-        if parts:
-            pd.concat(parts).to_csv(folder / f"{dataset}.csv", index=False)
+        for model, history in first_histories(runs, dataset).items():
+            history[["epoch", "accuracy"]].to_csv(folder / f"{dataset}-{model}.csv", index=False)
 
 
 def draw_figures(runs: list[Run], folder: Path) -> None:
@@ -100,7 +96,8 @@ def draw_figures(runs: list[Run], folder: Path) -> None:
         histories = first_histories(runs, dataset)
         if histories:
             title = figures.mark(f"{dataset}: training accuracy", synthetic)
-            figures.training_accuracy(histories, title, folder / f"{dataset}-training_accuracy.png")
+            labelled = {LEARNING[model]: history for model, history in histories.items()}
+            figures.training_accuracy(labelled, title, folder / f"{dataset}-training_accuracy.png")
         with np.load(ACTIVATIONS / dataset / "activations.npz") as arrays:
             layers = {"ImageNet weights": arrays["imagenet"], "random weights": arrays["random"]}
             title = figures.mark(f"{dataset}: first convolution layer, all filters, image {arrays['id']}", synthetic)
