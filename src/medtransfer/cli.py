@@ -66,7 +66,10 @@ def _dvc(*arguments: str) -> None:
 
 @cli.command()
 def study() -> None:
-    """Get the data that data.dvc names, run every stage that is out of date, print the comparison."""
+    """Run the whole study and print the comparison.
+
+    Gets the data that data.dvc names and runs every stage that is out of date.
+    """
     _params()
     _dvc("pull", "data.dvc")
     _dvc("repro")

@@ -1,10 +1,10 @@
 """train: artifacts/prepared/<dataset> → a network in artifacts/runs/<dataset>/<configuration>-seed<k>."""
 
-import time
-from typing import Any
+from pathlib import Path
 
 import keras
 import numpy as np
+import pandas as pd
 
 from medtransfer import tracking
 from medtransfer.errors import UserError
@@ -12,7 +12,7 @@ from medtransfer.evaluation.metrics import MACRO, MICRO
 from medtransfer.files import whole_folder, write_json
 from medtransfer.models import vgg16
 from medtransfer.models.weights import imagenet_weights
-from medtransfer.params import Configuration, Params
+from medtransfer.params import Configuration, Params, TrainParams
 from medtransfer.stages.inputs import encode_labels, read_dataset
 from medtransfer.stages.layout import run_folder, run_name
 from medtransfer.stages.results import describe_fit, write_scores
@@ -30,12 +30,11 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
     make_deterministic()
     images, samples, description = read_dataset(dataset)
     classes = description["classes"]
-    labels = encode_labels(samples, classes)
     model = vgg16.build_vgg16(description["image_size"], len(classes), settings, seed)
     load_start(model, configuration, params, seed)
     trained = vgg16.set_trainable(model, configuration.blocks)
     counts = vgg16.count_weights(model)
-    record: dict[str, Any] = {
+    record = {
         **describe_fit(description, name, seed),
         "kind": "network",
         "weights": configuration.weights,
@@ -53,40 +52,44 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
         "trainable_layers": ",".join(trained),
     }
     print(f"{dataset} {run_name(name, seed)}: trains {', '.join(trained)} ({counts['trainable']:,} weights)")
-    rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation", "test")}
     with (
         whole_folder(run_folder(dataset, name, seed)) as folder,
         tracking.run(dataset, run_name(name, seed), hyperparameters, record) as run_id,
     ):
         tracking.log_data(samples, dataset, {key: record[key] for key in ("data_source", "data_version")})
-        begin = time.perf_counter()
-        training = Batches(images, rows["train"], labels, settings.batch_size, seed)
-        validation = Batches(images, rows["validation"], labels, settings.batch_size)
-        history = fit(model, training, validation, settings, tracking.log_epoch)
-        seconds = time.perf_counter() - begin
-        history.to_csv(folder / "history.csv", index=False)
-        asked = np.concatenate([rows["validation"], rows["test"]])
-        probabilities = predict(model, images, asked, settings.batch_size)
-        metrics = write_scores(folder, samples.iloc[asked], probabilities, classes)
+        history = fit_and_score(model, images, samples, classes, settings, seed, folder)
+        seconds = float(history.seconds.sum())
         tracking.log_metrics({"seconds_total": seconds, "epochs_run": len(history)})
-        # Without the optimizer, which would treble the file.
-        network = keras.Model(model.inputs, model.outputs, name=model.name)
-        network.save(folder / "model.keras")
-        example = np.asarray(images[asked[:1]])
-        tracking.log_keras_model(network, example, probabilities[:1], keras.backend.backend())
         best = int(history.val_loss.to_numpy().argmin()) + 1
-        write_json(
-            folder / "run.json",
-            {
-                **record,
-                "mlflow_run_id": run_id,
-                "seconds": seconds,
-                "epochs": len(history),
-                "best_epoch": best,
-                **counts,
-            },
-        )
-    print(f"{dataset} {name}: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}, {seconds:.0f} s")
+        outcome = {"mlflow_run_id": run_id, "seconds": seconds, "epochs": len(history), "best_epoch": best}
+        write_json(folder / "run.json", {**record, **outcome, **counts})
+
+
+def fit_and_score(
+    model: keras.Model,
+    images: np.ndarray,
+    samples: pd.DataFrame,
+    classes: list[str],
+    settings: TrainParams,
+    seed: int,
+    folder: Path,
+) -> pd.DataFrame:
+    """Fit a network, score it, and write history, predictions, metrics and model; return the history."""
+    labels = encode_labels(samples, classes)
+    rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation", "test")}
+    training = Batches(images, rows["train"], labels, settings.batch_size, seed)
+    validation = Batches(images, rows["validation"], labels, settings.batch_size)
+    history = fit(model, training, validation, settings, tracking.log_epoch)
+    history.to_csv(folder / "history.csv", index=False)
+    asked = np.concatenate([rows["validation"], rows["test"]])
+    probabilities = predict(model, images, asked, settings.batch_size)
+    metrics = write_scores(folder, samples.iloc[asked], probabilities, classes)
+    print(f"test images: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}")
+    # Without the optimizer, which would treble the file.
+    network = keras.Model(model.inputs, model.outputs, name=model.name)
+    network.save(folder / "model.keras")
+    tracking.log_keras_model(network, np.asarray(images[asked[:1]]), probabilities[:1], keras.backend.backend())
+    return history
 
 
 def load_start(model: keras.Model, configuration: Configuration, params: Params, seed: int) -> None:
@@ -94,7 +97,7 @@ def load_start(model: keras.Model, configuration: Configuration, params: Params,
     if configuration.source:
         source = run_folder(*configuration.source, seed) / "model.keras"
         if not source.exists():
-            raise UserError(f"{source}: not found; `dvc repro train` makes it")
+            raise UserError(f"{source}: not found; run `dvc repro`")
         vgg16.set_base_weights(model, vgg16.get_base_weights(keras.models.load_model(source, compile=False)))
     elif configuration.weights == "imagenet":
         vgg16.set_base_weights(model, imagenet_weights(params.weights.file))
