@@ -14,7 +14,7 @@ from medtransfer.evaluation.predictions import classes_of, predicted_labels, rea
 from medtransfer.files import whole_file, whole_folder, write_json
 from medtransfer.params import Params
 from medtransfer.report import figures, tables
-from medtransfer.stages.layout import ACTIVATIONS, REPORTS, run_folder
+from medtransfer.stages.layout import ACTIVATIONS, REPORTS, run_folder, run_name
 
 # The two networks whose learning the talk compares.
 LEARNING = {"cnn_random": "random weights", "imagenet_all": "ImageNet weights"}
@@ -37,7 +37,7 @@ def evaluate(params: Params) -> None:
     with whole_folder(REPORTS / "plots" / "confusion") as folder:
         for run in runs:
             rows = pd.DataFrame({"actual": run.predictions.label, "predicted": predicted_labels(run.predictions)})
-            rows.to_csv(folder / f"{file_prefix(run)}confusion.csv", index=False)
+            rows.to_csv(folder / f"{run.dataset}-{run_name(run.model, run.seed)}.csv", index=False)
     with whole_folder(REPORTS / "plots" / "training_accuracy") as folder:
         write_learning(runs, folder)
     with whole_folder(REPORTS / "figures") as folder:
@@ -93,35 +93,32 @@ def draw_figures(runs: list[Run], folder: Path) -> None:
     """Draw what the talk shows: learning curves, confusion matrices and first-layer activations."""
     for dataset in dict.fromkeys(run.dataset for run in runs):
         synthetic = next(run.record["synthetic"] for run in runs if run.dataset == dataset)
+        (folder / dataset).mkdir()
         histories = first_histories(runs, dataset)
         if histories:
             title = figures.mark(f"{dataset}: training accuracy", synthetic)
             labelled = {LEARNING[model]: history for model, history in histories.items()}
-            figures.training_accuracy(labelled, title, folder / f"{dataset}-training_accuracy.png")
+            figures.training_accuracy(labelled, title, folder / dataset / "training_accuracy.png")
         with np.load(ACTIVATIONS / dataset / "activations.npz") as arrays:
             layers = {"ImageNet weights": arrays["imagenet"], "random weights": arrays["random"]}
             title = figures.mark(f"{dataset}: first convolution layer, all filters, image {arrays['id']}", synthetic)
-            figures.activations(arrays["image"], layers, title, folder / f"{dataset}-activations.png")
+            figures.activations(arrays["image"], layers, title, folder / dataset / "activations.png")
     for run in runs:
-        draw_run(run, folder, file_prefix(run))
+        draw_run(run, folder / run.dataset / run_name(run.model, run.seed))
 
 
-def file_prefix(run: Run) -> str:
-    """Return how the names of a fit's files in reports/ begin."""
-    return f"{run.dataset}-{run.model}-seed{run.seed}-"
-
-
-def draw_run(run: Run, folder: Path, prefix: str) -> None:
+def draw_run(run: Run, folder: Path) -> None:
     """Write one fit's confusion matrix, text report and, for a network, its curves."""
     title = figures.mark(f"{run.dataset} {run.model}, seed {run.seed}", run.record["synthetic"])
+    folder.mkdir()
     matrix = confusion(run.predictions)
-    figures.confusion(matrix, classes_of(run.predictions), title, folder / f"{prefix}confusion.png")
+    figures.confusion(matrix, classes_of(run.predictions), title, folder / "confusion.png")
     if run.history is not None:
-        figures.curves(run.history, title, folder / f"{prefix}curves.png")
-    (folder / f"{prefix}report.txt").write_text(title + "\n" + report(run.predictions))
+        figures.curves(run.history, title, folder / "curves.png")
+    (folder / "report.txt").write_text(title + "\n" + report(run.predictions))
 
 
 def add_to_mlflow(run: Run) -> bool:
     """Add the fit's figures and text report to its MLflow run; False where the store does not know it."""
-    files = sorted((REPORTS / "figures").glob(f"{file_prefix(run)}*"))
-    return tracking.attach(run.record["mlflow_run_id"], files, "report")
+    drawn = REPORTS / "figures" / run.dataset / run_name(run.model, run.seed)
+    return tracking.attach(run.record["mlflow_run_id"], sorted(drawn.iterdir()), "report")

@@ -13,7 +13,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from medtransfer.errors import UserError
 from medtransfer.params import TrainParams
 from medtransfer.training.batches import Batches
-from medtransfer.training.device import accelerators
 
 HISTORY_COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second"]
 
@@ -47,8 +46,8 @@ def fit(
         optimizer=build_optimizer(params),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
-        # XLA slows TensorFlow down on a CPU: benchmarks/xla.py.
-        jit_compile="auto" if keras.backend.backend() == "jax" or accelerators() else False,
+        # TensorFlow has no deterministic XLA.
+        jit_compile=keras.backend.backend() == "jax",
     )
     stopping = keras.callbacks.EarlyStopping("val_loss", patience=params.patience, restore_best_weights=True)
     recorder = _Recorder(training, params.epochs, on_epoch)
