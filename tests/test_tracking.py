@@ -89,9 +89,9 @@ def test_files_are_added_to_a_known_run_and_an_unknown_one_is_said(store: mlflow
     (tmp_path / "f.txt").touch()
     with tracking.run("ham10000", "x", {}, {}) as run_id:
         pass
-    assert tracking.attach(run_id, [tmp_path / "f.txt"], "report") is True
-    assert [artifact.path for artifact in store.list_artifacts(run_id, "report")] == ["report/f.txt"]
-    assert tracking.attach("0" * 32, [tmp_path / "f.txt"], "report") is False
+    assert tracking.attach(run_id, [tmp_path / "f.txt"]) is True
+    assert [artifact.path for artifact in store.list_artifacts(run_id)] == ["f.txt"]
+    assert tracking.attach("0" * 32, [tmp_path / "f.txt"]) is False
 
 
 def test_the_data_version_is_dvcs(tmp_path: Path) -> None:

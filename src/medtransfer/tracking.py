@@ -139,8 +139,11 @@ def _pinned(*packages: str) -> list[str]:
     return [f"{package}=={importlib.metadata.version(package)}" for package in packages]
 
 
-def attach(run_id: str, files: list[Path], folder: str) -> bool:
-    """Add files to a finished run; return False where this store does not know the run."""
+def attach(run_id: str, files: list[Path]) -> bool:
+    """Add files to a finished run; return False where this store does not know the run.
+
+    They lie in no folder: MLflow's page of compared runs shows those side by side and no others.
+    """
     connect()
     client = mlflow.MlflowClient()
     try:
@@ -148,7 +151,7 @@ def attach(run_id: str, files: list[Path], folder: str) -> bool:
     except MlflowException:
         return False
     for file in files:
-        client.log_artifact(run_id, str(file), folder)
+        client.log_artifact(run_id, str(file))
     return True
 
 

@@ -121,4 +121,4 @@ def draw_run(run: Run, folder: Path) -> None:
 def add_to_mlflow(run: Run) -> bool:
     """Add the fit's figures and text report to its MLflow run; False where the store does not know it."""
     drawn = REPORTS / "figures" / run.dataset / run_name(run.model, run.seed)
-    return tracking.attach(run.record["mlflow_run_id"], sorted(drawn.iterdir()), "report")
+    return tracking.attach(run.record["mlflow_run_id"], sorted(drawn.iterdir()))
