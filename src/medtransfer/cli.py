@@ -11,6 +11,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +50,28 @@ def cli() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("medtransfer").setLevel(logging.INFO)
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # The stages run `medtransfer` and DVC runs the stages: both come from this environment.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+
+
+@contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Hold back what TensorFlow prints while it is imported, which no setting silences; show it if that fails."""
+    with tempfile.TemporaryFile() as held:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _params() -> Params:
@@ -133,7 +154,8 @@ def stage_baseline(dataset: str, model: str, seed: int) -> None:
 def stage_train(dataset: str, configuration: str, seed: int) -> None:
     """Fit one freezing configuration of VGG16."""
     params = _params()
-    from medtransfer.stages.train import train
+    with _quiet_start():
+        from medtransfer.stages.train import train
 
     train(params, dataset, configuration, seed)
 
@@ -143,7 +165,8 @@ def stage_train(dataset: str, configuration: str, seed: int) -> None:
 def stage_explain(dataset: str) -> None:
     """Write the first layer's activations with ImageNet and with random weights."""
     params = _params()
-    from medtransfer.stages.explain import explain
+    with _quiet_start():
+        from medtransfer.stages.explain import explain
 
     explain(params, dataset)
 
@@ -271,7 +294,8 @@ def weights() -> None:
 @weights.command("fetch")
 def weights_fetch() -> None:
     """Download the weights, verify them and keep them in the user's cache."""
-    from medtransfer.models.weights import fetch_weights
+    with _quiet_start():
+        from medtransfer.models.weights import fetch_weights
 
     fetch_weights()
 
@@ -280,7 +304,8 @@ def weights_fetch() -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 def weights_verify(path: Path) -> None:
     """Check that a file holds VGG16's ImageNet weights."""
-    from medtransfer.models.weights import read_weights
+    with _quiet_start():
+        from medtransfer.models.weights import read_weights
 
     read_weights(path)
     click.echo(f"{path}: VGG16's ImageNet weights, all 26 tensors")
