@@ -21,6 +21,7 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
     ("old", "new", "message"),
     [
         ("  epochs: 8", "  epochs: 8\n  lerning_rate: 1", "train.lerning_rate: unknown key; allowed here: batch_size,"),
+        ("  epochs: 8", "  epochz: 8", "train.epochz: unknown key; allowed here: batch_size,"),
         ("  epochs: 8", "  epochs: ten", "train.epochs: found 'ten' (str), input should be a valid integer"),
         ("  epochs: 8", "  epochs: 0", "train.epochs: found 0 (int), input should be greater than or equal to 1"),
         ("  epochs: 8\n", "", "train.epochs: missing"),

@@ -205,10 +205,11 @@ def read_params(path: Path) -> Params:
 
 
 def _one_line(path: Path, error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
+    # A misspelt key is also a missing one: the unknown name is what the user can find.
+    first = min(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"]) or "the file"
     others = error.error_count() - 1
-    more = f" (and {others} more like it)" if others else ""
+    more = f" (and {others} more)" if others else ""
     if first["type"] == "extra_forbidden":
         return f"{path}: {key}: unknown key; allowed here: {', '.join(_allowed_keys(first['loc']))}{more}"
     if first["type"] == "missing":
