@@ -41,4 +41,4 @@ lock: ## Resolve requirements/lock.txt anew (needs uv)
 		--extra tensorflow --extra jax --extra dev pyproject.toml --output-file requirements/lock.txt
 
 clean: ## Remove what the stages and the tests made; data, DVC's cache and mlruns stay
-	rm -rf artifacts reports .pytest_cache .mypy_cache .ruff_cache
+	rm -rf artifacts reports/figures reports/plots/confusion reports/plots/training_accuracy .pytest_cache .mypy_cache .ruff_cache
