@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from medtransfer.datasets.catalogue import HAM10000
-from medtransfer.datasets.images import load_pixels
+from medtransfer.datasets.images import load_pixels, load_rgb
 from medtransfer.errors import UserError
 from medtransfer.files import sha256_of
 from medtransfer.params import Params, Split
@@ -80,6 +81,17 @@ def test_rows_of_the_array_are_the_rows_of_the_table(demo: Path, params: Params,
         assert table.label[row] == raw.label[table.id[row]]
     assert sum(description["images"].values()) == len(table)
     assert description["synthetic"] is True
+
+
+def test_a_large_jpeg_is_decoded_small_with_an_equal_result(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    coarse.resize((800, 600), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg", quality=95)
+    small = load_pixels(tmp_path / "large.jpg", 32, "lanczos")
+    assert load_rgb(tmp_path / "large.jpg", 32).size == (200, 150)
+    assert load_rgb(tmp_path / "large.jpg", 200).size == (800, 600)
+    whole = np.asarray(load_rgb(tmp_path / "large.jpg").resize((32, 32), Image.Resampling.LANCZOS))
+    assert np.abs(small.astype(int) - whole).mean() < 0.5
 
 
 def test_an_image_that_does_not_decode_stops_prepare(demo: Path, params: Params, tmp_path: Path) -> None:

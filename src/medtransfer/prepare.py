@@ -15,7 +15,7 @@ from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from medtransfer.datasets.catalogue import Dataset, read_source
 from medtransfer.datasets.images import load_pixels
 from medtransfer.errors import UserError
-from medtransfer.files import sha256_of, write_json
+from medtransfer.files import sha256_of, write_array_header, write_json
 from medtransfer.params import DatasetParams, Split
 
 SPLITS = ("train", "validation", "test")
@@ -47,15 +47,15 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
     samples["split"] = assign_splits(samples, params.split, dataset.name)
     paths = [raw / path for path in samples.path]
     size = params.image_size
-    images = np.lib.format.open_memmap(target / "images.npy", "w+", np.uint8, (len(paths), size, size, 3))
     digests = []
     decoded = _decode_all(paths, size, params.resize_filter)
-    for row, (pixels, digest) in enumerate(
-        track(decoded, f"preparing {dataset.name}", total=len(paths), transient=True, disable=not sys.stdout.isatty())
-    ):
-        images[row] = pixels
-        digests.append(digest)
-    images.flush()
+    with (target / "images.npy").open("wb") as file:
+        write_array_header(file, np.dtype(np.uint8), (len(paths), size, size, 3))
+        for pixels, digest in track(
+            decoded, f"preparing {dataset.name}", total=len(paths), transient=True, disable=not sys.stdout.isatty()
+        ):
+            file.write(pixels.tobytes())
+            digests.append(digest)
     samples["sha256"] = digests
     samples[["id", "label", "group", "split", "sha256"]].to_csv(target / "samples.csv", index=False)
     description = {

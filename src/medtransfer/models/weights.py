@@ -23,7 +23,7 @@ import onnx
 import onnx.numpy_helper
 
 from medtransfer.errors import UserError
-from medtransfer.files import whole_file
+from medtransfer.files import user_cache, whole_file
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,7 @@ LAYERS = [f"block{block}_conv{conv}" for block, convs in enumerate((2, 2, 3, 3, 
 
 def cache_path() -> Path:
     """Return where the verified weights are kept for this user."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "medtransfer" / "vgg16_imagenet_notop.npz"
+    return user_cache() / "vgg16_imagenet_notop.npz"
 
 
 def imagenet_weights(file: str | None = None) -> list[np.ndarray]:
