@@ -95,3 +95,14 @@ def test_the_description_has_licence_citation_and_plot(project: Path, demo: Path
     for text in ("SYNTHETIC stand-in", "NORMAL", "64 images", "CC BY 4.0", "Kermany"):
         assert text in result.stdout
     assert (project / "artifacts" / "class_distribution" / "chest_xray.png").stat().st_size > 1000
+
+
+def test_the_cache_is_shown_and_cleared(project: Path, tmp_path: Path) -> None:
+    entry = tmp_path / "medtransfer" / "features" / "0123"
+    entry.mkdir(parents=True)
+    (entry / "features.npy").write_bytes(b"x" * 5_000_000)
+    shown = medtransfer(project, "cache", "show", XDG_CACHE_HOME=str(tmp_path)).stdout
+    assert "0123     0.005 GB  unfinished" in shown
+    assert "1 entries, 0.005 of 20 GB" in shown
+    assert "removed 0.005 GB" in medtransfer(project, "cache", "clear", XDG_CACHE_HOME=str(tmp_path)).stdout
+    assert not entry.exists()

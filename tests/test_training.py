@@ -1,5 +1,9 @@
 """The loop: order of batches, bit-equal repetition, best weights, and a loss that is no number."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -100,3 +104,23 @@ def test_every_optimizer_gets_the_learning_rate(tiny: TrainParams) -> None:
         optimizer = build_optimizer(tiny.model_copy(update={"optimizer": name}))
         assert isinstance(optimizer, keras.optimizers.Optimizer)
         assert float(optimizer.learning_rate) == pytest.approx(tiny.learning_rate)
+
+
+READ_ALL = """
+import resource, sys
+import numpy as np
+from medtransfer.training.batches import Batches
+images = np.load(sys.argv[1], mmap_mode="r")
+batches = Batches(images, np.arange(len(images)), np.zeros(len(images), np.int32), 32, seed=0)
+assert sum(len(batches[index][0]) for index in range(len(batches))) == len(images)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    peaks = []
+    for count in (2_500, 25_000):  # 31 and 307 MB
+        np.lib.format.open_memmap(tmp_path / f"{count}.npy", "w+", np.uint8, (count, 64, 64, 3)).flush()
+        command = [sys.executable, "-c", READ_ALL, str(tmp_path / f"{count}.npy")]
+        peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    assert peaks[1] < 1.1 * peaks[0]

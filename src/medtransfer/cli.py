@@ -309,3 +309,38 @@ def weights_verify(path: Path) -> None:
 
     read_weights(path)
     click.echo(f"{path}: VGG16's ImageNet weights, all 26 tensors")
+
+
+@cli.group()
+def cache() -> None:
+    """Features of frozen prefixes, kept in the user's cache."""
+
+
+@cache.command("show")
+def cache_show() -> None:
+    """List the stored features, the least recently used first."""
+    from datetime import datetime
+
+    from medtransfer.training.features import GB, entries, store
+
+    found = entries()
+    for entry in found:
+        made_from = entry["made_from"]
+        if not made_from:
+            click.echo(f"{entry['path'].name}  {entry['bytes'] / GB:8.3f} GB  unfinished")
+            continue
+        used = datetime.fromtimestamp(entry["last_used"]).strftime("%Y-%m-%d %H:%M")
+        click.echo(
+            f"{entry['path'].name}  {entry['bytes'] / GB:8.3f} GB  last used {used}  {made_from['prefix']}, "
+            f"{made_from['image_size']} px, {made_from['precision']}, {made_from['backend']} on {made_from['device']}"
+        )
+    total = sum(entry["bytes"] for entry in found)
+    click.echo(f"{len(found)} entries, {total / GB:.3f} of {_params().cache.max_gb:g} GB (cache.max_gb), in {store()}")
+
+
+@cache.command("clear")
+def cache_clear() -> None:
+    """Remove all stored features; they are computed again when they are needed."""
+    from medtransfer.training.features import GB, clear
+
+    click.echo(f"removed {clear() / GB:.3f} GB")

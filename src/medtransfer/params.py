@@ -108,6 +108,12 @@ class WeightsParams(Section):
     file: str | None
 
 
+class CacheParams(Section):
+    """What the store of features may hold, in units of 10^9 bytes; 0 turns it off."""
+
+    max_gb: Annotated[float, Field(ge=0)]
+
+
 class Configuration(Section):
     """A freezing configuration: the weights that a network begins from and the blocks it trains.
 
@@ -154,6 +160,7 @@ class Params(Section):
     trees: TreesParams
     train: TrainParams
     weights: WeightsParams
+    cache: CacheParams
     configurations: dict[Name, Configuration]
 
     @model_validator(mode="after")

@@ -1,5 +1,6 @@
 """train: artifacts/prepared/<dataset> → a network in artifacts/runs/<dataset>/<configuration>-seed<k>."""
 
+import time
 from pathlib import Path
 
 import keras
@@ -19,6 +20,7 @@ from medtransfer.stages.results import describe_fit, write_scores
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import device_name, make_deterministic
 from medtransfer.training.fit import fit, predict
+from medtransfer.training.prefix import leave_out_prefix
 
 
 def train(params: Params, dataset: str, name: str, seed: int) -> None:
@@ -57,39 +59,52 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
         tracking.run(dataset, run_name(name, seed), hyperparameters, record) as run_id,
     ):
         tracking.log_data(samples, dataset, {key: record[key] for key in ("data_source", "data_version")})
-        history = fit_and_score(model, images, samples, classes, settings, seed, folder)
-        seconds = float(history.seconds.sum())
+        begin = time.perf_counter()
+        network, inputs = leave_out_prefix(model, configuration.blocks, settings, images, params.cache.max_gb)
+        seconds = time.perf_counter() - begin
+        history = fit_and_score(network, inputs, samples, classes, settings, seed, folder)
+        seconds += float(history.seconds.sum())
         tracking.log_metrics({"seconds_total": seconds, "epochs_run": len(history)})
-        best = int(history.val_loss.to_numpy().argmin()) + 1
-        outcome = {"mlflow_run_id": run_id, "seconds": seconds, "epochs": len(history), "best_epoch": best}
+        save_network(model, np.asarray(images[:1]), folder)
+        outcome = {
+            "mlflow_run_id": run_id,
+            "stored_features": network is not model,
+            "seconds": seconds,
+            "epochs": len(history),
+            "best_epoch": int(history.val_loss.to_numpy().argmin()) + 1,
+        }
         write_json(folder / "run.json", {**record, **outcome, **counts})
 
 
 def fit_and_score(
-    model: keras.Model,
-    images: np.ndarray,
+    network: keras.Model,
+    inputs: np.ndarray,
     samples: pd.DataFrame,
     classes: list[str],
     settings: TrainParams,
     seed: int,
     folder: Path,
 ) -> pd.DataFrame:
-    """Fit a network, score it, and write history, predictions, metrics and model; return the history."""
+    """Fit a network and write history, predictions and metrics; return the history."""
     labels = encode_labels(samples, classes)
     rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation", "test")}
-    training = Batches(images, rows["train"], labels, settings.batch_size, seed)
-    validation = Batches(images, rows["validation"], labels, settings.batch_size)
-    history = fit(model, training, validation, settings, tracking.log_epoch)
+    training = Batches(inputs, rows["train"], labels, settings.batch_size, seed)
+    validation = Batches(inputs, rows["validation"], labels, settings.batch_size)
+    history = fit(network, training, validation, settings, tracking.log_epoch)
     history.to_csv(folder / "history.csv", index=False)
     asked = np.concatenate([rows["validation"], rows["test"]])
-    probabilities = predict(model, images, asked, settings.batch_size)
+    probabilities = predict(network, inputs, asked, settings.batch_size)
     metrics = write_scores(folder, samples.iloc[asked], probabilities, classes)
     print(f"test images: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}")
+    return history
+
+
+def save_network(model: keras.Model, example: np.ndarray, folder: Path) -> None:
+    """Write the whole network, pixels to probabilities, and log it with an example (1, size, size, 3), uint8."""
     # Without the optimizer, which would treble the file.
     network = keras.Model(model.inputs, model.outputs, name=model.name)
     network.save(folder / "model.keras")
-    tracking.log_keras_model(network, np.asarray(images[asked[:1]]), probabilities[:1], keras.backend.backend())
-    return history
+    tracking.log_keras_model(network, example, network.predict_on_batch(example), keras.backend.backend())
 
 
 def load_start(model: keras.Model, configuration: Configuration, params: Params, seed: int) -> None:

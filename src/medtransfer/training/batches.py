@@ -1,30 +1,38 @@
 """The input of a fit: batches of uint8 pixels in an order that depends on (seed, epoch) alone."""
 
 import math
+import mmap
+from collections.abc import Callable
 
 import keras
 import numpy as np
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of a part of a prepared data set.
+    """Batches of a part of a prepared data set, as pixels or as the features of a frozen prefix.
 
     Parameters
     ----------
-    images : ndarray of shape (n, size, size, 3), uint8, memory-mapped or in memory
+    inputs : ndarray of shape (n, height, width, channels), memory-mapped or in memory
+        Pixels, uint8, or features, float32 or bfloat16.
     rows : ndarray of shape (m,), which images belong to this part
     labels : ndarray of shape (n,), int
     seed : int, optional
         Shuffle anew every epoch with this seed; without it the order is that of `rows`.
 
+    Attributes
+    ----------
+    on_batch : callable
+        Called when a batch has been read.
     """
 
     def __init__(
-        self, images: np.ndarray, rows: np.ndarray, labels: np.ndarray, batch_size: int, seed: int | None = None
+        self, inputs: np.ndarray, rows: np.ndarray, labels: np.ndarray, batch_size: int, seed: int | None = None
     ):
         # Several workers change the order of JAX's random numbers, and with it the result.
         super().__init__(workers=1, use_multiprocessing=False)
-        self.images, self.rows, self.labels = images, rows, labels
+        self.inputs, self.rows, self.labels = inputs, rows, labels
+        self.on_batch: Callable[[], None] = lambda: None
         self.batch_size, self.seed, self.epoch = batch_size, seed, 0
         self._order = self._draw_order()
 
@@ -38,7 +46,13 @@ class Batches(keras.utils.PyDataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         rows = self._order[index * self.batch_size : (index + 1) * self.batch_size]
-        return np.asarray(self.images[rows]), self.labels[rows]  # (B, S, S, 3) uint8, (B,) int
+        batch = np.asarray(self.inputs[rows])  # (B, H, W, C)
+        if isinstance(self.inputs, np.memmap):
+            # Pages that were read count as this process's memory until they are given back; the system's
+            # file cache keeps them.
+            self.inputs._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        self.on_batch()
+        return batch, self.labels[rows]  # (B,) int
 
     def on_epoch_end(self) -> None:
         """Draw the next epoch's order."""

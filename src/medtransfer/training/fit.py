@@ -63,9 +63,9 @@ def build_optimizer(params: TrainParams) -> keras.optimizers.Optimizer:
     return kind(params.learning_rate)
 
 
-def predict(model: keras.Model, images: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndarray:
-    """Return probabilities (len(rows), classes), float32, of the images that `rows` names."""
-    batches = Batches(images, rows, np.zeros(len(images), np.int32), batch_size)
+def predict(model: keras.Model, inputs: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndarray:
+    """Return probabilities (len(rows), classes), float32, of the pixels or features that `rows` names."""
+    batches = Batches(inputs, rows, np.zeros(len(inputs), np.int32), batch_size)
     probabilities: np.ndarray = model.predict(batches, verbose=0)
     return probabilities
 
@@ -76,14 +76,15 @@ class _Recorder(keras.callbacks.Callback):
     def __init__(self, training: Batches, epochs: int, on_epoch: Callable[[int, dict[str, float]], None]):
         super().__init__()
         self.rows: list[dict[str, float]] = []
-        self.images, self.batches, self.epochs, self.on_epoch = len(training.rows), len(training), epochs, on_epoch
+        self.images, self.epochs, self.on_epoch = len(training.rows), epochs, on_epoch
         columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TimeRemainingColumn())
         self.console = Console()
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task("", total=len(training), epoch="")
+        training.on_batch = lambda: self.bar.advance(self.task)
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         self.bar.start()
-        self.task = self.bar.add_task("", total=self.batches, epoch="")
 
     def on_train_end(self, logs: dict[str, float] | None = None) -> None:
         self.bar.stop()
@@ -92,8 +93,9 @@ class _Recorder(keras.callbacks.Callback):
         self.begin = self.trained = time.perf_counter()
         self.bar.reset(self.task, epoch=f"{epoch + 1}/{self.epochs}")
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        self.bar.advance(self.task)
+    # No hook after a batch: Keras would then wait for the device to finish each of them.
+    def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
+        keras.ops.convert_to_numpy(self.model.trainable_variables[-1])  # waits for the last step
         self.trained = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:

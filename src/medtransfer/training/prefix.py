@@ -1,0 +1,70 @@
+"""The frozen prefix: what lies before the first trainable block, and the rest of the network."""
+
+from collections.abc import Iterator
+from importlib.metadata import version
+
+import keras
+import numpy as np
+
+from medtransfer.models import vgg16
+from medtransfer.models.weights import digest
+from medtransfer.params import BLOCKS, TrainParams
+from medtransfer.training.device import device_name
+from medtransfer.training.features import GB, hash_array, stored_features
+
+# Constant, so that a feature does not depend on the batch size that a run trains with.
+BATCH = 64
+
+
+def leave_out_prefix(
+    model: keras.Model, trainable: tuple[str, ...], settings: TrainParams, images: np.ndarray, max_gb: float
+) -> tuple[keras.Model, np.ndarray]:
+    """Return the network to train and what goes into it.
+
+    That is the part behind the frozen prefix and its stored features (n, h, w, channels), or the
+    whole network and the images (n, size, size, 3) where no block is frozen in front, `max_gb` is 0,
+    or the features find no room.
+    """
+    blocks = frozen_prefix(trainable)
+    if not blocks or max_gb == 0:
+        return model, images
+    prefix, rest = divide(model, blocks)
+    backend = keras.backend.backend()
+    made_from = {
+        "prefix": "-".join((blocks[0], blocks[-1])) if len(blocks) > 1 else blocks[0],
+        "weights": digest(vgg16.get_base_weights(prefix)),
+        "images": hash_array(images),
+        "image_size": images.shape[1],
+        "scaling": settings.scaling,
+        "precision": settings.precision,
+        "backend": f"{backend} {version(backend)}",
+        "device": device_name(),
+    }
+    shape = (len(images), *prefix.output_shape[1:])
+    features = stored_features(made_from, shape, lambda row: compute_features(prefix, images, row), max_gb * GB)
+    return (model, images) if features is None else (rest, features)
+
+
+def frozen_prefix(trainable: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the blocks before the first trainable one; all five where only the head trains."""
+    first = min((BLOCKS.index(block) for block in trainable), default=len(BLOCKS))
+    return BLOCKS[:first]
+
+
+def divide(model: keras.Model, prefix: tuple[str, ...]) -> tuple[keras.Model, keras.Model]:
+    """Divide VGG16 behind its frozen prefix; both parts share the model's layers.
+
+    Returns
+    -------
+    tuple of keras.Model
+        Pixels (batch, size, size, 3), uint8 → features (batch, h, w, channels) in the precision of
+        the network, and features → probabilities (batch, classes), float32.
+    """
+    joint = model.get_layer(f"{prefix[-1]}_pool").output
+    return keras.Model(model.input, joint, name="prefix"), keras.Model(joint, model.output, name="rest")
+
+
+def compute_features(prefix: keras.Model, images: np.ndarray, start: int) -> Iterator[np.ndarray]:
+    """Yield the features of images from row `start` on, a batch of (BATCH, h, w, channels) at a time."""
+    for row in range(start, len(images), BATCH):
+        yield np.asarray(prefix.predict_on_batch(np.asarray(images[row : row + BATCH])))

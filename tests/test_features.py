@@ -1,0 +1,216 @@
+"""Frozen prefixes: where the network is divided, what the store keeps, and that a run is the same with it."""
+
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medtransfer.models import vgg16
+from medtransfer.params import BLOCKS, TrainParams
+from medtransfer.training import features
+from medtransfer.training.batches import Batches
+from medtransfer.training.device import make_deterministic
+from medtransfer.training.fit import fit, predict
+from medtransfer.training.prefix import BATCH, compute_features, divide, frozen_prefix, leave_out_prefix
+
+SIZE, CLASSES = 32, 3
+SHAPE = (10, 2, 2, 3)
+
+
+@pytest.fixture(autouse=True)
+def user_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (BATCH + 6, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def made_from(name: str = "a", precision: str = "float32") -> dict[str, Any]:
+    return {"prefix": name, "precision": precision}
+
+
+def rows(start: int) -> Iterator[np.ndarray]:
+    """Features that say which row they are of, two at a time."""
+    whole = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
+    for row in range(start, len(whole), 2):
+        yield whole[row : row + 2]
+
+
+def never(start: int) -> Iterator[np.ndarray]:
+    raise AssertionError("computed again")
+
+
+def test_the_prefix_ends_before_the_first_trainable_block() -> None:
+    assert frozen_prefix(()) == BLOCKS
+    assert frozen_prefix(("block5",)) == BLOCKS[:4]
+    assert frozen_prefix(("block3", "block5")) == BLOCKS[:2]
+    assert frozen_prefix(("block1", "block5")) == ()
+    assert frozen_prefix(BLOCKS) == ()
+
+
+@pytest.mark.parametrize("blocks", [("block2",), ("block5",), ()])
+def test_the_parts_behind_each_other_are_the_network(
+    blocks: tuple[str, ...], images: np.ndarray, tiny: TrainParams
+) -> None:
+    model = vgg16.build_vgg16(SIZE, CLASSES, tiny, seed=0)
+    vgg16.set_trainable(model, blocks)
+    prefix, rest = divide(model, frozen_prefix(blocks))
+    whole = model.predict_on_batch(images)
+    computed = np.concatenate(list(compute_features(prefix, images, 0)))
+    assert np.allclose(rest.predict_on_batch(computed), whole, atol=1e-6)
+    assert prefix.trainable_variables == []
+    assert [v.path for v in rest.trainable_variables] == [v.path for v in model.trainable_variables]
+
+
+def test_features_are_computed_once(tmp_path: Path) -> None:
+    first = features.stored_features(made_from(), SHAPE, rows, features.GB)
+    again = features.stored_features(made_from(), SHAPE, never, features.GB)
+    assert first is not None
+    assert again is not None
+    assert isinstance(again, np.memmap)
+    assert (again == np.concatenate(list(rows(0)))).all()
+    assert [entry["made_from"] for entry in features.entries()] == [made_from()]
+    with pytest.raises(AssertionError, match="computed again"):
+        features.stored_features(made_from("b"), SHAPE, never, features.GB)
+
+
+def test_bfloat16_is_kept_in_two_bytes_and_to_the_bit() -> None:
+    dtype = features.DTYPES["mixed_bfloat16"]
+
+    def halves(start: int) -> Iterator[np.ndarray]:
+        return (batch.astype(dtype) / 3 for batch in rows(start))
+
+    stored = features.stored_features(made_from(precision="mixed_bfloat16"), SHAPE, halves, features.GB)
+    assert stored is not None
+    assert stored.dtype == dtype
+    assert (np.asarray(stored) == np.concatenate(list(halves(0)))).all()
+    (entry,) = features.entries()
+    assert entry["bytes"] - 2 * np.prod(SHAPE) < 200
+
+
+def test_an_interrupted_fill_goes_on_where_it_stopped() -> None:
+    def cut(start: int) -> Iterator[np.ndarray]:
+        for number, batch in enumerate(rows(start)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield batch
+
+    with pytest.raises(KeyboardInterrupt):
+        features.stored_features(made_from(), SHAPE, cut, features.GB)
+    assert [entry["made_from"] for entry in features.entries()] == [None]
+    starts = []
+
+    def watched(start: int) -> Iterator[np.ndarray]:
+        starts.append(start)
+        return rows(start)
+
+    # As if the kill had come within a write: half a row lies behind the whole ones.
+    (unfinished,) = features.store().glob("*/features.npy")
+    with unfinished.open("ab") as file:
+        file.write(b"\0" * 7)
+    stored = features.stored_features(made_from(), SHAPE, watched, features.GB)
+    assert starts == [4]
+    assert stored is not None
+    assert (stored == np.concatenate(list(rows(0)))).all()
+
+
+def test_the_least_recently_used_entry_makes_room() -> None:
+    one = 4 * int(np.prod(SHAPE)) + 128
+    for age, name in ((300, "a"), (200, "b")):
+        features.stored_features(made_from(name), SHAPE, rows, 2.5 * one)
+        (newest,) = (entry for entry in features.entries() if entry["made_from"]["prefix"] == name)
+        os.utime(newest["path"] / "made_from.json", (time.time() - age,) * 2)
+    features.stored_features(made_from("a"), SHAPE, never, 2.5 * one)
+    features.stored_features(made_from("c"), SHAPE, rows, 2.5 * one)
+    assert [entry["made_from"]["prefix"] for entry in features.entries()] == ["a", "c"]
+
+
+def test_without_room_the_run_goes_on_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "medtransfer")
+    assert features.stored_features(made_from(), SHAPE, never, 100) is None
+    assert "cache.max_gb is 1e-07" in caplog.text
+    usage = shutil.disk_usage("/")._replace(free=features.SPARE_BYTES)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert features.stored_features(made_from(), SHAPE, never, features.GB) is None
+    assert "GB free" in caplog.text
+    assert features.entries() == []
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "medtransfer")
+
+    def full(start: int) -> Iterator[np.ndarray]:
+        yield from list(rows(start))[:2]
+        raise OSError(28, "No space left on device")
+
+    assert features.stored_features(made_from(), SHAPE, full, features.GB) is None
+    assert "No space left" in caplog.text
+    assert list(features.store().glob("*/*")) == []
+
+
+def test_what_another_process_fills_is_left_alone() -> None:
+    one = 4 * int(np.prod(SHAPE)) + 128
+
+    def meanwhile(start: int) -> Iterator[np.ndarray]:
+        yield from rows(start)
+        # The lock is this process's own, which a second lock object cannot take either.
+        assert features.stored_features(made_from("b"), SHAPE, never, 1.5 * one) is None
+        assert features.clear() == 0
+
+    assert features.stored_features(made_from(), SHAPE, meanwhile, 1.5 * one) is not None
+    assert features.clear() == one
+    assert features.entries() == []
+
+
+def _fill_slowly(counter: Path) -> None:
+    def slow(start: int) -> Iterator[np.ndarray]:
+        with counter.open("a") as file:
+            file.write("x")
+        time.sleep(0.3)
+        return rows(start)
+
+    assert features.stored_features(made_from(), SHAPE, slow, features.GB) is not None
+
+
+def test_processes_that_want_the_same_features_compute_them_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_fill_slowly, args=(tmp_path / "counter",)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert (tmp_path / "counter").read_text() == "x"
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("blocks", [("block5",), ()])
+def test_a_run_is_the_same_with_and_without_the_store(
+    blocks: tuple[str, ...], precision: str, images: np.ndarray, tiny: TrainParams
+) -> None:
+    settings = tiny.model_copy(update={"precision": precision})
+    labels = np.arange(len(images), dtype=np.int32) % CLASSES
+    found = []
+    for max_gb in (0, 1):
+        make_deterministic()
+        model = vgg16.build_vgg16(SIZE, CLASSES, settings, seed=3)
+        vgg16.set_trainable(model, blocks)
+        network, inputs = leave_out_prefix(model, blocks, settings, images, max_gb)
+        assert (network is model) == (max_gb == 0)
+        training = Batches(inputs, np.arange(50), labels, 8, seed=3)
+        validation = Batches(inputs, np.arange(50, 70), labels, 8)
+        fit(network, training, validation, settings, lambda epoch, row: None)
+        found.append(predict(network, inputs, np.arange(70), 8))
+        assert np.allclose(model.predict(images, verbose=0), found[-1], atol=1e-5 if precision == "float32" else 2e-2)
+    assert np.allclose(found[0], found[1], atol=1e-5 if precision == "float32" else 2e-2)
+    assert (found[0].argmax(1) == found[1].argmax(1)).mean() >= (1 if precision == "float32" else 0.9)
