@@ -45,3 +45,32 @@ def test_a_tiny_configuration_trains_on_jax_without_tensorflow(tmp_path: Path, d
     predictions = pd.read_csv(folder / "predictions.csv")
     assert len(predictions) == 88
     assert (predictions[["p_NORMAL", "p_PNEUMONIA"]].sum(axis=1) - 1).abs().max() < 1e-5
+
+
+SAME_ON_THE_DEVICE = """
+import jax.numpy as jnp
+import keras, numpy as np
+from medtransfer.models import vgg16
+from medtransfer.params import TrainParams
+from medtransfer.training.batches import Batches
+from medtransfer.training.fit import fit, predict
+settings = TrainParams(batch_size=8, epochs=2, patience=2, optimizer="adam", learning_rate=1e-3, dense_units=[8, 8],
+                       dropout=0.5, scaling="talk", precision="float32")
+pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+labels = np.arange(40) % 2
+found = []
+for inputs in (pixels, jnp.asarray(pixels)):
+    model = vgg16.build_vgg16(32, 2, settings, seed=0)
+    vgg16.set_trainable(model, ())
+    assert isinstance(Batches(inputs, np.arange(40), labels, 8)[0][0], type(inputs))
+    fit(model, Batches(inputs, np.arange(32), labels, 8, 0), Batches(inputs, np.arange(32, 40), labels, 8), settings,
+        lambda epoch, row: None)
+    found.append(predict(model, inputs, np.arange(40), 8))
+assert (found[0] == found[1]).all()
+"""
+
+
+def test_arrays_on_the_device_give_the_same_bits_as_arrays_in_memory() -> None:
+    env = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": str(PROJECT / "src")}
+    result = subprocess.run([sys.executable, "-c", SAME_ON_THE_DEVICE], env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -50,6 +51,27 @@ def test_without_a_seed_the_rows_keep_their_order() -> None:
     batches = Batches(np.zeros((10, 2, 2, 3), np.uint8), rows, np.arange(10), 2)
     assert len(batches) == 2
     assert order(batches) == [5, 3, 9]
+
+
+class Watched(Batches):
+    """Keeps which batches were asked for."""
+
+    asked: list[int]
+
+    def __getitem__(self, index: int) -> tuple[Any, np.ndarray]:
+        self.asked.append(index)
+        return super().__getitem__(index)
+
+
+def test_nothing_but_the_batches_shuffles(data: tuple[np.ndarray, np.ndarray], tiny: TrainParams) -> None:
+    images, labels = data
+    model = vgg16.build_vgg16(SIZE, CLASSES, tiny, seed=5)
+    vgg16.set_trainable(model, ())
+    training = Watched(images, np.arange(36), labels, 4, seed=5)
+    training.asked = []
+    fit(model, training, Batches(images, np.arange(36, 48), labels, 4), tiny, lambda epoch, row: None)
+    # Keras reads the first batches once more to learn their shape.
+    assert training.asked[-2 * len(training) :] == 2 * list(range(len(training)))
 
 
 def one_fit(data: tuple[np.ndarray, np.ndarray], params: TrainParams) -> tuple[np.ndarray, list[dict[str, float]]]:

@@ -49,6 +49,7 @@ def cli() -> None:
     """Transfer learning on medical images: which layers of VGG16 matter?"""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("medtransfer").setLevel(logging.INFO)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -309,6 +310,59 @@ def weights_verify(path: Path) -> None:
 
     read_weights(path)
     click.echo(f"{path}: VGG16's ImageNet weights, all 26 tensors")
+
+
+@cli.command()
+@click.argument("dataset", default="ham10000")
+@click.option("--images", default=320, show_default=True, help="Training images of an epoch of the whole network.")
+@click.option("--rounds", default=3, show_default=True, help="Measured epochs a side, after one to warm up.")
+@click.option(
+    "--race-images", default=960, show_default=True, help="Training images of the race to equal accuracy; 0: none."
+)
+@click.option("--race-epochs", default=3, show_default=True, help="Epochs of the notebook in the race.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--configuration", "names", multiple=True, help="Only this one; may be given several times.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("artifacts/bench.json"), show_default=True)
+def bench(dataset: str, output: Path, names: tuple[str, ...], **options: int) -> None:
+    """Measure training against a plain Keras notebook, PyTorch where it is installed, and the machine's limit.
+
+    DATASET has been prepared; its image size is measured. Takes about 40 minutes on 2 cores at 64 px.
+    """
+    params = _params()
+    unknown = set(names) - set(params.configurations)
+    if unknown:
+        raise UserError(f"--configuration: {min(unknown)}: unknown; there are {', '.join(params.configurations)}")
+    with _quiet_start():
+        import numpy as np
+        from rich.console import Console
+
+        from medtransfer.bench.compare import compare, table
+        from medtransfer.files import write_json
+        from medtransfer.models.weights import imagenet_weights
+        from medtransfer.stages.inputs import encode_labels, read_dataset
+        from medtransfer.tracking import git_commit
+
+    images, samples, description = read_dataset(dataset)
+    rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation")}
+    if max(options["images"], options["race_images"]) > len(rows["train"]):
+        raise UserError(f"--images, --race-images: {dataset} has {len(rows['train'])} training images; give fewer")
+    labels = encode_labels(samples, description["classes"])
+    chosen = {name: value for name, value in params.configurations.items() if not names or name in names}
+    weights = imagenet_weights(params.weights.file)
+    result = compare(images, labels, rows, params.train, chosen, weights, options)
+    command = " ".join(["medtransfer", *sys.argv[1:]])
+    write_json(
+        output,
+        {
+            "command": command,
+            "git_commit": git_commit(),
+            "data": description["source"],
+            "synthetic": description["synthetic"],
+            **result,
+        },
+    )
+    Console(width=None if sys.stdout.isatty() else 140).print(table(result))
+    click.echo(f"everything measured: {output}")
 
 
 @cli.group()

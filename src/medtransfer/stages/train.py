@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,7 +19,7 @@ from medtransfer.stages.inputs import encode_labels, read_dataset
 from medtransfer.stages.layout import run_folder, run_name
 from medtransfer.stages.results import describe_fit, write_scores
 from medtransfer.training.batches import Batches
-from medtransfer.training.device import device_name, make_deterministic
+from medtransfer.training.device import device_name, make_deterministic, place_on_device
 from medtransfer.training.fit import fit, predict
 from medtransfer.training.prefix import leave_out_prefix
 
@@ -62,7 +63,7 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
         begin = time.perf_counter()
         network, inputs = leave_out_prefix(model, configuration.blocks, settings, images, params.cache.max_gb)
         seconds = time.perf_counter() - begin
-        history = fit_and_score(network, inputs, samples, classes, settings, seed, folder)
+        history = fit_and_score(network, place_on_device(inputs), samples, classes, settings, seed, folder)
         seconds += float(history.seconds.sum())
         tracking.log_metrics({"seconds_total": seconds, "epochs_run": len(history)})
         save_network(model, np.asarray(images[:1]), folder)
@@ -78,7 +79,7 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
 
 def fit_and_score(
     network: keras.Model,
-    inputs: np.ndarray,
+    inputs: Any,
     samples: pd.DataFrame,
     classes: list[str],
     settings: TrainParams,

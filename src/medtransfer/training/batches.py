@@ -3,6 +3,7 @@
 import math
 import mmap
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,8 +14,8 @@ class Batches(keras.utils.PyDataset):
 
     Parameters
     ----------
-    inputs : ndarray of shape (n, height, width, channels), memory-mapped or in memory
-        Pixels, uint8, or features, float32 or bfloat16.
+    inputs : array of shape (n, height, width, channels), memory-mapped, in memory or on a device
+        Pixels, uint8, or features, float32 or bfloat16. Batches lie where the array lies.
     rows : ndarray of shape (m,), which images belong to this part
     labels : ndarray of shape (n,), int
     seed : int, optional
@@ -26,9 +27,7 @@ class Batches(keras.utils.PyDataset):
         Called when a batch has been read.
     """
 
-    def __init__(
-        self, inputs: np.ndarray, rows: np.ndarray, labels: np.ndarray, batch_size: int, seed: int | None = None
-    ):
+    def __init__(self, inputs: Any, rows: np.ndarray, labels: np.ndarray, batch_size: int, seed: int | None = None):
         # Several workers change the order of JAX's random numbers, and with it the result.
         super().__init__(workers=1, use_multiprocessing=False)
         self.inputs, self.rows, self.labels = inputs, rows, labels
@@ -44,10 +43,11 @@ class Batches(keras.utils.PyDataset):
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.batch_size)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[Any, np.ndarray]:
         rows = self._order[index * self.batch_size : (index + 1) * self.batch_size]
-        batch = np.asarray(self.inputs[rows])  # (B, H, W, C)
+        batch = self.inputs[rows]  # (B, H, W, C)
         if isinstance(self.inputs, np.memmap):
+            batch = np.asarray(batch)
             # Pages that were read count as this process's memory until they are given back; the system's
             # file cache keeps them.
             self.inputs._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]

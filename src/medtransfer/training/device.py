@@ -2,8 +2,13 @@
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import keras
+import numpy as np
+
+# The share of a GPU's free memory that images or features may take; the rest is for the network.
+DEVICE_SHARE = 0.5
 
 
 def make_deterministic() -> None:
@@ -38,3 +43,18 @@ def device_name() -> str:
         line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
     ]
     return f"CPU {models[0]}" if models else f"CPU {platform.machine()}"
+
+
+def place_on_device(inputs: np.ndarray) -> Any:
+    """Return the array in a GPU's memory where there is room, else as it is.
+
+    On JAX only: Keras feeds TensorFlow from NumPy arrays, so that a copy to the device and back
+    would come first.
+    """
+    if keras.backend.backend() != "jax" or not accelerators():
+        return inputs
+    import jax
+
+    stats = jax.devices()[0].memory_stats()
+    free = stats["bytes_limit"] - stats["bytes_in_use"]
+    return jax.device_put(inputs) if inputs.nbytes <= DEVICE_SHARE * free else inputs

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,6 +16,7 @@ from medtransfer.params import TrainParams
 from medtransfer.training.batches import Batches
 
 HISTORY_COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second"]
+HEAD_STEPS = 32
 
 
 def fit(
@@ -42,17 +44,33 @@ def fit(
     UserError
         The loss is no longer a finite number.
     """
+    compile_network(model, params)
+    stopping = keras.callbacks.EarlyStopping("val_loss", patience=params.patience, restore_best_weights=True)
+    recorder = _Recorder(training, params.epochs, on_epoch)
+    model.fit(
+        training,
+        validation_data=validation,
+        epochs=params.epochs,
+        callbacks=[recorder, stopping],
+        # Batches draw their own order; Keras would shuffle them once more, from a state that is not (seed, epoch).
+        shuffle=False,
+        verbose=0,
+    )
+    return pd.DataFrame(recorder.rows, columns=HISTORY_COLUMNS)
+
+
+def compile_network(model: keras.Model, params: TrainParams) -> None:
+    """Choose loss, optimizer, metrics and how a step runs."""
+    convolves = any(isinstance(layer, keras.layers.Conv2D) for layer in model.layers)
     model.compile(
         optimizer=build_optimizer(params),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
         # TensorFlow has no deterministic XLA.
         jit_compile=keras.backend.backend() == "jax",
+        # A step of dense layers alone is shorter than the Python around it. Ctrl-C waits for one execution.
+        steps_per_execution=1 if convolves else HEAD_STEPS,
     )
-    stopping = keras.callbacks.EarlyStopping("val_loss", patience=params.patience, restore_best_weights=True)
-    recorder = _Recorder(training, params.epochs, on_epoch)
-    model.fit(training, validation_data=validation, epochs=params.epochs, callbacks=[recorder, stopping], verbose=0)
-    return pd.DataFrame(recorder.rows, columns=HISTORY_COLUMNS)
 
 
 def build_optimizer(params: TrainParams) -> keras.optimizers.Optimizer:
@@ -63,7 +81,7 @@ def build_optimizer(params: TrainParams) -> keras.optimizers.Optimizer:
     return kind(params.learning_rate)
 
 
-def predict(model: keras.Model, inputs: np.ndarray, rows: np.ndarray, batch_size: int) -> np.ndarray:
+def predict(model: keras.Model, inputs: Any, rows: np.ndarray, batch_size: int) -> np.ndarray:
     """Return probabilities (len(rows), classes), float32, of the pixels or features that `rows` names."""
     batches = Batches(inputs, rows, np.zeros(len(inputs), np.int32), batch_size)
     probabilities: np.ndarray = model.predict(batches, verbose=0)

@@ -65,6 +65,9 @@ def divide(model: keras.Model, prefix: tuple[str, ...]) -> tuple[keras.Model, ke
 
 
 def compute_features(prefix: keras.Model, images: np.ndarray, start: int) -> Iterator[np.ndarray]:
-    """Yield the features of images from row `start` on, a batch of (BATCH, h, w, channels) at a time."""
+    """Yield the features of images from row `start` on, at most (BATCH, h, w, channels) at a time."""
     for row in range(start, len(images), BATCH):
-        yield np.asarray(prefix.predict_on_batch(np.asarray(images[row : row + BATCH])))
+        batch = np.asarray(images[row : row + BATCH])
+        # The last batch is filled up: another shape would be another program to compile.
+        full = np.concatenate([batch, np.zeros((BATCH - len(batch), *batch.shape[1:]), batch.dtype)])
+        yield np.asarray(prefix.predict_on_batch(full))[: len(batch)]

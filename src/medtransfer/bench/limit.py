@@ -1,0 +1,63 @@
+"""The machine's own limit: multiply-adds that a step needs, and the rate that a matrix product reaches."""
+
+import statistics
+import time
+from itertools import pairwise
+
+import keras
+import numpy as np
+
+from medtransfer.params import BLOCKS
+
+CHANNELS = {"block1": (64,) * 2, "block2": (128,) * 2, "block3": (256,) * 3, "block4": (512,) * 3, "block5": (512,) * 3}
+
+
+def multiply_adds(
+    image_size: int, dense_units: list[int], classes: int, trainable: tuple[str, ...], *, stored: bool
+) -> int:
+    """Return the multiply-adds that training needs for one image.
+
+    Forward through every layer that runs; for each trainable layer as many again for the gradient of
+    its weights; and for each layer behind the first trainable one as many again for the gradient of
+    its input. Biases, pooling and the optimizer are left out.
+
+    Parameters
+    ----------
+    stored : bool
+        The output of the frozen prefix comes from the store.
+    """
+    layers = _layers(image_size, dense_units, classes)
+    trains = [part in (*trainable, "head") for part, _ in layers]
+    first = trains.index(True)
+    forward = sum(count for _, count in layers[first if stored else 0 :])
+    weights = sum(count for (_, count), trained in zip(layers, trains, strict=True) if trained)
+    inputs = sum(count for _, count in layers[first + 1 :])
+    return forward + weights + inputs
+
+
+def _layers(image_size: int, dense_units: list[int], classes: int) -> list[tuple[str, int]]:
+    """Return block and forward multiply-adds of each layer with weights, in the order of the network."""
+    layers, side, before = [], image_size, 3
+    for block in BLOCKS:
+        for channels in CHANNELS[block]:
+            layers.append((block, side * side * 9 * before * channels))
+            before = channels
+        side //= 2
+    widths = [side * side * before, *dense_units, classes]
+    return layers + [("head", a * b) for a, b in pairwise(widths)]
+
+
+def matmul_rate(precision: str, sizes: tuple[int, ...] = (2048, 4096), repeats: int = 5) -> float:
+    """Return the best multiply-adds a second over square matrices of these sizes, a median of `repeats` each."""
+    dtype = {"float32": "float32", "mixed_bfloat16": "bfloat16"}[precision]
+    return max(_rate(size, dtype, repeats) for size in sizes)
+
+
+def _rate(size: int, dtype: str, repeats: int) -> float:
+    matrix = keras.ops.cast(keras.ops.convert_to_tensor(np.full((size, size), 1 / size, np.float32)), dtype)
+    seconds = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        float(keras.ops.matmul(matrix, matrix)[0, 0])  # waits for the device
+        seconds.append(time.perf_counter() - begin)
+    return size**3 / statistics.median(seconds[1:])
