@@ -63,8 +63,7 @@ for inputs in (pixels, jnp.asarray(pixels)):
     model = vgg16.build_vgg16(32, 2, settings, seed=0)
     vgg16.set_trainable(model, ())
     assert isinstance(Batches(inputs, np.arange(40), labels, 8)[0][0], type(inputs))
-    fit(model, Batches(inputs, np.arange(32), labels, 8, 0), Batches(inputs, np.arange(32, 40), labels, 8), settings,
-        lambda epoch, row: None)
+    fit(model, Batches(inputs, np.arange(32), labels, 8, 0), Batches(inputs, np.arange(32, 40), labels, 8), settings)
     found.append(predict(model, inputs, np.arange(40), 8))
 assert (found[0] == found[1]).all()
 """

@@ -17,6 +17,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from conftest import PROJECT
+from medtransfer.errors import UserError
+from medtransfer.stages.integrity import check_unchanged
 
 STAGES = {
     "prepare": "prepare",
@@ -177,16 +179,20 @@ def test_the_reports_are_whole(study: Path) -> None:
     assert (study / "reports" / "metrics.json").exists()
 
 
+def runs_by_fit(client: mlflow.MlflowClient) -> dict[str, Any]:
+    experiments = [client.get_experiment_by_name(name) for name in ("ham10000", "chest_xray")]
+    found = client.search_runs([entry.experiment_id for entry in experiments if entry])
+    by_fit = {run.data.tags["medtransfer.fit"]: run for run in found}
+    assert len(by_fit) == len(found)
+    return by_fit
+
+
 def test_mlflow_has_one_finished_run_a_fit_with_everything(study: Path) -> None:
     client = store(study)
-    by_id: dict[str, Any] = {}
-    for experiment in ("ham10000", "chest_xray"):
-        found = client.get_experiment_by_name(experiment)
-        assert found
-        by_id |= {run.info.run_id: run for run in client.search_runs([found.experiment_id])}
-    assert set(by_id) == {fit["mlflow_run_id"] for fit in fits(study)}
+    by_fit = runs_by_fit(client)
+    assert set(by_fit) == {fit["fit"] for fit in fits(study)}
     for fit in fits(study):
-        logged = by_id[fit["mlflow_run_id"]]
+        logged = by_fit[fit["fit"]]
         assert logged.info.status == "FINISHED"
         assert logged.info.run_name == f"{fit['model']}-seed0"
         tags, metrics = logged.data.tags, logged.data.metrics
@@ -202,14 +208,14 @@ def test_mlflow_has_one_finished_run_a_fit_with_everything(study: Path) -> None:
             assert metrics[key.replace(" ", "_")] == value
         assert any(name.startswith("system/") for name in metrics)
         assert len(logged.inputs.dataset_inputs) == 1
-        reports = {Path(entry.path).name for entry in client.list_artifacts(fit["mlflow_run_id"])}
+        reports = {Path(entry.path).name for entry in client.list_artifacts(logged.info.run_id)}
         assert {"confusion.png", "report.txt"} <= reports
         if fit["kind"] == "network":
             assert {"weights", "trainable_blocks"} <= set(tags)
             assert logged.data.params["train.learning_rate"] == "0.0001"
             assert "curves.png" in reports
             for name in ("loss", "accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second"):
-                steps = [point.step for point in client.get_metric_history(fit["mlflow_run_id"], name)]
+                steps = [point.step for point in client.get_metric_history(logged.info.run_id, name)]
                 assert steps == [1]
 
 
@@ -217,14 +223,14 @@ def test_logged_models_give_the_written_predictions_from_raw_pixels(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(study)  # the store keeps its artifacts' addresses
-    store(study)
+    by_fit = runs_by_fit(store(study))
     for fit in fits(study):
         folder = study / "artifacts" / "prepared" / fit["dataset"]
         images, samples = np.load(folder / "images.npy"), pd.read_csv(folder / "samples.csv")
         pixels = images[samples.split == "test"]
         if fit["kind"] == "baseline":
             pixels = pixels.reshape(len(pixels), -1)
-        model = mlflow.pyfunc.load_model(f"runs:/{fit['mlflow_run_id']}/model")
+        model = mlflow.pyfunc.load_model(f"runs:/{by_fit[fit['fit']].info.run_id}/model")
         written = pd.read_csv(
             study / "artifacts" / "runs" / fit["dataset"] / f"{fit['model']}-seed0" / "predictions.csv"
         )
@@ -248,6 +254,99 @@ def test_dvc_shows_metrics_and_plots(study: Path) -> None:
     text = (study / "plots_page" / "index.html").read_text()
     assert "chest_xray-cnn_random-seed0.csv" in text
     assert "training_accuracy" in text
+
+
+# --- the store is checked
+
+
+@pytest.fixture
+def copy(study: Path, tmp_path: Path) -> Path:
+    """A copy of the finished study that a test may damage; its MLflow store still names the first folder."""
+    return Path(shutil.copytree(study, tmp_path / "medtransfer", symlinks=True))
+
+
+def test_the_audit_finds_nothing_wrong_with_a_fresh_study(study: Path) -> None:
+    assert run(study, "medtransfer", "audit").splitlines()[-1] == "8 fits, 0 differences"
+
+
+def test_what_mlflow_lost_is_logged_again_from_the_outputs(study: Path, copy: Path) -> None:
+    shutil.rmtree(copy / "mlruns")
+    lost = run(copy, "medtransfer", "audit", code=1)
+    assert lost.count("MLflow has no run of this fit") == 8
+    repaired = run(copy, "medtransfer", "audit", "--repair")
+    assert repaired.splitlines()[-1] == "8 fits, 0 differences"
+    before, after = (runs_by_fit(store(folder)) for folder in (study, copy))
+    for fit, original in before.items():
+        again = after[fit]
+        assert again.info.status == "FINISHED"
+        assert again.info.run_name == original.info.run_name
+        assert again.data.params == original.data.params
+        for name, value in original.data.metrics.items():
+            if not name.startswith("system/"):
+                assert again.data.metrics[name] == value, name
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("predictions.csv", "test", "text", "not what dvc.lock names"),
+        ("run.json", '"learning_rate": 0.0001', '"learning_rate": 0.001', "train is"),
+        ("metrics.json", "0.", "1.", "metrics.json says"),
+        ("history.csv", "\n1,", "\n2,", "history.csv has [2]"),
+    ],
+)
+def test_a_planted_drift_is_found(copy: Path, file: str, old: str, new: str, message: str) -> None:
+    path = copy / "artifacts" / "runs" / "ham10000" / "imagenet_head-seed0" / file
+    path.chmod(0o644)
+    path.write_text(path.read_text().replace(old, new, 1))
+    found = run(copy, "medtransfer", "audit", code=1)
+    assert message in found
+    assert "imagenet_head-seed0" in found
+
+
+def test_a_damaged_input_is_named_before_anything_is_trained(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(copy)
+    lock = YAML(typ="safe").load((copy / "dvc.lock").read_text())["stages"]
+    folders = [Path(out["path"]) for stage in lock.values() for out in stage["outs"] if out["md5"].endswith(".dir")]
+    for folder in [*folders, Path("data")]:
+        check_unchanged(folder)  # our hash is DVC's
+    rng = np.random.default_rng(0)
+    for folder in (Path("artifacts/prepared/ham10000"), Path("data")):
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        for _ in range(25):
+            path = files[rng.integers(len(files))]
+            content = path.read_bytes()
+            offset = int(rng.integers(len(content)))
+            path.chmod(0o644)
+            path.write_bytes(content[:offset] + bytes([content[offset] ^ 1 << rng.integers(8)]) + content[offset + 1 :])
+            with pytest.raises(UserError, match=rf"{folder}: not what .* names .*{re.escape(path.name)}.*remove"):
+                check_unchanged(folder)
+            path.write_bytes(content)
+        check_unchanged(folder)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "schema: '2.0'\nstages:\n  prepare@ham10000:\n    outs:\n    - path: arti", "[", "{}"]
+)
+def test_a_cut_dvc_file_gets_a_line_that_says_how_to_mend_it(copy: Path, content: str) -> None:
+    lock = (copy / "dvc.lock").read_text()
+    (copy / "dvc.lock").write_text(content)
+    assert "git checkout dvc.lock" in failing(copy, "medtransfer", "study")
+    (copy / "dvc.lock").write_text(lock)
+    (copy / ".dvc" / "tmp" / "rwlock").write_text("")
+    assert "rm .dvc/tmp/rwlock" in failing(copy, "medtransfer", "study")
+
+
+def failing(folder: Path, *command: str) -> str:
+    """Return the one line with which a command ends with exit code 2."""
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    env |= {"PYTHONPATH": str(folder / "src")}
+    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2, result.stderr
+    return result.stderr.strip().splitlines()[-1]
+
+
+# --- what runs again
 
 
 def test_the_same_seed_gives_the_same_predictions_to_the_bit(study: Path) -> None:

@@ -88,9 +88,9 @@ def test_a_large_jpeg_is_decoded_small_with_an_equal_result(tmp_path: Path) -> N
     coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
     coarse.resize((800, 600), Image.Resampling.BICUBIC).save(tmp_path / "large.jpg", quality=95)
     small = load_pixels(tmp_path / "large.jpg", 32, "lanczos")
-    assert load_rgb(tmp_path / "large.jpg", 32).size == (200, 150)
-    assert load_rgb(tmp_path / "large.jpg", 200).size == (800, 600)
-    whole = np.asarray(load_rgb(tmp_path / "large.jpg").resize((32, 32), Image.Resampling.LANCZOS))
+    assert load_rgb(tmp_path / "large.jpg", 32).image.size == (200, 150)
+    assert load_rgb(tmp_path / "large.jpg", 200).image.size == (800, 600)
+    whole = np.asarray(load_rgb(tmp_path / "large.jpg").image.resize((32, 32), Image.Resampling.LANCZOS))
     assert np.abs(small.astype(int) - whole).mean() < 0.5
 
 

@@ -1,5 +1,8 @@
 """MLflow: a run ends as it really ended, and a logged model answers raw pixels as the network did."""
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -13,13 +16,15 @@ from medtransfer.models import vgg16
 from medtransfer.models.trees import build_tree, flatten_pixels, save_tree, skops_types
 from medtransfer.params import Params, TrainParams
 
+ROWS = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
+
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tracking.connect()
-    return mlflow.MlflowClient()
+    # MLflow keeps the store of a relative address open when the working folder changes.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    return tracking.connect()
 
 
 @pytest.mark.parametrize(
@@ -30,10 +35,10 @@ def test_the_status_is_the_truth(store: mlflow.MlflowClient, ending: type[BaseEx
     seen = []
 
     def work() -> None:
-        with tracking.run("ham10000", "x-seed0", {"a": {"b": 1}}, {"seed": 0}) as run_id:
-            seen.append(run_id)
-            tracking.log_epoch(1, {"epoch": 1, "loss": 0.5})
-            tracking.log_epoch(2, {"epoch": 2, "loss": 0.25})
+        with tracking.run("ham10000", "x-seed0", "f1", {"a": {"b": 1}}, {"seed": 0}) as run:
+            seen.append(run.run_id)
+            run.log_epochs(ROWS[:1])
+            run.log_epochs(ROWS)
             if ending:
                 raise ending
 
@@ -42,11 +47,14 @@ def test_the_status_is_the_truth(store: mlflow.MlflowClient, ending: type[BaseEx
             work()
     else:
         work()
-    run = store.get_run(seen[0])
+    run = store.get_run(seen[0] or "")
     assert run.info.status == status
     assert run.info.run_name == "x-seed0"
     assert run.data.params == {"a.b": "1"}
-    assert [(point.step, point.value) for point in store.get_metric_history(seen[0], "loss")] == [(1, 0.5), (2, 0.25)]
+    assert [(point.step, point.value) for point in store.get_metric_history(run.info.run_id, "loss")] == [
+        (1, 0.5),
+        (2, 0.25),
+    ]
     assert mlflow.active_run() is None
 
 
@@ -54,9 +62,9 @@ def test_a_network_answers_raw_pixels_as_before(store: mlflow.MlflowClient, tiny
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     model = vgg16.build_vgg16(32, 3, tiny, seed=0)
     expected = model.predict(images, verbose=0)
-    with tracking.run("ham10000", "x", {}, {}) as run_id:
-        tracking.log_keras_model(model, images[:1], expected[:1], keras.backend.backend())
-    loaded = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
+    with tracking.run("ham10000", "x", "f1", {}, {}) as run:
+        run.log_model(lambda: tracking.log_keras_model(model, images[:1], expected[:1], keras.backend.backend()))
+    loaded = mlflow.pyfunc.load_model(f"runs:/{run.run_id}/model")
     assert (loaded.predict(images) == expected).all()
     assert loaded.metadata.signature.inputs.inputs[0].type == np.uint8
     assert np.asarray(loaded.input_example).shape == (1, 32, 32, 3)
@@ -68,9 +76,10 @@ def test_a_tree_answers_raw_pixels_as_before(store: mlflow.MlflowClient, params:
     tree = build_tree(params.trees.random_forest, 0).fit(features, np.arange(30) % 3)
     save_tree(tree, str(tmp_path / "t.skops"))
     expected = tree.predict_proba(features)
-    with tracking.run("ham10000", "t", {}, {}) as run_id:
-        tracking.log_sklearn_model(tree, features[:1], expected[:1], skops_types(str(tmp_path / "t.skops")))
-    loaded = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
+    types = skops_types(str(tmp_path / "t.skops"))
+    with tracking.run("ham10000", "t", "f1", {}, {}) as run:
+        run.log_model(lambda: tracking.log_sklearn_model(tree, features[:1], expected[:1], types))
+    loaded = mlflow.pyfunc.load_model(f"runs:/{run.run_id}/model")
     assert (loaded.predict(features) == expected).all()
     pickles = [path for path in (tmp_path / "mlruns").rglob("*") if path.suffix in (".pkl", ".pickle", ".joblib")]
     assert pickles == []
@@ -78,23 +87,84 @@ def test_a_tree_answers_raw_pixels_as_before(store: mlflow.MlflowClient, params:
 
 def test_the_data_are_the_runs_input(store: mlflow.MlflowClient) -> None:
     samples = pd.DataFrame({"id": ["a"], "label": ["nv"], "split": ["test"], "sha256": ["00"]})
-    with tracking.run("ham10000", "x", {}, {}) as run_id:
-        tracking.log_data(samples, "ham10000", {"data_source": "here", "data_version": "1"})
-    (entry,) = store.get_run(run_id).inputs.dataset_inputs
+    with tracking.run("ham10000", "x", "f1", {}, {}) as run:
+        for _ in range(2):
+            run.log_data(samples, "ham10000", {"data_source": "here", "data_version": "1"})
+    (entry,) = store.get_run(run.run_id or "").inputs.dataset_inputs
     assert entry.dataset.name == "ham10000"
     assert '"data_version": "1"' in entry.dataset.source
 
 
 def test_files_are_added_to_a_known_run_and_an_unknown_one_is_said(store: mlflow.MlflowClient, tmp_path: Path) -> None:
     (tmp_path / "f.txt").touch()
-    with tracking.run("ham10000", "x", {}, {}) as run_id:
+    with tracking.run("ham10000", "x", "f1", {}, {}) as run:
         pass
-    assert tracking.attach(run_id, [tmp_path / "f.txt"]) is True
-    assert [artifact.path for artifact in store.list_artifacts(run_id)] == ["f.txt"]
-    assert tracking.attach("0" * 32, [tmp_path / "f.txt"]) is False
+    assert tracking.attach("ham10000", "f1", [tmp_path / "f.txt"]) is True
+    assert [artifact.path for artifact in store.list_artifacts(run.run_id)] == ["f.txt"]
+    assert tracking.attach("ham10000", "f2", [tmp_path / "f.txt"]) is False
+    assert tracking.attach("nowhere", "f1", [tmp_path / "f.txt"]) is False
 
 
 def test_the_data_version_is_dvcs(tmp_path: Path) -> None:
     (tmp_path / "data.dvc").write_text("outs:\n- md5: abc.dir\n  path: data\n")
     assert tracking.data_version(tmp_path / "data.dvc") == "abc.dir"
     assert tracking.data_version(tmp_path / "none.dvc") == "unknown"
+
+
+def test_an_unfinished_run_is_taken_up_again_and_each_point_arrives_once(store: mlflow.MlflowClient) -> None:
+    with pytest.raises(KeyboardInterrupt), tracking.run("ham10000", "x", "f1", {"a": 1}, {"device": "one"}) as first:
+        first.log_epochs(ROWS[:1])
+        first.log_metrics({"test_f1": 0.5})
+        raise KeyboardInterrupt
+    with tracking.run("ham10000", "x", "f1", {"a": 1}, {"device": "two"}) as second:
+        second.log_epochs(ROWS)
+        second.log_metrics({"test_f1": 0.5, "test_f2": 0.25})
+    (run,) = store.search_runs([store.get_experiment_by_name("ham10000").experiment_id])
+    assert first.run_id == second.run_id == run.info.run_id
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["device"] == "two"
+    assert len(store.get_metric_history(run.info.run_id, "loss")) == 2
+    assert len(store.get_metric_history(run.info.run_id, "test_f1")) == 1
+    assert run.data.metrics["test_f2"] == 0.25
+
+
+KILLED = """
+import os, signal
+from medtransfer import tracking
+with tracking.run("ham10000", "x", "killed", {}, {}):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_run_whose_process_was_killed_is_ended_by_the_next(store: mlflow.MlflowClient) -> None:
+    assert subprocess.run([sys.executable, "-c", KILLED], capture_output=True).returncode == -signal.SIGKILL
+    experiment = store.get_experiment_by_name("ham10000").experiment_id
+    (killed,) = store.search_runs([experiment])
+    assert killed.info.status == "RUNNING"
+    with tracking.run("ham10000", "y", "other", {}, {}) as alive:
+        assert store.get_run(killed.info.run_id).info.status == "KILLED"
+        assert tracking.close_stale(store) == []
+        assert store.get_run(alive.run_id).info.status == "RUNNING"
+
+
+def test_without_a_server_the_work_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with tracking.run("ham10000", "x", "f1", {}, {}) as run:
+        run.log_epochs(ROWS)
+        run.log_model(lambda: pytest.fail("there is no one to log to"))
+    assert run.run_id is None
+    (record,) = [entry for entry in caplog.records if "does not answer" in entry.message]
+    assert "audit --repair" in record.message
+    assert tracking.attach("ham10000", "f1", []) is False
+
+
+def test_a_fault_of_ours_is_not_taken_for_a_server_that_is_away(store: mlflow.MlflowClient) -> None:
+    with tracking.run("ham10000", "x", "f1", {"epochs": 1}, {}):
+        pass
+    with pytest.raises(mlflow.MlflowException, match="epochs"), tracking.run("ham10000", "x", "f1", {"epochs": 2}, {}):
+        pass
+    assert mlflow.active_run() is None

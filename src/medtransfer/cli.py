@@ -4,6 +4,7 @@ What a command needs is imported when it runs: the help appears at once, and Ker
 settled before Keras is imported.
 """
 
+import errno
 import io
 import json
 import logging
@@ -25,6 +26,8 @@ from medtransfer.params import TREES, Params, read_params
 PARAMS = Path("params.yaml")
 DATA = Path("data")
 EXIT_USER_ERROR = 2
+# What the machine refuses and the user can mend: a full or read-only disk, a missing right.
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def main() -> None:
@@ -36,6 +39,14 @@ def main() -> None:
         cli()
     except UserError as error:
         click.echo(f"medtransfer: {error}", err=True)
+        sys.exit(EXIT_USER_ERROR)
+    except OSError as error:
+        if error.errno not in MACHINE_ERRORS:
+            raise
+        where = error.filename or Path.cwd()
+        click.echo(
+            f"medtransfer: {where}: {error.strerror}; make room or get the right to write, then run again", err=True
+        )
         sys.exit(EXIT_USER_ERROR)
 
 
@@ -93,6 +104,9 @@ def study() -> None:
     Gets the data that data.dvc names and runs every stage that is out of date.
     """
     _params()
+    from medtransfer.stages.integrity import check_dvc_files
+
+    check_dvc_files()
     _dvc("pull", "data.dvc")
     _dvc("repro")
     _print_results()
@@ -313,6 +327,25 @@ def weights_verify(path: Path) -> None:
 
 
 @cli.command()
+@click.option("--repair", is_flag=True, help="End stale runs and log again from the outputs what MLflow lacks.")
+def audit(repair: bool) -> None:
+    """Check that DVC's outputs, MLflow's runs, parameters and data agree; exit with 1 where they differ."""
+    with _quiet_start():
+        from medtransfer import audit as store
+
+    if repair:
+        for line in store.repair():
+            click.echo(line)
+    differences = store.audit()
+    for line in differences:
+        click.echo(line)
+    fits = len(store.fit_folders())
+    click.echo(f"{fits} fits, {len(differences)} differences")
+    if differences:
+        sys.exit(1)
+
+
+@cli.command()
 @click.argument("dataset", default="ham10000")
 @click.option("--images", default=320, show_default=True, help="Training images of an epoch of the whole network.")
 @click.option("--rounds", default=3, show_default=True, help="Measured epochs a side, after one to warm up.")
@@ -349,18 +382,18 @@ def bench(dataset: str, output: Path, names: tuple[str, ...], **options: int) ->
     labels = encode_labels(samples, description["classes"])
     chosen = {name: value for name, value in params.configurations.items() if not names or name in names}
     weights = imagenet_weights(params.weights.file)
-    result = compare(images, labels, rows, params.train, chosen, weights, options)
-    command = " ".join(["medtransfer", *sys.argv[1:]])
-    write_json(
-        output,
-        {
-            "command": command,
-            "git_commit": git_commit(),
-            "data": description["source"],
-            "synthetic": description["synthetic"],
-            **result,
-        },
-    )
+    made_by = {
+        "command": " ".join(["medtransfer", *sys.argv[1:]]),
+        "git_commit": git_commit(),
+        "data": description["source"],
+        "synthetic": description["synthetic"],
+    }
+
+    def save(result: dict[str, Any]) -> None:
+        write_json(output, {**made_by, **result})
+
+    result = compare(images, labels, rows, params.train, chosen, weights, options, save)
+    save(result)
     Console(width=None if sys.stdout.isatty() else 140).print(table(result))
     click.echo(f"everything measured: {output}")
 

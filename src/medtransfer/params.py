@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError
 
 from medtransfer.errors import UserError
 
@@ -203,12 +203,13 @@ def read_params(path: Path) -> Params:
         raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: not found in {Path.cwd()}; run medtransfer in the project's folder") from None
-    except (MarkedYAMLError, UnicodeDecodeError, OSError) as error:
+    except (YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
+        # ruamel's constructors let what Python raises at a strange date or key through.
         raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise UserError(_one_line(path, error)) from None
+        raise UserError(" ".join(_one_line(path, error).split())) from None
 
 
 def _one_line(path: Path, error: ValidationError) -> str:

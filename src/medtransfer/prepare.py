@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,8 @@ from rich.progress import track
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from medtransfer.datasets.catalogue import Dataset, read_source
-from medtransfer.datasets.images import load_pixels
+from medtransfer.datasets.duplicates import find_near_duplicates, thumbnail
+from medtransfer.datasets.images import load_rgb, resize
 from medtransfer.errors import UserError
 from medtransfer.files import sha256_of, write_array_header, write_json
 from medtransfer.params import DatasetParams, Split
@@ -25,7 +27,8 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
     """Verify, split, decode and resize a raw data set once.
 
     Writes into `target`: `images.npy`, uint8 of shape (n, size, size, 3), in the order of
-    `samples.csv` (id, label, group, split, sha256 of the raw file), and `dataset.json`.
+    `samples.csv` (id, label, group, split, sha256 of the raw file), `duplicates.csv` (test images that
+    are the same picture as one of training or validation), and `dataset.json`.
 
     Returns
     -------
@@ -44,19 +47,31 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
             f"{listing.problems[0]} ({count} problems in all; see `medtransfer data validate {dataset.name}`)"
         )
     samples = listing.samples
+    empty = [label for label in dataset.classes if label not in set(samples.label)]
+    if empty:
+        raise UserError(
+            f"{raw}: no image of {', '.join(empty)}; {dataset.name} has the classes {', '.join(dataset.classes)}"
+        )
     samples["split"] = assign_splits(samples, params.split, dataset.name)
     paths = [raw / path for path in samples.path]
     size = params.image_size
-    digests = []
+    digests, thumbnails, conversions = [], [], Counter[str]()
     decoded = _decode_all(paths, size, params.resize_filter)
     with (target / "images.npy").open("wb") as file:
         write_array_header(file, np.dtype(np.uint8), (len(paths), size, size, 3))
-        for pixels, digest in track(
+        for pixels, small, converted, digest in track(
             decoded, f"preparing {dataset.name}", total=len(paths), transient=True, disable=not sys.stdout.isatty()
         ):
             file.write(pixels.tobytes())
             digests.append(digest)
+            thumbnails.append(small)
+            conversions.update([converted] if converted else [])
     samples["sha256"] = digests
+    duplicates = find_near_duplicates(np.stack(thumbnails), samples)
+    duplicates.to_csv(target / "duplicates.csv", index=False)
+    shared = shared_with_training(samples)
+    if params.split.by == "group" and shared.any():
+        raise RuntimeError(f"{dataset.name}: {shared.sum()} test images share a {dataset.group} with training")
     samples[["id", "label", "group", "split", "sha256"]].to_csv(target / "samples.csv", index=False)
     description = {
         "name": dataset.name,
@@ -68,15 +83,22 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
         "resize_filter": params.resize_filter,
         "split": params.split.model_dump(),
         "images": {split: int((samples.split == split).sum()) for split in SPLITS},
-        "test_images_sharing_a_group": int(shared_with_training(samples).sum()),
+        "converted": dict(conversions),
+        "test_images_sharing_a_group": int(shared.sum()),
+        "test_images_sharing_a_group_by_class": count_by_class(samples, shared, dataset),
+        "test_images_with_a_near_duplicate": int(duplicates.id.nunique()),
+        "test_images_with_a_near_duplicate_of_another_group": int(duplicates.id[~duplicates.same_group].nunique()),
     }
     write_json(target / "dataset.json", description)
     return description
 
 
-def _decode_all(paths: list[Path], size: int, resize_filter: str) -> Iterator[tuple[np.ndarray, str]]:
-    def decode(path: Path) -> tuple[np.ndarray, str]:
-        return load_pixels(path, size, resize_filter), sha256_of(path)
+def _decode_all(paths: list[Path], size: int, resize_filter: str) -> Iterator[tuple[np.ndarray, np.ndarray, str, str]]:
+    """Yield each image's pixels, its thumbnail, what was converted, and the SHA-256 of its file."""
+
+    def decode(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
+        image, converted = load_rgb(path, size)
+        return resize(image, size, resize_filter), thumbnail(image), converted, sha256_of(path)
 
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
@@ -136,3 +158,9 @@ def shared_with_training(samples: pd.DataFrame) -> pd.Series:
     """
     test = samples[samples.split == "test"]
     return test.group.isin(samples.group[samples.split != "test"])
+
+
+def count_by_class(samples: pd.DataFrame, shared: pd.Series, dataset: Dataset) -> dict[str, int]:
+    """Count the marked test images of each class."""
+    counts = samples.label[shared.index[shared]].value_counts()
+    return {label: int(counts.get(label, 0)) for label in dataset.classes}

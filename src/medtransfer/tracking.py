@@ -2,14 +2,21 @@
 
 A run is one fit. Runs go to the server that MLFLOW_TRACKING_URI names or to an SQLite store under
 mlruns/, in one experiment a data set.
+
+What a fit leaves on disk comes first; MLflow is told of it and may be slow or away. So everything
+here can be said twice and arrives once, and a run is found by the tag FIT, which the fit's own
+run.json holds too.
 """
 
 import importlib.metadata
 import logging
 import os
+import socket
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,57 +24,234 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+import psutil
+from filelock import FileLock
 from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, infer_signature
+from requests.exceptions import RequestException
 from ruamel.yaml import YAML
+from sqlalchemy.exc import SQLAlchemyError
+
+log = logging.getLogger(__name__)
 
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
+FIT = "medtransfer.fit"
+PROCESS = "medtransfer.process"
+OUTPUTS = "medtransfer.outputs"
+OUR_FAULT = "INVALID_PARAMETER_VALUE"
+AWAY = (MlflowException, RequestException, SQLAlchemyError, OSError)
+# MLflow's own defaults would hold a fit up for minutes.
+PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+}
 
 
-def connect() -> None:
-    """Point MLflow at the user's server or the project's own store."""
+def connect() -> mlflow.MlflowClient:
+    """Point MLflow at the user's server or the project's own store, which is made where it is missing."""
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    if uri == DEFAULT_URI:
-        Path("mlruns").mkdir(exist_ok=True)
     mlflow.set_tracking_uri(uri)
+    client = mlflow.MlflowClient()
+    with _one_at_a_time(uri):
+        client.search_experiments(max_results=1)
+    return client
+
+
+def _one_at_a_time(uri: str) -> Any:
+    """Return a lock for a store in a file: processes that make its tables at the same time would fail."""
+    path = uri.removeprefix("sqlite:///")
+    if path == uri:
+        return nullcontext()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{path}.lock")
+
+
+@dataclass
+class Run:
+    """The MLflow run of a fit, and whether MLflow still answers."""
+
+    client: mlflow.MlflowClient | None
+    run_id: str | None = None
+
+    def send(self, action: Callable[[mlflow.MlflowClient, str], Any]) -> None:
+        """Tell MLflow something; where it does not answer, say so once and go on without it."""
+        if self.client is None or self.run_id is None:
+            return
+        try:
+            action(self.client, self.run_id)
+        except AWAY as error:
+            if _is_ours(error):
+                raise
+            self.client = None
+            _say_away(error)
+
+    def log_epochs(self, rows: Sequence[Mapping[Any, float]]) -> None:
+        """Log the rows of a history that MLflow does not have yet, with the epoch as the step."""
+        self.send(lambda client, run_id: _send_epochs(client, run_id, rows))
+
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Log metrics of the whole run that MLflow does not have yet; blanks in names become underscores."""
+        self.send(lambda client, run_id: _send_metrics(client, run_id, metrics))
+
+    def log_data(self, samples: pd.DataFrame, name: str, origin: Mapping[str, str]) -> None:
+        """Log the samples (a row an image, with its SHA-256 and split) and their origin as the run's input."""
+        self.send(lambda client, run_id: _send_data(client, run_id, samples, name, origin))
+
+    def log_model(self, log_it: Callable[[], None]) -> None:
+        """Log the fitted model by calling `log_it`, unless the run has it."""
+        self.send(lambda client, run_id: _send_model(client, run_id, log_it))
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        self.send(lambda client, run_id: client.log_batch(run_id, tags=[RunTag(*item) for item in tags.items()]))
+
+
+def _is_ours(error: BaseException) -> bool:
+    return isinstance(error, MlflowException) and error.error_code == OUR_FAULT
+
+
+def _say_away(error: BaseException) -> None:
+    reason = " ".join(str(error).split())[:200]
+    log.warning(
+        "MLflow at %s does not answer (%s); the fit goes on, and `medtransfer audit --repair` logs it later",
+        mlflow.get_tracking_uri(),
+        reason,
+    )
 
 
 @contextmanager
 def run(
-    experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, Any], sample_seconds: float = 5
-) -> Iterator[str]:
+    experiment: str,
+    name: str,
+    fit: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, Any],
+    sample_seconds: float | None = 1,
+) -> Iterator[Run]:
     """Log one run; it ends as FINISHED, as KILLED after Ctrl-C, or as FAILED after any other exception.
 
     Parameters
     ----------
+    fit : str
+        The id of the fit; a run that it left unfinished is taken up again.
     params : mapping
         The hyperparameters; nested mappings become dotted names.
     sample_seconds : float
-        Between two samples of the system metrics.
-
-    Yields
-    ------
-    str
-        The run's id.
+        Between two samples of the system metrics; None for no samples.
     """
-    connect()
-    mlflow.set_experiment(experiment)
-    mlflow.set_system_metrics_sampling_interval(sample_seconds)
-    mlflow.set_system_metrics_samples_before_logging(1)
-    active = mlflow.start_run(run_name=name, log_system_metrics=True, tags={k: str(v) for k, v in tags.items()})
+    active = _start(experiment, name, fit, params, tags, sample_seconds)
     status = "FAILED"
     try:
-        mlflow.log_params(flatten(params))
-        yield active.info.run_id
+        yield active
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
+        _end(active, status)
+
+
+def _start(
+    experiment: str,
+    name: str,
+    fit: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, Any],
+    sample_seconds: float | None,
+) -> Run:
+    try:
+        client = connect()
+        with _one_at_a_time(mlflow.get_tracking_uri()):
+            experiment_id = mlflow.set_experiment(experiment).experiment_id
+        close_stale(client)
+        if sample_seconds is not None:
+            mlflow.set_system_metrics_sampling_interval(sample_seconds)
+            mlflow.set_system_metrics_samples_before_logging(1)
+        said = {**{key: str(value) for key, value in tags.items()}, FIT: fit, PROCESS: _this_process()}
+        run_id = find(client, experiment_id, fit)
+        mlflow.start_run(
+            run_id=run_id,
+            run_name=None if run_id else name,
+            log_system_metrics=sample_seconds is not None,
+            tags=None if run_id else said,
+        )
+        active = Run(client, mlflow.active_run().info.run_id)
+        if run_id:
+            active.tag(said)
+        values = [Param(key, str(value)) for key, value in flatten(params).items()]
+        active.send(lambda client, run_id: client.log_batch(run_id, params=values))
+    except AWAY as error:
+        if _is_ours(error):
+            mlflow.end_run("FAILED")
+            raise
+        _say_away(error)
+        return Run(None)
+    return active
+
+
+def _end(active: Run, status: str) -> None:
+    if active.run_id is None:
+        return
+    try:
         mlflow.end_run(status)
+    except AWAY as error:
+        if active.client is not None:
+            _say_away(error)
+
+
+def find(client: mlflow.MlflowClient, experiment_id: str, fit: str) -> str | None:
+    """Return the id of the run of a fit."""
+    found = client.search_runs([experiment_id], f"tags.`{FIT}` = '{fit}'", max_results=1)
+    return found[0].info.run_id if found else None
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
+
+
+def _runs_here(process: str) -> bool | None:
+    """Return whether a process of this machine still runs; None where it is another machine's or unknown."""
+    host, *process_id = process.rsplit(" ", 2)
+    if host != socket.gethostname() or len(process_id) != 2:
+        return None
+    pid, created = process_id
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.0f}" == created
+    except psutil.NoSuchProcess:
+        return False
+
+
+def stale_runs(client: mlflow.MlflowClient) -> list[Any]:
+    """Return the runs that MLflow calls RUNNING though their process on this machine is gone."""
+    experiments = [entry.experiment_id for entry in client.search_experiments()]
+    running = client.search_runs(experiments, "attributes.status = 'RUNNING'", max_results=1000)
+    return [run for run in running if _runs_here(run.data.tags.get(PROCESS, "")) is False]
+
+
+def close_stale(client: mlflow.MlflowClient) -> list[Any]:
+    """End stale runs as KILLED and return them."""
+    stale = stale_runs(client)
+    for run in stale:
+        client.set_terminated(run.info.run_id, "KILLED")
+    return stale
+
+
+def has_model(client: mlflow.MlflowClient, run: Any) -> bool:
+    """Return whether a model was logged with the run, whole."""
+    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    return any(model.status == "READY" for model in models)
+
+
+def metric_name(name: str) -> str:
+    """Return MLflow's name of a test score: of the F1 of a class or average, or of the balanced accuracy."""
+    return f"test_{name if name == 'balanced accuracy' else f'f1_{name}'}".replace(" ", "_")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -81,21 +265,43 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def log_epoch(epoch: int, row: Mapping[str, float]) -> None:
-    """Log an epoch's metrics with the epoch as the step."""
-    mlflow.log_metrics({key: value for key, value in row.items() if key != "epoch"}, step=epoch)
+def _send_epochs(client: mlflow.MlflowClient, run_id: str, rows: Sequence[Mapping[Any, float]]) -> None:
+    known = client.get_run(run_id).data.metrics
+    logged = {point.step for point in client.get_metric_history(run_id, "loss")} if "loss" in known else set()
+    now = int(time.time() * 1000)
+    missing = [row for row in rows if row["epoch"] not in logged]
+    # An epoch's values arrive together or not at all.
+    for row in missing:
+        points = [Metric(key, float(value), now, int(row["epoch"])) for key, value in row.items() if key != "epoch"]
+        client.log_batch(run_id, metrics=points)
 
 
-def log_metrics(metrics: Mapping[str, float]) -> None:
-    """Log metrics of the whole run; blanks in names become underscores."""
-    mlflow.log_metrics({key.replace(" ", "_"): value for key, value in metrics.items()})
+def _send_metrics(client: mlflow.MlflowClient, run_id: str, metrics: Mapping[str, float]) -> None:
+    known = client.get_run(run_id).data.metrics
+    now = int(time.time() * 1000)
+    named = {key.replace(" ", "_"): float(value) for key, value in metrics.items()}
+    client.log_batch(
+        run_id, metrics=[Metric(key, value, now, 0) for key, value in named.items() if known.get(key) != value]
+    )
 
 
-def log_data(samples: pd.DataFrame, name: str, origin: Mapping[str, str]) -> None:
-    """Log the samples (a row an image, with its SHA-256 and split) and their origin as the run's input."""
+def _send_data(
+    client: mlflow.MlflowClient, run_id: str, samples: pd.DataFrame, name: str, origin: Mapping[str, str]
+) -> None:
+    if client.get_run(run_id).inputs.dataset_inputs:
+        return
     source = CodeDatasetSource(dict(origin))
     dataset = mlflow.data.from_pandas(samples, source=source, targets="label", name=name)
     mlflow.log_input(dataset, context="training")
+
+
+def _send_model(client: mlflow.MlflowClient, run_id: str, log_it: Callable[[], None]) -> None:
+    run = client.get_run(run_id)
+    if has_model(client, run):
+        return
+    for model in client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'"):
+        client.delete_logged_model(model.model_id)
+    log_it()
 
 
 def log_keras_model(model: Any, images: np.ndarray, probabilities: np.ndarray, backend: str) -> None:
@@ -139,19 +345,22 @@ def _pinned(*packages: str) -> list[str]:
     return [f"{package}=={importlib.metadata.version(package)}" for package in packages]
 
 
-def attach(run_id: str, files: list[Path]) -> bool:
-    """Add files to a finished run; return False where this store does not know the run.
+def attach(experiment: str, fit: str, files: list[Path]) -> bool:
+    """Add files to the run of a finished fit; return False where MLflow does not know it or does not answer.
 
     They lie in no folder: MLflow's page of compared runs shows those side by side and no others.
     """
-    connect()
-    client = mlflow.MlflowClient()
     try:
-        client.get_run(run_id)
-    except MlflowException:
+        client = connect()
+        known = client.get_experiment_by_name(experiment)
+        run_id = find(client, known.experiment_id, fit) if known else None
+        if run_id is None:
+            return False
+        for file in files:
+            client.log_artifact(run_id, str(file))
+    except AWAY as error:
+        _say_away(error)
         return False
-    for file in files:
-        client.log_artifact(run_id, str(file))
     return True
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from medtransfer.models import vgg16
 from medtransfer.params import TrainParams
-from medtransfer.training.batches import Batches
+from medtransfer.training.batches import Batches, feed
 from medtransfer.training.device import make_deterministic, place_on_device
 from medtransfer.training.fit import compile_network
 from medtransfer.training.prefix import leave_out_prefix
@@ -84,7 +84,7 @@ def ours(
     inputs, rows = place_on_device(inputs), np.arange(len(sample.images))
     training = Batches(inputs, rows[: sample.training], sample.labels, settings.batch_size, seed)
     validation = Batches(inputs, rows[sample.training :], sample.labels, settings.batch_size)
-    return replace(_keras_side(network, training, validation, deterministic), fill_seconds=seconds)
+    return replace(_keras_side(network, feed(training), feed(validation), deterministic), fill_seconds=seconds)
 
 
 def notebook(

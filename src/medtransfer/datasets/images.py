@@ -1,53 +1,108 @@
-"""Decoding one image file to the pixels that the networks and the trees see."""
+"""Decoding one image file to the pixels that the networks and the trees see.
 
+The one decoding function: training, evaluation and serving get their pixels here.
+"""
+
+from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from medtransfer.errors import UserError
 
-# Other modes need a choice of window or palette that must not be made silently:
-# Pillow's convert("RGB") saturates 16-bit pixels.
-DIRECT_MODES = ("RGB", "L", "1", "P", "CMYK", "YCbCr")
+FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
+# Colour and grey as they are; everything else is converted and counted.
+DIRECT_MODES = ("RGB", "L")
+SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+MAX_PIXELS = 100_000_000
 
 
-def load_rgb(path: Path, size: int | None = None) -> Image.Image:
-    """Decode an 8-bit image file to RGB, turned as its EXIF orientation says.
+class Decoded(NamedTuple):
+    """An RGB image of 8 bits a channel and what was converted to get it, '' for nothing."""
+
+    image: Image.Image
+    converted: str
+
+
+def load_rgb(source: Path | bytes, size: int | None = None, name: str = "") -> Decoded:
+    """Decode a JPEG or PNG to 8-bit RGB, turned as its EXIF orientation says.
+
+    Sixteen bits are scaled to eight (Pillow's own conversion saturates them), palettes, CMYK and
+    opaque alpha are converted.
 
     Parameters
     ----------
+    source : Path or bytes
+        A file or a file's content.
     size : int, optional
         The side in pixels to which the image will be reduced. A JPEG is then decoded at 1/2, 1/4 or
         1/8 of its scale where both sides stay at least three times that: less work, and enough pixels for the
         filter that reduces the rest.
+    name : str, optional
+        What messages call it; the path by default.
 
     Raises
     ------
     UserError
-        The file does not decode, has several frames, transparency or more than 8 bits a channel.
+        The content is no whole JPEG or PNG or not what the name says, has several frames, real
+        transparency, or more than MAX_PIXELS pixels.
     """
+    name = name or str(source if isinstance(source, Path) else "image")
     try:
-        with Image.open(path) as image:
-            frames = getattr(image, "n_frames", 1)
-            if frames != 1:
-                raise UserError(f"{path}: has {frames} frames; expected one image")
-            if image.mode not in DIRECT_MODES or "transparency" in image.info:
-                raise UserError(f"{path}: pixels of mode {image.mode}; expected 8-bit grey or colour without alpha")
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=list(FORMATS)) as image:
+            _check(image, name)
             if size:
                 image.draft(None, (3 * size, 3 * size))
             image.load()
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be decoded as an image: {' '.join(str(error).split())}") from None
+            return _to_rgb(image, name)
+    except UnidentifiedImageError:
+        raise UserError(f"{name}: cannot be decoded: neither a JPEG nor a PNG; convert it to one of them") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name}: cannot be decoded as an image: {' '.join(str(error).split())}") from None
 
 
-def load_pixels(path: Path, size: int, resize_filter: str) -> np.ndarray:
-    """Decode an image file and resize it to a square, not keeping its aspect ratio (as in the talk).
+def _check(image: Image.Image, name: str) -> None:
+    suffix = Path(name).suffix.lower()
+    kind = "JPEG" if image.format == "MPO" else str(image.format)
+    if suffix and suffix not in FORMATS[kind]:
+        raise UserError(f"{name}: a {kind} by its content; expected what {suffix} says, so rename it")
+    frames = getattr(image, "n_frames", 1)
+    if frames != 1:
+        raise UserError(f"{name}: has {frames} frames; expected one image")
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(f"{name}: {image.width} × {image.height} pixels; expected at most {MAX_PIXELS:,}, so reduce it")
+
+
+def _to_rgb(image: Image.Image, name: str) -> Decoded:
+    upright = ImageOps.exif_transpose(image)
+    mode = image.mode
+    converted = [] if mode in DIRECT_MODES else [{"P": "palette", "1": "1 bit"}.get(mode, mode)]
+    if image.getexif().get(0x0112, 1) != 1:
+        converted.append("EXIF orientation")
+    if mode in SIXTEEN_BIT:
+        converted = ["16 bit", *converted[1:]]
+        grey = np.asarray(upright).astype(np.uint32)
+        upright = Image.fromarray(((grey + 128) // 257).clip(0, 255).astype(np.uint8))
+    if "A" in upright.getbands() or "transparency" in image.info:
+        rgba = upright.convert("RGBA")
+        if np.asarray(rgba)[..., 3].min() < 255:
+            raise UserError(f"{name}: has transparent pixels; expected an opaque image, so put it on a background")
+        upright = rgba
+    return Decoded(upright.convert("RGB"), ", ".join(converted))
+
+
+def load_pixels(source: Path | bytes, size: int, resize_filter: str, name: str = "") -> np.ndarray:
+    """Decode an image and resize it to a square, not keeping its aspect ratio (as in the talk).
 
     Returns
     -------
     ndarray of shape (size, size, 3), uint8
     """
-    resampling = Image.Resampling[resize_filter.upper()]
-    return np.asarray(load_rgb(path, size).resize((size, size), resampling), dtype=np.uint8)
+    return resize(load_rgb(source, size, name).image, size, resize_filter)
+
+
+def resize(image: Image.Image, size: int, resize_filter: str) -> np.ndarray:
+    """Return an RGB image as (size, size, 3), uint8."""
+    return np.asarray(image.resize((size, size), Image.Resampling[resize_filter.upper()]), dtype=np.uint8)

@@ -16,6 +16,9 @@ from medtransfer.datasets.catalogue import SOURCE_FILE, Dataset
 from medtransfer.errors import UserError
 from medtransfer.files import partial_beside, replace_folder, sha256_of, whole_file, write_json
 
+MAX_ENTRIES = 200_000
+MAX_BYTES = 500_000_000  # of one file, unpacked
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -87,10 +90,18 @@ def _copy(dataset: Dataset, entries: Iterator[Entry], data: Path, source: str, p
 
 def _choose(dataset: Dataset, entries: Iterator[Entry], path: Path) -> dict[PurePosixPath, Entry]:
     chosen: dict[PurePosixPath, Entry] = {}
-    for entry in entries:
+    for number, entry in enumerate(entries):
+        if number == MAX_ENTRIES:
+            raise UserError(
+                f"{path}: more than {MAX_ENTRIES:,} entries; expected {dataset.images:,} images, so no {dataset.title}"
+            )
         target = dataset.select(entry.path)
         if target is None:
             continue
+        if entry.size > MAX_BYTES:
+            raise UserError(
+                f"{path}: {entry.path} unpacks to {entry.size:,} bytes; expected an image, at most {MAX_BYTES:,}"
+            )
         twin = chosen.setdefault(target, entry)
         if twin is not entry and (twin.size, twin.crc()) != (entry.size, entry.crc()):
             raise UserError(

@@ -1,16 +1,17 @@
 """baseline: artifacts/prepared/<dataset> → a tree or forest in artifacts/runs/<dataset>/<model>-seed<k>."""
 
+import shutil
 import time
 from typing import Any
 
 from medtransfer import tracking
 from medtransfer.evaluation.metrics import MACRO, MICRO
-from medtransfer.files import whole_folder, write_json
+from medtransfer.files import sha256_of, whole_folder, write_json
 from medtransfer.models.trees import build_tree, flatten_pixels, predict_probabilities, save_tree, skops_types
 from medtransfer.params import Params
 from medtransfer.stages.inputs import encode_labels, read_dataset
-from medtransfer.stages.layout import run_folder, run_name
-from medtransfer.stages.results import describe_fit, write_scores
+from medtransfer.stages.layout import PREPARED, run_folder, run_name, unfinished_folder
+from medtransfer.stages.results import claim_fit, describe_fit, tell_mlflow, write_scores
 
 
 def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
@@ -28,20 +29,25 @@ def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
         "device": "CPU",
     }
     hyperparameters = {model: settings.model_dump(), "seed": seed, "image_size": description["image_size"]}
+    unfinished = unfinished_folder(dataset, model, seed)
+    made_from = {"hyperparameters": hyperparameters, "samples": sha256_of(PREPARED / dataset / "samples.csv")}
+    fit = claim_fit(unfinished, made_from)
     with (
         whole_folder(run_folder(dataset, model, seed)) as folder,
         # A small tree is fitted in less than a second.
-        tracking.run(dataset, run_name(model, seed), hyperparameters, record, sample_seconds=0.2) as run_id,
+        tracking.run(dataset, run_name(model, seed), fit, hyperparameters, record, sample_seconds=0.2) as run,
     ):
-        tracking.log_data(samples, dataset, {key: record[key] for key in ("data_source", "data_version")})
+        run.log_data(samples, dataset, {key: record[key] for key in ("data_source", "data_version")})
         begin = time.perf_counter()
         tree = build_tree(settings, seed).fit(flatten_pixels(images[fitted_on]), labels[fitted_on])
         seconds = time.perf_counter() - begin
         probabilities = predict_probabilities(tree, images[tested], len(classes))
         metrics = write_scores(folder, samples[tested], probabilities, classes)
-        tracking.log_metrics({"seconds_total": seconds})
         save_tree(tree, str(folder / "model.skops"))
+        write_json(folder / "run.json", {**record, "fit": fit, "seconds": seconds, "hyperparameters": hyperparameters})
+        tell_mlflow(run, folder)
         example = flatten_pixels(images[tested][:1])
-        tracking.log_sklearn_model(tree, example, tree.predict_proba(example), skops_types(str(folder / "model.skops")))
-        write_json(folder / "run.json", {**record, "mlflow_run_id": run_id, "seconds": seconds})
+        types = skops_types(str(folder / "model.skops"))
+        run.log_model(lambda: tracking.log_sklearn_model(tree, example, tree.predict_proba(example), types))
+    shutil.rmtree(unfinished)
     print(f"{dataset} {model}: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}, {seconds:.1f} s")

@@ -14,6 +14,7 @@ from medtransfer.evaluation.predictions import classes_of, predicted_labels, rea
 from medtransfer.files import whole_file, whole_folder, write_json
 from medtransfer.params import Params
 from medtransfer.report import figures, tables
+from medtransfer.stages.integrity import check_unchanged
 from medtransfer.stages.layout import ACTIVATIONS, REPORTS, run_folder, run_name
 
 # The two networks whose learning the talk compares.
@@ -53,8 +54,9 @@ def read_run(folder: Path) -> Run:
     Raises
     ------
     UserError
-        It is not there or not whole.
+        It is not there, not whole, or has changed since.
     """
+    check_unchanged(folder)
     try:
         record = json.loads((folder / "run.json").read_text())
         history = pd.read_csv(folder / "history.csv") if record["kind"] == "network" else None
@@ -121,4 +123,4 @@ def draw_run(run: Run, folder: Path) -> None:
 def add_to_mlflow(run: Run) -> bool:
     """Add the fit's figures and text report to its MLflow run; False where the store does not know it."""
     drawn = REPORTS / "figures" / run.dataset / run_name(run.model, run.seed)
-    return tracking.attach(run.record["mlflow_run_id"], sorted(drawn.iterdir()))
+    return tracking.attach(run.dataset, run.record["fit"], sorted(drawn.iterdir()))

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.errors import UserError
+from medtransfer.stages.integrity import check_unchanged
 from medtransfer.stages.layout import PREPARED
 
 
@@ -16,11 +17,12 @@ def read_dataset(name: str) -> tuple[np.ndarray, pd.DataFrame, dict[str, Any]]:
     Raises
     ------
     UserError
-        It has not been prepared.
+        It has not been prepared, or has changed since.
     """
     folder = PREPARED / name
     if not (folder / "dataset.json").exists():
         raise UserError(f"{folder}: not found; run `dvc repro prepare@{name}`")
+    check_unchanged(folder)
     images = np.load(folder / "images.npy", mmap_mode="r")
     samples = pd.read_csv(folder / "samples.csv", dtype=str, keep_default_na=False)
     return images, samples, json.loads((folder / "dataset.json").read_text())

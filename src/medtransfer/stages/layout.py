@@ -5,6 +5,7 @@ from pathlib import Path
 DATA = Path("data")
 PREPARED = Path("artifacts/prepared")
 RUNS = Path("artifacts/runs")
+UNFINISHED = Path("artifacts/unfinished")
 ACTIVATIONS = Path("artifacts/activations")
 REPORTS = Path("reports")
 
@@ -12,6 +13,11 @@ REPORTS = Path("reports")
 def run_folder(dataset: str, model: str, seed: int) -> Path:
     """Return the folder of one fit."""
     return RUNS / dataset / run_name(model, seed)
+
+
+def unfinished_folder(dataset: str, model: str, seed: int) -> Path:
+    """Return where a fit that has not ended keeps its snapshots; DVC removes outputs, so it is none."""
+    return UNFINISHED / dataset / run_name(model, seed)
 
 
 def run_name(model: str, seed: int) -> str:

@@ -7,6 +7,7 @@ from medtransfer.errors import UserError
 from medtransfer.files import whole_folder
 from medtransfer.params import Params
 from medtransfer.prepare import prepare_dataset
+from medtransfer.stages.integrity import check_unchanged
 from medtransfer.stages.layout import DATA, PREPARED
 
 
@@ -14,6 +15,7 @@ def prepare(params: Params, dataset: str) -> None:
     """Prepare one data set."""
     if dataset not in params.datasets:
         raise UserError(f"params.yaml: datasets.{dataset}: missing; there are {', '.join(params.datasets)}")
+    check_unchanged(DATA)
     begin = time.perf_counter()
     with whole_folder(PREPARED / dataset) as folder:
         done = prepare_dataset(get_dataset(dataset), DATA / dataset, params.datasets[dataset], folder)
@@ -24,3 +26,10 @@ def prepare(params: Params, dataset: str) -> None:
         f"{kind}{done['title']}: {sum(done['images'].values())} images at {done['image_size']} px, {speed:.0f} a second"
     )
     print(f"{shared} of {tested} test images share a {done['group']} with training or validation images")
+    print(
+        f"{done['test_images_with_a_near_duplicate']} of {tested} test images are the same picture as one of them, "
+        f"{done['test_images_with_a_near_duplicate_of_another_group']} of these under another {done['group']} "
+        f"(duplicates.csv)"
+    )
+    if done["converted"]:
+        print("converted: " + ", ".join(f"{count} × {kind}" for kind, count in done["converted"].items()))

@@ -1,15 +1,19 @@
 """What baseline and train write alike: the folder of a finished fit."""
 
+import json
+import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from medtransfer import tracking
 from medtransfer.evaluation.metrics import score
 from medtransfer.evaluation.predictions import read_predictions, write_predictions
-from medtransfer.files import write_json
-from medtransfer.tracking import data_version, git_commit, log_metrics
+from medtransfer.files import digest_of_folder, write_json
+from medtransfer.tracking import data_version, git_commit
 
 
 def describe_fit(dataset: dict[str, Any], model: str, seed: int) -> dict[str, Any]:
@@ -27,10 +31,33 @@ def describe_fit(dataset: dict[str, Any], model: str, seed: int) -> dict[str, An
     }
 
 
+def claim_fit(folder: Path, made_from: dict[str, Any]) -> str:
+    """Return the id of the fit, the same again where an unfinished one was made from the same.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the unfinished fit keeps what it needs to go on.
+    """
+    path = folder / "fit.json"
+    made_from = json.loads(json.dumps(made_from))
+    try:
+        known = json.loads(path.read_text())
+        if known["made_from"] == made_from:
+            return str(known["fit"])
+        shutil.rmtree(folder)
+    except (FileNotFoundError, ValueError, KeyError):
+        pass
+    fit = uuid.uuid4().hex
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"fit": fit, "made_from": made_from})
+    return fit
+
+
 def write_scores(
     folder: Path, samples: pd.DataFrame, probabilities: np.ndarray, classes: list[str]
 ) -> dict[str, float]:
-    """Write predictions.csv and metrics.json, log the test scores and return them.
+    """Write predictions.csv and metrics.json and return the test scores.
 
     The scores are those of the file, read back: what evaluation will see.
     """
@@ -38,7 +65,16 @@ def write_scores(
     predictions = read_predictions(folder / "predictions.csv")
     metrics = score(predictions[predictions.split == "test"])
     write_json(folder / "metrics.json", metrics)
-    log_metrics(
-        {f"test_f1_{name}" if name != "balanced accuracy" else f"test_{name}": value for name, value in metrics.items()}
-    )
     return metrics
+
+
+def tell_mlflow(run: tracking.Run, folder: Path) -> None:
+    """Log what the folder of a finished fit says: epochs, scores, seconds and the digest of its files."""
+    record = json.loads((folder / "run.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    scores = {tracking.metric_name(name): value for name, value in metrics.items()}
+    if record["kind"] == "network":
+        run.log_epochs(pd.read_csv(folder / "history.csv").to_dict("records"))
+        run.log_metrics({"epochs_run": record["epochs"]})
+    run.log_metrics({**scores, "seconds_total": record["seconds"]})
+    run.tag({tracking.OUTPUTS: digest_of_folder(folder)})

@@ -1,25 +1,28 @@
 """train: artifacts/prepared/<dataset> → a network in artifacts/runs/<dataset>/<configuration>-seed<k>."""
 
+import hashlib
+import shutil
 import time
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
-import pandas as pd
 
 from medtransfer import tracking
 from medtransfer.errors import UserError
 from medtransfer.evaluation.metrics import MACRO, MICRO
-from medtransfer.files import whole_folder, write_json
+from medtransfer.files import sha256_of, whole_folder, write_json
 from medtransfer.models import vgg16
-from medtransfer.models.weights import imagenet_weights
-from medtransfer.params import Configuration, Params, TrainParams
+from medtransfer.models.weights import digest, imagenet_weights
+from medtransfer.params import Configuration, Params
 from medtransfer.stages.inputs import encode_labels, read_dataset
-from medtransfer.stages.layout import run_folder, run_name
-from medtransfer.stages.results import describe_fit, write_scores
+from medtransfer.stages.integrity import check_unchanged
+from medtransfer.stages.layout import PREPARED, run_folder, run_name, unfinished_folder
+from medtransfer.stages.results import claim_fit, describe_fit, tell_mlflow, write_scores
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import device_name, make_deterministic, place_on_device
+from medtransfer.training.features import hash_array
 from medtransfer.training.fit import fit, predict
 from medtransfer.training.prefix import leave_out_prefix
 
@@ -55,57 +58,72 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
         "trainable_layers": ",".join(trained),
     }
     print(f"{dataset} {run_name(name, seed)}: trains {', '.join(trained)} ({counts['trainable']:,} weights)")
+    unfinished = unfinished_folder(dataset, name, seed)
+    made_from = {
+        "hyperparameters": hyperparameters,
+        "start": digest(vgg16.get_base_weights(model)),
+        "images": hash_array(images),
+        "samples": sha256_of(PREPARED / dataset / "samples.csv"),
+        "backend": f"{keras.backend.backend()} {version(keras.backend.backend())}",
+        "keras": version("keras"),
+        "device": record["device"],
+        "code": code_digest(),
+    }
+    fit_id = claim_fit(unfinished, made_from)
     with (
         whole_folder(run_folder(dataset, name, seed)) as folder,
-        tracking.run(dataset, run_name(name, seed), hyperparameters, record) as run_id,
+        tracking.run(dataset, run_name(name, seed), fit_id, hyperparameters, record) as run,
     ):
-        tracking.log_data(samples, dataset, {key: record[key] for key in ("data_source", "data_version")})
+        run.log_data(samples, dataset, {key: record[key] for key in ("data_source", "data_version")})
         begin = time.perf_counter()
         network, inputs = leave_out_prefix(model, configuration.blocks, settings, images, params.cache.max_gb)
         seconds = time.perf_counter() - begin
-        history = fit_and_score(network, place_on_device(inputs), samples, classes, settings, seed, folder)
-        seconds += float(history.seconds.sum())
-        tracking.log_metrics({"seconds_total": seconds, "epochs_run": len(history)})
-        save_network(model, np.asarray(images[:1]), folder)
+        # With the features in the store or not, the last digits differ.
+        made_from["stored_features"] = network is not model
+        rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation", "test")}
+        inputs, labels = place_on_device(inputs), encode_labels(samples, classes)
+        training = Batches(inputs, rows["train"], labels, settings.batch_size, seed)
+        validation = Batches(inputs, rows["validation"], labels, settings.batch_size)
+        history = fit(network, training, validation, settings, run.log_epochs, unfinished, made_from)
+        history.to_csv(folder / "history.csv", index=False)
+        asked = np.concatenate([rows["validation"], rows["test"]])
+        probabilities = predict(network, inputs, asked, settings.batch_size)
+        metrics = write_scores(folder, samples.iloc[asked], probabilities, classes)
         outcome = {
-            "mlflow_run_id": run_id,
+            "fit": fit_id,
             "stored_features": network is not model,
-            "seconds": seconds,
+            "seconds": seconds + float(history.seconds.sum()),
             "epochs": len(history),
             "best_epoch": int(history.val_loss.to_numpy().argmin()) + 1,
         }
-        write_json(folder / "run.json", {**record, **outcome, **counts})
-
-
-def fit_and_score(
-    network: keras.Model,
-    inputs: Any,
-    samples: pd.DataFrame,
-    classes: list[str],
-    settings: TrainParams,
-    seed: int,
-    folder: Path,
-) -> pd.DataFrame:
-    """Fit a network and write history, predictions and metrics; return the history."""
-    labels = encode_labels(samples, classes)
-    rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation", "test")}
-    training = Batches(inputs, rows["train"], labels, settings.batch_size, seed)
-    validation = Batches(inputs, rows["validation"], labels, settings.batch_size)
-    history = fit(network, training, validation, settings, tracking.log_epoch)
-    history.to_csv(folder / "history.csv", index=False)
-    asked = np.concatenate([rows["validation"], rows["test"]])
-    probabilities = predict(network, inputs, asked, settings.batch_size)
-    metrics = write_scores(folder, samples.iloc[asked], probabilities, classes)
+        save_network(model, folder)
+        write_json(folder / "run.json", {**record, **outcome, **counts, "hyperparameters": hyperparameters})
+        tell_mlflow(run, folder)
+        run.log_model(lambda: log_network(model, np.asarray(images[:1])))
+    shutil.rmtree(unfinished)
     print(f"test images: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}")
-    return history
 
 
-def save_network(model: keras.Model, example: np.ndarray, folder: Path) -> None:
-    """Write the whole network, pixels to probabilities, and log it with an example (1, size, size, 3), uint8."""
-    # Without the optimizer, which would treble the file.
-    network = keras.Model(model.inputs, model.outputs, name=model.name)
-    network.save(folder / "model.keras")
+def save_network(model: keras.Model, folder: Path) -> None:
+    """Write the whole network, pixels to probabilities, without the optimizer, which would treble the file."""
+    _without_optimizer(model).save(folder / "model.keras")
+
+
+def log_network(model: keras.Model, example: np.ndarray) -> None:
+    """Log the whole network with an example (1, size, size, 3), uint8."""
+    network = _without_optimizer(model)
     tracking.log_keras_model(network, example, network.predict_on_batch(example), keras.backend.backend())
+
+
+def _without_optimizer(model: keras.Model) -> keras.Model:
+    return keras.Model(model.inputs, model.outputs, name=model.name)
+
+
+def code_digest() -> str:
+    """Return the SHA-256 of the code that decides what a fit does."""
+    package = Path(__file__).parent.parent
+    files = [Path(__file__), *sorted(package.glob("training/*.py")), *sorted(package.glob("models/*.py"))]
+    return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
 
 
 def load_start(model: keras.Model, configuration: Configuration, params: Params, seed: int) -> None:
@@ -114,6 +132,7 @@ def load_start(model: keras.Model, configuration: Configuration, params: Params,
         source = run_folder(*configuration.source, seed) / "model.keras"
         if not source.exists():
             raise UserError(f"{source}: not found; run `dvc repro`")
+        check_unchanged(source.parent)
         vgg16.set_base_weights(model, vgg16.get_base_weights(keras.models.load_model(source, compile=False)))
     elif configuration.weights == "imagenet":
         vgg16.set_base_weights(model, imagenet_weights(params.weights.file))

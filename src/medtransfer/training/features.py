@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 from filelock import FileLock, Timeout
 
-from medtransfer.files import user_cache, write_array_header, write_json
+from medtransfer.files import sha256_of, user_cache, write_array_header, write_json
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def stored_features(
     folder = store() / key
     store().mkdir(parents=True, exist_ok=True)
     with _lock(folder):
-        if not (folder / "made_from.json").exists():
+        if not _is_whole(folder):
             size = math.prod(shape) * dtype.itemsize
             reason = _make_room(size, max_bytes, folder)
             if reason:
@@ -123,12 +123,26 @@ def stored_features(
                 shutil.rmtree(folder, ignore_errors=True)
                 log.info("features: %s, so the prefix is computed in every epoch", error)
                 return None
-            write_json(folder / "made_from.json", made_from)
+            write_json(folder / "made_from.json", {**made_from, "sha256": sha256_of(folder / "features.npy")})
         else:
             log.info("features: %s from %s", made_from["prefix"], folder)
         os.utime(folder / "made_from.json")
         # NumPy's file format knows no bfloat16 and gives back two plain bytes.
         return np.load(folder / "features.npy", mmap_mode="r").view(dtype)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether an entry is finished and undamaged; a damaged one is removed."""
+    if not (folder / "made_from.json").exists():
+        return False
+    try:
+        if json.loads((folder / "made_from.json").read_text())["sha256"] == sha256_of(folder / "features.npy"):
+            return True
+    except (OSError, ValueError, KeyError):
+        pass
+    log.warning("features: %s is damaged and is computed again", folder)
+    shutil.rmtree(folder)
+    return False
 
 
 def _make_room(size: int, max_bytes: float, folder: Path) -> str | None:

@@ -1,8 +1,10 @@
 """The training loop: Keras's `fit` with early stopping, and what it tells of every epoch."""
 
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,7 +15,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from medtransfer.errors import UserError
 from medtransfer.params import TrainParams
-from medtransfer.training.batches import Batches
+from medtransfer.training.batches import Batches, feed
+from medtransfer.training.snapshots import Fit, ResumableStopping, collect, load, restore, save
+
+log = logging.getLogger(__name__)
 
 HISTORY_COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second"]
 HEAD_STEPS = 32
@@ -24,14 +29,25 @@ def fit(
     training: Batches,
     validation: Batches,
     params: TrainParams,
-    on_epoch: Callable[[int, dict[str, float]], None],
+    on_epoch: Callable[[list[dict[str, float]]], None] = lambda history: None,
+    snapshots: Path | None = None,
+    made_from: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Train until the validation loss has not fallen for `patience` epochs; keep the best weights.
+
+    After every epoch the whole state is written to `snapshots`; where that folder already holds the state of
+    a fit that was made from the same, this one goes on from there and ends with the same weights.
 
     Parameters
     ----------
     on_epoch : callable
-        Called after each epoch with its number from 1 on and its row of the history.
+        Called with all rows of the history after each epoch, and once before the first of a fit that
+        goes on.
+    snapshots : Path, optional
+        A folder that belongs to this fit alone; removing it is left to the caller. Without it, an
+        interrupted fit begins anew.
+    made_from : mapping, optional
+        All that decides the result, as values that JSON knows.
 
     Returns
     -------
@@ -42,21 +58,38 @@ def fit(
     Raises
     ------
     UserError
-        The loss is no longer a finite number.
+        The loss is no longer a finite number, or a snapshot cannot be written.
     """
     compile_network(model, params)
-    stopping = keras.callbacks.EarlyStopping("val_loss", patience=params.patience, restore_best_weights=True)
-    recorder = _Recorder(training, params.epochs, on_epoch)
+    state = Fit(model, ResumableStopping(params.patience))
+    found = load(snapshots, made_from or {}) if snapshots else None
+    if found:
+        restore(state, *found)
+        log.info("going on after epoch %d of %s", len(state.history), snapshots)
+        on_epoch(state.history)
+
+    def keep(epoch: int, logs: dict[str, float]) -> None:
+        if snapshots:
+            arrays, facts = collect(state)
+            save(snapshots, arrays, {"made_from": made_from or {}, **facts})
+        on_epoch(state.history)
+
+    begin = len(state.history)
     model.fit(
-        training,
-        validation_data=validation,
-        epochs=params.epochs,
-        callbacks=[recorder, stopping],
+        feed(training),
+        validation_data=feed(validation),
+        initial_epoch=begin,
+        epochs=begin if state.stopping.stopped else params.epochs,
+        callbacks=[
+            _Recorder(state.history, training, params.epochs),
+            state.stopping,
+            keras.callbacks.LambdaCallback(on_epoch_end=keep),
+        ],
         # Batches draw their own order; Keras would shuffle them once more, from a state that is not (seed, epoch).
         shuffle=False,
         verbose=0,
     )
-    return pd.DataFrame(recorder.rows, columns=HISTORY_COLUMNS)
+    return pd.DataFrame(state.history, columns=HISTORY_COLUMNS)
 
 
 def compile_network(model: keras.Model, params: TrainParams) -> None:
@@ -84,17 +117,16 @@ def build_optimizer(params: TrainParams) -> keras.optimizers.Optimizer:
 def predict(model: keras.Model, inputs: Any, rows: np.ndarray, batch_size: int) -> np.ndarray:
     """Return probabilities (len(rows), classes), float32, of the pixels or features that `rows` names."""
     batches = Batches(inputs, rows, np.zeros(len(inputs), np.int32), batch_size)
-    probabilities: np.ndarray = model.predict(batches, verbose=0)
+    probabilities: np.ndarray = model.predict(feed(batches), verbose=0)
     return probabilities
 
 
 class _Recorder(keras.callbacks.Callback):
     """Keeps the history, shows a bar within the epoch on a terminal, and a line after it anywhere."""
 
-    def __init__(self, training: Batches, epochs: int, on_epoch: Callable[[int, dict[str, float]], None]):
+    def __init__(self, rows: list[dict[str, float]], training: Batches, epochs: int):
         super().__init__()
-        self.rows: list[dict[str, float]] = []
-        self.images, self.epochs, self.on_epoch = len(training.rows), epochs, on_epoch
+        self.rows, self.training, self.epochs = rows, training, epochs
         columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TimeRemainingColumn())
         self.console = Console()
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
@@ -109,6 +141,7 @@ class _Recorder(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.begin = self.trained = time.perf_counter()
+        self.training.start_epoch(epoch)
         self.bar.reset(self.task, epoch=f"{epoch + 1}/{self.epochs}")
 
     # No hook after a batch: Keras would then wait for the device to finish each of them.
@@ -129,7 +162,7 @@ class _Recorder(keras.callbacks.Callback):
             "epoch": epoch + 1,
             **row,
             "seconds": seconds,
-            "images_per_second": self.images / (self.trained - self.begin),
+            "images_per_second": len(self.training.rows) / (self.trained - self.begin),
         }
         self.rows.append(row)
         self.console.print(
@@ -139,4 +172,3 @@ class _Recorder(keras.callbacks.Callback):
             highlight=False,
             soft_wrap=True,
         )
-        self.on_epoch(epoch + 1, row)

@@ -1,0 +1,132 @@
+"""Whether what a stage reads is what DVC recorded.
+
+DVC checks out a damaged object of its cache without a word and calls it up to date, so every stage
+hashes what it reads and compares.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from medtransfer.errors import UserError
+from medtransfer.stages.layout import DATA
+
+LOCK = Path("dvc.lock")
+POINTER = Path("data.dvc")
+CACHE = Path(".dvc/cache/files/md5")
+RWLOCK = Path(".dvc/tmp/rwlock")
+
+
+def check_unchanged(folder: Path) -> None:
+    """Compare a folder with its record in dvc.lock, or data/ with data.dvc.
+
+    Where DVC has no record, as when a stage runs outside of `dvc repro`, there is nothing to compare.
+
+    Raises
+    ------
+    UserError
+        A file differs; the message names it and how to mend it.
+    """
+    recorded = _recorded(folder)
+    if recorded is None:
+        return
+    found = file_digests(folder)
+    if _digest_of(found) == recorded:
+        return
+    listed = _listed(recorded)
+    differing = sorted(name for name in found.keys() | listed.keys() if listed and found.get(name) != listed.get(name))
+    named = ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
+    where = POINTER if folder == DATA else LOCK
+    mend = [str(_cached(listed[name])) for name in differing[:3] if name in listed]
+    raise UserError(
+        f"{folder}: not what {where} names ({recorded}){': ' + named if named else ''}; it was damaged on disk: "
+        f"remove {' '.join([str(folder), *mend])} and run `dvc {'pull data.dvc' if folder == DATA else 'repro'}`"
+    )
+
+
+def check_dvc_files() -> None:
+    """Check the two files of DVC that a crash can leave in pieces.
+
+    Raises
+    ------
+    UserError
+        One of them is; the message says how to mend it.
+    """
+    read_lock()
+    if RWLOCK.exists():
+        try:
+            json.loads(RWLOCK.read_text())
+        except ValueError:
+            raise UserError(
+                f"{RWLOCK}: no whole JSON file; a process was killed while it wrote it: remove it (rm {RWLOCK})"
+            ) from None
+
+
+def read_lock() -> dict[str, Any]:
+    """Return the stages of dvc.lock by name.
+
+    Raises
+    ------
+    UserError
+        It is empty or cut.
+    """
+    if not LOCK.exists():
+        return {}
+    try:
+        lock = YAML(typ="safe").load(LOCK.read_text())
+        if not isinstance(lock, dict) or "schema" not in lock:
+            raise ValueError("it has no schema")
+        stages: dict[str, Any] = lock.get("stages") or {}
+        for stage in stages.values():
+            [(out["path"], out["md5"]) for out in stage.get("outs", [])]
+    except (YAMLError, UnicodeDecodeError, ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(
+            f"{LOCK}: empty or cut; restore it (git checkout {LOCK}): stages that had run come from DVC's cache"
+        ) from None
+    return stages
+
+
+def _recorded(folder: Path) -> str | None:
+    """Return the hash that DVC recorded for a folder."""
+    if folder == DATA:
+        if not POINTER.exists():
+            return None
+        try:
+            return str(YAML(typ="safe").load(POINTER.read_text())["outs"][0]["md5"])
+        except (YAMLError, UnicodeDecodeError, TypeError, KeyError, IndexError):
+            raise UserError(f"{POINTER}: empty or cut; restore it (git checkout {POINTER})") from None
+    outs = {out["path"]: out["md5"] for stage in read_lock().values() for out in stage.get("outs", [])}
+    return outs.get(folder.as_posix())
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Return the MD5 of each file under a folder by its path in it; unfinished files are no part of it."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and not any(part.startswith(".partial-") for part in path.parts):
+            with path.open("rb") as file:
+                found[name] = hashlib.file_digest(file, "md5").hexdigest()
+    return found
+
+
+def _digest_of(files: dict[str, str]) -> str:
+    """Return DVC's hash of a folder: the MD5 of the JSON list of its files."""
+    listing = [{"md5": md5, "relpath": name} for name, md5 in sorted(files.items())]
+    return hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _cached(md5: str) -> Path:
+    return CACHE / md5[:2] / md5[2:]
+
+
+def _listed(recorded: str) -> dict[str, str]:
+    """Return DVC's own list of the files, where its cache holds it."""
+    try:
+        return {entry["relpath"]: entry["md5"] for entry in json.loads(_cached(recorded).read_text())}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}

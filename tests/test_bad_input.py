@@ -1,0 +1,396 @@
+"""Bad input: one clear line that names what is wrong, and nothing half-written."""
+
+import io
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from conftest import PROJECT
+from medtransfer.datasets.catalogue import CHEST_XRAY, HAM10000
+from medtransfer.datasets.images import load_pixels, load_rgb
+from medtransfer.datasets.importing import import_dataset
+from medtransfer.errors import UserError
+from medtransfer.models.weights import read_weights
+from medtransfer.params import Params, Split
+from medtransfer.prepare import assign_splits, prepare_dataset
+
+
+def one_line(error: UserError) -> bool:
+    return "\n" not in str(error) and 20 < len(str(error)) < 500
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8))
+JPEG, PNG = encoded(PICTURE, "JPEG"), encoded(PICTURE, "PNG")
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def frames(kind: str) -> bytes:
+    return encoded(PICTURE, kind, save_all=True, append_images=[PICTURE.rotate(90)])
+
+
+transparent = PICTURE.convert("RGBA")
+transparent.putpixel((3, 3), (0, 0, 0, 10))
+palette = PICTURE.convert("P")
+
+BAD_IMAGES = {
+    "a zero-byte file": ("a.jpg", b"", "neither a JPEG nor a PNG"),
+    "text": ("a.jpg", b"no picture at all", "neither a JPEG nor a PNG"),
+    "a JPEG cut in the middle": ("a.jpg", JPEG[: len(JPEG) // 2], "truncated"),
+    "a JPEG without its last bytes": ("a.jpg", JPEG[:-30], "truncated"),
+    "a JPEG's first bytes": ("a.jpg", JPEG[:40], "cannot be decoded"),
+    "a PNG cut in the middle": ("a.png", PNG[: len(PNG) // 2], "cannot be decoded"),
+    "a PNG's header": ("a.png", PNG[:20], "cannot be decoded"),
+    "a PNG with a wrong checksum": ("a.png", PNG[:60] + bytes([PNG[60] ^ 1]) + PNG[61:], "cannot be decoded"),
+    "a PNG called .jpg": ("a.jpg", PNG, "a PNG by its content; expected what .jpg says"),
+    "a JPEG called .png": ("a.png", JPEG, "a JPEG by its content; expected what .png says"),
+    "a GIF": ("a.gif", encoded(PICTURE, "GIF"), "neither a JPEG nor a PNG"),
+    "a GIF called .jpg": ("a.jpg", encoded(PICTURE, "GIF"), "neither a JPEG nor a PNG"),
+    "a TIFF": ("a.tif", encoded(PICTURE, "TIFF"), "neither a JPEG nor a PNG"),
+    "a WebP": ("a.webp", encoded(PICTURE, "WEBP"), "neither a JPEG nor a PNG"),
+    "a BMP": ("a.bmp", encoded(PICTURE, "BMP"), "neither a JPEG nor a PNG"),
+    "an animated PNG": ("a.png", frames("PNG"), "2 frames; expected one image"),
+    "a JPEG of several pictures": ("a.jpg", frames("MPO"), "2 frames; expected one image"),
+    "transparency": ("a.png", encoded(transparent, "PNG"), "transparent pixels"),
+    "grey with transparency": ("a.png", encoded(transparent.convert("LA"), "PNG"), "transparent pixels"),
+    "a transparent palette": ("a.png", encoded(palette, "PNG", transparency=palette.getpixel((0, 0))), "transparent"),
+    "a bomb": ("a.png", png_of(30_000, 30_000), "cannot be decoded"),
+    "a small bomb": ("a.png", png_of(12_000, 10_000), "at most 100,000,000"),
+    "a picture without rows": ("a.png", png_of(10, 0), "cannot be decoded"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_IMAGES)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_bad_image_is_one_clear_line(tmp_path: Path, case: str) -> None:
+    name, content, message = BAD_IMAGES[case]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_rgb(tmp_path / name, 32)
+    assert str(caught.value).startswith(str(tmp_path / name))
+    assert message in str(caught.value)
+    assert one_line(caught.value)
+    with pytest.raises(UserError, match=r"upload: ") as from_bytes:
+        load_rgb(content, 32, name=f"upload: {name}")
+    assert str(from_bytes.value).split(": ", 2)[2] == str(caught.value).split(": ", 1)[1]
+
+
+def sixteen_bit() -> Image.Image:
+    return Image.fromarray(np.asarray(PICTURE.convert("L")).astype(np.uint16) * 257)
+
+
+CONVERTED = {
+    "CMYK": ("a.jpg", encoded(PICTURE.convert("CMYK"), "JPEG"), "CMYK"),
+    "a palette": ("a.png", encoded(palette, "PNG"), "palette"),
+    "one bit": ("a.png", encoded(PICTURE.convert("1"), "PNG"), "1 bit"),
+    "opaque alpha": ("a.png", encoded(PICTURE.convert("RGBA"), "PNG"), "RGBA"),
+    "sixteen bits": ("a.png", encoded(sixteen_bit(), "PNG"), "16 bit"),
+    "a turned camera": ("a.jpg", encoded(PICTURE, "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12"
+                        b"\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00"), "EXIF orientation"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONVERTED)
+def test_what_merely_needs_converting_is_converted_and_named(tmp_path: Path, case: str) -> None:
+    name, content, kind = CONVERTED[case]
+    (tmp_path / name).write_bytes(content)
+    image, converted = load_rgb(tmp_path / name)
+    assert converted == kind
+    assert image.mode == "RGB"
+    assert image.size == ((40, 48) if kind == "EXIF orientation" else (48, 40))
+
+
+def test_nothing_is_converted_silently() -> None:
+    assert load_rgb(JPEG).converted == load_rgb(PNG).converted == ""
+    assert load_rgb(encoded(PICTURE.convert("L"), "JPEG")).converted == ""
+
+
+def test_sixteen_bits_are_scaled_not_saturated() -> None:
+    grey = np.asarray(PICTURE.convert("L"))
+    image = load_rgb(encoded(sixteen_bit(), "PNG")).image
+    assert (np.asarray(image) == grey[..., None]).all()
+    assert (load_pixels(encoded(sixteen_bit(), "PNG"), 32, "nearest") < 255).any()
+
+
+# --- metadata and layout
+
+
+def edit(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+    path = folder / "HAM10000_metadata.csv"
+    change(pd.read_csv(path)).to_csv(path, index=False)
+
+
+def metadata(content: bytes) -> Callable[[Path], object]:
+    return lambda folder: (folder / "HAM10000_metadata.csv").write_bytes(content)
+
+
+def first_image(folder: Path) -> Path:
+    return next(iter(sorted(folder.rglob("*.jpg"))))
+
+
+def drop_column(name: str) -> Callable[[Path], None]:
+    return lambda folder: edit(folder, lambda table: table.drop(columns=name))
+
+
+def set_first(column: str, value: object) -> Callable[[Path], None]:
+    return lambda folder: edit(folder, lambda table: table.assign(**{column: [value, *table[column][1:]]}))
+
+
+def one_lesion_for(label: str) -> Callable[[Path], None]:
+    return lambda folder: edit(
+        folder, lambda table: table.assign(lesion_id=table.lesion_id.mask(table.dx == label, "HAM_1"))
+    )
+
+
+def keep_of(label: str, count: int) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        table = pd.read_csv(folder / "HAM10000_metadata.csv")
+        gone = table[table.dx == label].iloc[count:]
+        for image in gone.image_id:
+            next(folder.rglob(f"{image}.jpg")).unlink()
+        edit(folder, lambda table: table.drop(gone.index))
+
+    return change
+
+
+def image_becomes_folder(folder: Path) -> None:
+    image = first_image(folder)
+    image.unlink()
+    image.with_suffix("").mkdir()
+
+
+BAD_METADATA: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no metadata": (lambda folder: (folder / "HAM10000_metadata.csv").unlink(), "not found; import the data set"),
+    "empty metadata": (metadata(b""), "cannot be read as CSV"),
+    "metadata in another encoding": (metadata("lesion_id;imäge".encode("utf-16")), "cannot be read as CSV"),
+    "metadata with a quote left open": (metadata(b'lesion_id,image_id\n"a,b\n'), "cannot be read as CSV|is missing"),
+    "metadata that is binary": (metadata(bytes(range(256)) * 9), "cannot be read as CSV|is missing"),
+    "metadata with a header alone": (
+        metadata(b"lesion_id,image_id,dx,dx_type,age,sex,localization\n"), "no row in HAM10000_metadata.csv"),
+    "no lesion_id": (drop_column("lesion_id"), "column lesion_id is missing"),
+    "no image_id": (drop_column("image_id"), "column image_id is missing"),
+    "no dx": (drop_column("dx"), "column dx is missing"),
+    "an unknown label": (set_first("dx", "wart"), "has the label 'wart'; known: akiec"),
+    "a label in capitals": (set_first("dx", "NV"), "has the label 'NV'; known: akiec"),
+    "an empty label": (set_first("dx", None), "has no dx"),
+    "an empty lesion": (set_first("lesion_id", None), "has no lesion_id"),
+    "an empty image": (set_first("image_id", None), "has no image_id"),
+    "a row without image": (lambda folder: first_image(folder).unlink(), "has no image file"),
+    "a path as image": (set_first("image_id", "../../etc/passwd"), "has no image file"),
+    "an image without row": (lambda folder: edit(folder, lambda table: table.iloc[1:]), "no row in"),
+    "two rows": (lambda folder: edit(folder, lambda table: pd.concat([table, table[:1]])), "has two rows"),
+    "an empty class": (keep_of("vasc", 0), "no image of vasc; ham10000 has the classes"),
+    "a class with one image": (keep_of("vasc", 1), "class vasc has 1 images; dividing it by image needs at least 5"),
+    "a broken image": (lambda folder: first_image(folder).write_bytes(b"x"), "neither a JPEG nor a PNG"),
+    "an image that is a folder": (image_becomes_folder, "has no image file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_METADATA)
+def test_bad_metadata_is_one_clear_line(demo: Path, params: Params, tmp_path: Path, case: str) -> None:
+    damage, message = BAD_METADATA[case]
+    raw, target = Path(shutil.copytree(demo / "ham10000", tmp_path / "raw")), tmp_path / "target"
+    target.mkdir()
+    damage(raw)
+    with pytest.raises(UserError, match=message) as caught:
+        prepare_dataset(HAM10000, raw, params.datasets["ham10000"], target)
+    assert one_line(caught.value)
+    assert not (target / "samples.csv").exists()
+
+
+def test_another_order_of_columns_changes_nothing(demo: Path, tmp_path: Path) -> None:
+    raw = Path(shutil.copytree(demo / "ham10000", tmp_path / "raw"))
+    edit(raw, lambda table: table[table.columns[::-1]])
+    assert HAM10000.read(raw).samples.equals(HAM10000.read(demo / "ham10000").samples)
+
+
+def test_one_group_that_holds_a_whole_class_cannot_be_divided(demo: Path, tmp_path: Path) -> None:
+    raw = Path(shutil.copytree(demo / "ham10000", tmp_path / "raw"))
+    one_lesion_for("df")(raw)
+    split = Split.model_validate({"by": "group", "validation": 0.2, "test": 0.2, "seed": 0})
+    with pytest.raises(UserError, match="class df has 1 groups; dividing it by group needs at least 5"):
+        assign_splits(HAM10000.read(raw).samples, split, "ham10000")
+
+
+BAD_CHEST_FILES = {
+    "a name without patient": ("train/NORMAL/picture.jpeg", "no patient in the name"),
+    "a text file": ("train/NORMAL/readme.txt", "not an image; expected .jpeg"),
+    "an unknown class": ("train/COVID/person2_virus_1.jpeg", "has the label 'COVID'; known: NORMAL, PNEUMONIA"),
+    "one name twice": ("test/NORMAL/person1_virus_1.jpeg", "another image has this name"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CHEST_FILES)
+def test_bad_chest_files_are_named(tmp_path: Path, case: str) -> None:
+    name, message = BAD_CHEST_FILES[case]
+    for path in ("train/NORMAL/person1_virus_1.jpeg", name):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(JPEG)
+    assert [message in line for line in CHEST_XRAY.read(tmp_path).problems] == [True]
+
+
+# --- archives
+
+
+def archive_of(entries: dict[str, bytes], path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+
+
+IMAGE = "HAM10000_images_part_1/ISIC_1.jpg"
+
+
+def flip(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 0xFF
+    path.write_bytes(content)
+
+
+def encrypt(path: Path) -> None:
+    archive_of({IMAGE: JPEG}, path)
+    content = bytearray(path.read_bytes())
+    content[6] |= 1  # the flag of encryption, in the entry and in the directory
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+
+
+BAD_ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a parent folder": (lambda path: archive_of({f"../{IMAGE}": JPEG}, path), "would leave the target folder"),
+    "a hidden parent folder": (lambda path: archive_of({f"x/../../{IMAGE}": JPEG}, path), "would leave the target"),
+    "an absolute path": (lambda path: archive_of({f"/{IMAGE}": JPEG}, path), "would leave the target folder"),
+    "a backslash path": (lambda path: archive_of({f"..\\{IMAGE}": JPEG}, path), "would leave the target folder"),
+    "a drive": (lambda path: archive_of({"C:\\HAM10000_images_part_1\\a.jpg": JPEG}, path), "would leave the target"),
+    "no zip": (lambda path: path.write_bytes(b"x" * 100), "neither a folder nor a whole zip"),
+    "an empty file": (lambda path: path.write_bytes(b""), "neither a folder nor a whole zip"),
+    "an empty zip": (lambda path: archive_of({}, path), "holds nothing of HAM10000"),
+    "another data set": (lambda path: archive_of({"train/cat.jpg": JPEG}, path), "holds nothing of HAM10000"),
+    "an encrypted zip": (encrypt, "is damaged"),
+    "two different files of one name": (
+        lambda path: archive_of({f"a/{IMAGE}": JPEG, f"b/{IMAGE}": PNG}, path), "differ but would become one file"),
+    "images without metadata": (lambda path: archive_of({IMAGE: JPEG}, path), "HAM10000_metadata.csv: not found"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_ARCHIVES)
+def test_a_bad_archive_is_one_clear_line_and_changes_nothing(tmp_path: Path, case: str) -> None:
+    make, message = BAD_ARCHIVES[case]
+    make(tmp_path / "a.zip")
+    (tmp_path / "data" / "ham10000").mkdir(parents=True)
+    (tmp_path / "data" / "ham10000" / "old.txt").write_text("old")
+    with pytest.raises(UserError, match=message) as caught:
+        import_dataset(HAM10000, tmp_path / "a.zip", tmp_path / "data")
+    assert one_line(caught.value)
+    assert (tmp_path / "data" / "ham10000" / "old.txt").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "data"]
+
+
+def test_a_zip_cut_anywhere_is_refused(demo: Path, tmp_path: Path) -> None:
+    archive_of({IMAGE: JPEG, "HAM10000_metadata.csv": b"x"}, tmp_path / "a.zip")
+    content = (tmp_path / "a.zip").read_bytes()
+    for end in range(0, len(content) - 1, 97):
+        (tmp_path / "a.zip").write_bytes(content[:end])
+        with pytest.raises(UserError, match=r"neither a folder nor a whole zip|is damaged"):
+            import_dataset(HAM10000, tmp_path / "a.zip", tmp_path / "data")
+
+
+def test_a_million_entries_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medtransfer.datasets.importing.MAX_ENTRIES", 50)
+    archive_of({f"{number}.txt": b"" for number in range(60)}, tmp_path / "a.zip")
+    with pytest.raises(UserError, match="more than 50 entries"):
+        import_dataset(HAM10000, tmp_path / "a.zip", tmp_path / "data")
+
+
+def test_an_archive_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medtransfer.datasets.importing.MAX_BYTES", 1_000_000)
+    archive_of({IMAGE: bytes(2_000_000)}, tmp_path / "a.zip")
+    assert (tmp_path / "a.zip").stat().st_size < 5_000
+    with pytest.raises(UserError, match="unpacks to 2,000,000 bytes"):
+        import_dataset(HAM10000, tmp_path / "a.zip", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+# --- weights, paths and disks
+
+
+def test_a_pickle_called_weights_is_never_loaded(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    evil = f"cos\nsystem\n(S'touch {canary}'\ntR.".encode()
+    array = np.array([None], dtype=object)
+    files: dict[str, Callable[[Path], object]] = {
+        "a.npz": lambda path: np.savez(path, block1_conv1_kernel=array),
+        "b.npz": lambda path: path.write_bytes(evil),
+        "a.h5": lambda path: path.write_bytes(evil),
+        "a.weights.h5": lambda path: path.write_bytes(evil),
+    }
+    for name, write in files.items():
+        write(tmp_path / name)
+        with pytest.raises(UserError) as caught:
+            read_weights(tmp_path / name)
+        assert one_line(caught.value)
+    assert not canary.exists()
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
+    return subprocess.run(
+        [sys.executable, "-m", "medtransfer", *arguments], cwd=folder, env=env, capture_output=True, text=True
+    )
+
+
+def test_a_path_with_spaces_and_umlauts_works(demo: Path, params: Params, tmp_path: Path) -> None:
+    raw = Path(shutil.copytree(demo / "chest_xray", tmp_path / "Lungenärzte und Co" / "räw data"))
+    target = tmp_path / "für später"
+    target.mkdir()
+    prepare_dataset(CHEST_XRAY, raw, params.datasets["chest_xray"], target)
+    assert (target / "samples.csv").exists()
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None or os.geteuid() != 0, reason="needs root and unshare for a tmpfs")
+@pytest.mark.parametrize("kind", ["full", "read-only"])
+def test_a_full_or_read_only_disk_is_one_clear_line(demo: Path, tmp_path: Path, kind: str) -> None:
+    shutil.copytree(demo, tmp_path / "data")
+    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    (tmp_path / "artifacts").mkdir()
+    options = "size=200k" if kind == "full" else "ro"
+    script = (
+        f"mount -t tmpfs -o {options} none artifacts && {sys.executable} -m medtransfer stage prepare ham10000; "
+        "code=$?; find artifacts -type f; exit $code"
+    )
+    env = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
+    probe = subprocess.run(["unshare", "--mount", "true"], capture_output=True)
+    if probe.returncode:
+        pytest.skip("mount namespaces are not allowed here")
+    result = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith("medtransfer: ")
+    assert {"full": "No space left on device", "read-only": "Read-only file system"}[kind] in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout.split() == []

@@ -1,0 +1,204 @@
+"""Fuzzing: whatever comes in, there is an answer or one clear line, and nothing lands outside the target."""
+
+import io
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from ruamel.yaml import YAML
+
+from conftest import PROJECT
+from medtransfer.datasets.catalogue import HAM10000, METADATA_COLUMNS
+from medtransfer.datasets.images import load_rgb
+from medtransfer.datasets.importing import import_dataset
+from medtransfer.errors import UserError
+from medtransfer.params import Params, Split, read_params
+from medtransfer.prepare import SPLITS, assign_splits, shared_with_training
+
+# Set MEDTRANSFER_FUZZ to try more: docs/reliability.md has the numbers of a long run.
+EXAMPLES = int(os.environ.get("MEDTRANSFER_FUZZ", "100"))
+FUZZ = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+def expect_one_line(error: UserError) -> None:
+    assert "\n" not in str(error)
+    assert len(str(error)) > 10
+
+
+# --- params
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=4), st.integers(), max_size=2),
+)  # fmt: skip
+
+
+def paths_of(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    keys = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(found for key, part in keys for found in paths_of(part, (*path, key)))]
+
+
+PARAMS = YAML(typ="safe").load((PROJECT / "params.yaml").read_text())
+PATHS = [path for path in paths_of(PARAMS) if path]
+
+
+@FUZZ
+@given(path=st.sampled_from(PATHS), value=VALUES, how=st.sampled_from(["replace", "remove", "add"]))
+def test_params_are_valid_or_one_line(tmp_path: Path, path: tuple[Any, ...], value: Any, how: str) -> None:
+    values = YAML(typ="safe").load((PROJECT / "params.yaml").read_text())
+    parent = values
+    for key in path[:-1]:
+        parent = parent[key]
+    if how == "remove":
+        del parent[path[-1]]
+    elif how == "add" and isinstance(parent, dict):
+        parent[str(value)] = value
+    else:
+        parent[path[-1]] = value
+    yaml = YAML(typ="safe")
+    with (tmp_path / "params.yaml").open("w") as file:
+        yaml.dump(values, file)
+    try:
+        assert isinstance(read_params(tmp_path / "params.yaml"), Params)
+    except UserError as error:
+        expect_one_line(error)
+
+
+@FUZZ
+@given(content=st.binary(max_size=200))
+def test_a_params_file_of_any_bytes_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_params(tmp_path / "params.yaml")
+    expect_one_line(caught.value)
+
+
+# --- splits
+
+
+@FUZZ
+@given(data=st.data(), by=st.sampled_from(["image", "group"]), seed=st.integers(0, 2**31 - 1))
+def test_splits_are_complete_and_groups_do_not_cross(data: Any, by: str, seed: int) -> None:
+    sizes = data.draw(st.lists(st.integers(1, 60), min_size=1, max_size=4))
+    label = np.repeat([f"class{number}" for number in range(len(sizes))], sizes)
+    groups = data.draw(st.lists(st.integers(0, 40), min_size=len(label), max_size=len(label)))
+    samples = pd.DataFrame({"label": label, "group": [f"g{group}" for group in groups]})
+    split = Split.model_validate({"by": by, "validation": 0.2, "test": 0.2, "seed": seed})
+    try:
+        samples["split"] = assign_splits(samples, split, "x")
+    except UserError as error:
+        expect_one_line(error)
+        return
+    assert set(samples.split) <= set(SPLITS)
+    assert samples.split.notna().all()
+    if by == "group":
+        assert not shared_with_training(samples).any()
+        assert (samples.groupby("group").split.nunique() == 1).all()
+
+
+# --- metadata
+
+
+CELLS = st.one_of(st.sampled_from(["nv", "mel", "ISIC_1", "ISIC_2", "HAM_1", ""]), st.text(max_size=6))
+
+
+@FUZZ
+@given(
+    rows=st.lists(st.lists(CELLS, min_size=7, max_size=7), max_size=6),
+    columns=st.permutations(METADATA_COLUMNS),
+    junk=st.binary(max_size=12),
+)
+def test_metadata_is_read_or_named(tmp_path: Path, rows: list[list[str]], columns: list[str], junk: bytes) -> None:
+    folder = tmp_path / "HAM10000_images_part_1"
+    folder.mkdir(exist_ok=True)
+    (folder / "ISIC_1.jpg").touch()
+    table = pd.DataFrame(rows, columns=columns).to_csv(index=False).encode("utf-8", "surrogatepass")
+    (tmp_path / "HAM10000_metadata.csv").write_bytes(table + junk)
+    try:
+        listing = HAM10000.read(tmp_path)
+    except UserError as error:
+        expect_one_line(error)
+        return
+    assert set(listing.samples.label) <= set(HAM10000.classes)
+    assert listing.samples.id.is_unique
+    assert all("\n" not in line for line in listing.problems)
+    assert all((tmp_path / path).is_file() for path in listing.samples.path)
+
+
+# --- images and archives
+
+
+def picture(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, kind, **({"exif": Image.Exif()} if kind == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+CORPUS = [picture("JPEG"), picture("PNG")]
+CHANGES = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8)
+
+
+def mutate(content: bytes, changes: list[tuple[float, int]], keep: float) -> bytes:
+    changed = bytearray(content)
+    for where, value in changes:
+        changed[int(where * len(changed))] = value
+    return bytes(changed[: max(1, int(keep * len(changed)))])
+
+
+@FUZZ
+@given(content=st.sampled_from(CORPUS), changes=CHANGES, keep=st.one_of(st.just(1.0), st.floats(0, 1)))
+@pytest.mark.filterwarnings("ignore")
+def test_a_changed_image_decodes_or_is_one_line(content: bytes, changes: list[tuple[float, int]], keep: float) -> None:
+    try:
+        image, _ = load_rgb(mutate(content, changes, keep), 32, name="fuzzed")
+        assert image.mode == "RGB"
+    except UserError as error:
+        expect_one_line(error)
+
+
+NAMES = st.one_of(
+    st.sampled_from(
+        ["HAM10000_metadata.csv", "HAM10000_images_part_1/ISIC_1.jpg", "../HAM10000_images_part_1/a.jpg",
+         "/HAM10000_images_part_1/a.jpg", "x/../../HAM10000_images_part_2/a.jpg", "HAM10000_images_part_1/..",
+         "HAM10000_images_part_1/../../../../a.jpg", "C:/HAM10000_images_part_1/a.jpg"]
+    ),
+    st.text(max_size=12).map(lambda text: f"HAM10000_images_part_1/{text}.jpg"),
+)  # fmt: skip
+
+
+@FUZZ
+@given(entries=st.dictionaries(NAMES, st.binary(max_size=30), max_size=4), changes=CHANGES, keep=st.floats(0.5, 1))
+def test_no_archive_writes_outside_its_target(
+    tmp_path: Path, entries: dict[str, bytes], changes: list[tuple[float, int]], keep: float
+) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    content = buffer.getvalue()
+    outside = tmp_path / "outside"
+    for number, body in enumerate((content, mutate(content, changes, keep))):
+        work = outside / str(number)
+        work.mkdir(parents=True, exist_ok=True)
+        (work / "a.zip").write_bytes(body)
+        try:
+            import_dataset(HAM10000, work / "a.zip", work / "deep" / "data")
+        except UserError as error:
+            expect_one_line(error)
+        for path in outside.rglob("*"):
+            inside = path.is_relative_to(work / "deep" / "data") or path.is_relative_to(outside / "0" / "deep" / "data")
+            assert inside or path.is_dir() or path.name == "a.zip"
