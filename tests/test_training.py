@@ -8,11 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from medtransfer.errors import UserError
 from medtransfer.models import vgg16
 from medtransfer.params import TrainParams
 from medtransfer.training.batches import Batches
+from medtransfer.training.convolution import use_fast_gradients
 from medtransfer.training.device import make_deterministic
 from medtransfer.training.fit import HISTORY_COLUMNS, build_optimizer, fit, predict
 
@@ -128,6 +130,38 @@ def test_every_optimizer_gets_the_learning_rate(tiny: TrainParams) -> None:
         optimizer = build_optimizer(tiny.model_copy(update={"optimizer": name}))
         assert isinstance(optimizer, keras.optimizers.Optimizer)
         assert float(optimizer.learning_rate) == pytest.approx(tiny.learning_rate)
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_the_fast_gradients_are_keras_own_to_rounding(tiny: TrainParams, size: int) -> None:
+    params = tiny.model_copy(update={"precision": "mixed_bfloat16", "dropout": 0.0})
+    pixels = np.random.default_rng(0).integers(0, 256, (8, size, size, 3), dtype=np.uint8)
+    labels = np.arange(8) % CLASSES
+    gradients, changed = [], []
+    for fast in (False, True):
+        model = vgg16.build_vgg16(size, CLASSES, params, seed=5)
+        vgg16.set_trainable(model, ("block4", "block5"))
+        changed.append(use_fast_gradients(model) if fast else 0)
+        with tf.GradientTape() as tape:
+            loss = keras.losses.sparse_categorical_crossentropy(labels, model(pixels, training=True))
+        gradients.append(tape.gradient(loss, [variable.value for variable in model.trainable_variables]))
+    assert changed == [0, 6]
+    for plain, fast_one in zip(*gradients, strict=True):
+        plain, fast_one = np.asarray(plain, np.float64).ravel(), np.asarray(fast_one, np.float64).ravel()
+        assert np.dot(plain, fast_one) > 0.999 * np.linalg.norm(plain) * np.linalg.norm(fast_one)
+        assert np.linalg.norm(plain - fast_one) < 0.03 * np.linalg.norm(plain)
+
+
+def test_fast_gradients_change_neither_float32_nor_what_is_saved(tiny: TrainParams, tmp_path: Path) -> None:
+    assert use_fast_gradients(vgg16.build_vgg16(SIZE, CLASSES, tiny, seed=5)) == 0
+    model = vgg16.build_vgg16(SIZE, CLASSES, tiny.model_copy(update={"precision": "mixed_bfloat16"}), seed=5)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), dtype=np.uint8)
+    before = model.predict_on_batch(pixels)
+    use_fast_gradients(model)
+    model.save(tmp_path / "model.keras")
+    assert (model.predict_on_batch(pixels) == before).all()
+    loaded = keras.models.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
+    assert (loaded.predict_on_batch(pixels) == before).all()
 
 
 READ_ALL = """

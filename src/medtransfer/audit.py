@@ -88,7 +88,10 @@ def _check_locked(folder: Path, record: dict[str, Any], lock: dict[str, dict[str
         f"configurations.{record['model']}": "configuration",
         f"trees.{record['model']}": record["model"],
     }
+    own_rate = (said.get("configuration") or {}).get("learning_rate")
     for key, value in locked.items():
+        if key == "train" and own_rate:
+            value = {**value, "learning_rate": own_rate}
         if key in parts and _differs(value, said.get(parts[key])):
             yield f"{folder}: {key} is {value} in dvc.lock and {said.get(parts[key])} in run.json"
 

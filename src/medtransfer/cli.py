@@ -398,6 +398,33 @@ def bench(dataset: str, output: Path, names: tuple[str, ...], **options: int) ->
     click.echo(f"everything measured: {output}")
 
 
+@cli.command()
+@click.argument("dataset")
+@click.option("--configuration", "names", multiple=True, help="Only this one; may be given several times.")
+@click.option("--rate", "rates", type=float, multiple=True, default=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3), show_default=True)
+@click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), default=Path("artifacts/tuning.csv"), show_default=True)
+def tune(
+    dataset: str, names: tuple[str, ...], rates: tuple[float, ...], fraction: float, epochs: int, output: Path
+) -> None:
+    """Compare learning rates for each freezing configuration on the validation images.
+
+    Put the best as learning_rate into the configuration in params.yaml. Goes on where it stopped.
+    """
+    params = _params()
+    if dataset not in params.study:
+        raise UserError(f"params.yaml: study.{dataset}: missing; there are {', '.join(params.study)}")
+    with _quiet_start():
+        from medtransfer.stages.tune import tune as run
+
+    table = run(params, dataset, list(names or params.study[dataset].train), list(rates), fraction, epochs, output)
+    own = table[(table.dataset == dataset) & (table.fraction == fraction) & (table.epochs == epochs)]
+    best = own.loc[own.groupby("configuration", sort=False).val_loss.idxmin()]
+    for row in best.itertuples():
+        click.echo(f"{row.configuration}: learning_rate: {row.learning_rate:g}  # validation loss {row.val_loss:.4f}")
+
+
 @cli.group()
 def cache() -> None:
     """Features of frozen prefixes, kept in the user's cache."""

@@ -119,10 +119,12 @@ class Configuration(Section):
 
     `weights` is `random`, `imagenet` or a finished run, `<data set>/<configuration>`.
     `trainable` is `all`, `head` or a list of blocks; the classification head always trains.
+    `learning_rate` stands in for that of `train`; `medtransfer tune` finds it.
     """
 
     weights: Annotated[str, Field(pattern=r"^(random|imagenet|[a-z][a-z0-9_]*/[a-z][a-z0-9_]*)$")]
     trainable: str | list[str]
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
 
     @field_validator("trainable", mode="before")
     @classmethod
@@ -133,6 +135,10 @@ class Configuration(Section):
         if different and all(block in BLOCKS for block in value):
             return value
         raise ValueError(f"must be 'all', 'head' or a list of different blocks out of {', '.join(BLOCKS)}")
+
+    def recipe(self, train: TrainParams) -> TrainParams:
+        """Return how this configuration is trained."""
+        return train.model_copy(update={"learning_rate": self.learning_rate}) if self.learning_rate else train
 
     @property
     def source(self) -> tuple[str, str] | None:

@@ -5,6 +5,7 @@ import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -31,7 +32,8 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
     """Fit one freezing configuration and score it on the test images."""
     if name not in params.configurations:
         raise UserError(f"params.yaml: configurations.{name}: missing; there are {', '.join(params.configurations)}")
-    configuration, settings = params.configurations[name], params.train
+    configuration = params.configurations[name]
+    settings = configuration.recipe(params.train)
     keras.config.disable_interactive_logging()
     make_deterministic()
     images, samples, description = read_dataset(dataset)
@@ -59,16 +61,7 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
     }
     print(f"{dataset} {run_name(name, seed)}: trains {', '.join(trained)} ({counts['trainable']:,} weights)")
     unfinished = unfinished_folder(dataset, name, seed)
-    made_from = {
-        "hyperparameters": hyperparameters,
-        "start": digest(vgg16.get_base_weights(model)),
-        "images": hash_array(images),
-        "samples": sha256_of(PREPARED / dataset / "samples.csv"),
-        "backend": f"{keras.backend.backend()} {version(keras.backend.backend())}",
-        "keras": version("keras"),
-        "device": record["device"],
-        "code": code_digest(),
-    }
+    made_from = describe_origin(model, images, dataset, hyperparameters)
     fit_id = claim_fit(unfinished, made_from)
     with (
         whole_folder(run_folder(dataset, name, seed)) as folder,
@@ -80,8 +73,8 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
         seconds = time.perf_counter() - begin
         # With the features in the store or not, the last digits differ.
         made_from["stored_features"] = network is not model
-        rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation", "test")}
         inputs, labels = place_on_device(inputs), encode_labels(samples, classes)
+        rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation", "test")}
         training = Batches(inputs, rows["train"], labels, settings.batch_size, seed)
         validation = Batches(inputs, rows["validation"], labels, settings.batch_size)
         history = fit(network, training, validation, settings, run.log_epochs, unfinished, made_from)
@@ -102,6 +95,23 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
         run.log_model(lambda: log_network(model, np.asarray(images[:1])))
     shutil.rmtree(unfinished)
     print(f"test images: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}")
+
+
+def describe_origin(
+    model: keras.Model, images: np.ndarray, dataset: str, hyperparameters: dict[str, Any]
+) -> dict[str, Any]:
+    """Return all that decides what a fit ends with: an unfinished one goes on only where this is the same."""
+    backend = keras.backend.backend()
+    return {
+        "hyperparameters": hyperparameters,
+        "start": digest(vgg16.get_base_weights(model)),
+        "images": hash_array(images),
+        "samples": sha256_of(PREPARED / dataset / "samples.csv"),
+        "backend": f"{backend} {version(backend)}",
+        "keras": version("keras"),
+        "device": device_name(),
+        "code": code_digest(),
+    }
 
 
 def save_network(model: keras.Model, folder: Path) -> None:

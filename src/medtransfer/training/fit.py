@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from medtransfer.errors import UserError
 from medtransfer.params import TrainParams
 from medtransfer.training.batches import Batches, feed
+from medtransfer.training.convolution import use_fast_gradients
 from medtransfer.training.snapshots import Fit, ResumableStopping, collect, load, restore, save
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ def fit(
 
 def compile_network(model: keras.Model, params: TrainParams) -> None:
     """Choose loss, optimizer, metrics and how a step runs."""
+    use_fast_gradients(model)
     convolves = any(isinstance(layer, keras.layers.Conv2D) for layer in model.layers)
     model.compile(
         optimizer=build_optimizer(params),

@@ -1,0 +1,111 @@
+"""tune: a grid of learning rates for each freezing configuration, compared on the validation images."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import train_test_split
+
+from medtransfer.errors import UserError
+from medtransfer.evaluation.metrics import MACRO, score
+from medtransfer.files import whole_file
+from medtransfer.models import vgg16
+from medtransfer.params import Params
+from medtransfer.stages.inputs import encode_labels, read_dataset
+from medtransfer.stages.train import load_start
+from medtransfer.training.batches import Batches
+from medtransfer.training.device import device_name, make_deterministic
+from medtransfer.training.fit import fit, predict
+from medtransfer.training.prefix import leave_out_prefix
+
+KEY = ["dataset", "configuration", "learning_rate", "fraction", "epochs", "seed"]
+
+
+def tune(
+    params: Params, dataset: str, names: list[str], rates: list[float], fraction: float, epochs: int, output: Path
+) -> pd.DataFrame:
+    """Train every configuration with every learning rate and write how well each did on the validation images.
+
+    No test image is looked at. What `output` already holds is not trained again.
+
+    Parameters
+    ----------
+    fraction : float
+        The part of the training images that is used, the same classes' shares in it.
+    epochs : int
+        Early stopping, with the patience of params.yaml, may end a run before.
+
+    Returns
+    -------
+    DataFrame
+        A row a run: KEY, best_epoch, val_loss and val_macro_f1 after it, image_size, precision, device, seconds.
+    """
+    unknown = [name for name in names if name not in params.configurations]
+    if unknown:
+        raise UserError(
+            f"params.yaml: configurations.{unknown[0]}: missing; there are {', '.join(params.configurations)}"
+        )
+    keras.config.disable_interactive_logging()
+    make_deterministic()
+    table = pd.read_csv(output) if output.exists() else pd.DataFrame(columns=KEY)
+    for name in names:
+        for rate in rates:
+            key = dict(zip(KEY, (dataset, name, rate, fraction, epochs, params.seeds[0]), strict=True))
+            if (table[KEY] == pd.Series(key)).all(axis=1).any():
+                continue
+            row = {**key, **_try(params, dataset, name, rate, fraction, epochs)}
+            table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
+            with whole_file(output) as path:
+                table.to_csv(path, index=False)
+            print(
+                f"{dataset} {name} at {rate:g}: "
+                f"validation loss {row['val_loss']:.4f}, macro F1 {row['val_macro_f1']:.3f}"
+            )
+            keras.backend.clear_session()
+    return table
+
+
+def _try(params: Params, dataset: str, name: str, rate: float, fraction: float, epochs: int) -> dict[str, Any]:
+    images, samples, description = read_dataset(dataset)
+    seed, configuration = params.seeds[0], params.configurations[name]
+    settings = params.train.model_copy(update={"learning_rate": rate, "epochs": epochs})
+    model = vgg16.build_vgg16(description["image_size"], len(description["classes"]), settings, seed)
+    load_start(model, configuration, params, seed)
+    vgg16.set_trainable(model, configuration.blocks)
+    network, inputs = leave_out_prefix(model, configuration.blocks, settings, images, params.cache.max_gb)
+    labels, rows = encode_labels(samples, description["classes"]), part_of_training(samples, fraction, seed)
+    validation = np.flatnonzero(samples.split == "validation")
+    history = fit(
+        network,
+        Batches(inputs, rows, labels, settings.batch_size, seed),
+        Batches(inputs, validation, labels, settings.batch_size),
+        settings,
+    )
+    best = history.iloc[int(history.val_loss.to_numpy().argmin())]
+    probabilities = predict(network, inputs, validation, settings.batch_size)
+    return {
+        "best_epoch": int(best.epoch),
+        "val_loss": float(best.val_loss),
+        "val_macro_f1": _macro_f1(samples.iloc[validation], probabilities, description["classes"]),
+        "image_size": description["image_size"],
+        "precision": settings.precision,
+        "device": device_name(),
+        "seconds": round(float(history.seconds.sum()), 1),
+    }
+
+
+def _macro_f1(samples: pd.DataFrame, probabilities: np.ndarray, classes: list[str]) -> float:
+    table = samples[["id", "group", "split", "label"]].reset_index(drop=True)
+    table[[f"p_{name}" for name in classes]] = probabilities
+    return score(table)[MACRO]
+
+
+def part_of_training(samples: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
+    """Return the rows of a part of the training images, drawn from `seed`, each class's share kept."""
+    rows = np.flatnonzero(samples.split == "train")
+    if fraction == 1:
+        return rows
+    kept, _ = train_test_split(rows, train_size=fraction, stratify=samples.label.iloc[rows], random_state=seed)
+    return np.sort(kept)

@@ -1,0 +1,79 @@
+"""Tuning: every rate of the grid once, on training and validation images alone, and it goes on where it stopped."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medtransfer.datasets.catalogue import CHEST_XRAY
+from medtransfer.errors import UserError
+from medtransfer.files import whole_folder
+from medtransfer.params import Params
+from medtransfer.prepare import prepare_dataset
+from medtransfer.stages import tune as stage
+
+
+@pytest.fixture
+def project(tmp_path: Path, demo: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with whole_folder(tmp_path / "artifacts" / "prepared" / "chest_xray") as folder:
+        prepare_dataset(CHEST_XRAY, demo / "chest_xray", params.datasets["chest_xray"], folder)
+    return tmp_path
+
+
+def small(params: Params) -> Params:
+    random_head = params.configurations["imagenet_head"].model_copy(update={"weights": "random"})
+    return params.model_copy(
+        update={
+            "train": params.train.model_copy(update={"dense_units": [8, 8], "batch_size": 32}),
+            "configurations": {"random_head": random_head},
+        }
+    )
+
+
+def test_the_grid_is_run_once_and_goes_on(project: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = project / "tuning.csv"
+    first = stage.tune(small(params), "chest_xray", ["random_head"], [1e-3], 1.0, 2, output)
+    tried = []
+    original = stage._try
+
+    def note(*arguments: object) -> dict[str, object]:
+        tried.append(arguments[3])
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stage, "_try", note)
+    table = stage.tune(small(params), "chest_xray", ["random_head"], [1e-3, 1e-2], 1.0, 2, output)
+    assert tried == [1e-2]
+    assert list(table.learning_rate) == [1e-3, 1e-2]
+    assert table.val_loss[0] == first.val_loss[0]
+    assert table.val_macro_f1.between(0, 1).all()
+    assert pd.read_csv(output).shape == table.shape
+
+
+def test_test_images_change_nothing(project: Path, params: Params) -> None:
+    folder = project / "artifacts" / "prepared" / "chest_xray"
+    before = stage.tune(small(params), "chest_xray", ["random_head"], [1e-3], 1.0, 1, project / "a.csv")
+    images, samples = np.load(folder / "images.npy"), pd.read_csv(folder / "samples.csv")
+    images[samples.split == "test"] = 0
+    np.save(folder / "images.npy", images)
+    samples.loc[samples.split == "test", "label"] = "NORMAL"
+    samples.to_csv(folder / "samples.csv", index=False)
+    after = stage.tune(small(params), "chest_xray", ["random_head"], [1e-3], 1.0, 1, project / "b.csv")
+    assert after.drop(columns="seconds").equals(before.drop(columns="seconds"))
+
+
+def test_an_unknown_configuration_is_named(params: Params, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"configurations\.nothing: missing; there are cnn_random"):
+        stage.tune(params, "chest_xray", ["nothing"], [1e-3], 1.0, 1, tmp_path / "a.csv")
+
+
+def test_a_part_keeps_the_classes_shares_and_only_training_images() -> None:
+    samples = pd.DataFrame({"label": ["a"] * 300 + ["b"] * 100, "split": (["train"] * 3 + ["test"]) * 100})
+    rows = stage.part_of_training(samples, 0.1, seed=0)
+    assert len(rows) == 30
+    assert set(samples.split[rows]) == {"train"}
+    assert samples.label[rows].value_counts().to_dict() == {"a": 22, "b": 8}
+    assert (stage.part_of_training(samples, 0.1, seed=0) == rows).all()
+    assert (stage.part_of_training(samples, 1.0, seed=0) == np.flatnonzero(samples.split == "train")).all()
