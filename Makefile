@@ -34,7 +34,9 @@ lint: install ## Check style, types and the order of imports
 
 ui: install ## Open the MLflow UI on http://127.0.0.1:5000
 	@test -f mlruns/mlflow.db || { echo "mlruns/mlflow.db: not found; run make study first"; exit 2; }
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(or $(PORT),5000)
+	@$(BIN)/python -c 'import socket, sys; s = socket.socket(); sys.exit(s.connect_ex(("127.0.0.1", $(or $(PORT),5000))) == 0)' \
+		|| { echo "port $(or $(PORT),5000) is taken: make ui PORT=5001"; exit 2; }
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(or $(PORT),5000)
 
 lock: ## Resolve requirements/lock.txt anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \

@@ -63,6 +63,23 @@ def test_a_wrong_params_file_stops_every_command_that_reads_it(project: Path) ->
         assert "configurations.imagenet_last_block.trainable: found ['block9']" in last_line(result)
 
 
+def test_a_check_finds_a_stage_that_is_missing(project: Path) -> None:
+    (project / "dvc.yaml").write_text((PROJECT / "dvc.yaml").read_text())
+    result = medtransfer(project, "check")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "params.yaml: no mistake found; the study has 13 fits\n"
+    text = (project / "params.yaml").read_text()
+    text = text.replace("transfer: [ham10000_all]", "transfer: [ham10000_all, again]")
+    text = text.replace(
+        "  ham10000_all: {", "  again: {weights: ham10000/cnn_random, trainable: all}\n  ham10000_all: {"
+    )
+    (project / "params.yaml").write_text(text)
+    for command in ("check", "study"):
+        result = medtransfer(project, command)
+        assert result.returncode == 2
+        assert "dvc.yaml: no stage trains again on chest_xray" in last_line(result)
+
+
 def test_our_own_mistakes_keep_their_traceback(project: Path) -> None:
     code = "import medtransfer.cli as c; c.read_params = None; c.main()"
     result = subprocess.run(

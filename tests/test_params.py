@@ -20,8 +20,12 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("  epochs: 8", "  epochs: 8\n  lerning_rate: 1", "train.lerning_rate: unknown key; allowed here: batch_size,"),
-        ("  epochs: 8", "  epochz: 8", "train.epochz: unknown key; allowed here: batch_size,"),
+        (
+            "  epochs: 8",
+            "  epochs: 8\n  lerning_rate: 1",
+            "train.lerning_rate: unknown key; did you mean learning_rate? allowed here: batch_size,",
+        ),
+        ("  epochs: 8", "  epochz: 8", "train.epochz: unknown key; did you mean epochs? allowed here: batch_size,"),
         ("  epochs: 8", "  epochs: ten", "train.epochs: found 'ten' (str), input should be a valid integer"),
         ("  epochs: 8", "  epochs: 0", "train.epochs: found 0 (int), input should be greater than or equal to 1"),
         ("  epochs: 8\n", "", "train.epochs: missing"),
@@ -41,7 +45,7 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
         ("by: image, validation: 0.2, test: 0.2", "by: group, validation: 0.2, test: 0.3", "equal folds"),
         ("- imagenet_head", "- imagenet_heads", "'imagenet_heads' is no configuration; there are cnn_random"),
         ("ham10000/imagenet_all", "ham10000/other", "'ham10000/other' is not trained by this study"),
-        ("train: [cnn_random, imagenet_all]", "train: [ham10000_all]", "list it under the other key"),
+        ("train: [cnn_random, imagenet_all]", "train: [ham10000_all]", "list it under study.chest_xray.transfer"),
         ("image_size: 32", "image_size: 16", "datasets.ham10000.image_size: found 16 (int)"),
         ("seeds: [0]", "seeds: []", "seeds: found [] (list)"),
         ("seeds: [0]", "seeds: [0", "cannot be read as YAML"),

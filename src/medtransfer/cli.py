@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _stop_like_ctrl_c(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+    raise KeyboardInterrupt(signum)
 
 
 @click.group()
@@ -92,9 +92,30 @@ def _params() -> Params:
 
 def _dvc(*arguments: str) -> None:
     """Run DVC; its own message says what went wrong, so only its exit code is passed on."""
-    code = subprocess.run([sys.executable, "-m", "dvc", *arguments]).returncode
+    process = subprocess.Popen([sys.executable, "-m", "dvc", *arguments])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt as stop:
+        if stop.args:  # SIGTERM came to this process alone; Ctrl-C reaches all of them
+            import psutil
+
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.send_signal(signal.SIGINT)
+        process.wait()
+        raise
     if code:
         sys.exit(code)
+
+
+def _check() -> Params:
+    """Read params.yaml and check what a study needs beside it."""
+    from medtransfer.stages.integrity import check_dvc_files, check_pipeline
+
+    params = _params()
+    check_dvc_files()
+    check_pipeline(params)
+    return params
 
 
 @cli.command()
@@ -103,14 +124,23 @@ def study() -> None:
 
     Gets the data that data.dvc names and runs every stage that is out of date.
     """
-    _params()
-    from medtransfer.stages.integrity import check_dvc_files
-
-    check_dvc_files()
-    _dvc("pull", "data.dvc")
-    _dvc("repro")
+    _check()
+    try:
+        _dvc("pull", "data.dvc")
+        _dvc("repro")
+    except KeyboardInterrupt:
+        click.echo("\nStopped. What is finished is kept: run it again and it goes on.", err=True)
+        raise
     _print_results()
     click.echo("\nCompare the runs: `make ui`, then open http://127.0.0.1:5000 (experiments ham10000 and chest_xray)")
+
+
+@cli.command()
+def check() -> None:
+    """Check params.yaml and dvc.yaml before a `dvc repro`."""
+    params = _check()
+    fits = sum(len(params.baselines) + len(study.train) + len(study.transfer) for study in params.study.values())
+    click.echo(f"{PARAMS}: no mistake found; the study has {fits * len(params.seeds)} fits")
 
 
 @cli.command()

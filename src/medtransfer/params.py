@@ -3,6 +3,7 @@
 The file is read once, in `cli.py`; every other function gets the section that it needs.
 """
 
+import difflib
 import types
 import typing
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from medtransfer.errors import UserError
 
@@ -188,8 +189,9 @@ class Params(Section):
             raise ValueError(f"{key}: '{name}' is no configuration; there are {known}")
         source = self.configurations[name].source
         if transferred != (source is not None):
+            dataset, other = key.split(".")[1], "train" if transferred else "transfer"
             hint = "a finished run" if transferred else "random or imagenet weights"
-            raise ValueError(f"{key}: '{name}' must begin from {hint}; list it under the other key")
+            raise ValueError(f"{key}: '{name}' must begin from {hint}; list it under study.{dataset}.{other}")
         if source and (source[0] not in self.study or source[1] not in self.study[source[0]].train):
             raise ValueError(
                 f"configurations.{name}.weights: '{'/'.join(source)}' is not trained by this study; "
@@ -211,11 +213,17 @@ def read_params(path: Path) -> Params:
         raise UserError(f"{path}: not found in {Path.cwd()}; run medtransfer in the project's folder") from None
     except (YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
         # ruamel's constructors let what Python raises at a strange date or key through.
-        raise UserError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: cannot be read as YAML: {_yaml_reason(error)}") from None
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
         raise UserError(" ".join(_one_line(path, error).split())) from None
+
+
+def _yaml_reason(error: Exception) -> str:
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {' '.join(str(error.problem).split())}"
+    return " ".join(str(error).split())
 
 
 def _one_line(path: Path, error: ValidationError) -> str:
@@ -223,9 +231,12 @@ def _one_line(path: Path, error: ValidationError) -> str:
     first = min(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"]) or "the file"
     others = error.error_count() - 1
-    more = f" (and {others} more)" if others else ""
+    more = f"; and {others} more mistake{'s' if others > 1 else ''}" if others else ""
     if first["type"] == "extra_forbidden":
-        return f"{path}: {key}: unknown key; allowed here: {', '.join(_allowed_keys(first['loc']))}{more}"
+        allowed = _allowed_keys(first["loc"])
+        near = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        return f"{path}: {key}: unknown key; {meant}allowed here: {', '.join(allowed)}{more}"
     if first["type"] == "missing":
         return f"{path}: {key}: missing; add it{more}"
     message = first["msg"].removeprefix("Value error, ")

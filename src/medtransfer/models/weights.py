@@ -98,7 +98,7 @@ def fetch_weights() -> list[np.ndarray]:
             _verify(tensors, name)
         except UserError as error:
             failures.append(f"{name}: {error}")
-            log.info("ImageNet weights: %s", failures[-1])
+            log.info("ImageNet weights: not from there (%s); the next source is tried", failures[-1])
             continue
         _write_cache(tensors)
         log.info("ImageNet weights: from %s, kept in %s", name, cache_path())

@@ -13,9 +13,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from medtransfer.errors import UserError
+from medtransfer.params import Params
 from medtransfer.stages.layout import DATA
 
 LOCK = Path("dvc.lock")
+PIPELINE = Path("dvc.yaml")
 POINTER = Path("data.dvc")
 CACHE = Path(".dvc/cache/files/md5")
 RWLOCK = Path(".dvc/tmp/rwlock")
@@ -64,6 +66,27 @@ def check_dvc_files() -> None:
             raise UserError(
                 f"{RWLOCK}: no whole JSON file; a process was killed while it wrote it: remove it (rm {RWLOCK})"
             ) from None
+
+
+def check_pipeline(params: Params) -> None:
+    """Check that dvc.yaml has a stage for every configuration that begins from a finished run.
+
+    Raises
+    ------
+    UserError
+        One is missing: DVC would not train it, and the comparison would lack it.
+    """
+    stages = YAML(typ="safe").load(PIPELINE.read_text())["stages"].values() if PIPELINE.exists() else []
+    matrices = [stage.get("matrix", {}) for stage in stages]
+    for dataset, study in params.study.items():
+        for name in study.transfer:
+            if not any(
+                dataset in matrix.get("dataset", []) and name in matrix.get("configuration", []) for matrix in matrices
+            ):
+                raise UserError(
+                    f"{PIPELINE}: no stage trains {name} on {dataset}, which params.yaml lists under "
+                    f"study.{dataset}.transfer; add one like `transfer` (docs/freezing.md)"
+                )
 
 
 def read_lock() -> dict[str, Any]:
