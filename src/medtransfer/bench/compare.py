@@ -3,7 +3,6 @@
 import importlib.util
 import multiprocessing
 import os
-import resource
 import statistics
 import tempfile
 import time
@@ -226,7 +225,13 @@ def _train_once(
     # A memory map arrives as a copy; the file is opened anew instead.
     sample.images = np.load(sample.folder / "images.npy", mmap_mode="r")
     build(sample, settings, blocks, weights, 0).epoch()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return _peak_bytes() / 1e9
+
+
+def _peak_bytes() -> int:
+    """Return this process's peak resident memory. getrusage's would include the process that started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 @contextmanager
