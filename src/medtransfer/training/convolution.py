@@ -1,8 +1,8 @@
 """A faster gradient for the last convolutions on a CPU in bfloat16.
 
 TensorFlow's own gradient of the kernel of a 3 × 3 convolution reaches a tenth of the rate of a matrix product
-where the feature map is small; as nine matrix products, one a position in the kernel, it is up to five
-times faster (benchmarks/README.md). Rounding aside, the values are the same.
+where the feature map is small; as nine matrix products, one a position in the kernel, it is up to three
+times as fast (benchmarks/README.md). Rounding aside, the values are the same.
 """
 
 from typing import Any
