@@ -139,8 +139,7 @@ def _knows_commit(commit: str) -> bool:
 
 
 def _run_of(client: Any, record: dict[str, Any]) -> Any:
-    experiment = client.get_experiment_by_name(record["dataset"])
-    run_id = tracking.find(client, experiment.experiment_id, record["fit"]) if experiment else None
+    run_id = tracking.find(client, record["dataset"], record["fit"])
     return client.get_run(run_id) if run_id else None
 
 
@@ -178,10 +177,8 @@ def repair() -> list[str]:
     Only MLflow is changed. What is wrong in the outputs themselves, `dvc repro` mends.
     """
     client = tracking.connect()
-    done = []
-    for run in tracking.stale_runs(client):
-        client.set_terminated(run.info.run_id, "KILLED")
-        done.append(f"ended {run.info.run_id} ({run.info.run_name}) as KILLED")
+    stale = tracking.close_stale(client)
+    done = [f"ended {run.info.run_id} ({run.info.run_name}) as KILLED" for run in stale]
     for folder in fit_folders():
         record = json.loads((folder / "run.json").read_text())
         if "fit" not in record:

@@ -169,13 +169,13 @@ def _start(
     try:
         client = connect()
         with _one_at_a_time(mlflow.get_tracking_uri()):
-            experiment_id = mlflow.set_experiment(experiment).experiment_id
+            mlflow.set_experiment(experiment)
         close_stale(client)
         if sample_seconds is not None:
             mlflow.set_system_metrics_sampling_interval(sample_seconds)
             mlflow.set_system_metrics_samples_before_logging(1)
         said = {**{key: str(value) for key, value in tags.items()}, FIT: fit, PROCESS: _this_process()}
-        run_id = find(client, experiment_id, fit)
+        run_id = find(client, experiment, fit)
         mlflow.start_run(
             run_id=run_id,
             run_name=None if run_id else name,
@@ -206,9 +206,10 @@ def _end(active: Run, status: str) -> None:
             _say_away(error)
 
 
-def find(client: mlflow.MlflowClient, experiment_id: str, fit: str) -> str | None:
-    """Return the id of the run of a fit."""
-    found = client.search_runs([experiment_id], f"tags.`{FIT}` = '{fit}'", max_results=1)
+def find(client: mlflow.MlflowClient, experiment: str, fit: str) -> str | None:
+    """Return the id of the run of a fit in the experiment of this name."""
+    known = client.get_experiment_by_name(experiment)
+    found = client.search_runs([known.experiment_id], f"tags.`{FIT}` = '{fit}'", max_results=1) if known else []
     return found[0].info.run_id if found else None
 
 
@@ -352,8 +353,7 @@ def attach(experiment: str, fit: str, files: list[Path]) -> bool:
     """
     try:
         client = connect()
-        known = client.get_experiment_by_name(experiment)
-        run_id = find(client, known.experiment_id, fit) if known else None
+        run_id = find(client, experiment, fit)
         if run_id is None:
             return False
         for file in files:
