@@ -4,6 +4,7 @@ import json
 import os
 import statistics
 import time
+from pathlib import Path
 
 import click
 
@@ -14,7 +15,7 @@ import keras
 import numpy as np
 
 from medtransfer.models import vgg16
-from medtransfer.params import BLOCKS, TrainParams
+from medtransfer.params import BLOCKS, TrainParams, read_params
 from medtransfer.training.device import device_name
 
 BATCH = 32
@@ -27,10 +28,8 @@ BATCH = 32
 @click.option("--precision", type=click.Choice(["float32", "mixed_bfloat16"]), default="float32", show_default=True)
 def main(size: int, images: int, rounds: int, precision: str) -> None:
     """Measure both sides alternately, without determinism: with it, Keras turns XLA off on TensorFlow."""
-    params = TrainParams(
-        batch_size=BATCH, epochs=1, patience=1, optimizer="adam", learning_rate=1e-4,
-        dense_units=[256, 256], dropout=0.5, scaling="talk", precision=precision,
-    )  # fmt: skip
+    settings = read_params(Path(__file__).parent.parent / "params.yaml").train
+    params = settings.model_copy(update={"batch_size": BATCH, "precision": precision})
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (images, size, size, 3), dtype=np.uint8)
     labels = rng.integers(0, 7, images)

@@ -64,7 +64,7 @@ def compare(
     rows : dict
         The rows of `train` and `validation`.
     options : dict
-        `images`: training images of an epoch of the whole network; `rounds`: measured epochs a side;
+        `images`: training images of an epoch of the whole network; `rounds`: measured epochs a side, 0 for none;
         `race_images`: training images of the race to the notebook's accuracy, 0 for none;
         `race_epochs`; `seed`.
     save : callable
@@ -90,7 +90,7 @@ def compare(
         part = {split: rng.permutation(values) for split, values in rows.items()}
         small = _sample(folder / "small", images, labels, part, options["images"])
         large = _sample(folder / "large", images, labels, part, min(LONGER * options["images"], len(part["train"])))
-        for name in track(names, "configurations"):
+        for name in track(names if options["rounds"] else [], "configurations"):
             blocks = configurations[name].blocks
             entry = measure(small, large, settings, blocks, weights, options["rounds"], options["seed"])
             for side, (_, precision) in available_sides().items():
