@@ -1,11 +1,9 @@
 """The real pipeline: what depends on what, and one run of all of it on a reduced study."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
+import kills
+from clones import change_params, clone, dvc, environment, run
 from conftest import PROJECT
 from medtransfer.errors import UserError
 from medtransfer.stages.integrity import check_unchanged
@@ -68,39 +68,10 @@ def test_dvc_yaml_lists_what_params_yaml_studies() -> None:
 # --- the whole of it, once
 
 
-def run(folder: Path, *command: str, code: int = 0) -> str:
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    # The clone's own code runs, not the one that is installed.
-    env |= {"PYTHONPATH": str(folder / "src"), "GIT_CONFIG_GLOBAL": "/dev/null"}
-    env.pop("MLFLOW_TRACKING_URI", None)
-    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=900)
-    assert result.returncode == code, f"{command}\n{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
-    return result.stdout
-
-
-def dvc(folder: Path, *arguments: str) -> str:
-    return run(folder, sys.executable, "-m", "dvc", *arguments)
-
-
-def clone(target: Path) -> Path:
-    """Copy what git would clone, with the changes that are not committed yet, to a repository of its own."""
-    listed = run(PROJECT, "git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
-    for name in listed:
-        if (PROJECT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(PROJECT / name, target / name)
-    (target / "dvc.lock").write_text("schema: '2.0'\n")
-    return target
-
-
-def reduce(folder: Path) -> None:
-    yaml = YAML()
-    params = yaml.load((folder / "params.yaml").read_text())
-    params["study"]["ham10000"]["train"] = ["imagenet_all", "imagenet_head"]
-    params["study"]["chest_xray"]["train"] = ["cnn_random"]
-    params["train"] |= {"epochs": 1, "dense_units": [16, 16]}
-    with (folder / "params.yaml").open("w") as file:
-        yaml.dump(params, file)
+REDUCED = {
+    "study": {"ham10000": {"train": ["imagenet_all", "imagenet_head"]}, "chest_xray": {"train": ["cnn_random"]}},
+    "train": {"epochs": 1, "dense_units": [16, 16]},
+}
 
 
 def commit(folder: Path, message: str) -> None:
@@ -112,9 +83,7 @@ def commit(folder: Path, message: str) -> None:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone in which the reduced study has run by the user's own command."""
-    folder = clone(tmp_path_factory.mktemp("clone") / "medtransfer")
-    run(folder, "git", "init", "--quiet")
-    reduce(folder)
+    folder = clone(tmp_path_factory.mktemp("clone") / "medtransfer", REDUCED)
     commit(folder, "start")
     (folder / "stdout.txt").write_text(run(folder, "medtransfer", "study"))
     return folder
@@ -204,7 +173,8 @@ def test_mlflow_has_one_finished_run_a_fit_with_everything(study: Path) -> None:
             next(study.glob(f"artifacts/runs/{fit['dataset']}/{fit['model']}-seed0/metrics.json")).read_text()
         )
         for name, value in scores.items():
-            key = f"test_{name}" if name == "balanced accuracy" else f"test_f1_{name}"
+            other = name in ("balanced accuracy", "AUC", "Brier score", "calibration error")
+            key = f"test_{name}" if other else f"test_f1_{name}"
             assert metrics[key.replace(" ", "_")] == value
         assert any(name.startswith("system/") for name in metrics)
         assert len(logged.inputs.dataset_inputs) == 1
@@ -339,11 +309,48 @@ def test_a_cut_dvc_file_gets_a_line_that_says_how_to_mend_it(copy: Path, content
 
 def failing(folder: Path, *command: str) -> str:
     """Return the one line with which a command ends with exit code 2."""
-    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    env |= {"PYTHONPATH": str(folder / "src")}
-    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=120)
     assert result.returncode == 2, result.stderr
     return result.stderr.strip().splitlines()[-1]
+
+
+def test_data_that_were_prepared_otherwise_are_not_trained_on(copy: Path) -> None:
+    change_params(copy, {"datasets": {"ham10000": {"image_size": 48}}})
+    said = failing(copy, "medtransfer", "stage", "baseline", "ham10000", "random_forest", "--seed", "0")
+    assert "prepared with image_size 32, but params.yaml says 48" in said
+
+
+def test_params_that_change_while_a_stage_runs_are_not_taken_for_its_own(copy: Path) -> None:
+    """DVC would write the new values into dvc.lock, beside outputs that were made with the old ones."""
+    kept = kills.fingerprints(copy)
+    process = subprocess.Popen(
+        ["medtransfer", "stage", "train", "ham10000", "imagenet_head", "--seed", "0"],
+        cwd=copy, env=environment(copy), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout
+    while "trains head_dense1" not in process.stdout.readline():
+        assert process.poll() is None
+    change_params(copy, {"train": {"dropout": 0.25}})
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert re.search(r"params.yaml: train: changed from .*0.5.* to .*0.25.* while this ran", stderr.splitlines()[-1])
+    assert kills.fingerprints(copy) == kept
+
+
+# --- kills
+
+
+def test_a_study_that_is_killed_ends_with_the_bits_of_one_that_is_not(tmp_path: Path) -> None:
+    """benchmarks/reliability/kills.py has the long version: every stage, and more kills."""
+    study = {"ham10000": {"train": ["imagenet_last_block"]}, "chest_xray": {"transfer": []}}
+    changes = {"study": study, "baselines": [], "train": {"epochs": 3, "dense_units": [16, 16]}}
+    plan = [("prepare", "as it ends"), ("train", "in a snapshot"), ("train", "as it ends")]
+    found = kills.compare(tmp_path, changes, [plan], seed=0, target=("train-ham10000",))
+    assert found["differing"] == []
+    assert found["compared_files"] == 5
+    assert found["exit_codes"] == [0]
+    assert found["went_on_from_a_snapshot"] >= 1
+    assert found["mlflow"] == {"runs": {"FINISHED": 1}, "fits_with_two_runs": 0, "epochs_logged_twice": 0}
 
 
 # --- what runs again
@@ -371,11 +378,7 @@ def test_swapping_data_sets_is_a_version_to_go_back_to(study: Path) -> None:
 
 
 def test_changing_one_configuration_reruns_only_it(study: Path) -> None:
-    yaml = YAML()
-    params = yaml.load((study / "params.yaml").read_text())
-    params["configurations"]["imagenet_head"]["trainable"] = ["block5"]
-    with (study / "params.yaml").open("w") as file:
-        yaml.dump(params, file)
+    change_params(study, {"configurations": {"imagenet_head": {"trainable": ["block5"]}}})
     status = json.loads(dvc(study, "status", "--json"))
     assert set(status) == {"train-ham10000@ham10000-imagenet_head-0"}
 

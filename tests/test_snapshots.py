@@ -1,5 +1,6 @@
 """Exact resume: a fit that was stopped anywhere ends with the bits of one that never was."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,24 @@ def test_a_snapshot_that_cannot_be_written_leaves_those_before(tmp_path: Path, m
     with pytest.raises(UserError, match=r"epoch-00003.*No space left.*snapshot before"):
         snapshots.save(tmp_path, {}, {"made_from": MADE_FROM, "history": [{}] * 3})
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_full_disk_leaves_the_snapshots_before(tmp_path: Path) -> None:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        folder = tmp_path / "fit"
+        write(folder, 2)
+        before = sorted(folder.iterdir())
+        with pytest.raises(UserError, match=r"epoch-00003.*No space left.*snapshot before"):
+            snapshots.save(folder, {"weights/0": np.zeros(10**5)}, {"made_from": MADE_FROM, "history": [{}] * 3})
+        assert sorted(folder.iterdir()) == before
+        assert epoch_of(snapshots.load(folder, MADE_FROM)) == 2
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 def test_the_state_holds_every_variable_that_training_changes(

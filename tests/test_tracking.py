@@ -3,6 +3,8 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -11,10 +13,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from attacks import attack, free_port, kill, started
 from medtransfer import tracking
+from medtransfer.errors import UserError
 from medtransfer.models import vgg16
 from medtransfer.models.trees import build_tree, flatten_pixels, save_tree, skops_types
 from medtransfer.params import Params, TrainParams
+from medtransfer.training.batches import Batches
+from medtransfer.training.fit import fit
+from store import lost_points
 
 ROWS = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
 
@@ -165,6 +172,127 @@ def test_without_a_server_the_work_goes_on(
 def test_a_fault_of_ours_is_not_taken_for_a_server_that_is_away(store: mlflow.MlflowClient) -> None:
     with tracking.run("ham10000", "x", "f1", {"epochs": 1}, {}):
         pass
-    with pytest.raises(mlflow.MlflowException, match="epochs"), tracking.run("ham10000", "x", "f1", {"epochs": 2}, {}):
+    with pytest.raises(mlflow.MlflowException, match="not/a:name"), tracking.run("ham10000", "y", "f2", {}, {}) as run:
+        run.log_metrics({"not/a:name?": 1.0})
+    assert mlflow.active_run() is None
+
+
+def test_a_run_whose_parameters_were_changed_is_not_taken_up(store: mlflow.MlflowClient) -> None:
+    with tracking.run("ham10000", "x", "f1", {"train": {"epochs": 1}}, {}) as run:
+        pass
+    with (
+        pytest.raises(UserError, match=rf"{run.run_id}: train.epochs is 1, .* has 2: .*delete the run"),
+        tracking.run("ham10000", "x", "f1", {"train": {"epochs": 2}}, {}),
+    ):
         pass
     assert mlflow.active_run() is None
+
+
+# --- seven endings, each in a process of its own
+
+
+ENDING = """
+import os, resource, signal, sys
+import numpy as np
+from medtransfer import tracking
+from medtransfer.cli import _stop_like_ctrl_c
+from medtransfer.errors import UserError
+signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
+with tracking.run("ham10000", "x", "ending", {{}}, {{}}):
+    {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "said"),
+    [
+        ("pass", "FINISHED", None),
+        ("raise RuntimeError('broken')", "FAILED", "RuntimeError: broken"),
+        ("sys.exit(1)", "FAILED", "SystemExit: 1"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", "KILLED", "KeyboardInterrupt: 15"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "KILLED", None),
+        ("os._exit(1)", "KILLED", None),
+        ("resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)); np.ones(2**33)", "FAILED", "MemoryError: Unable"),
+    ],
+)
+def test_however_a_process_ends_its_run_ends_so_too(
+    store: mlflow.MlflowClient, ending: str, status: str, said: str | None
+) -> None:
+    subprocess.run([sys.executable, "-c", ENDING.format(ending)], capture_output=True)
+    tracking.close_stale(store)
+    (run,) = store.search_runs([store.get_experiment_by_name("ham10000").experiment_id])
+    assert run.info.status == status
+    error = run.data.tags.get(tracking.ERROR)
+    assert error is None if said is None else error.startswith(said)
+
+
+def test_a_loss_that_is_no_number_fails_the_run_and_names_the_epoch(
+    store: mlflow.MlflowClient, tiny: TrainParams
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    model = vgg16.build_vgg16(32, 2, tiny, seed=0)
+    model.layers[-1].set_weights([np.full_like(weight, np.nan) for weight in model.layers[-1].get_weights()])
+    batches = Batches(images, np.arange(4), np.arange(4, dtype=np.int32) % 2, 4)
+    with pytest.raises(UserError), tracking.run("ham10000", "x", "f1", {}, {}) as run:
+        fit(model, batches, batches, tiny, run.log_epochs)
+    ended = store.get_run(run.run_id)
+    assert ended.info.status == "FAILED"
+    assert ended.data.tags[tracking.ERROR].startswith("UserError: epoch 1: the loss is nan")
+    assert "loss" not in ended.data.metrics
+
+
+# --- a server that comes and goes
+
+
+@contextmanager
+def server(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run `mlflow server` over a store in `folder`."""
+    places = ("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts")
+    command = ("server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *places)
+    with started(folder, command, f"http://127.0.0.1:{port}/health") as process:
+        yield process
+
+
+def test_a_server_that_dies_early_or_late_gets_every_point_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    port = free_port()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    def work(fit_id: str, running: "subprocess.Popen[bytes] | None", dies_after: int) -> None:
+        with tracking.run("ham10000", fit_id, fit_id, {"a": 1}, {}, sample_seconds=None) as run:
+            for epoch in range(1, 5):
+                run.log_epochs([{"epoch": number, "loss": 1 / number} for number in range(1, epoch + 1)])
+                if running and epoch == dies_after:
+                    kill(running)
+            run.log_metrics({"test_f1": 0.5})
+
+    for fit_id, dies_after in (("early", 1), ("late", 4)):
+        with server(tmp_path, port) as running:
+            work(fit_id, running, dies_after)
+        assert "does not answer" in caplog.text
+        caplog.clear()
+    with server(tmp_path, port):
+        for fit_id in ("early", "late"):
+            work(fit_id, None, 0)
+        client = tracking.connect()
+        runs = client.search_runs([client.get_experiment_by_name("ham10000").experiment_id])
+        assert sorted(run.info.run_name for run in runs) == ["early", "late"]
+        for run in runs:
+            assert run.info.status == "FINISHED"
+            assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3, 4]
+            assert len(client.get_metric_history(run.info.run_id, "test_f1")) == 1
+
+
+def test_processes_that_start_at_once_on_a_fresh_store_lose_nothing(tmp_path: Path) -> None:
+    assert lost_points(tmp_path, processes=4, points=10) == {"points": 0, "runs": 0}
+
+
+def test_requests_that_should_do_nothing_are_refused(tmp_path: Path) -> None:
+    found = attack(tmp_path)
+    assert found["not_refused"] == {}
+    assert found["leaked"] == []
+    assert found["canary"] == []
+    assert found["a_good_request"] == found["the_page"] == 200

@@ -1,8 +1,8 @@
 """Killing a small study again and again: does it end with the same bits as one that was left alone?
 
 Two clones of the project run the same reduced study. One runs through; the other is killed with
-SIGKILL, its whole process group, at seeded moments: after a random time, while a snapshot is being
-written, and just after a stage has ended. Then weights and predictions are compared by hash.
+SIGKILL, its whole process group, at seeded moments of each stage, and started again. Then weights,
+predictions and histories are compared by hash, and MLflow is asked for runs that are lost or double.
 """
 
 import hashlib
@@ -24,87 +24,140 @@ from typing import Any
 import click
 import mlflow
 import pandas as pd
-from ruamel.yaml import YAML
 
-PROJECT = Path(__file__).resolve().parents[2]
-MOMENTS = ("after a time", "in a snapshot", "between stages")
+from clones import EMPTY_LOCK, clone, dvc, environment
+from medtransfer.errors import UserError
+from medtransfer.stages import integrity
+
+# (stage, moment of it): a prefix of DVC's name of the stage, and one of the keys of `Watch.moments`.
+PLAN = (
+    ("prepare", "after a time"),
+    ("prepare", "as it ends"),
+    ("baseline", "after a time"),
+    ("baseline", "as it ends"),
+    ("train-ham10000", "after a time"),
+    ("train-ham10000", "in a snapshot"),
+    ("train-ham10000", "in a snapshot"),
+    ("train-ham10000", "as it ends"),
+    ("train-chest_xray", "in a snapshot"),
+    ("transfer", "after a time"),
+    ("transfer", "in a snapshot"),
+    ("evaluate", "after a time"),
+)
+# Roughly what a stage takes here, at most; a kill "after a time" comes within it.
+SECONDS = {"prepare": 2.0, "baseline": 6.0, "evaluate": 12.0}
+TRAINING = 30.0
+STUDY = {
+    "study": {
+        "ham10000": {"train": ["imagenet_all", "imagenet_last_block"]},
+        "chest_xray": {"train": ["cnn_random"], "transfer": ["ham10000_all"]},
+    },
+    "baselines": ["random_forest"],
+}
 
 
 @click.command()
-@click.option("--kills", default=20, show_default=True)
+@click.option("--passes", default=2, show_default=True, help=f"Studies, each killed {len(PLAN)} times.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--epochs", default=4, show_default=True)
-@click.option("--longest", default=40.0, show_default=True, help="Seconds until a kill after a random time, at most.")
-def main(kills: int, seed: int, epochs: int, longest: float) -> None:
-    """Compare a study that was killed with one that was not."""
+def main(passes: int, seed: int, epochs: int) -> None:
+    """Compare studies that were killed with one that was not."""
     with tempfile.TemporaryDirectory(prefix="medtransfer-kills-") as folder:
-        click.echo(json.dumps(compare(Path(folder), kills, seed, epochs, longest), indent=2))
+        changes = {**STUDY, "train": {"epochs": epochs, "dense_units": [16, 16]}}
+        result = compare(Path(folder), changes, [PLAN] * passes, seed)
+    click.echo(json.dumps({"seed": seed, "epochs": epochs, **result}, indent=2))
 
 
-def compare(folder: Path, kills: int, seed: int, epochs: int, longest: float) -> dict[str, Any]:
-    """Run both studies under `folder` and return what differs."""
-    alone, killed = (clone(folder / name, epochs) for name in ("alone", "killed"))
-    repro(alone).wait()
-    rng = random.Random(seed)
-    record: list[dict[str, Any]] = []
-    while len(record) < kills:
-        moment = rng.choice(MOMENTS)
-        process = repro(killed)
-        if not wait_for(moment, process, killed, rng.uniform(1, longest)):
-            # The study has ended: the rest of the kills begin with a new one, from the snapshots' point of view.
-            forget(killed)
-            continue
-        record.append({"moment": moment, "stage": running_stage(killed)})
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        mend(killed)
-    code = repro(killed).wait()
-    expected, found = fingerprints(alone), fingerprints(killed)
+def compare(
+    folder: Path, changes: dict[str, Any], plans: list[Any], seed: int, target: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Run the study once alone and once a plan, killed, under `folder`; return what differs.
+
+    Parameters
+    ----------
+    changes : dict
+        What is merged into params.yaml.
+    target : tuple of str
+        The stages to run; all where it is empty.
+    """
+    alone, killed = (clone(folder / name, changes) for name in ("alone", "killed"))
+    for clean in (alone, killed):
+        dvc(clean, "pull", "--quiet", "data.dvc")
+    assert repro(alone, target).wait() == 0, (alone / "log.txt").read_text()[-4000:]
+    expected, rng = fingerprints(alone), random.Random(seed)
+    kills: list[dict[str, str]] = []
+    differing: set[str] = set()
+    ended: list[int] = []
+    mended: list[str] = []
+    for plan in plans:
+        forget(killed)
+        for stage, moment in plan:
+            process = repro(killed, target)
+            if not Watch(killed, process, rng).reached(stage, moment):
+                raise RuntimeError(f"the study ended before it could be killed in {stage} {moment}")
+            kills.append({"stage": stage, "moment": moment, "in": running_stage(killed)})
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            mended += mend(killed)
+        ended.append(repro(killed, target).wait())
+        found = fingerprints(killed)
+        differing |= {name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)}
     return {
-        "kills": len(record),
-        "moments": Counter(entry["moment"] for entry in record),
-        "stages": Counter(entry["stage"] for entry in record),
-        "exit_code": code,
-        "fits": len(expected),
-        "differing": sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)),
+        "kills": len(kills),
+        "by_stage_and_moment": Counter(f"{entry['stage']} {entry['moment']}" for entry in kills),
+        "killed_in": Counter(entry["in"] for entry in kills),
+        "exit_codes": ended,
+        "files_of_dvc_left_in_pieces": Counter(mended),
+        "compared_files": len(expected),
+        "differing": sorted(differing),
+        "went_on_from_a_snapshot": (killed / "log.txt").read_text().count("going on after epoch"),
         "mlflow": mlflow_state(killed),
-        "seed": seed,
     }
 
 
-def clone(target: Path, epochs: int) -> Path:
-    """Copy the tracked files and reduce the study to two networks, one tree and few epochs."""
-    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
-    for name in listed.splitlines():
-        if (PROJECT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(PROJECT / name, target / name)
-    (target / "dvc.lock").write_text("schema: '2.0'\n")
-    yaml = YAML()
-    params = yaml.load((target / "params.yaml").read_text())
-    params["study"]["ham10000"]["train"] = ["imagenet_all", "imagenet_last_block"]
-    params["study"]["chest_xray"] |= {"train": ["cnn_random"], "transfer": ["ham10000_all"]}
-    params["baselines"] = ["random_forest"]
-    params["train"] |= {"epochs": epochs, "dense_units": [16, 16]}
-    with (target / "params.yaml").open("w") as file:
-        yaml.dump(params, file)
-    for command in (["git", "init", "--quiet"], [sys.executable, "-m", "dvc", "pull", "--quiet", "data.dvc"]):
-        subprocess.run(command, cwd=target, env=environment(target), check=True)
-    return target
+class Watch:
+    """Waits for a moment of a running `dvc repro`."""
+
+    def __init__(self, folder: Path, process: "subprocess.Popen[bytes]", rng: random.Random):
+        self.folder, self.process, self.rng = folder, process, rng
+        self.seen = len((folder / "log.txt").read_text())
+
+    def reached(self, stage: str, moment: str) -> bool:
+        """Wait for the moment of the stage; False where the study ended before."""
+        if not self._wait(lambda: f"Running stage '{stage}" in (self.folder / "log.txt").read_text()[self.seen :]):
+            return False
+        seconds = self.rng.uniform(0, SECONDS.get(stage, TRAINING))
+        epoch = self.rng.randint(1, 2)
+        begin, lock = time.monotonic(), self._lock()
+        moments: dict[str, Callable[[], bool]] = {
+            "after a time": lambda: time.monotonic() > begin + seconds,
+            "in a snapshot": lambda: self._written() >= epoch,
+            "as it ends": lambda: self._lock() != lock,
+        }
+        return self._wait(moments[moment])
+
+    def _wait(self, condition: Callable[[], bool]) -> bool:
+        while self.process.poll() is None:
+            if condition():
+                return True
+            time.sleep(0.002)
+        return False
+
+    def _lock(self) -> int:
+        return (self.folder / "dvc.lock").stat().st_mtime_ns
+
+    def _written(self) -> int:
+        """Return the number of snapshots of which the next is being written, or -1."""
+        for partial in (self.folder / "artifacts/unfinished").glob("*/*/.partial-epoch-*"):
+            return len(list(partial.parent.glob("epoch-*")))
+        return -1
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """Return the environment in which the clone's own code runs."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    own = {"PATH": path, "PYTHONPATH": str(folder / "src"), "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return {**{key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}, **own}
-
-
-def repro(folder: Path) -> "subprocess.Popen[bytes]":
+def repro(folder: Path, target: tuple[str, ...]) -> "subprocess.Popen[bytes]":
     """Start `dvc repro` in a process group of its own."""
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "dvc", "repro"],
+            [sys.executable, "-m", "dvc", "repro", *target],
             cwd=folder,
             env=environment(folder),
             stdout=log,
@@ -113,44 +166,34 @@ def repro(folder: Path) -> "subprocess.Popen[bytes]":
         )
 
 
-def wait_for(moment: str, process: "subprocess.Popen[bytes]", folder: Path, seconds: float) -> bool:
-    """Wait for the moment; False where the study ended before."""
-    lock = (folder / "dvc.lock").stat().st_mtime_ns
-    reached: dict[str, Callable[[], bool]] = {
-        "after a time": lambda: time.monotonic() > begin + seconds,
-        "in a snapshot": lambda: any((folder / "artifacts/unfinished").glob("*/*/.partial-*")),
-        "between stages": lambda: (folder / "dvc.lock").stat().st_mtime_ns != lock,
-    }
-    begin = time.monotonic()
-    while process.poll() is None:
-        if reached[moment]():
-            return True
-        time.sleep(0.001)
-    return False
-
-
 def running_stage(folder: Path) -> str:
     """Return the stage that DVC named last."""
     stages = [line for line in (folder / "log.txt").read_text().splitlines() if line.startswith("Running stage")]
-    return stages[-1].split("'")[1].split("@")[0] if stages else "none"
+    return stages[-1].split("'")[1]
 
 
-def mend(folder: Path) -> None:
-    """Do what medtransfer's message says where a kill left DVC's lock file in pieces."""
-    path = folder / ".dvc/tmp/rwlock"
-    if path.exists():
-        try:
-            json.loads(path.read_text())
-        except ValueError:
-            path.unlink()
+def mend(folder: Path) -> list[str]:
+    """Do what medtransfer's messages say where a kill left a file of DVC in pieces; return which those were."""
+    before, broken = Path.cwd(), []
+    os.chdir(folder)
+    try:
+        for path, content in ((integrity.RWLOCK, None), (integrity.LOCK, EMPTY_LOCK)):
+            try:
+                integrity.check_dvc_files()
+            except UserError as error:
+                if str(error).startswith(str(path)):
+                    broken.append(path.name)
+                    path.unlink() if content is None else path.write_text(content)
+    finally:
+        os.chdir(before)
+    return broken
 
 
 def forget(folder: Path) -> None:
-    """Let the whole study run again: remove its outputs and what DVC and MLflow know of them."""
-    for name in ("artifacts", "mlruns", ".dvc/cache/runs", "dvc.lock"):
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    (folder / "dvc.lock").write_text("schema: '2.0'\n")
+    """Let the whole study run anew: remove its outputs and what DVC and MLflow know of them."""
+    for name in ("artifacts", "mlruns", ".dvc/cache/runs"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "dvc.lock").write_text(EMPTY_LOCK)
 
 
 def fingerprints(folder: Path) -> dict[str, str]:
@@ -167,11 +210,13 @@ def fingerprints(folder: Path) -> dict[str, str]:
         elif path.name == "history.csv":
             columns = pd.read_csv(path)[["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]]
             found[name] = hashlib.sha256(columns.to_csv().encode()).hexdigest()
+    for path in sorted(folder.glob("artifacts/prepared/*/*.npy")):
+        found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 
 def mlflow_state(folder: Path) -> dict[str, Any]:
-    """Return the runs by status, and how many fits have more than one run or an epoch logged twice."""
+    """Return the last study's runs by status, and how many fits have more than one run or an epoch logged twice."""
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
     runs = client.search_runs([entry.experiment_id for entry in client.search_experiments()], max_results=5000)
     fits = Counter(run.data.tags["medtransfer.fit"] for run in runs)
@@ -181,7 +226,7 @@ def mlflow_state(folder: Path) -> dict[str, Any]:
             steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
             twice += len(steps) - len(set(steps))
     return {
-        "status": Counter(run.info.status for run in runs),
+        "runs": Counter(run.info.status for run in runs),
         "fits_with_two_runs": sum(count > 1 for count in fits.values()),
         "epochs_logged_twice": twice,
     }

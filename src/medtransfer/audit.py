@@ -14,6 +14,7 @@ import pandas as pd
 from medtransfer import tracking
 from medtransfer.errors import UserError
 from medtransfer.files import digest_of_folder
+from medtransfer.models.settings import read_settings
 from medtransfer.models.trees import flatten_pixels, load_tree, skops_types
 from medtransfer.stages.integrity import check_unchanged, read_lock
 from medtransfer.stages.layout import PREPARED, RUNS
@@ -88,10 +89,10 @@ def _check_locked(folder: Path, record: dict[str, Any], lock: dict[str, dict[str
         f"configurations.{record['model']}": "configuration",
         f"trees.{record['model']}": record["model"],
     }
-    own_rate = (said.get("configuration") or {}).get("learning_rate")
+    own = {name: value for name, value in said.get("configuration", {}).items() if name in said["train"]}
     for key, value in locked.items():
-        if key == "train" and own_rate:
-            value = {**value, "learning_rate": own_rate}
+        if key == "train":
+            value = {**value, **own}
         if key in parts and _differs(value, said.get(parts[key])):
             yield f"{folder}: {key} is {value} in dvc.lock and {said.get(parts[key])} in run.json"
 
@@ -108,27 +109,15 @@ def _check_model(folder: Path, record: dict[str, Any]) -> Iterator[str]:
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            layers = json.loads(archive.read("config.json"))["config"]["layers"]
+            found = read_settings(json.loads(archive.read("config.json"))["config"])
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
         yield f"{path}: cannot be read ({error})"
         return
-    said = record["hyperparameters"]
-    config = {layer["name"]: layer["config"] for layer in layers}
-    rates = {value["rate"] for name, value in config.items() if name.startswith("head_dropout")}
-    if rates - {said["train"]["dropout"]}:
-        yield f"{path}: a dropout of {sorted(rates)}, run.json says {said['train']['dropout']}"
-    units = [value["units"] for name, value in config.items() if name.startswith("head_dense")]
-    if units != said["train"]["dense_units"]:
-        yield f"{path}: dense units {units}, run.json says {said['train']['dense_units']}"
-    trained = [
-        name for name, value in config.items() if value.get("trainable") and ("conv" in name or _is_dense(value, name))
-    ]
-    if trained != said["trainable_layers"].split(","):
-        yield f"{path}: trainable are {','.join(trained)}, run.json says {said['trainable_layers']}"
-
-
-def _is_dense(config: dict[str, Any], name: str) -> bool:
-    return name.startswith("head_") and "units" in config
+    hyperparameters = record["hyperparameters"]
+    for key, value in found.items():
+        said = hyperparameters.get(key, hyperparameters["train"].get(key))
+        if value != said:
+            yield f"{path}: {key} is {value}, run.json says {said}"
 
 
 def _knows_commit(commit: str) -> bool:

@@ -34,12 +34,16 @@ from requests.exceptions import RequestException
 from ruamel.yaml import YAML
 from sqlalchemy.exc import SQLAlchemyError
 
+from medtransfer.errors import UserError
+
 log = logging.getLogger(__name__)
 
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
 FIT = "medtransfer.fit"
 PROCESS = "medtransfer.process"
+ERROR = "medtransfer.error"
 OUTPUTS = "medtransfer.outputs"
+OTHER_SCORES = ("balanced accuracy", "AUC", "Brier score", "calibration error")
 OUR_FAULT = "INVALID_PARAMETER_VALUE"
 AWAY = (MlflowException, RequestException, SQLAlchemyError, OSError)
 # MLflow's own defaults would hold a fit up for minutes.
@@ -58,8 +62,8 @@ def connect() -> mlflow.MlflowClient:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     mlflow.set_tracking_uri(uri)
-    client = mlflow.MlflowClient()
     with _one_at_a_time(uri):
+        client = mlflow.MlflowClient()  # makes the tables of a store that is new
         client.search_experiments(max_results=1)
     return client
 
@@ -137,6 +141,8 @@ def run(
 ) -> Iterator[Run]:
     """Log one run; it ends as FINISHED, as KILLED after Ctrl-C, or as FAILED after any other exception.
 
+    The tag ERROR then says what happened.
+
     Parameters
     ----------
     fit : str
@@ -151,8 +157,9 @@ def run(
     try:
         yield active
         status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
+    except BaseException as error:
+        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        active.tag({ERROR: f"{type(error).__name__}: {error}"[:1000]})
         raise
     finally:
         _end(active, status)
@@ -175,7 +182,10 @@ def _start(
             mlflow.set_system_metrics_sampling_interval(sample_seconds)
             mlflow.set_system_metrics_samples_before_logging(1)
         said = {**{key: str(value) for key, value in tags.items()}, FIT: fit, PROCESS: _this_process()}
+        values = {key: str(value) for key, value in flatten(params).items()}
         run_id = find(client, experiment, fit)
+        if run_id:
+            _check_params(client, run_id, values)
         mlflow.start_run(
             run_id=run_id,
             run_name=None if run_id else name,
@@ -185,8 +195,8 @@ def _start(
         active = Run(client, mlflow.active_run().info.run_id)
         if run_id:
             active.tag(said)
-        values = [Param(key, str(value)) for key, value in flatten(params).items()]
-        active.send(lambda client, run_id: client.log_batch(run_id, params=values))
+        logged = [Param(*item) for item in values.items()]
+        active.send(lambda client, run_id: client.log_batch(run_id, params=logged))
     except AWAY as error:
         if _is_ours(error):
             mlflow.end_run("FAILED")
@@ -194,6 +204,15 @@ def _start(
         _say_away(error)
         return Run(None)
     return active
+
+
+def _check_params(client: mlflow.MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
+    for key, found in client.get_run(run_id).data.params.items():
+        if values.get(key) != found:
+            raise UserError(
+                f"MLflow's run {run_id}: {key} is {found}, but the fit that it belongs to has {values.get(key)}: "
+                "it was changed there; delete the run (mlflow runs delete --run-id ...) and run again"
+            )
 
 
 def _end(active: Run, status: str) -> None:
@@ -251,8 +270,8 @@ def has_model(client: mlflow.MlflowClient, run: Any) -> bool:
 
 
 def metric_name(name: str) -> str:
-    """Return MLflow's name of a test score: of the F1 of a class or average, or of the balanced accuracy."""
-    return f"test_{name if name == 'balanced accuracy' else f'f1_{name}'}".replace(" ", "_")
+    """Return MLflow's name of a test score: of the F1 of a class or average, or of one of `OTHER_SCORES`."""
+    return f"test_{name if name in OTHER_SCORES else f'f1_{name}'}".replace(" ", "_")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,13 +10,14 @@ from medtransfer.files import sha256_of, whole_folder, write_json
 from medtransfer.models.trees import build_tree, flatten_pixels, predict_probabilities, save_tree, skops_types
 from medtransfer.params import Params
 from medtransfer.stages.inputs import encode_labels, read_dataset
+from medtransfer.stages.integrity import check_params_unchanged
 from medtransfer.stages.layout import PREPARED, run_folder, run_name, unfinished_folder
 from medtransfer.stages.results import claim_fit, describe_fit, tell_mlflow, write_scores
 
 
 def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
     """Fit one baseline on the training and validation images and score it on the test images."""
-    images, samples, description = read_dataset(dataset)
+    images, samples, description = read_dataset(params, dataset)
     classes = description["classes"]
     labels = encode_labels(samples, classes)
     fitted_on, tested = samples.split != "test", samples.split == "test"
@@ -43,6 +44,7 @@ def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
         seconds = time.perf_counter() - begin
         probabilities = predict_probabilities(tree, images[tested], len(classes))
         metrics = write_scores(folder, samples[tested], probabilities, classes)
+        check_params_unchanged(params, f"trees.{model}")
         save_tree(tree, str(folder / "model.skops"))
         write_json(folder / "run.json", {**record, "fit": fit, "seconds": seconds, "hyperparameters": hyperparameters})
         tell_mlflow(run, folder)

@@ -16,7 +16,7 @@ def explain(params: Params, dataset: str) -> None:
 
     The weights are those that the networks begin from: the random ones are drawn from the first seed.
     """
-    images, samples, description = read_dataset(dataset)
+    images, samples, description = read_dataset(params, dataset)
     row = int(np.flatnonzero(samples.split == "test")[0])
     image = np.asarray(images[row])
     model = vgg16.build_vgg16(description["image_size"], len(description["classes"]), params.train, params.seeds[0])

@@ -13,8 +13,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from medtransfer.errors import UserError
-from medtransfer.params import Params
-from medtransfer.stages.layout import DATA
+from medtransfer.params import Params, read_params
+from medtransfer.stages.layout import DATA, PARAMS
 
 LOCK = Path("dvc.lock")
 PIPELINE = Path("dvc.yaml")
@@ -66,6 +66,31 @@ def check_dvc_files() -> None:
             raise UserError(
                 f"{RWLOCK}: no whole JSON file; a process was killed while it wrote it: remove it (rm {RWLOCK})"
             ) from None
+
+
+def check_params_unchanged(params: Params, *keys: str) -> None:
+    """Check that params.yaml still says what a stage was given, where DVC will look after the stage.
+
+    DVC writes into dvc.lock what the file says when the stage ends, not what it said when it began.
+
+    Raises
+    ------
+    UserError
+        One of the keys, a section or a dotted name, has another value now.
+    """
+    for key in keys:
+        given, found = (_value_of(values.model_dump(), key) for values in (params, read_params(PARAMS)))
+        if given != found:
+            raise UserError(
+                f"{PARAMS}: {key}: changed from {given} to {found} while this ran, so dvc.lock would name values "
+                "that it was not made with; run `dvc repro` again"
+            )
+
+
+def _value_of(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
 
 
 def check_pipeline(params: Params) -> None:

@@ -7,7 +7,7 @@ from medtransfer.errors import UserError
 from medtransfer.files import whole_folder
 from medtransfer.params import Params
 from medtransfer.prepare import prepare_dataset
-from medtransfer.stages.integrity import check_unchanged
+from medtransfer.stages.integrity import check_params_unchanged, check_unchanged
 from medtransfer.stages.layout import DATA, PREPARED
 
 
@@ -19,6 +19,7 @@ def prepare(params: Params, dataset: str) -> None:
     begin = time.perf_counter()
     with whole_folder(PREPARED / dataset) as folder:
         done = prepare_dataset(get_dataset(dataset), DATA / dataset, params.datasets[dataset], folder)
+        check_params_unchanged(params, f"datasets.{dataset}")
     speed = sum(done["images"].values()) / (time.perf_counter() - begin)
     shared, tested = done["test_images_sharing_a_group"], done["images"]["test"]
     kind = "SYNTHETIC " if done["synthetic"] else ""

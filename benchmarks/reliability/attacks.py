@@ -1,0 +1,267 @@
+"""Requests that should do nothing: the tracking server of `make ui` and a served model answer each with 4xx.
+
+Before and after, a canary folder beside the servers is compared: no request may write there, and no code
+that was sent may run (it would write there).
+"""
+
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import click
+import mlflow
+import numpy as np
+import requests
+
+TIMEOUT = 60
+EVIL = "http://evil.example"
+JSON = {"Content-Type": "application/json"}
+# What MLflow's own scoring server answers otherwise (docs/security.md); no code runs and nothing is written.
+KNOWN = {
+    "serving: deeply nested": 500,
+    "serving: no content type": 500,
+    "serving: fractions of pixels": 200,
+}
+
+
+@click.command()
+def main() -> None:
+    """Attack both servers and report what each request was answered with."""
+    with tempfile.TemporaryDirectory(prefix="medtransfer-attacks-") as folder:
+        click.echo(json.dumps(attack(Path(folder)), indent=2))
+
+
+def attack(folder: Path) -> dict[str, Any]:
+    """Start both servers under `folder`, send everything, and return the statuses and what was let in."""
+    canary = folder / "outside"
+    canary.mkdir()
+    (canary / "secret.txt").write_text("SECRET")
+    work = folder / "inside"
+    work.mkdir()
+    model, run_id = log_a_model(work)
+    answers: dict[str, int] = {}
+    leaks = []
+    with tracking_server(work) as ui, model_server(work, model) as served:
+        attacks = {**tracking_attacks(ui, run_id, canary), **serving_attacks(served, canary)}
+        for name, request in attacks.items():
+            answer = requests.request(**request, timeout=TIMEOUT)
+            answers[name] = answer.status_code
+            if "SECRET" in answer.text or "root:" in answer.text:
+                leaks.append(name)
+        good = requests.post(f"{served}/invocations", headers=JSON, data=good_body(), timeout=TIMEOUT)
+        home = requests.get(ui, timeout=TIMEOUT)
+    return {
+        "requests": len(answers),
+        "not_refused": {
+            name: status for name, status in answers.items() if not 400 <= status < 500 and KNOWN.get(name) != status
+        },
+        "known": KNOWN,
+        "leaked": leaks,
+        "canary": sorted(path.name for path in canary.iterdir() if path.name != "secret.txt"),
+        "a_good_request": good.status_code,
+        "the_page": home.status_code,
+        "answers": answers,
+    }
+
+
+def log_a_model(folder: Path) -> tuple[str, str]:
+    """Log a small network as the stages do; return its address and its run."""
+    import keras
+
+    from medtransfer import tracking
+    from medtransfer.models import vgg16
+    from medtransfer.params import read_params
+
+    settings = read_params(Path(__file__).parents[2] / "params.yaml").train
+    network = vgg16.build_vgg16(32, 3, settings.model_copy(update={"dense_units": [8, 8]}), seed=0)
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlruns/mlflow.db"
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        with tracking.run("attacks", "x", "fit", {}, {}, sample_seconds=None) as run:
+            answer = network.predict(images, verbose=0)
+            run.log_model(lambda: tracking.log_keras_model(network, images, answer, keras.backend.backend()))
+    finally:
+        os.chdir(before)
+    assert run.run_id
+    (logged,) = mlflow.MlflowClient().search_logged_models([mlflow.get_run(run.run_id).info.experiment_id])
+    return str(logged.artifact_location), run.run_id
+
+
+def tracking_attacks(ui: str, run_id: str, canary: Path) -> dict[str, dict[str, Any]]:
+    """Return requests to the tracking server: foreign pages, and paths that leave the store."""
+    api = f"{ui}/api/2.0/mlflow"
+    create = {"method": "POST", "url": f"{api}/runs/create", "json": {"experiment_id": "1"}}
+    up = "../" * 12
+    outside = str(canary)
+    return {
+        "tracking: foreign Host": {"method": "GET", "url": ui, "headers": {"Host": "evil.example"}},
+        "tracking: foreign Host on the API": {**create, "headers": {"Host": "evil.example:5000"}},
+        "tracking: foreign Origin": {**create, "headers": {"Origin": EVIL}},
+        "tracking: null Origin": {**create, "headers": {"Origin": "null"}},
+        "tracking: preflight of a foreign page": {
+            "method": "OPTIONS", "url": f"{api}/runs/create",
+            "headers": {"Origin": EVIL, "Access-Control-Request-Method": "POST"},
+        },
+        "tracking: artifact above the run": {
+            "method": "GET", "url": f"{ui}/get-artifact", "params": {"run_uuid": run_id, "path": f"{up}etc/passwd"},
+        },
+        "tracking: artifact by absolute path": {
+            "method": "GET", "url": f"{ui}/get-artifact",
+            "params": {"run_uuid": run_id, "path": f"{outside}/secret.txt"},
+        },
+        "tracking: artifact above the run, encoded twice": {
+            "method": "GET", "url": f"{ui}/get-artifact?run_uuid={run_id}&path=%252e%252e%252fsecret.txt",
+        },
+        "tracking: list above the run": {
+            "method": "GET", "url": f"{api}/artifacts/list", "params": {"run_id": run_id, "path": up},
+        },
+        "tracking: upload above the run": {
+            "method": "POST", "url": f"{ui}/ajax-api/2.0/mlflow/upload-artifact",
+            "params": {"run_uuid": run_id, "path": f"{up}{outside.lstrip('/')}/written"}, "data": b"x",
+        },
+        "tracking: experiment with a file address above": {
+            "method": "POST", "url": f"{api}/experiments/create",
+            "json": {"name": "evil", "artifact_location": f"file://{outside}/../outside?x=#/.."},
+        },
+        "tracking: registered model from a file": {
+            "method": "POST", "url": f"{api}/model-versions/create",
+            "json": {"name": "evil", "source": f"file://{outside}"},
+        },
+        "tracking: a run that does not exist": {
+            "method": "GET", "url": f"{api}/runs/get", "params": {"run_id": "../x"},
+        },
+        "tracking: broken JSON": {"method": "POST", "url": f"{api}/runs/create", "data": b"{", "headers": JSON},
+        "tracking: metric that is no number": {
+            "method": "POST", "url": f"{api}/runs/log-metric",
+            "json": {"run_id": run_id, "key": "loss", "value": "evil", "timestamp": 0},
+        },
+        "tracking: filter with SQL in it": {
+            "method": "POST", "url": f"{api}/runs/search",
+            "json": {"experiment_ids": ["1"], "filter": "tags.x = 'a'; DROP TABLE runs; --'"},
+        },
+    }  # fmt: skip
+
+
+class Canary:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+def good_body() -> str:
+    """Return a request that a served network answers."""
+    return json.dumps({"inputs": np.zeros((1, 32, 32, 3), int).tolist()})
+
+
+def serving_attacks(served: str, canary: Path) -> dict[str, dict[str, Any]]:
+    """Return requests to the served model: bodies that are no image."""
+
+    def post(body: Any, headers: dict[str, str] = JSON) -> dict[str, Any]:
+        return {"method": "POST", "url": f"{served}/invocations", "data": body, "headers": headers}
+
+    def inputs(value: Any) -> dict[str, Any]:
+        return post(json.dumps({"inputs": value}))
+
+    pixels = np.zeros((1, 32, 32, 3)).tolist()
+    nan = np.full((1, 32, 32, 3), np.nan).tolist()
+    return {
+        "serving: broken JSON": post("{"),
+        "serving: no inputs": post("{}"),
+        "serving: unknown key": post(json.dumps({"evil": pixels})),
+        "serving: text": inputs("evil"),
+        "serving: null": inputs(None),
+        "serving: empty list": inputs([]),
+        "serving: NaN": inputs(nan),
+        "serving: infinity": post('{"inputs": [[[[1e999, 0, 0]]]]}'),
+        "serving: negative pixels": inputs((np.zeros((1, 32, 32, 3)) - 1).tolist()),
+        "serving: pixels above 255": inputs((np.zeros((1, 32, 32, 3)) + 256).tolist()),
+        "serving: fractions of pixels": inputs((np.zeros((1, 32, 32, 3)) + 0.5).tolist()),
+        "serving: other size": inputs(np.zeros((1, 64, 64, 3), int).tolist()),
+        "serving: one channel": inputs(np.zeros((1, 32, 32, 1), int).tolist()),
+        "serving: ragged": inputs([[[[0, 0, 0]], [[0, 0]]]]),
+        "serving: deeply nested": post('{"inputs": ' + "[" * 5000 + "]" * 5000 + "}"),
+        "serving: a pickle": post(
+            pickle.dumps(Canary(canary / "unpickled")), {"Content-Type": "application/octet-stream"}
+        ),
+        "serving: a pickle called JSON": post(pickle.dumps(Canary(canary / "unpickled"))),
+        "serving: CSV": post("a,b\n1,2\n", {"Content-Type": "text/csv"}),
+        "serving: no content type": post(b"\x00" * 100, {}),
+        "serving: other path": {"method": "GET", "url": f"{served}/../../etc/passwd"},
+        "serving: other method": {"method": "DELETE", "url": f"{served}/invocations"},
+        "serving: 64 MB of zeros": post(b"0" * 64_000_000),
+    }
+
+
+@contextmanager
+def tracking_server(folder: Path) -> Iterator[str]:
+    """Start what `make ui` starts."""
+    port = free_port()
+    store = f"sqlite:///{folder}/mlruns/mlflow.db"
+    command = ("ui", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port))
+    with started(folder, command, f"http://127.0.0.1:{port}/health"):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def model_server(folder: Path, model: str) -> Iterator[str]:
+    """Start `mlflow models serve` in this environment."""
+    port = free_port()
+    command = ("models", "serve", "-m", model, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port))
+    with started(folder, command, f"http://127.0.0.1:{port}/ping"):
+        yield f"http://127.0.0.1:{port}"
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def started(folder: Path, command: tuple[str, ...], health: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run an `mlflow` command until the block ends; wait first until it answers."""
+    env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    with (folder / "server.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *command], stdout=log, stderr=log, env=env, start_new_session=True
+        )
+    try:
+        for _ in range(1200):
+            with suppress(requests.RequestException):
+                if requests.get(health, timeout=5).ok:
+                    break
+            if process.poll() is not None:
+                raise RuntimeError((folder / "server.log").read_text()[-4000:])
+            time.sleep(0.1)
+        yield process
+    finally:
+        kill(process)
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """End a server and its workers with SIGKILL."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""What a network says of the settings that it was built with."""
+
+from typing import Any
+
+
+def read_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that a VGG16's own description holds.
+
+    Parameters
+    ----------
+    config : dict
+        `Model.get_config()`, or the `config` in config.json of a .keras file.
+
+    Returns
+    -------
+    dict
+        `dense_units`, `dropout` (one rate, or a list where they differ), `precision` and
+        `trainable_layers`, separated by commas.
+    """
+    layers = {layer["name"]: layer["config"] for layer in config["layers"]}
+    rates = sorted({layer["rate"] for name, layer in layers.items() if name.startswith("head_dropout")})
+    weighted = [name for name in layers if "_conv" in name or name.startswith(("head_dense", "head_output"))]
+    return {
+        "dense_units": [layer["units"] for name, layer in layers.items() if name.startswith("head_dense")],
+        "dropout": rates[0] if len(rates) == 1 else rates,
+        "precision": layers["head_dense1"]["dtype"]["config"]["name"],
+        "trainable_layers": ",".join(name for name in weighted if layers[name]["trainable"]),
+    }
