@@ -23,9 +23,9 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
         (
             "  epochs: 8",
             "  epochs: 8\n  lerning_rate: 1",
-            "train.lerning_rate: unknown key; did you mean learning_rate? allowed here: batch_size,",
+            "train.lerning_rate: unknown key; did you mean learning_rate? allowed here: balance,",
         ),
-        ("  epochs: 8", "  epochz: 8", "train.epochz: unknown key; did you mean epochs? allowed here: batch_size,"),
+        ("  epochs: 8", "  epochz: 8", "train.epochz: unknown key; did you mean epochs? allowed here: balance,"),
         ("  epochs: 8", "  epochs: ten", "train.epochs: found 'ten' (str), input should be a valid integer"),
         ("  epochs: 8", "  epochs: 0", "train.epochs: found 0 (int), input should be greater than or equal to 1"),
         ("  epochs: 8\n", "", "train.epochs: missing"),
@@ -68,6 +68,15 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
 
 def test_numbers_are_numbers(params: Params) -> None:
     assert params.train.learning_rate == 1e-4
+
+
+def test_a_configurations_own_values_stand_in_for_the_common_ones(params: Params) -> None:
+    plain = params.configurations["imagenet_all"]
+    own = plain.model_copy(update={"learning_rate": 3e-4, "scaling": "caffe", "balance": "sampling", "fraction": 0.1})
+    assert plain.recipe(params.train) == params.train
+    recipe = own.recipe(params.train)
+    assert (recipe.learning_rate, recipe.scaling, recipe.balance, recipe.fraction) == (3e-4, "caffe", "sampling", 0.1)
+    assert recipe.epochs == params.train.epochs
 
 
 def test_configurations_name_their_blocks_and_source(params: Params) -> None:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from medtransfer.errors import UserError
 from medtransfer.models import vgg16
-from medtransfer.params import TrainParams
+from medtransfer.params import BLOCKS, TrainParams
 from medtransfer.training.batches import Batches
 from medtransfer.training.convolution import use_fast_gradients
 from medtransfer.training.device import make_deterministic
@@ -55,12 +55,49 @@ def test_without_a_seed_the_rows_keep_their_order() -> None:
     assert order(batches) == [5, 3, 9]
 
 
+def test_class_weights_make_every_class_count_the_same() -> None:
+    labels = np.array([0] * 6 + [1] * 3 + [2] + [0] * 5, np.int32)
+    batches = Batches(np.zeros((15, 2, 2, 3), np.uint8), np.arange(10), labels, 4, seed=0, balance="class_weights")
+    parts = [batches[index] for index in range(len(batches))]
+    seen, weights = (np.concatenate([part[position] for part in parts]) for position in (1, 2))
+    assert weights.mean() == pytest.approx(1)
+    assert [weights[seen == label].sum() for label in range(3)] == pytest.approx([10 / 3] * 3)
+
+
+def test_balanced_sampling_draws_every_class_as_often() -> None:
+    rows = np.arange(10, 1010)
+    labels = np.where(np.arange(1010) < 960, 0, 1).astype(np.int32)
+    batches = Batches(np.zeros((1010, 1, 1, 3), np.uint8), rows, labels, 100, seed=0, balance="sampling")
+    assert len(batches) == 10
+    drawn = order(batches)
+    assert 440 < sum(drawn) < 560
+    batches.start_epoch(1)
+    assert order(batches) != drawn
+
+
+def test_a_rare_class_is_found_where_classes_are_balanced(tiny: TrainParams) -> None:
+    """Weights and draws reach training; validation is that of all images as they are."""
+    rng = np.random.default_rng(0)
+    labels = (np.arange(64) % 8 == 0).astype(np.int32)
+    images = np.clip(rng.normal(90 + 60 * labels[:, None, None, None], 25, (64, SIZE, SIZE, 3)), 0, 255)
+    params = tiny.model_copy(update={"epochs": 1, "learning_rate": 1e-2, "dropout": 0.0})
+    rows, shares = np.arange(64), {}
+    for balance in ("none", "class_weights", "sampling"):
+        make_deterministic()
+        model = vgg16.build_vgg16(SIZE, 2, params, seed=5)
+        vgg16.set_trainable(model, ())
+        training = Batches(images.astype(np.uint8), rows, labels, 8, 5, balance)
+        fit(model, training, Batches(images.astype(np.uint8), rows, labels, 64), params)
+        shares[balance] = predict(model, images.astype(np.uint8), rows, 64)[:, 1].mean()
+    assert min(shares["class_weights"], shares["sampling"]) > shares["none"] + 0.05
+
+
 class Watched(Batches):
     """Keeps the labels of every batch that was asked for."""
 
     asked: list[list[int]]
 
-    def __getitem__(self, index: int) -> tuple[Any, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         inputs, labels = super().__getitem__(index)
         self.asked.append(list(labels))
         return inputs, labels
@@ -78,11 +115,13 @@ def test_training_sees_the_order_of_the_epoch_and_nothing_else_shuffles(tiny: Tr
     assert seen == list(np.concatenate(orders))
 
 
-def one_fit(data: tuple[np.ndarray, np.ndarray], params: TrainParams) -> tuple[np.ndarray, list[dict[Any, float]]]:
+def one_fit(
+    data: tuple[np.ndarray, np.ndarray], params: TrainParams, blocks: tuple[str, ...] = ("block5",)
+) -> tuple[np.ndarray, list[dict[Any, float]]]:
     images, labels = data
     make_deterministic()
     model = vgg16.build_vgg16(SIZE, CLASSES, params, seed=5)
-    vgg16.set_trainable(model, ("block5",))
+    vgg16.set_trainable(model, blocks)
     seen: list[int] = []
     training = Batches(images, np.arange(36), labels, params.batch_size, seed=5)
     validation = Batches(images, np.arange(36, 48), labels, params.batch_size)
@@ -97,6 +136,18 @@ def test_the_same_seed_gives_the_same_bits_and_learns(data: tuple[np.ndarray, np
     (first, history), (second, _) = one_fit(data, params), one_fit(data, params)
     assert (first == second).all()
     assert history[-1]["loss"] < history[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "precision"),
+    [(BLOCKS, "float32"), (BLOCKS, "mixed_bfloat16"), (("block1", "block5"), "float32"), ((), "mixed_bfloat16")],
+)
+def test_every_configuration_repeats_its_bits(
+    data: tuple[np.ndarray, np.ndarray], tiny: TrainParams, blocks: tuple[str, ...], precision: str
+) -> None:
+    params = tiny.model_copy(update={"epochs": 1, "precision": precision})
+    (first, _), (second, _) = one_fit(data, params, blocks), one_fit(data, params, blocks)
+    assert first.tobytes() == second.tobytes()
 
 
 def test_the_best_epochs_weights_are_kept(data: tuple[np.ndarray, np.ndarray], tiny: TrainParams) -> None:

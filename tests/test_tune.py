@@ -12,6 +12,7 @@ from medtransfer.files import whole_folder
 from medtransfer.params import Params
 from medtransfer.prepare import prepare_dataset
 from medtransfer.stages import tune as stage
+from medtransfer.stages.inputs import training_rows
 
 
 @pytest.fixture
@@ -71,9 +72,11 @@ def test_an_unknown_configuration_is_named(params: Params, tmp_path: Path) -> No
 
 def test_a_part_keeps_the_classes_shares_and_only_training_images() -> None:
     samples = pd.DataFrame({"label": ["a"] * 300 + ["b"] * 100, "split": (["train"] * 3 + ["test"]) * 100})
-    rows = stage.part_of_training(samples, 0.1, seed=0)
+    rows = training_rows(samples, 0.1, seed=0)
     assert len(rows) == 30
     assert set(samples.split[rows]) == {"train"}
     assert samples.label[rows].value_counts().to_dict() == {"a": 22, "b": 8}
-    assert (stage.part_of_training(samples, 0.1, seed=0) == rows).all()
-    assert (stage.part_of_training(samples, 1.0, seed=0) == np.flatnonzero(samples.split == "train")).all()
+    assert (training_rows(samples, 0.1, seed=0) == rows).all()
+    with pytest.raises(UserError, match=r"fraction 0.005 of 300 training images: too few"):
+        training_rows(samples, 0.005, seed=0)
+    assert (training_rows(samples, 1.0, seed=0) == np.flatnonzero(samples.split == "train")).all()

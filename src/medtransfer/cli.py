@@ -378,7 +378,7 @@ def audit(repair: bool) -> None:
 @cli.command()
 @click.argument("dataset", default="ham10000")
 @click.option("--images", default=320, show_default=True, help="Training images of an epoch of the whole network.")
-@click.option("--rounds", default=3, show_default=True, help="Measured epochs a side, after one to warm up.")
+@click.option("--rounds", default=3, show_default=True, help="Measured epochs a side, after one to warm up; 0: none.")
 @click.option(
     "--race-images", default=960, show_default=True, help="Training images of the race to equal accuracy; 0: none."
 )
@@ -405,7 +405,7 @@ def bench(dataset: str, output: Path, names: tuple[str, ...], **options: int) ->
         from medtransfer.stages.inputs import encode_labels, read_dataset
         from medtransfer.tracking import git_commit
 
-    images, samples, description = read_dataset(dataset)
+    images, samples, description = read_dataset(params, dataset)
     rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation")}
     if max(options["images"], options["race_images"]) > len(rows["train"]):
         raise UserError(f"--images, --race-images: {dataset} has {len(rows['train'])} training images; give fewer")

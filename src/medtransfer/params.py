@@ -22,6 +22,10 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Part = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(gt=0)]
+Scaling = Literal["talk", "caffe"]
+Balance = Literal["none", "class_weights", "sampling"]
 
 
 class Section(BaseModel):
@@ -96,10 +100,12 @@ class TrainParams(Section):
     epochs: PositiveInt
     patience: PositiveInt
     optimizer: Literal["adam", "sgd", "rmsprop"]
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Rate
     dense_units: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    scaling: Literal["talk", "caffe"]
+    scaling: Scaling
+    balance: Balance
+    fraction: Part
     precision: Literal["float32", "mixed_bfloat16"]
 
 
@@ -120,12 +126,15 @@ class Configuration(Section):
 
     `weights` is `random`, `imagenet` or a finished run, `<data set>/<configuration>`.
     `trainable` is `all`, `head` or a list of blocks; the classification head always trains.
-    `learning_rate` stands in for that of `train`; `medtransfer tune` finds it.
+    The others stand in for what `train` says; `medtransfer tune` finds a learning rate.
     """
 
     weights: Annotated[str, Field(pattern=r"^(random|imagenet|[a-z][a-z0-9_]*/[a-z][a-z0-9_]*)$")]
     trainable: str | list[str]
-    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Rate | None = None
+    scaling: Scaling | None = None
+    balance: Balance | None = None
+    fraction: Part | None = None
 
     @field_validator("trainable", mode="before")
     @classmethod
@@ -139,7 +148,8 @@ class Configuration(Section):
 
     def recipe(self, train: TrainParams) -> TrainParams:
         """Return how this configuration is trained."""
-        return train.model_copy(update={"learning_rate": self.learning_rate}) if self.learning_rate else train
+        own = self.model_dump(exclude={"weights", "trainable"}, exclude_none=True)
+        return train.model_copy(update=own)
 
     @property
     def source(self) -> tuple[str, str] | None:

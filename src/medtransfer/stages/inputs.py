@@ -5,29 +5,60 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from sklearn.model_selection import train_test_split
 
 from medtransfer.errors import UserError
+from medtransfer.params import Params
 from medtransfer.stages.integrity import check_unchanged
 from medtransfer.stages.layout import PREPARED
 
 
-def read_dataset(name: str) -> tuple[np.ndarray, pd.DataFrame, dict[str, Any]]:
+def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, dict[str, Any]]:
     """Return the memory-mapped images (n, size, size, 3), uint8, the samples and dataset.json.
 
     Raises
     ------
     UserError
-        It has not been prepared, or has changed since.
+        It has not been prepared, has changed since, or was prepared otherwise than params.yaml now says.
     """
+    if name not in params.datasets:
+        raise UserError(f"params.yaml: datasets.{name}: missing; there are {', '.join(params.datasets)}")
     folder = PREPARED / name
     if not (folder / "dataset.json").exists():
         raise UserError(f"{folder}: not found; run `dvc repro prepare@{name}`")
     check_unchanged(folder)
+    description = json.loads((folder / "dataset.json").read_text())
+    for key, asked in params.datasets[name].model_dump().items():
+        if description[key] != asked:
+            raise UserError(
+                f"{folder}: prepared with {key} {description[key]}, but params.yaml says {asked}; "
+                f"run `dvc repro prepare@{name}`"
+            )
     images = np.load(folder / "images.npy", mmap_mode="r")
     samples = pd.read_csv(folder / "samples.csv", dtype=str, keep_default_na=False)
-    return images, samples, json.loads((folder / "dataset.json").read_text())
+    return images, samples, description
 
 
 def encode_labels(samples: pd.DataFrame, classes: list[str]) -> np.ndarray:
     """Return the labels as numbers in the order of the classes, shape (n,), int32."""
     return samples.label.map({name: number for number, name in enumerate(classes)}).to_numpy(np.int32)
+
+
+def training_rows(samples: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
+    """Return the rows of the training images, or of a part of them, drawn from `seed`, each class's share kept.
+
+    Raises
+    ------
+    UserError
+        There would be fewer images than classes.
+    """
+    rows = np.flatnonzero(samples.split == "train")
+    if fraction == 1:
+        return rows
+    try:
+        kept, _ = train_test_split(rows, train_size=fraction, stratify=samples.label.iloc[rows], random_state=seed)
+    except ValueError as error:
+        raise UserError(
+            f"fraction {fraction:g} of {len(rows)} training images: too few to keep each class's share ({error})"
+        ) from None
+    return np.sort(kept)

@@ -15,10 +15,11 @@ from medtransfer.errors import UserError
 from medtransfer.evaluation.metrics import MACRO, MICRO
 from medtransfer.files import sha256_of, whole_folder, write_json
 from medtransfer.models import vgg16
+from medtransfer.models.settings import read_settings
 from medtransfer.models.weights import digest, imagenet_weights
 from medtransfer.params import Configuration, Params
-from medtransfer.stages.inputs import encode_labels, read_dataset
-from medtransfer.stages.integrity import check_unchanged
+from medtransfer.stages.inputs import encode_labels, read_dataset, training_rows
+from medtransfer.stages.integrity import check_params_unchanged, check_unchanged
 from medtransfer.stages.layout import PREPARED, run_folder, run_name, unfinished_folder
 from medtransfer.stages.results import claim_fit, describe_fit, tell_mlflow, write_scores
 from medtransfer.training.batches import Batches
@@ -36,7 +37,7 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
     settings = configuration.recipe(params.train)
     keras.config.disable_interactive_logging()
     make_deterministic()
-    images, samples, description = read_dataset(dataset)
+    images, samples, description = read_dataset(params, dataset)
     classes = description["classes"]
     model = vgg16.build_vgg16(description["image_size"], len(classes), settings, seed)
     load_start(model, configuration, params, seed)
@@ -53,12 +54,13 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
     }
     hyperparameters = {
         "train": settings.model_dump(),
-        "configuration": configuration.model_dump(),
+        "configuration": configuration.model_dump(exclude_none=True),
         "data": {key: description[key] for key in ("image_size", "resize_filter", "split")},
         "seed": seed,
         "weights": counts,
         "trainable_layers": ",".join(trained),
     }
+    check_network(model, hyperparameters)
     print(f"{dataset} {run_name(name, seed)}: trains {', '.join(trained)} ({counts['trainable']:,} weights)")
     unfinished = unfinished_folder(dataset, name, seed)
     made_from = describe_origin(model, images, dataset, hyperparameters)
@@ -74,8 +76,9 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
         # With the features in the store or not, the last digits differ.
         made_from["stored_features"] = network is not model
         inputs, labels = place_on_device(inputs), encode_labels(samples, classes)
-        rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation", "test")}
-        training = Batches(inputs, rows["train"], labels, settings.batch_size, seed)
+        rows = {split: np.flatnonzero(samples.split == split) for split in ("validation", "test")}
+        used = training_rows(samples, settings.fraction, seed)
+        training = Batches(inputs, used, labels, settings.batch_size, seed, settings.balance)
         validation = Batches(inputs, rows["validation"], labels, settings.batch_size)
         history = fit(network, training, validation, settings, run.log_epochs, unfinished, made_from)
         history.to_csv(folder / "history.csv", index=False)
@@ -85,10 +88,13 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
         outcome = {
             "fit": fit_id,
             "stored_features": network is not model,
+            "training_images": len(used),
             "seconds": seconds + float(history.seconds.sum()),
             "epochs": len(history),
             "best_epoch": int(history.val_loss.to_numpy().argmin()) + 1,
         }
+        check_network(model, hyperparameters)
+        check_params_unchanged(params, "train", f"configurations.{name}", "weights")
         save_network(model, folder)
         write_json(folder / "run.json", {**record, **outcome, **counts, "hyperparameters": hyperparameters})
         tell_mlflow(run, folder)
@@ -112,6 +118,14 @@ def describe_origin(
         "device": device_name(),
         "code": code_digest(),
     }
+
+
+def check_network(model: keras.Model, hyperparameters: dict[str, Any]) -> None:
+    """Check that the network is what params.yaml, DVC and MLflow are told: anything else is a mistake of ours."""
+    for key, found in read_settings(model.get_config()).items():
+        said = hyperparameters.get(key, hyperparameters["train"].get(key))
+        if found != said:
+            raise RuntimeError(f"the network's {key} is {found}, its parameters say {said}")
 
 
 def save_network(model: keras.Model, folder: Path) -> None:

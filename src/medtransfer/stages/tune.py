@@ -6,14 +6,13 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
 from medtransfer.errors import UserError
 from medtransfer.evaluation.metrics import MACRO, score
 from medtransfer.files import whole_file
 from medtransfer.models import vgg16
 from medtransfer.params import Params
-from medtransfer.stages.inputs import encode_labels, read_dataset
+from medtransfer.stages.inputs import encode_labels, read_dataset, training_rows
 from medtransfer.stages.train import load_start
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import device_name, make_deterministic
@@ -68,18 +67,18 @@ def tune(
 
 
 def _try(params: Params, dataset: str, name: str, rate: float, fraction: float, epochs: int) -> dict[str, Any]:
-    images, samples, description = read_dataset(dataset)
+    images, samples, description = read_dataset(params, dataset)
     seed, configuration = params.seeds[0], params.configurations[name]
-    settings = params.train.model_copy(update={"learning_rate": rate, "epochs": epochs})
+    settings = configuration.recipe(params.train).model_copy(update={"learning_rate": rate, "epochs": epochs})
     model = vgg16.build_vgg16(description["image_size"], len(description["classes"]), settings, seed)
     load_start(model, configuration, params, seed)
     vgg16.set_trainable(model, configuration.blocks)
     network, inputs = leave_out_prefix(model, configuration.blocks, settings, images, params.cache.max_gb)
-    labels, rows = encode_labels(samples, description["classes"]), part_of_training(samples, fraction, seed)
+    labels, rows = encode_labels(samples, description["classes"]), training_rows(samples, fraction, seed)
     validation = np.flatnonzero(samples.split == "validation")
     history = fit(
         network,
-        Batches(inputs, rows, labels, settings.batch_size, seed),
+        Batches(inputs, rows, labels, settings.batch_size, seed, settings.balance),
         Batches(inputs, validation, labels, settings.batch_size),
         settings,
     )
@@ -100,12 +99,3 @@ def _macro_f1(samples: pd.DataFrame, probabilities: np.ndarray, classes: list[st
     table = samples[["id", "group", "split", "label"]].reset_index(drop=True)
     table[[f"p_{name}" for name in classes]] = probabilities
     return score(table)[MACRO]
-
-
-def part_of_training(samples: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
-    """Return the rows of a part of the training images, drawn from `seed`, each class's share kept."""
-    rows = np.flatnonzero(samples.split == "train")
-    if fraction == 1:
-        return rows
-    kept, _ = train_test_split(rows, train_size=fraction, stratify=samples.label.iloc[rows], random_state=seed)
-    return np.sort(kept)

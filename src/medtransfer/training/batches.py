@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from sklearn.utils.class_weight import compute_sample_weight
 
 
 class Batches(keras.utils.PyDataset):
@@ -20,6 +21,10 @@ class Batches(keras.utils.PyDataset):
     labels : ndarray of shape (n,), int
     seed : int, optional
         Shuffle anew every epoch with this seed; without it the order is that of `rows`.
+    balance : str
+        `class_weights`: batches have a third part, the weights of their images, in inverse proportion to the
+        size of the class and 1 on average. `sampling`: an epoch draws as many images as there are, with
+        replacement, each class as often as any other.
 
     Attributes
     ----------
@@ -27,23 +32,40 @@ class Batches(keras.utils.PyDataset):
         Called when a batch has been read.
     """
 
-    def __init__(self, inputs: Any, rows: np.ndarray, labels: np.ndarray, batch_size: int, seed: int | None = None):
+    def __init__(
+        self,
+        inputs: Any,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        batch_size: int,
+        seed: int | None = None,
+        balance: str = "none",
+    ):
         # Several workers change the order of JAX's random numbers, and with it the result.
         super().__init__(workers=1, use_multiprocessing=False)
         self.inputs, self.rows, self.labels = inputs, rows, labels
         self.on_batch: Callable[[], None] = lambda: None
         self.batch_size, self.seed = batch_size, seed
+        weights = compute_sample_weight("balanced", labels[rows])
+        self.chances = weights / weights.sum() if balance == "sampling" else None
+        self.weights: np.ndarray | None = None
+        if balance == "class_weights":
+            self.weights = np.zeros(len(labels), np.float32)
+            self.weights[rows] = weights
         self.start_epoch(0)
 
     def _draw_order(self, epoch: int) -> np.ndarray:
         if self.seed is None:
             return self.rows
-        return np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        rng = np.random.default_rng([self.seed, epoch])
+        if self.chances is not None:
+            return rng.choice(self.rows, len(self.rows), p=self.chances)
+        return rng.permutation(self.rows)
 
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.batch_size)
 
-    def __getitem__(self, index: int) -> tuple[Any, np.ndarray]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         rows = self._order[index * self.batch_size : (index + 1) * self.batch_size]
         batch = self.inputs[rows]  # (B, H, W, C)
         if isinstance(self.inputs, np.memmap):
@@ -52,7 +74,8 @@ class Batches(keras.utils.PyDataset):
             # file cache keeps them.
             self.inputs._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
         self.on_batch()
-        return batch, self.labels[rows]  # (B,) int
+        labels = self.labels[rows]  # (B,) int
+        return (batch, labels) if self.weights is None else (batch, labels, self.weights[rows])
 
     def start_epoch(self, epoch: int) -> None:
         """Draw the order of the epoch with this number, the first being 0."""
@@ -69,10 +92,8 @@ def feed(batches: Batches) -> Any:
         return batches
     import tensorflow as tf
 
-    signature = (
-        tf.TensorSpec((None, *batches.inputs.shape[1:]), tf.as_dtype(batches.inputs.dtype)),
-        tf.TensorSpec((None,), tf.as_dtype(batches.labels.dtype)),
-    )
+    parts = [batches.inputs, batches.labels, *([] if batches.weights is None else [batches.weights])]
+    signature = tuple(tf.TensorSpec((None, *part.shape[1:]), tf.as_dtype(part.dtype)) for part in parts)
     dataset = tf.data.Dataset.from_generator(
         lambda: (batches[index] for index in range(len(batches))), output_signature=signature
     )
