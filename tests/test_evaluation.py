@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import f1_score
 
 from medtransfer.errors import UserError
+from medtransfer.evaluation.calibration import fit_temperature, scale
 from medtransfer.evaluation.comparison import Run, compare
 from medtransfer.evaluation.confusion import confusion
-from medtransfer.evaluation.intervals import intervals
-from medtransfer.evaluation.metrics import MACRO, MICRO, score
-from medtransfer.evaluation.predictions import predicted_labels, read_predictions, write_predictions
+from medtransfer.evaluation.intervals import MEASURES, compare_pair, correct, intervals, weighted_score
+from medtransfer.evaluation.metrics import AUC, BRIER, CALIBRATION, MACRO, MICRO, score
+from medtransfer.evaluation.predictions import read_predictions, write_predictions
 from medtransfer.evaluation.published import published_f1
+from medtransfer.evaluation.summary import SCALED, compare_models, summarise
 
 CLASSES = ["a", "b", "c"]
 
@@ -57,16 +58,45 @@ def test_intervals_hold_the_point_estimate_and_come_back_the_same() -> None:
 
 
 def test_the_bootstrap_statistic_is_the_reported_one() -> None:
-    from medtransfer.evaluation.intervals import _counts_by_group, _f1_of_counts
-
     table = predictions()
-    own = _f1_of_counts(_counts_by_group(table, CLASSES).sum(axis=0))
-    y_pred = predicted_labels(table)
-    expected = [
-        *f1_score(table.label, y_pred, average=None),
-        *(f1_score(table.label, y_pred, average=a) for a in ("micro", "macro")),
-    ]
-    np.testing.assert_allclose(own, expected)
+    names = [*CLASSES, *MEASURES]
+    groups = table.group.nunique()
+    own = dict(zip(names, weighted_score(table)(np.ones(groups)), strict=True))
+    assert own == pytest.approx(score(table))
+    weights = np.random.default_rng(2).integers(0, 4, groups)
+    repeated = table.loc[table.index.repeat(weights[pd.factorize(table.group)[0]])]
+    drawn = dict(zip(names, weighted_score(table)(weights.astype(float)), strict=True))
+    assert drawn == pytest.approx(score(repeated))
+
+
+def test_probabilities_are_scored_as_by_hand() -> None:
+    table = pd.DataFrame({"id": list("wxyz"), "group": list("wxyz"), "split": "test", "label": ["a", "a", "b", "b"]})
+    table[["p_a", "p_b"]] = [[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.3, 0.7]]
+    metrics = score(table)
+    assert metrics[AUC] == 1
+    assert metrics[BRIER] == pytest.approx((0.1**2 + 0.6**2 + 0.2**2 + 0.3**2) / 4)
+    # .9 right, .6 wrong, .8 right, .7 right, each in a bin of its own
+    assert metrics[CALIBRATION] == pytest.approx((0.1 + 0.6 + 0.2 + 0.3) / 4)
+    alone = score(table[table.label == "a"])
+    assert np.isnan(alone[AUC])
+
+
+def test_a_pair_that_differs_is_told_from_one_that_does_not() -> None:
+    better = predictions(n=400, groups=100)
+    shuffled = better.assign(**{f"p_{c}": better[f"p_{c}"].sample(frac=1, random_state=1).to_numpy() for c in CLASSES})
+    worse = better.assign(
+        **shuffled[[f"p_{c}" for c in CLASSES]].div(shuffled[[f"p_{c}" for c in CLASSES]].sum(axis=1), axis=0)
+    )
+    found = compare_pair([better], [worse], seed=0)
+    assert found["difference"] == pytest.approx(score(better)[MACRO] - score(worse)[MACRO])
+    assert 0 < found["low"] < found["difference"] < found["high"]
+    assert found["p"] < 0.01
+    again = compare_pair([worse], [better], seed=0)
+    assert again["difference"] == -found["difference"]
+    same = compare_pair([better, worse], [worse, better], seed=0)
+    assert same["difference"] == pytest.approx(0)
+    assert same["p"] > 0.5
+    assert list(correct(np.array([0.01, 0.04]))) == pytest.approx([0.03, 0.06])
 
 
 def test_few_large_groups_widen_the_interval() -> None:
@@ -122,6 +152,49 @@ def test_seeds_are_averaged_and_published_values_joined() -> None:
     assert table.seeds.eq(2).all()
     assert (table.low <= table.f1).all()
     assert (table.f1 <= table.high).all()
+
+
+def test_temperature_scaling_finds_the_temperature_that_was_planted() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (4000, 3))
+    honest = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = [CLASSES[rng.choice(3, p=row)] for row in honest]
+    table = pd.DataFrame({"id": range(4000), "group": range(4000), "split": "validation", "label": labels})
+    table[["p_a", "p_b", "p_c"]] = honest
+    overconfident = scale(table, 0.5)
+    assert (overconfident[["p_a", "p_b", "p_c"]].to_numpy().argmax(1) == honest.argmax(1)).all()
+    assert score(overconfident)[CALIBRATION] > 0.1
+    assert fit_temperature(overconfident) == pytest.approx(2, rel=0.1)
+    assert score(scale(overconfident, fit_temperature(overconfident)))[CALIBRATION] < 0.03
+
+
+def test_the_summary_tells_seeds_from_groups() -> None:
+    fits = [
+        predictions(seed=seed).assign(id=predictions().id, label=predictions().label, group=predictions().group)
+        for seed in range(3)
+    ]
+    runs = [run(table, seed=seed) for seed, table in enumerate(fits)]
+    table = summarise(runs).set_index("measure")
+    values = [score(fit)[MACRO] for fit in fits]
+    assert table.value[MACRO] == pytest.approx(np.mean(values))
+    assert table.sd[MACRO] == pytest.approx(np.std(values, ddof=1))
+    assert list(table.index) == list(MEASURES)
+    with_validation = [Run(one.record, one.predictions, None, one.predictions) for one in runs]
+    assert list(summarise(with_validation).measure) == [*MEASURES, *SCALED.values()]
+
+
+def test_every_pair_of_models_is_compared_and_corrected_together() -> None:
+    runs = [
+        run(predictions(seed=seed).assign(label=predictions().label, group=predictions().group), model=model)
+        for seed, model in enumerate(("one", "two", "three"))
+    ]
+    table = compare_models([*runs, run(predictions(), model="more", seed=0), run(predictions(), model="more", seed=1)])
+    assert list(zip(table["first"], table["second"], strict=True)) == [
+        ("one", "two"),
+        ("one", "three"),
+        ("two", "three"),
+    ]
+    assert (table.p_corrected >= table.p).all()
 
 
 def test_seeds_tested_on_different_images_are_not_averaged() -> None:

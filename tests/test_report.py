@@ -9,6 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from medtransfer.evaluation.comparison import Run, compare
+from medtransfer.evaluation.summary import compare_models, summarise
 from medtransfer.report import figures, tables
 
 
@@ -24,7 +25,11 @@ def run(model: str, synthetic: bool, network: bool) -> Run:
         "git_commit": "0123456789abcdef-modified", "epochs": 4, "best_epoch": 2,
     }  # fmt: skip
     history = pd.DataFrame({"epoch": [1, 2], "accuracy": [0.5, 0.6]})
-    return Run(record, frame, history if network else None)
+    return Run(record, frame, history if network else None, frame.assign(split="validation") if network else None)
+
+
+def markdown(runs: list[Run]) -> str:
+    return tables.markdown(compare(runs), summarise(runs), compare_models(runs), runs)
 
 
 @pytest.mark.parametrize("synthetic", [True, False])
@@ -33,17 +38,19 @@ def test_synthetic_is_said_wherever_a_table_is_shown(synthetic: bool) -> None:
     table = compare(runs)
     console = Console(record=True, width=140, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
     console.print(tables.terminal(table, "chest_xray"))
-    for text in (tables.markdown(table, runs), console.export_text()):
+    for text in (markdown(runs), console.export_text()):
         assert ("SYNTHETIC" in text) == synthetic
     assert ("SYNTHETIC" in figures.mark("title", synthetic)) == synthetic
 
 
 def test_the_table_has_ours_the_talks_and_how_each_run_was_made() -> None:
     runs = [run("decision_tree", False, network=False), run("imagenet_all", False, network=True)]
-    text = tables.markdown(compare(runs), runs)
+    text = markdown(runs)
     assert "| micro avg | 1.00 (.87)<br>[1.00, 1.00] | 1.00 (.95)<br>[1.00, 1.00] |" in text
     assert "| imagenet_all, seed 0 | 4 (2) | float32 | tensorflow | CPU x | 1.2 | 0123456789* |" in text
     assert "| decision_tree, seed 0 | - |" in text
+    assert "| model | micro avg | macro avg | balanced accuracy | AUC | Brier score | calibration error |" in text
+    assert "| decision_tree | +.00 |" in text
 
 
 def test_every_figure_is_a_picture(tmp_path: Path) -> None:

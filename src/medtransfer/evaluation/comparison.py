@@ -18,11 +18,13 @@ class Run:
     record : run.json
     predictions : the test rows of predictions.csv
     history : history.csv, or None for a baseline
+    validation : the validation rows of predictions.csv, or None where the model was fitted on those images
     """
 
     record: dict[str, Any]
     predictions: pd.DataFrame
     history: pd.DataFrame | None
+    validation: pd.DataFrame | None = None
 
     @property
     def dataset(self) -> str:
@@ -51,8 +53,7 @@ def compare(runs: list[Run]) -> pd.DataFrame:
         test_images, synthetic.
     """
     rows = []
-    for dataset, model in dict.fromkeys((run.dataset, run.model) for run in runs):
-        fits = [run for run in runs if (run.dataset, run.model) == (dataset, model)]
+    for dataset, model, fits in by_model(runs):
         scores = pd.DataFrame([score(run.predictions) for run in fits]).mean()
         spans = intervals([run.predictions for run in fits], seed=fits[0].seed)
         rows += [
@@ -71,3 +72,11 @@ def compare(runs: list[Run]) -> pd.DataFrame:
         ]
     table = pd.DataFrame(rows).merge(published_f1(), how="left", on=["dataset", "model", "class"])
     return table[["dataset", "model", "class", "seeds", "f1", "low", "high", "published", "test_images", "synthetic"]]
+
+
+def by_model(runs: list[Run]) -> list[tuple[str, str, list[Run]]]:
+    """Return data set, model and its runs, one a seed, in the order in which they first come."""
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        found.setdefault((run.dataset, run.model), []).append(run)
+    return [(*key, fits) for key, fits in found.items()]

@@ -1,5 +1,7 @@
 """The comparison with the talk as Markdown and as a terminal table."""
 
+from typing import Any
+
 import pandas as pd
 from rich.table import Table
 
@@ -9,7 +11,9 @@ SYNTHETIC_NOTE = (
     "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."
 )
 CELL_NOTE = (
-    "Each cell: our F1, its 95% interval (bootstrap over lesions or patients), and the talk's F1 in round brackets."
+    "Each cell: our F1, its 95% interval (bootstrap over lesions or patients), and the talk's F1 in round brackets. "
+    "An F1 of .00: the model never gets that class right; one that only ever answers the largest class has it "
+    "in all others."
 )
 
 
@@ -21,6 +25,30 @@ def pivot(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
     return frame.loc[part["class"].drop_duplicates(), part.model.drop_duplicates()]
 
 
+def measures(summary: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Return one data set's measures: a row a model, a column a measure, cells as text in two lines."""
+    part = summary[summary.dataset == dataset]
+    text = [_measure(row) for row in part.to_dict("records")]
+    frame = part.assign(text=text).pivot(index="model", columns="measure", values="text").fillna("-")
+    return frame.loc[part.model.drop_duplicates(), part.measure.drop_duplicates()]
+
+
+def _measure(row: dict[Any, Any]) -> str:
+    deviation = f" ± {_short(row['sd'])}" if row["seeds"] > 1 else ""
+    return f"{_short(row['value'])}{deviation}\n[{_short(row['low'])}, {_short(row['high'])}]"
+
+
+def differences(pairs: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Return one data set's differences in macro F1: a row and a column a model, bold where p < .05."""
+    part = pairs[pairs.dataset == dataset]
+    names = list(dict.fromkeys([*part["first"], *part["second"]]))
+    frame = pd.DataFrame("", index=pd.Index(names, name="model"), columns=names)
+    for row in part.to_dict("records"):
+        text = f"{row['difference']:+.2f}".replace("0.", ".")
+        frame.loc[row["first"], row["second"]] = f"**{text}**" if row["p_corrected"] < 0.05 else text
+    return frame.iloc[:-1, 1:]
+
+
 def _cell(row: pd.Series) -> str:
     published = f" ({_short(row.published)})" if pd.notna(row.published) else ""
     return f"{_short(row.f1)}{published}\n[{_short(row.low)}, {_short(row.high)}]"
@@ -30,8 +58,14 @@ def _short(value: float) -> str:
     return f"{value:.2f}".removeprefix("0") if value < 1 else f"{value:.2f}"
 
 
-def markdown(table: pd.DataFrame, runs: list[Run]) -> str:
-    """Return results.md: the tables of every data set and how each run was made."""
+def markdown(table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, runs: list[Run]) -> str:
+    """Return results.md: the tables of every data set and how each run was made.
+
+    Parameters
+    ----------
+    table, summary, pairs : DataFrames
+        From `compare`, `summarise` and `compare_models`.
+    """
     lines = ["# Results", ""]
     for dataset in table.dataset.drop_duplicates():
         own = [run for run in runs if run.dataset == dataset]
@@ -45,6 +79,16 @@ def markdown(table: pd.DataFrame, runs: list[Run]) -> str:
             CELL_NOTE,
             "",
             *_markdown_table(pivot(table, dataset)),
+            "",
+            "Averages, ranking and probabilities, with their 95% intervals (± standard deviation over seeds). "
+            "Scaled: with a temperature fitted on the validation images.",
+            "",
+            *_markdown_table(measures(summary, dataset)),
+            "",
+            "Differences in macro F1 on the same test images, the row's model less the column's; "
+            "bold where p < .05 (permutation test over lesions or patients, corrected for the number of pairs).",
+            "",
+            *_markdown_table(differences(pairs, dataset)),
             "",
             *_markdown_table(provenance(own)),
             "",

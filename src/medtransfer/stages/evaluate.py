@@ -11,6 +11,7 @@ from medtransfer.errors import UserError
 from medtransfer.evaluation.comparison import Run, compare
 from medtransfer.evaluation.confusion import confusion, report
 from medtransfer.evaluation.predictions import classes_of, predicted_labels, read_predictions
+from medtransfer.evaluation.summary import compare_models, summarise
 from medtransfer.files import whole_file, whole_folder, write_json
 from medtransfer.params import Params
 from medtransfer.report import figures, tables
@@ -29,11 +30,12 @@ def evaluate(params: Params) -> None:
         for model in (*params.baselines, *study.train, *study.transfer)
         for seed in params.seeds
     ]
-    table = compare(runs)
-    with whole_file(REPORTS / "results.csv") as path:
-        table.round(6).to_csv(path, index=False)
+    table, summary, pairs = compare(runs), summarise(runs), compare_models(runs)
+    for name, content in (("results", table), ("summary", summary), ("differences", pairs)):
+        with whole_file(REPORTS / f"{name}.csv") as path:
+            content.round(6).to_csv(path, index=False)
     with whole_file(REPORTS / "results.md") as path:
-        path.write_text(tables.markdown(table, runs))
+        path.write_text(tables.markdown(table, summary, pairs, runs))
     write_json(REPORTS / "metrics.json", nest(table))
     with whole_folder(REPORTS / "plots" / "confusion") as folder:
         for run in runs:
@@ -63,7 +65,10 @@ def read_run(folder: Path) -> Run:
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"{folder}: no finished fit ({error}); run `dvc repro`") from None
     predictions = read_predictions(folder / "predictions.csv")
-    return Run(record, predictions[predictions.split == "test"].reset_index(drop=True), history)
+    tested, validated = (
+        predictions[predictions.split == split].reset_index(drop=True) for split in ("test", "validation")
+    )
+    return Run(record, tested, history, None if validated.empty else validated)
 
 
 def nest(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:

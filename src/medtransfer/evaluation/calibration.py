@@ -1,0 +1,35 @@
+"""Temperature scaling: one number, fitted on validation images, that makes confidence honest.
+
+Guo et al.: On Calibration of Modern Neural Networks, ICML 2017, section 4.2.
+"""
+
+import numpy as np
+import pandas as pd
+import scipy.optimize
+
+from medtransfer.evaluation.metrics import encode
+from medtransfer.evaluation.predictions import PREFIX, classes_of
+
+BOUNDS = (-3.0, 3.0)  # of the temperature's natural logarithm
+SMALLEST = 1e-12
+
+
+def fit_temperature(validation: pd.DataFrame) -> float:
+    """Return the temperature that makes the validation labels most likely; above 1 softens the probabilities."""
+    codes, probabilities = encode(validation)
+    logits = np.log(np.maximum(probabilities, SMALLEST))
+
+    def loss(log_temperature: float) -> float:
+        scaled = logits / np.exp(log_temperature)
+        return float(np.mean(np.logaddexp.reduce(scaled, axis=1) - scaled[np.arange(len(codes)), codes]))
+
+    return float(np.exp(scipy.optimize.minimize_scalar(loss, bounds=BOUNDS, method="bounded").x))
+
+
+def scale(predictions: pd.DataFrame, temperature: float) -> pd.DataFrame:
+    """Return the predictions with their probabilities at another temperature; the most probable class stays."""
+    _, probabilities = encode(predictions)
+    logits = np.log(np.maximum(probabilities, SMALLEST)) / temperature
+    scaled = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    columns = [f"{PREFIX}{name}" for name in classes_of(predictions)]
+    return predictions.assign(**dict(zip(columns, scaled.T, strict=True)))
