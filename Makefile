@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install study test lint ui lock clean
+.PHONY: help install study test lint ui lock vulnerabilities clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-15s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## Install everything into .venv, versions and hashes as locked
 
@@ -41,6 +41,9 @@ ui: install ## Open the MLflow UI on http://127.0.0.1:5000
 lock: ## Resolve requirements/lock.txt anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
 		--extra tensorflow --extra jax --extra dev pyproject.toml --output-file requirements/lock.txt
+
+vulnerabilities: ## Compare the locked versions with the known vulnerabilities (needs uv and the internet)
+	uv tool run pip-audit --disable-pip --require-hashes --requirement requirements/lock.txt
 
 clean: ## Remove what the stages and the tests made; data, DVC's cache and mlruns stay
 	rm -rf artifacts reports/figures reports/plots/confusion reports/plots/training_accuracy .pytest_cache .mypy_cache .ruff_cache

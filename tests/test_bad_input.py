@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,8 +22,9 @@ from medtransfer.datasets.catalogue import CHEST_XRAY, HAM10000
 from medtransfer.datasets.images import load_pixels, load_rgb
 from medtransfer.datasets.importing import import_dataset
 from medtransfer.errors import UserError
+from medtransfer.models import vgg16
 from medtransfer.models.weights import read_weights
-from medtransfer.params import Params, Split
+from medtransfer.params import Params, Split, TrainParams
 from medtransfer.prepare import assign_splits, prepare_dataset
 
 
@@ -354,6 +356,24 @@ def test_a_pickle_called_weights_is_never_loaded(tmp_path: Path) -> None:
             read_weights(tmp_path / name)
         assert one_line(caught.value)
     assert not canary.exists()
+
+
+def test_a_network_with_code_in_it_is_never_run(tmp_path: Path, tiny: TrainParams) -> None:
+    canary = tmp_path / "canary"
+    inputs = keras.Input((2,))
+    outputs = keras.layers.Lambda(eval(f"lambda x: (open({str(canary)!r}, 'w').close(), x)[1]"))(inputs)
+    canary.unlink()  # building it ran the layer once
+    keras.Model(inputs, outputs).save(tmp_path / "lambda.keras")
+    (tmp_path / "pickle.keras").write_bytes(f"cos\nsystem\n(S'touch {canary}'\ntR.".encode())
+    keras.Model(inputs, keras.layers.Dense(1)(inputs)).save(tmp_path / "other.keras")
+    for name in ("lambda", "pickle", "other", "none"):
+        with pytest.raises(UserError, match=rf"{name}.keras: no network that this project saved") as caught:
+            vgg16.load_network(tmp_path / f"{name}.keras")
+        assert one_line(caught.value)
+    assert not canary.exists()
+    network = vgg16.build_vgg16(32, 3, tiny, seed=0)
+    network.save(tmp_path / "ours.keras")
+    assert vgg16.load_network(tmp_path / "ours.keras").name == "vgg16"
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

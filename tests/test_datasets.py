@@ -165,12 +165,13 @@ def test_entries_that_leave_the_folder_are_refused(tmp_path: Path, entry: str) -
     assert not (tmp_path / "data").exists()
 
 
-def test_links_in_an_archive_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
+def test_links_and_devices_in_an_archive_are_refused(tmp_path: Path, kind: int) -> None:
     link = zipfile.ZipInfo("HAM10000_images_part_1/ISIC_1.jpg")
-    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    link.external_attr = (kind | 0o777) << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(link, "/etc/passwd")
-    with pytest.raises(UserError, match="would leave the target folder"):
+    with pytest.raises(UserError, match="is a link or a device"):
         import_dataset(HAM10000, tmp_path / "a.zip", tmp_path / "data")
 
 

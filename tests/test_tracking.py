@@ -12,6 +12,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import requests
 
 from attacks import attack, free_port, kill, started
 from medtransfer import tracking
@@ -245,10 +246,10 @@ def test_a_loss_that_is_no_number_fails_the_run_and_names_the_epoch(
 
 
 @contextmanager
-def server(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+def server(folder: Path, port: int, *more: str) -> Iterator["subprocess.Popen[bytes]"]:
     """Run `mlflow server` over a store in `folder`."""
     places = ("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts")
-    command = ("server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *places)
+    command = ("server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *places, *more)
     with started(folder, command, f"http://127.0.0.1:{port}/health") as process:
         yield process
 
@@ -284,6 +285,30 @@ def test_a_server_that_dies_early_or_late_gets_every_point_once(
             assert run.info.status == "FINISHED"
             assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3, 4]
             assert len(client.get_metric_history(run.info.run_id, "test_f1")) == 1
+
+
+def test_a_server_with_passwords_lets_nobody_in_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As docs/security.md starts it."""
+    port = free_port()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_AUTH_ADMIN_PASSWORD", "a long password")
+    monkeypatch.setenv("MLFLOW_FLASK_SERVER_SECRET_KEY", "any secret")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with server(tmp_path, port, "--app-name", "basic-auth"):
+        for credentials, status in ((None, 401), (("admin", "password"), 401), (("admin", "a long password"), 200)):
+            address = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
+            assert requests.get(address, auth=credentials, timeout=60).status_code == status
+        with tracking.run("ham10000", "x", "f1", {}, {}, sample_seconds=None) as run:
+            assert run.run_id is None
+        assert "does not answer" in caplog.text
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a long password")
+        with tracking.run("ham10000", "x", "f1", {}, {}, sample_seconds=None) as run:
+            run.log_epochs(ROWS)
+        assert tracking.connect().get_run(run.run_id or "").info.status == "FINISHED"
 
 
 def test_processes_that_start_at_once_on_a_fresh_store_lose_nothing(tmp_path: Path) -> None:

@@ -202,5 +202,7 @@ def _log_model(folder: Path, record: dict[str, Any]) -> None:
         return
     import keras
 
-    model = keras.models.load_model(folder / "model.keras", compile=False, safe_mode=True)
+    from medtransfer.models.vgg16 import load_network
+
+    model = load_network(folder / "model.keras")
     tracking.log_keras_model(model, np.asarray(pixels), model.predict_on_batch(pixels), keras.backend.backend())

@@ -125,9 +125,10 @@ def _copy_entry(entry: Entry, target: Path, path: Path) -> None:
 def _zip_entries(archive: zipfile.ZipFile, path: Path) -> Iterator[Entry]:
     for info in archive.infolist():
         name = PurePosixPath(info.filename.replace("\\", "/"))
-        is_link = stat.S_ISLNK(info.external_attr >> 16)
-        if name.is_absolute() or ".." in name.parts or is_link or ":" in "".join(name.parts[:1]):
+        if name.is_absolute() or ".." in name.parts or ":" in "".join(name.parts[:1]):
             raise UserError(f"{path}: entry {info.filename!r} would leave the target folder; nothing was imported")
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise UserError(f"{path}: entry {info.filename!r} is a link or a device; nothing was imported")
         if not info.is_dir():
             yield Entry(
                 name,

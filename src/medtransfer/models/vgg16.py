@@ -4,6 +4,9 @@ Simonyan and Zisserman: Very Deep Convolutional Networks for Large-Scale Image R
 ICLR 2015, configuration D.
 """
 
+from pathlib import Path
+from zipfile import BadZipFile
+
 import keras
 import numpy as np
 
@@ -50,6 +53,24 @@ def _scale(pixels: keras.KerasTensor, scaling: str) -> keras.KerasTensor:
     return keras.layers.Normalization(
         mean=IMAGENET_MEANS_BGR, variance=(1.0, 1.0, 1.0), dtype="float32", name="subtract_imagenet_means"
     )(x)
+
+
+def load_network(path: Path) -> keras.Model:
+    """Read a network that a fit saved; a file that holds code, such as a Lambda layer, is refused unread.
+
+    Raises
+    ------
+    UserError
+        It cannot be read, or is no network of ours.
+    """
+    try:
+        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        weighted_layers(model)
+        base_layers(model)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, BadZipFile) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: no network that this project saved ({reason}); run `dvc repro`") from None
+    return model
 
 
 def part_of(layer: str) -> str:

@@ -157,6 +157,6 @@ def load_start(model: keras.Model, configuration: Configuration, params: Params,
         if not source.exists():
             raise UserError(f"{source}: not found; run `dvc repro`")
         check_unchanged(source.parent)
-        vgg16.set_base_weights(model, vgg16.get_base_weights(keras.models.load_model(source, compile=False)))
+        vgg16.set_base_weights(model, vgg16.get_base_weights(vgg16.load_network(source)))
     elif configuration.weights == "imagenet":
         vgg16.set_base_weights(model, imagenet_weights(params.weights.file))
