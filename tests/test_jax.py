@@ -48,14 +48,15 @@ def test_a_tiny_configuration_trains_on_jax_without_tensorflow(tmp_path: Path, d
 
 
 SAME_ON_THE_DEVICE = """
+import sys
+from pathlib import Path
 import jax.numpy as jnp
 import keras, numpy as np
 from medtransfer.models import vgg16
-from medtransfer.params import TrainParams
+from medtransfer.params import read_params
 from medtransfer.training.batches import Batches
 from medtransfer.training.fit import fit, predict
-settings = TrainParams(batch_size=8, epochs=2, patience=2, optimizer="adam", learning_rate=1e-3, dense_units=[8, 8],
-                       dropout=0.5, scaling="talk", precision="float32")
+settings = read_params(Path(sys.argv[1])).train.model_copy(update={"batch_size": 8, "epochs": 2, "dense_units": [8, 8]})
 pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
 labels = np.arange(40) % 2
 found = []
@@ -71,5 +72,8 @@ assert (found[0] == found[1]).all()
 
 def test_arrays_on_the_device_give_the_same_bits_as_arrays_in_memory() -> None:
     env = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": str(PROJECT / "src")}
-    result = subprocess.run([sys.executable, "-c", SAME_ON_THE_DEVICE], env=env, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", SAME_ON_THE_DEVICE, str(PROJECT / "params.yaml")],
+        env=env, capture_output=True, text=True,
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
