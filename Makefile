@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install study test lint ui lock vulnerabilities clean
+.PHONY: help install study report test lint ui lock vulnerabilities clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-15s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ $(INSTALLED): requirements/lock.txt pyproject.toml
 
 study: install ## Run the whole study: data, every model, the comparison with the talk
 	$(BIN)/medtransfer study
+
+report: install ## Write reports/index.html, one page with everything in it, from the runs under results/
+	$(BIN)/medtransfer report $(or $(FROM),$(patsubst %/runs,%,$(sort $(wildcard results/*/runs))))
 
 test: install lint ## Check style, types and imports, then run the tests
 	$(BIN)/pytest

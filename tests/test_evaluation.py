@@ -6,14 +6,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
+from sklearn.metrics import f1_score
 
 from medtransfer.errors import UserError
 from medtransfer.evaluation.calibration import fit_temperature, scale
-from medtransfer.evaluation.comparison import Run, compare
+from medtransfer.evaluation.comparison import Run, compare, score_intervals
 from medtransfer.evaluation.confusion import confusion
 from medtransfer.evaluation.intervals import MEASURES, compare_pair, correct, intervals, weighted_score
 from medtransfer.evaluation.metrics import AUC, BRIER, CALIBRATION, MACRO, MICRO, score
-from medtransfer.evaluation.predictions import read_predictions, write_predictions
+from medtransfer.evaluation.predictions import predicted_labels, read_predictions, write_predictions
 from medtransfer.evaluation.published import published_f1
 from medtransfer.evaluation.summary import SCALED, compare_models, summarise
 
@@ -61,11 +63,11 @@ def test_the_bootstrap_statistic_is_the_reported_one() -> None:
     table = predictions()
     names = [*CLASSES, *MEASURES]
     groups = table.group.nunique()
-    own = dict(zip(names, weighted_score(table)(np.ones(groups)), strict=True))
+    own = dict(zip(names, weighted_score(table, np.ones((1, groups)))[0], strict=True))
     assert own == pytest.approx(score(table))
     weights = np.random.default_rng(2).integers(0, 4, groups)
     repeated = table.loc[table.index.repeat(weights[pd.factorize(table.group)[0]])]
-    drawn = dict(zip(names, weighted_score(table)(weights.astype(float)), strict=True))
+    drawn = dict(zip(names, weighted_score(table, weights[None])[0], strict=True))
     assert drawn == pytest.approx(score(repeated))
 
 
@@ -144,7 +146,7 @@ def test_seeds_are_averaged_and_published_values_joined() -> None:
     first = predictions().rename(columns={"p_a": "p_akiec"}).replace({"label": {"a": "akiec"}})
     second = first.assign(p_akiec=first.p_b, p_b=first.p_akiec)
     runs = [run(table, dataset="ham10000", model="imagenet_all", seed=s) for s, table in enumerate((first, second))]
-    table = compare(runs).set_index("class")
+    table = compare(runs, score_intervals(runs)).set_index("class")
     assert score(first)["akiec"] != score(second)["akiec"]
     assert table.f1["akiec"] == pytest.approx((score(first)["akiec"] + score(second)["akiec"]) / 2)
     assert table.published["akiec"] == 0.36
@@ -152,6 +154,30 @@ def test_seeds_are_averaged_and_published_values_joined() -> None:
     assert table.seeds.eq(2).all()
     assert (table.low <= table.f1).all()
     assert (table.f1 <= table.high).all()
+
+
+def test_the_permutation_test_is_scipys() -> None:
+    first = predictions(n=60, groups=12)
+    second = predictions(n=60, groups=12, seed=4).assign(label=first.label, group=first.group, id=first.id)
+    names = list(dict.fromkeys(first.group))
+    answers = [
+        (part.label[part.group == name].to_numpy(), predicted_labels(part)[part.group == name].to_numpy())
+        for part in (first, second)
+        for name in names
+    ]
+
+    def macro(which: np.ndarray) -> float:
+        true, told = (np.concatenate([answers[side][kind] for side in which]) for kind in (0, 1))
+        return float(f1_score(true, told, average="macro", labels=CLASSES, zero_division=0))
+
+    indices = np.arange(len(names))
+    expected = scipy.stats.permutation_test(
+        (indices, indices + len(names)), lambda one, other: macro(one) - macro(other),
+        permutation_type="samples", n_resamples=300, vectorized=False, rng=np.random.default_rng(0),
+    )  # fmt: skip
+    found = compare_pair([first], [second], seed=0)
+    assert found["difference"] == pytest.approx(expected.statistic)
+    assert found["p"] == pytest.approx(expected.pvalue, abs=0.12)
 
 
 def test_temperature_scaling_finds_the_temperature_that_was_planted() -> None:
@@ -174,13 +200,13 @@ def test_the_summary_tells_seeds_from_groups() -> None:
         for seed in range(3)
     ]
     runs = [run(table, seed=seed) for seed, table in enumerate(fits)]
-    table = summarise(runs).set_index("measure")
+    table = summarise(runs, score_intervals(runs)).set_index("measure")
     values = [score(fit)[MACRO] for fit in fits]
     assert table.value[MACRO] == pytest.approx(np.mean(values))
     assert table.sd[MACRO] == pytest.approx(np.std(values, ddof=1))
     assert list(table.index) == list(MEASURES)
     with_validation = [Run(one.record, one.predictions, None, one.predictions) for one in runs]
-    assert list(summarise(with_validation).measure) == [*MEASURES, *SCALED.values()]
+    assert list(summarise(with_validation, score_intervals(with_validation)).measure) == [*MEASURES, *SCALED.values()]
 
 
 def test_every_pair_of_models_is_compared_and_corrected_together() -> None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from medtransfer.evaluation.comparison import Run, compare
+from medtransfer.evaluation.comparison import Run, compare, score_intervals
 from medtransfer.evaluation.summary import compare_models, summarise
 from medtransfer.report import figures, tables
 
@@ -29,13 +29,14 @@ def run(model: str, synthetic: bool, network: bool) -> Run:
 
 
 def markdown(runs: list[Run]) -> str:
-    return tables.markdown(compare(runs), summarise(runs), compare_models(runs), runs)
+    spans = score_intervals(runs)
+    return tables.markdown(compare(runs, spans), summarise(runs, spans), compare_models(runs), runs)
 
 
 @pytest.mark.parametrize("synthetic", [True, False])
 def test_synthetic_is_said_wherever_a_table_is_shown(synthetic: bool) -> None:
     runs = [run("decision_tree", synthetic, network=False), run("imagenet_all", synthetic, network=True)]
-    table = compare(runs)
+    table = compare(runs, score_intervals(runs))
     console = Console(record=True, width=140, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
     console.print(tables.terminal(table, "chest_xray"))
     for text in (markdown(runs), console.export_text()):

@@ -144,6 +144,29 @@ def check() -> None:
 
 
 @cli.command()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option("--output", type=click.Path(path_type=Path), default=Path("reports/index.html"), show_default=True)
+def report(folders: tuple[Path, ...], output: Path) -> None:
+    """Write the report, one page with everything in it, from FOLDERS under results/ or from the study here.
+
+    The first folder answers the question, the others stand beside it.
+    """
+    from medtransfer.stages.report import report as write
+
+    write(list(folders) or [Path()], output)
+    click.echo(f"the report: {output}")
+
+
+@cli.command()
+@click.argument("name")
+def collect(name: str) -> None:
+    """Copy what is small of all finished fits to results/NAME, to be committed."""
+    from medtransfer.stages.collect import collect as copy
+
+    click.echo(f"collected: {copy(name)}")
+
+
+@cli.command()
 def results() -> None:
     """Print the comparison with the talk that `evaluate` wrote."""
     _print_results()

@@ -10,6 +10,9 @@ from medtransfer.evaluation.metrics import MACRO, MICRO, score
 from medtransfer.evaluation.predictions import classes_of
 from medtransfer.evaluation.published import published_f1
 
+# The low and high ends of each score's interval, by data set and model.
+Spans = dict[tuple[str, str], dict[str, tuple[float, float]]]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -42,8 +45,21 @@ class Run:
         return int(self.record["seed"])
 
 
-def compare(runs: list[Run]) -> pd.DataFrame:
+def score_intervals(runs: list[Run]) -> Spans:
+    """Return the 95% intervals of every score of every data set and model, over its seeds."""
+    return {
+        (dataset, model): intervals([run.predictions for run in fits], seed=fits[0].seed)
+        for dataset, model, fits in by_model(runs)
+    }
+
+
+def compare(runs: list[Run], spans: Spans) -> pd.DataFrame:
     """Return F1 of every run, data set and class beside the published value.
+
+    Parameters
+    ----------
+    spans : dict
+        From `score_intervals`, which takes most of the time and serves several tables.
 
     Returns
     -------
@@ -55,7 +71,6 @@ def compare(runs: list[Run]) -> pd.DataFrame:
     rows = []
     for dataset, model, fits in by_model(runs):
         scores = pd.DataFrame([score(run.predictions) for run in fits]).mean()
-        spans = intervals([run.predictions for run in fits], seed=fits[0].seed)
         rows += [
             {
                 "dataset": dataset,
@@ -63,8 +78,8 @@ def compare(runs: list[Run]) -> pd.DataFrame:
                 "class": name,
                 "seeds": len(fits),
                 "f1": scores[name],
-                "low": spans[name][0],
-                "high": spans[name][1],
+                "low": spans[dataset, model][name][0],
+                "high": spans[dataset, model][name][1],
                 "test_images": len(fits[0].predictions),
                 "synthetic": fits[0].record["synthetic"],
             }

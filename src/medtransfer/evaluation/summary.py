@@ -6,16 +6,22 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.evaluation.calibration import fit_temperature, scale
-from medtransfer.evaluation.comparison import Run, by_model
+from medtransfer.evaluation.comparison import Run, Spans, by_model
 from medtransfer.evaluation.intervals import MEASURES, compare_pair, correct, intervals
 from medtransfer.evaluation.metrics import BRIER, CALIBRATION, score
 
+PAIR_COLUMNS = ["dataset", "first", "second", "difference", "low", "high", "p", "p_corrected"]
 # Scaling keeps the order of the classes: only what looks at the probabilities themselves changes.
 SCALED = {name: f"{name}, scaled" for name in (BRIER, CALIBRATION)}
 
 
-def summarise(runs: list[Run]) -> pd.DataFrame:
+def summarise(runs: list[Run], spans: Spans) -> pd.DataFrame:
     """Return every measure of every model.
+
+    Parameters
+    ----------
+    spans : dict
+        From `score_intervals`.
 
     Returns
     -------
@@ -27,19 +33,19 @@ def summarise(runs: list[Run]) -> pd.DataFrame:
     rows = []
     for dataset, model, fits in by_model(runs):
         tables = [run.predictions for run in fits]
-        rows += _rows(dataset, model, tables, {name: name for name in MEASURES}, fits[0].seed)
+        rows += _rows(dataset, model, tables, {name: name for name in MEASURES}, spans[dataset, model])
         if all(run.validation is not None for run in fits):
             scaled = [
                 scale(run.predictions, fit_temperature(run.validation)) for run in fits if run.validation is not None
             ]
-            rows += _rows(dataset, model, scaled, SCALED, fits[0].seed)
+            rows += _rows(dataset, model, scaled, SCALED, intervals(scaled, fits[0].seed))
     return pd.DataFrame(rows)
 
 
 def _rows(
-    dataset: str, model: str, tables: list[pd.DataFrame], names: dict[str, str], seed: int
+    dataset: str, model: str, tables: list[pd.DataFrame], names: dict[str, str], spans: dict[str, tuple[float, float]]
 ) -> list[dict[str, object]]:
-    scores, spans = pd.DataFrame([score(table) for table in tables]), intervals(tables, seed)
+    scores = pd.DataFrame([score(table) for table in tables])
     return [
         {
             "dataset": dataset,
@@ -76,4 +82,4 @@ def compare_models(runs: list[Run]) -> pd.DataFrame:
         if own:
             corrected = correct(np.array([row["p"] for row in own]))
             rows += [{**row, "p_corrected": value} for row, value in zip(own, corrected, strict=True)]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=PAIR_COLUMNS)

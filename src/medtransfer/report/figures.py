@@ -4,11 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 SYNTHETIC_MARK = " - SYNTHETIC demonstration data"
 DPI = 130
+# Colours that people with any colour vision tell apart (Paul Tol, Colour Schemes, SRON/EPS/TN/09-002, 2021, "bright"),
+# with a marker each, so that colour is never the only sign.
+PALETTE = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#66ccee", "#ccbb44", "#777777")
+MARKERS = "osD^vP*Xh"
 
 
 def mark(title: str, synthetic: bool) -> str:
@@ -32,20 +37,24 @@ def class_distribution(counts: pd.Series, title: str, path: Path) -> None:
 
 def confusion(matrix: np.ndarray, classes: list[str], title: str, path: Path) -> None:
     """Draw counts (classes, classes), shaded by the share of each true class."""
-    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = 2.4 + 0.5 * len(classes)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(matrix):
-        color = "white" if share[row, column] > 0.6 else "black"
-        axes.text(column, row, str(int(count)), ha="center", va="center", color=color, fontsize=9)
-    ticks = range(len(classes))
-    axes.set_xticks(ticks, classes, rotation=45, ha="right")
-    axes.set_yticks(ticks, classes)
+    _draw_counts(axes, matrix, classes, fontsize=9)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(title, fontsize=9, wrap=True)
     figure.savefig(path, dpi=DPI)
+
+
+def _draw_counts(axes: Axes, matrix: np.ndarray, classes: list[str], fontsize: int) -> None:
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(matrix):
+        color = "white" if share[row, column] > 0.6 else "black"
+        axes.text(column, row, str(int(count)), ha="center", va="center", color=color, fontsize=fontsize)
+    ticks = range(len(classes))
+    axes.set_xticks(ticks, classes, rotation=45, ha="right")
+    axes.set_yticks(ticks, classes)
 
 
 def curves(history: pd.DataFrame, title: str, path: Path) -> None:
@@ -94,3 +103,74 @@ def activations(image: np.ndarray, layers: dict[str, np.ndarray], title: str, pa
         panel.suptitle(label, fontsize=10)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=DPI)
+
+
+def scores(table: pd.DataFrame, title: str) -> Figure:
+    """Return a figure of each model's F1 with its interval and the talk's value, a line a model."""
+    figure = Figure(figsize=(7, 1.4 + 0.38 * len(table)), layout="constrained")
+    axes = figure.subplots()
+    rows = np.arange(len(table))[::-1]
+    spans = np.stack([table.f1 - table.low, table.high - table.f1]).clip(0)
+    axes.errorbar(table.f1, rows, xerr=spans, fmt="o", color="#4477aa", capsize=3, label="ours, 95% interval")
+    published = table.published.notna()
+    axes.plot(table.published[published], rows[published], "D", color="#cc6677", fillstyle="none", label="the talk")
+    axes.set_yticks(rows, list(table.model))
+    axes.set(xlabel="macro F1")
+    axes.set_title(title, fontsize=10, wrap=True)
+    axes.grid(axis="x", color="#dddddd")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def cost(table: pd.DataFrame, seconds: dict[str, float], title: str) -> Figure:
+    """Return a figure of the seconds that a fit takes against its F1, a point a model."""
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for number, row in enumerate(table.to_dict("records")):
+        color, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
+        axes.plot(seconds[row["model"]], row["f1"], marker, color=color, markersize=8, label=row["model"])
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(color="#dddddd")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.set(xlabel="seconds of fitting, mean over seeds (log)", ylabel="macro F1")
+    axes.set_title(title, fontsize=10, wrap=True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def losses(histories: dict[str, list[pd.DataFrame]], title: str) -> Figure:
+    """Return a figure of the validation loss over the epochs, a panel a network, a line a seed."""
+    columns = min(3, max(len(histories), 1))
+    lines = -(-len(histories) // columns)
+    figure = Figure(figsize=(3 * columns, 2.2 * max(lines, 1) + 0.4), layout="constrained")
+    panels = figure.subplots(max(lines, 1), columns, squeeze=False, sharey=True)
+    for axes in panels.flat[len(histories) :]:
+        axes.set_axis_off()
+    for axes, (model, fits) in zip(panels.flat, histories.items(), strict=False):
+        for history in fits:
+            axes.plot(history.epoch, history.val_loss, marker=".", markersize=3, linewidth=1)
+        axes.set_title(model, fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    figure.supxlabel("epoch", fontsize=9)
+    return figure
+
+
+def confusions(matrices: dict[str, np.ndarray], classes: list[str], title: str) -> Figure:
+    """Return a figure of confusion matrices, counts (classes, classes), a panel a model, shaded by rows."""
+    columns = min(3, len(matrices))
+    lines = -(-len(matrices) // columns)
+    figure = Figure(figsize=(3.4 * columns, 3.2 * lines + 0.4), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False)
+    for axes in panels.flat[len(matrices) :]:
+        axes.set_axis_off()
+    for axes, (model, matrix) in zip(panels.flat, matrices.items(), strict=False):
+        _draw_counts(axes, matrix, classes, fontsize=7)
+        axes.set_title(model, fontsize=9)
+        axes.tick_params(labelsize=7)
+    figure.suptitle(f"{title}: rows true, columns predicted", fontsize=10)
+    return figure

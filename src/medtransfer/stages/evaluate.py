@@ -8,7 +8,7 @@ import pandas as pd
 
 from medtransfer import tracking
 from medtransfer.errors import UserError
-from medtransfer.evaluation.comparison import Run, compare
+from medtransfer.evaluation.comparison import Run, compare, score_intervals
 from medtransfer.evaluation.confusion import confusion, report
 from medtransfer.evaluation.predictions import classes_of, predicted_labels, read_predictions
 from medtransfer.evaluation.summary import compare_models, summarise
@@ -30,12 +30,9 @@ def evaluate(params: Params) -> None:
         for model in (*params.baselines, *study.train, *study.transfer)
         for seed in params.seeds
     ]
-    table, summary, pairs = compare(runs), summarise(runs), compare_models(runs)
-    for name, content in (("results", table), ("summary", summary), ("differences", pairs)):
-        with whole_file(REPORTS / f"{name}.csv") as path:
-            content.round(6).to_csv(path, index=False)
-    with whole_file(REPORTS / "results.md") as path:
-        path.write_text(tables.markdown(table, summary, pairs, runs))
+    spans = score_intervals(runs)
+    table, summary, pairs = compare(runs, spans), summarise(runs, spans), compare_models(runs)
+    write_tables(table, summary, pairs, runs, REPORTS)
     write_json(REPORTS / "metrics.json", nest(table))
     with whole_folder(REPORTS / "plots" / "confusion") as folder:
         for run in runs:
@@ -48,6 +45,17 @@ def evaluate(params: Params) -> None:
     unknown = [run for run in runs if not add_to_mlflow(run)]
     if unknown:
         print(f"{len(unknown)} of {len(runs)} fits are not in this MLflow store: their figures are in reports/ only")
+
+
+def write_tables(
+    table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, runs: list[Run], folder: Path
+) -> None:
+    """Write results.csv, summary.csv, differences.csv and results.md."""
+    for name, content in (("results", table), ("summary", summary), ("differences", pairs)):
+        with whole_file(folder / f"{name}.csv") as path:
+            content.round(6).to_csv(path, index=False)
+    with whole_file(folder / "results.md") as path:
+        path.write_text(tables.markdown(table, summary, pairs, runs))
 
 
 def read_run(folder: Path) -> Run:

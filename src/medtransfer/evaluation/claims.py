@@ -1,0 +1,68 @@
+"""What the talk claims, put to the test: each claim is that one model's macro F1 is higher than another's."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+LEVEL = 0.05
+COLUMNS = ["sentence", "dataset", "better", "worse", "difference", "low", "high", "p_corrected", "verdict"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the talk and the comparison that decides it."""
+
+    sentence: str
+    dataset: str
+    better: str
+    worse: str
+
+
+CLAIMS = (
+    Claim("A target task can benefit from an unrelated source task", "ham10000", "imagenet_all", "cnn_random"),
+    Claim("A target task can benefit from an unrelated source task", "chest_xray", "imagenet_all", "cnn_random"),
+    Claim("Later layers matter more than beginning layers", "ham10000", "imagenet_last_block", "imagenet_first_block"),
+    Claim("Best accuracy using ImageNet weights with all layers", "ham10000", "imagenet_all", "imagenet_first_last"),
+    Claim("Best accuracy using ImageNet weights with all layers", "ham10000", "imagenet_all", "imagenet_last_block"),
+    Claim("CNN with random weights is the best of the baselines", "ham10000", "cnn_random", "random_forest"),
+    Claim("CNN models outperform decision tree and random forest", "chest_xray", "cnn_random", "random_forest"),
+    Claim("HAM10000 weights outperform random weights", "chest_xray", "ham10000_all", "cnn_random"),
+    Claim("ImageNet weights got the best accuracy", "chest_xray", "imagenet_all", "ham10000_all"),
+)
+
+
+def judge(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return every claim that `pairs`, from `compare_models`, can decide.
+
+    Returns
+    -------
+    DataFrame
+        sentence, dataset, better, worse, difference, low, high, p_corrected, verdict: `holds` or `does not
+        hold` where p < .05 after correction, else `not settled`.
+    """
+    rows = []
+    for claim in CLAIMS:
+        found = _difference(pairs, claim)
+        if found is not None:
+            rows.append({**vars(claim), **found, "verdict": _verdict(found)})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _difference(pairs: pd.DataFrame, claim: Claim) -> dict[str, float] | None:
+    for sign, (first, second) in ((1, (claim.better, claim.worse)), (-1, (claim.worse, claim.better))):
+        own = pairs[(pairs.dataset == claim.dataset) & (pairs["first"] == first) & (pairs["second"] == second)]
+        for row in own.to_dict("records"):
+            ends = sorted((sign * row["low"], sign * row["high"]))
+            return {
+                "difference": sign * row["difference"],
+                "low": ends[0],
+                "high": ends[1],
+                "p_corrected": row["p_corrected"],
+            }
+    return None
+
+
+def _verdict(found: dict[str, float]) -> str:
+    if found["p_corrected"] >= LEVEL:
+        return "not settled"
+    return "holds" if found["difference"] > 0 else "does not hold"

@@ -1,0 +1,138 @@
+"""The report: one HTML page with everything in it, made from files alone."""
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import jinja2
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from medtransfer.evaluation.claims import judge
+from medtransfer.evaluation.comparison import Run, by_model, compare, score_intervals
+from medtransfer.evaluation.confusion import confusion
+from medtransfer.evaluation.metrics import MACRO
+from medtransfer.evaluation.predictions import classes_of
+from medtransfer.evaluation.summary import compare_models, summarise
+from medtransfer.report import figures, tables
+
+FROM_RANDOM, FROM_IMAGENET = "cnn_random", "imagenet_all"
+
+
+@dataclass(frozen=True)
+class Study:
+    """The runs of one study and what is computed from them."""
+
+    name: str
+    runs: list[Run]
+    table: pd.DataFrame
+    summary: pd.DataFrame
+    pairs: pd.DataFrame
+    claims: pd.DataFrame
+
+
+def evaluate_study(name: str, runs: list[Run]) -> Study:
+    """Compute every table of a study."""
+    spans, pairs = score_intervals(runs), compare_models(runs)
+    return Study(name, runs, compare(runs, spans), summarise(runs, spans), pairs, judge(pairs))
+
+
+def build_page(studies: list[Study]) -> str:
+    """Return the page; the first study answers the question, the others stand beside it."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("medtransfer.report"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("page.html.j2").render(
+        synthetic=any(run.record["synthetic"] for study in studies for run in study.runs),
+        synthetic_note=tables.SYNTHETIC_NOTE,
+        answer=answer(studies[0]),
+        studies=[_view(study) for study in studies],
+    )
+
+
+def answer(study: Study) -> list[str]:
+    """Return the answer to the talk's two questions as sentences that the numbers decide."""
+    sentences = []
+    for dataset in study.table.dataset.drop_duplicates():
+        gain = study.claims[(study.claims.dataset == dataset) & (study.claims.worse == FROM_RANDOM)]
+        gain = gain[gain.better == FROM_IMAGENET]
+        for row in gain.to_dict("records"):
+            sentences.append(f"{dataset}: starting from ImageNet weights {_effect(row)} against random weights.")
+    layers = study.claims[study.claims.better == "imagenet_last_block"]
+    for row in layers.to_dict("records"):
+        sentences.append(f"{row['dataset']}: training the last block {_effect(row)} against training the first block.")
+    return sentences
+
+
+def _effect(row: dict[Any, Any]) -> str:
+    verb = {"holds": "raises", "does not hold": "lowers"}.get(row["verdict"], "does not clearly change")
+    size = f"by {abs(row['difference']):.2f}" if row["verdict"] != "not settled" else f"({row['difference']:+.2f})"
+    return f"{verb} the macro F1 {size} [{row['low']:+.2f}, {row['high']:+.2f}]"
+
+
+def _view(study: Study) -> dict[str, Any]:
+    return {
+        "name": study.name,
+        "claims": study.claims.to_dict("records"),
+        "datasets": [_dataset_view(study, dataset) for dataset in study.table.dataset.drop_duplicates()],
+    }
+
+
+def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
+    runs = [run for run in study.runs if run.dataset == dataset]
+    record = runs[0].record
+    models = [(model, fits) for _, model, fits in by_model(runs)]
+    confusions = {model: np.sum([confusion(run.predictions) for run in fits], axis=0) for model, fits in models}
+    histories = {model: [run.history for run in fits if run.history is not None] for model, fits in models}
+    histories = {model: found for model, found in histories.items() if found}
+    part = study.table[(study.table.dataset == dataset) & (study.table["class"] == MACRO)]
+    seconds = {model: sum(run.record["seconds"] for run in fits) / len(fits) for model, fits in models}
+    mark = record["synthetic"]
+    drawn = [
+        (
+            "Macro F1 of each model with its 95% interval, and the talk's.",
+            figures.scores(part, figures.mark(f"{dataset}: macro F1", mark)),
+        ),
+        (
+            "What each model costs: seconds of training against macro F1.",
+            figures.cost(part, seconds, figures.mark(f"{dataset}: cost against macro F1", mark)),
+        ),
+        (
+            "Validation loss of each network over the epochs, a line a seed.",
+            figures.losses(histories, figures.mark(f"{dataset}: validation loss", mark)),
+        ),
+        (
+            "Confusion matrices of the test images, counts over all seeds.",
+            figures.confusions(confusions, classes_of(runs[0].predictions), figures.mark(dataset, mark)),
+        ),
+    ]
+    return {
+        "name": dataset,
+        "record": record,
+        "tests": len(runs[0].predictions),
+        "groups": runs[0].predictions.group.nunique(),
+        "f1": _cells(tables.pivot(study.table, dataset)),
+        "measures": _cells(tables.measures(study.summary, dataset)),
+        "differences": _cells(tables.differences(study.pairs, dataset)),
+        "provenance": _cells(tables.provenance(runs)),
+        "figures": [{"text": text, "uri": _embed(figure)} for text, figure in drawn],
+    }
+
+
+def _cells(frame: pd.DataFrame) -> dict[str, Any]:
+    """Return a table as lists of text; a cell's lines are a list."""
+    rows = [
+        {"name": str(name), "cells": [str(cell).replace("**", "").split("\n") for cell in row],
+         "strong": [str(cell).startswith("**") for cell in row]}
+        for name, row in zip(frame.index, frame.to_numpy(), strict=True)
+    ]  # fmt: skip
+    return {"corner": str(frame.index.name), "columns": [str(column) for column in frame.columns], "rows": rows}
+
+
+def _embed(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=figures.DPI)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

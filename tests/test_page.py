@@ -1,0 +1,182 @@
+"""The report's page: its sentences follow the numbers, it holds everything it shows, and it reads on any screen."""
+
+import html
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from conftest import PROJECT
+from medtransfer.cli import cli
+from medtransfer.evaluation.claims import CLAIMS, judge
+from medtransfer.evaluation.comparison import Run
+from medtransfer.report.page import answer, build_page, evaluate_study
+
+# Asked of the browser once the page is there, since --dump-dom prints attributes.
+QUESTIONS = """<script>addEventListener("load", () => {
+  const images = [...document.images];
+  document.body.dataset.images = images.length;
+  document.body.dataset.missing = images.filter(image => !image.naturalWidth).length;
+  document.body.dataset.wider = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  document.body.dataset.requests = performance.getEntriesByType("resource")
+    .filter(entry => !entry.name.startsWith("data:")).length;
+});</script>"""
+
+
+def run(dataset: str, model: str, right: float, images: int = 200) -> Run:
+    """A run that is right about a share of the images."""
+    classes = ["NORMAL", "PNEUMONIA"]
+    codes = np.arange(images) % 2
+    told = np.where(np.random.default_rng(len(model)).random(images) < right, codes, 1 - codes)
+    frame = pd.DataFrame({"id": map(str, range(images)), "group": [str(i // 2) for i in range(images)]})
+    frame = frame.assign(split="test", label=[classes[code] for code in codes])
+    for number, name in enumerate(classes):
+        frame[f"p_{name}"] = np.where(told == number, 0.9, 0.1)
+    record = {
+        "dataset": dataset, "model": model, "seed": 0, "synthetic": False, "image_size": 32, "split_by": "group",
+        "data_version": "abc.dir", "precision": "float32", "backend": "tensorflow", "device": "CPU", "seconds": 2.0,
+        "git_commit": "0123456789", "epochs": 2, "best_epoch": 1,
+    }  # fmt: skip
+    history = pd.DataFrame({"epoch": [1, 2], "val_loss": [0.5, 0.6]})
+    return Run(record, frame, history)
+
+
+def runs(random: float = 0.7, imagenet: float = 0.95) -> list[Run]:
+    return [run("chest_xray", "cnn_random", random), run("chest_xray", "imagenet_all", imagenet)]
+
+
+def test_a_claim_holds_falls_or_stays_open_as_the_numbers_say() -> None:
+    found = {}
+    for name, values in {"holds": (0.6, 0.95), "falls": (0.95, 0.6), "open": (0.8, 0.8)}.items():
+        study = evaluate_study("s", runs(*values))
+        row = study.claims.set_index("better").loc["imagenet_all"]
+        found[name] = row["verdict"]
+        first, second = (1, 0) if values[0] < values[1] else (0, 1)
+        assert np.sign(row["difference"]) == np.sign(first - second) or name == "open"
+        assert row["low"] <= row["difference"] <= row["high"]
+    assert found == {"holds": "holds", "falls": "does not hold", "open": "not settled"}
+    assert "raises the macro F1 by" in answer(evaluate_study("s", runs(0.6, 0.95)))[0]
+    assert "lowers the macro F1 by" in answer(evaluate_study("s", runs(0.95, 0.6)))[0]
+    assert "does not clearly change" in answer(evaluate_study("s", runs(0.8, 0.8)))[0]
+
+
+def test_a_claim_is_decided_whichever_model_comes_first_in_its_pair() -> None:
+    pair = {"dataset": "chest_xray", "difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.001, "p_corrected": 0.002}
+    forward = judge(pd.DataFrame([{**pair, "first": "imagenet_all", "second": "cnn_random"}]))
+    backward = judge(pd.DataFrame([{**pair, "first": "cnn_random", "second": "imagenet_all"}]))
+    assert list(forward.verdict) == ["holds"]
+    assert list(backward.verdict) == ["does not hold"]
+    assert backward[["difference", "low", "high"]].iloc[0].tolist() == [-0.2, -0.3, -0.1]
+
+
+def test_every_claim_is_about_models_of_the_study(params) -> None:  # type: ignore[no-untyped-def]
+    known = {
+        (dataset, model)
+        for dataset, study in params.study.items()
+        for model in (*params.baselines, *study.train, *study.transfer)
+    }
+    assert {(claim.dataset, model) for claim in CLAIMS for model in (claim.better, claim.worse)} <= known
+
+
+def test_the_page_is_one_file_with_an_alternative_text_for_each_picture() -> None:
+    class Reader(HTMLParser):
+        pictures: list[dict[str, str | None]] = []  # noqa: RUF012
+        links: list[str] = []  # noqa: RUF012
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            given = dict(attrs)
+            if tag == "img":
+                self.pictures.append(given)
+            self.links += [str(given[key]) for key in ("src", "href") if key in given]
+
+    reader = Reader()
+    reader.feed(build_page([evaluate_study("first", runs()), evaluate_study("second", runs())]))
+    assert len(reader.pictures) == 8
+    assert all(len(picture["alt"] or "") > 20 for picture in reader.pictures)
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in reader.links)
+
+
+def test_names_of_the_data_cannot_put_markup_into_the_page() -> None:
+    named = [run("<script>x</script>", "cnn_random", 0.7), run("<script>x</script>", "imagenet_all", 0.9)]
+    page = build_page([evaluate_study("s", named)])
+    assert "<script" not in page
+    assert html.escape("<script>x</script>") in page
+
+
+def test_text_and_ground_differ_enough_in_light_and_dark() -> None:
+    style = (PROJECT / "src/medtransfer/report/templates/page.html.j2").read_text()
+    blocks = re.findall(r":root \{([^}]*)\}", style)
+    assert len(blocks) == 2
+    for block in blocks:
+        color = dict(re.findall(r"--(\w+): (#\w+)", block))
+        for text in ("text", "accent", "warn"):
+            for ground in ("paper", "soft"):
+                assert contrast(color[text], color[ground]) >= 4.5, (text, ground)  # WCAG 2.1, level AA
+
+
+def contrast(first: str, second: str) -> float:
+    """The contrast ratio of two colours (WCAG 2.1)."""
+
+    def luminance(color: str) -> float:
+        digits = color[1:] if len(color) == 7 else "".join(2 * digit for digit in color[1:])
+        parts = [int(digits[start : start + 2], 16) / 255 for start in (0, 2, 4)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+    bright, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_every_picture_and_nothing_wider_than_the_screen(width: int, tmp_path: Path) -> None:
+    chromium = shutil.which("chromium")
+    if not chromium:
+        pytest.skip("Chromium is not installed (Debian's package: chromium)")
+    page = build_page([evaluate_study("study", runs())]).replace("</body>", QUESTIONS + "</body>")
+    (tmp_path / "page.html").write_text(page)
+    command = [
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", "--enable-logging=stderr", f"--window-size={width},900",
+        f"--user-data-dir={tmp_path / 'user'}", "--dump-dom", f"file://{tmp_path / 'page.html'}",
+    ]  # fmt: skip
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = dict(re.findall(r'data-(images|missing|wider|requests)="(-?\d+)"', shown.stdout))
+    assert found == {"images": "4", "missing": "0", "wider": "0", "requests": "0"}
+    assert "CONSOLE" not in shown.stderr, shown.stderr[-2000:]
+
+
+def test_results_are_collected_and_reported_without_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = PROJECT / "results" / "real-64px-by-image"
+    shutil.copytree(source / "runs" / "chest_xray", tmp_path / "artifacts" / "runs" / "chest_xray")
+    (tmp_path / "artifacts" / "prepared" / "chest_xray").mkdir(parents=True)
+    record = tmp_path / "artifacts" / "runs" / "chest_xray" / "dataset.json"
+    record.rename(tmp_path / "artifacts" / "prepared" / "chest_xray" / "dataset.json")
+    (tmp_path / "artifacts" / "runs" / "chest_xray" / "cnn_random-seed0" / "model.keras").write_bytes(b"large")
+    shutil.copy(source / "params.yaml", tmp_path)
+    shutil.copy(source / "data-version.yaml", tmp_path / "data.dvc")
+    monkeypatch.chdir(tmp_path)
+    collected = CliRunner().invoke(cli, ["collect", "mine"])
+    assert collected.exit_code == 0, collected.output
+    files = {path.name for path in Path("results/mine").rglob("*") if path.is_file()}
+    assert files >= {"predictions.csv", "history.csv", "run.json", "dataset.json", "params.yaml", "data-version.yaml"}
+    assert not any(name.startswith("model.") for name in files)
+    written = CliRunner().invoke(cli, ["report", "results/mine", "--output", "page.html"])
+    assert written.exit_code == 0, written.output
+    assert "imagenet_all" in Path("page.html").read_text()
+    assert (source / "results.csv").read_text().splitlines()[0] == Path(
+        "results/mine/results.csv"
+    ).read_text().splitlines()[0]
+
+
+def test_a_folder_without_results_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in (["report"], ["collect", "mine"]):
+        result = CliRunner().invoke(cli, arguments)
+        assert "no finished fit" in str(result.exception)
+    assert list(tmp_path.iterdir()) == []
