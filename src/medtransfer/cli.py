@@ -147,7 +147,7 @@ def check() -> None:
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path, file_okay=False, exists=True))
 @click.option("--output", type=click.Path(path_type=Path), default=Path("reports/index.html"), show_default=True)
 def report(folders: tuple[Path, ...], output: Path) -> None:
-    """Write the report, one page with everything in it, from FOLDERS under results/ or from the study here.
+    """Write the report, one page with everything in it, of FOLDERS under results/ or of the study here.
 
     The first folder answers the question, the others stand beside it.
     """
@@ -155,6 +155,16 @@ def report(folders: tuple[Path, ...], output: Path) -> None:
 
     write(list(folders) or [Path()], output)
     click.echo(f"the report: {output}")
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True))
+def tables(folder: Path) -> None:
+    """Compute the tables of FOLDER, which `collect` made, from the predictions in it."""
+    from medtransfer.stages.report import write_result_tables
+
+    write_result_tables(folder)
+    click.echo(f"tables: {folder / 'results.md'}")
 
 
 @cli.command()

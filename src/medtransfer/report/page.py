@@ -11,11 +11,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from medtransfer.evaluation.claims import judge
-from medtransfer.evaluation.comparison import Run, by_model, compare, score_intervals
+from medtransfer.evaluation.comparison import Run, by_model
 from medtransfer.evaluation.confusion import confusion
 from medtransfer.evaluation.metrics import MACRO
 from medtransfer.evaluation.predictions import classes_of
-from medtransfer.evaluation.summary import compare_models, summarise
 from medtransfer.report import figures, tables
 
 FROM_RANDOM, FROM_IMAGENET = "cnn_random", "imagenet_all"
@@ -23,20 +22,18 @@ FROM_RANDOM, FROM_IMAGENET = "cnn_random", "imagenet_all"
 
 @dataclass(frozen=True)
 class Study:
-    """The runs of one study and what is computed from them."""
+    """The runs of one study, and its tables from `compare`, `summarise` and `compare_models`."""
 
     name: str
     runs: list[Run]
     table: pd.DataFrame
     summary: pd.DataFrame
     pairs: pd.DataFrame
-    claims: pd.DataFrame
 
-
-def evaluate_study(name: str, runs: list[Run]) -> Study:
-    """Compute every table of a study."""
-    spans, pairs = score_intervals(runs), compare_models(runs)
-    return Study(name, runs, compare(runs, spans), summarise(runs, spans), pairs, judge(pairs))
+    @property
+    def claims(self) -> pd.DataFrame:
+        """The talk's claims that the study can decide."""
+        return judge(self.pairs)
 
 
 def build_page(studies: list[Study]) -> str:

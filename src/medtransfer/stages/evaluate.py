@@ -18,6 +18,7 @@ from medtransfer.report import figures, tables
 from medtransfer.stages.integrity import check_unchanged
 from medtransfer.stages.layout import ACTIVATIONS, REPORTS, run_folder, run_name
 
+TABLES = ("results", "summary", "differences")
 # The two networks whose learning the talk compares.
 LEARNING = {"cnn_random": "random weights", "imagenet_all": "ImageNet weights"}
 
@@ -30,8 +31,7 @@ def evaluate(params: Params) -> None:
         for model in (*params.baselines, *study.train, *study.transfer)
         for seed in params.seeds
     ]
-    spans = score_intervals(runs)
-    table, summary, pairs = compare(runs, spans), summarise(runs, spans), compare_models(runs)
+    table, summary, pairs = evaluate_runs(runs)
     write_tables(table, summary, pairs, runs, REPORTS)
     write_json(REPORTS / "metrics.json", nest(table))
     with whole_folder(REPORTS / "plots" / "confusion") as folder:
@@ -47,11 +47,17 @@ def evaluate(params: Params) -> None:
         print(f"{len(unknown)} of {len(runs)} fits are not in this MLflow store: their figures are in reports/ only")
 
 
+def evaluate_runs(runs: list[Run]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Return the tables of `compare`, `summarise` and `compare_models`."""
+    spans = score_intervals(runs)
+    return compare(runs, spans), summarise(runs, spans), compare_models(runs)
+
+
 def write_tables(
     table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, runs: list[Run], folder: Path
 ) -> None:
-    """Write results.csv, summary.csv, differences.csv and results.md."""
-    for name, content in (("results", table), ("summary", summary), ("differences", pairs)):
+    """Write TABLES as CSV, and all of them as results.md."""
+    for name, content in zip(TABLES, (table, summary, pairs), strict=True):
         with whole_file(folder / f"{name}.csv") as path:
             content.round(6).to_csv(path, index=False)
     with whole_file(folder / "results.md") as path:

@@ -1,52 +1,73 @@
-"""report: folders of collected results (or artifacts/ itself) → tables beside them and one HTML page."""
+"""report: collected results under results/ (or the study here) → tables beside them, and one HTML page."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from ruamel.yaml import YAML
 
 from medtransfer.errors import UserError
 from medtransfer.evaluation.comparison import Run
 from medtransfer.files import whole_file
-from medtransfer.report.page import Study, build_page, evaluate_study
-from medtransfer.stages.evaluate import read_run, write_tables
-from medtransfer.stages.layout import PARAMS, RUNS
+from medtransfer.report.page import Study, build_page
+from medtransfer.stages.evaluate import TABLES, evaluate_runs, read_run, write_tables
+from medtransfer.stages.layout import PARAMS, REPORTS, RUNS
+
+
+def write_result_tables(folder: Path) -> None:
+    """Write the tables of a folder that `collect` made, into it.
+
+    Raises
+    ------
+    UserError
+        It holds no runs.
+    """
+    runs = read_runs(folder / "runs", folder / PARAMS)
+    write_tables(*evaluate_runs(runs), runs, folder)
 
 
 def report(folders: list[Path], output: Path) -> None:
-    """Write the page; the first folder answers the question.
-
-    Each folder of collected results also gets its tables anew: results.md, results.csv, summary.csv,
-    differences.csv.
-    """
-    studies = []
-    for folder in folders:
-        study = read_study(folder)
-        if (folder / "runs").is_dir():
-            write_tables(study.table, study.summary, study.pairs, study.runs, folder)
-        studies.append(study)
-    page = build_page(studies)
+    """Write the page from runs and their tables; the first folder answers the question."""
+    page = build_page([read_study(folder) for folder in folders])
     with whole_file(output) as partial:
         partial.write_text(page, encoding="utf-8")
 
 
 def read_study(folder: Path) -> Study:
-    """Read every finished fit of a folder that `collect` made, or of the project itself.
+    """Read a folder that `collect` made, or the project itself, with its tables.
+
+    Raises
+    ------
+    UserError
+        It holds no runs, or the tables are missing or of other runs.
+    """
+    collected = (folder / "runs").is_dir()
+    runs = read_runs(folder / "runs" if collected else folder / RUNS, folder / PARAMS)
+    where = folder if collected else folder / REPORTS
+    remedy = f"run `medtransfer tables {folder}`" if collected else "run `dvc repro`"
+    missing = [name for name in TABLES if not (where / f"{name}.csv").exists()]
+    if missing:
+        raise UserError(f"{where / missing[0]}.csv: not found; {remedy}")
+    table, summary, pairs = (pd.read_csv(where / f"{name}.csv") for name in TABLES)
+    if {(run.dataset, run.model) for run in runs} != set(zip(table.dataset, table.model, strict=True)):
+        raise UserError(f"{where / TABLES[0]}.csv: not of the models whose runs lie beside it; {remedy}")
+    return Study(folder.resolve().name, runs, table, summary, pairs)
+
+
+def read_runs(folder: Path, params: Path) -> list[Run]:
+    """Read every finished fit under a folder, in the order of params.yaml.
 
     Raises
     ------
     UserError
         There is none.
     """
-    own = folder / "runs" if (folder / "runs").is_dir() else folder / RUNS
-    found = {path.parent: json.loads(path.read_text()) for path in own.glob("*/*/run.json")}
+    found = {path.parent: json.loads(path.read_text()) for path in folder.glob("*/*/run.json")}
     if not found:
-        raise UserError(f"{own}: no finished fit; run `dvc repro`, or name a folder under results/")
-    order = _order(folder / PARAMS)
-    paths = sorted(found, key=lambda path: _rank(found[path], order))
-    runs: list[Run] = [read_run(path) for path in paths]
-    return evaluate_study(folder.resolve().name, runs)
+        raise UserError(f"{folder}: no finished fit; run `dvc repro`, or name a folder under results/")
+    order = _order(params)
+    return [read_run(path) for path in sorted(found, key=lambda path: _rank(found[path], order))]
 
 
 def _order(path: Path) -> list[tuple[str, str]]:
