@@ -27,7 +27,7 @@ report: install ## Write reports/index.html, one page with everything in it, fro
 	$(BIN)/medtransfer report $(or $(FROM),$(patsubst %/runs,%,$(sort $(wildcard results/*/runs))))
 
 test: install lint ## Check style, types and imports, then run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: install ## Check style, types and the order of imports
 	$(BIN)/ruff check

@@ -148,6 +148,24 @@ def test_the_reports_are_whole(study: Path) -> None:
     assert (study / "reports" / "metrics.json").exists()
 
 
+def test_a_finished_network_is_asked_which_layers_matter_and_the_page_shows_it(study: Path) -> None:
+    run(study, "medtransfer", "layers", "ham10000", "imagenet_all")
+    folder = study / "artifacts" / "layers" / "ham10000" / "imagenet_all-seed0"
+    rewinding = pd.read_csv(folder / "rewinding.csv").set_index("block")
+    reported = json.loads((study / "artifacts/runs/ham10000/imagenet_all-seed0/metrics.json").read_text())
+    assert rewinding.macro_f1["none"] == pytest.approx(reported["macro avg"], abs=1e-6)
+    similarity = pd.read_csv(folder / "similarity.csv")
+    assert len(similarity) == 13
+    assert similarity.distance.between(0, 1, inclusive="neither").all()  # every layer moved, none far in one epoch
+    assert similarity.cka.between(0, 1.000001).all()
+    probes = pd.read_csv(folder / "probes.csv")
+    assert list(probes.network) == ["start"] * 5 + ["tuned"] * 5
+    run(study, "medtransfer", "report")
+    page = (study / "reports" / "index.html").read_text()
+    assert "Which layers of imagenet_all (seed 0) matter" in page
+    assert "SYNTHETIC" in page
+
+
 def runs_by_fit(client: mlflow.MlflowClient) -> dict[str, Any]:
     experiments = [client.get_experiment_by_name(name) for name in ("ham10000", "chest_xray")]
     found = client.search_runs([entry.experiment_id for entry in experiments if entry])
@@ -251,6 +269,7 @@ def test_what_mlflow_lost_is_logged_again_from_the_outputs(study: Path, copy: Pa
         assert again.info.status == "FINISHED"
         assert again.info.run_name == original.info.run_name
         assert again.data.params == original.data.params
+        assert "confusion.png" in {file.path for file in store(copy).list_artifacts(again.info.run_id)}
         for name, value in original.data.metrics.items():
             if not name.startswith("system/"):
                 assert again.data.metrics[name] == value, name

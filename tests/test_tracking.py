@@ -321,3 +321,9 @@ def test_requests_that_should_do_nothing_are_refused(tmp_path: Path) -> None:
     assert found["leaked"] == []
     assert found["canary"] == []
     assert found["a_good_request"] == found["the_page"] == 200
+
+
+def test_an_audit_without_mlflow_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port: nothing listens
+    with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 does not answer"):
+        tracking.reach()

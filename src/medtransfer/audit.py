@@ -17,13 +17,13 @@ from medtransfer.files import digest_of_folder
 from medtransfer.models.settings import read_settings
 from medtransfer.models.trees import flatten_pixels, load_tree, skops_types
 from medtransfer.stages.integrity import check_unchanged, read_lock
-from medtransfer.stages.layout import PREPARED, RUNS
+from medtransfer.stages.layout import FIGURES, PREPARED, RUNS
 from medtransfer.stages.results import tell_mlflow
 
 
 def audit() -> list[str]:
     """Return what differs, a line each; empty where everything agrees."""
-    client = tracking.connect()
+    client = tracking.reach()
     lock = _locked()
     return [
         *_check_dvc(),
@@ -164,8 +164,13 @@ def repair() -> list[str]:
     """End stale runs and log again from the outputs what MLflow lacks; return what was done, a line each.
 
     Only MLflow is changed. What is wrong in the outputs themselves, `dvc repro` mends.
+
+    Raises
+    ------
+    UserError
+        MLflow does not answer.
     """
-    client = tracking.connect()
+    client = tracking.reach()
     stale = tracking.close_stale(client)
     done = [f"ended {run.info.run_id} ({run.info.run_name}) as KILLED" for run in stale]
     for folder in fit_folders():
@@ -190,6 +195,9 @@ def _log_again(folder: Path, record: dict[str, Any]) -> None:
             run.log_data(pd.read_csv(samples, dtype=str, keep_default_na=False), record["dataset"], origin)
         tell_mlflow(run, folder)
         run.log_model(lambda: _log_model(folder, record))
+    drawn = FIGURES / record["dataset"] / folder.name
+    if drawn.is_dir():
+        tracking.attach(record["dataset"], record["fit"], sorted(drawn.iterdir()))
 
 
 def _log_model(folder: Path, record: dict[str, Any]) -> None:

@@ -131,8 +131,20 @@ def study() -> None:
     except KeyboardInterrupt:
         click.echo("\nStopped. What is finished is kept: run it again and it goes on.", err=True)
         raise
+    _log_what_is_missing()
     _print_results()
     click.echo("\nCompare the runs: `make ui`, then open http://127.0.0.1:5000 (experiments ham10000 and chest_xray)")
+
+
+def _log_what_is_missing() -> None:
+    """Log the fits that MLflow does not know: it was away when they ended, or they came from DVC's cache."""
+    with _quiet_start():
+        from medtransfer.audit import repair
+    try:
+        for line in repair():
+            click.echo(line)
+    except UserError as error:
+        click.echo(f"{error}; `medtransfer audit --repair` logs later what it lacks", err=True)
 
 
 @cli.command()
@@ -486,6 +498,24 @@ def tune(
     best = own.loc[own.groupby("configuration", sort=False).val_loss.idxmin()]
     for row in best.itertuples():
         click.echo(f"{row.configuration}: learning_rate: {row.learning_rate:g}  # validation loss {row.val_loss:.4f}")
+
+
+@cli.command()
+@click.argument("dataset")
+@click.argument("configuration")
+@click.option("--seed", type=int, help="[default: the first in params.yaml]")
+def layers(dataset: str, configuration: str, seed: int | None) -> None:
+    """Ask a finished network which of its layers matter.
+
+    Puts one block after the other back to its start weights, compares each layer with what it was before
+    training, and fits a linear classifier on what each block gives.
+    """
+    params = _params()
+    with _quiet_start():
+        from medtransfer.stages.layers import analyse_layers
+
+    folder = analyse_layers(params, dataset, configuration, params.seeds[0] if seed is None else seed)
+    click.echo(f"layers: {folder}")
 
 
 @cli.group()

@@ -225,6 +225,21 @@ def _end(active: Run, status: str) -> None:
             _say_away(error)
 
 
+def reach() -> mlflow.MlflowClient:
+    """Connect where there is nothing to do without MLflow.
+
+    Raises
+    ------
+    UserError
+        It does not.
+    """
+    try:
+        return connect()
+    except AWAY as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"MLflow at {mlflow.get_tracking_uri()} does not answer ({reason})") from None
+
+
 def find(client: mlflow.MlflowClient, experiment: str, fit: str) -> str | None:
     """Return the id of the run of a fit in the experiment of this name."""
     known = client.get_experiment_by_name(experiment)

@@ -174,3 +174,41 @@ def confusions(matrices: dict[str, np.ndarray], classes: list[str], title: str) 
         axes.tick_params(labelsize=7)
     figure.suptitle(f"{title}: rows true, columns predicted", fontsize=10)
     return figure
+
+
+def layers(rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFrame, title: str) -> Figure:
+    """Return a figure of what `medtransfer layers` found, a panel a question; each table as its file has it."""
+    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    panels = figure.subplots(2, 2)
+    axes = panels[0, 0]
+    blocks = rewinding[rewinding.block != "none"]
+    spans = np.stack([blocks.macro_f1 - blocks.low, blocks.high - blocks.macro_f1]).clip(0)
+    axes.bar(blocks.block, blocks.macro_f1, yerr=spans, color=PALETTE[0], capsize=3)
+    axes.axhline(rewinding.macro_f1[rewinding.block == "none"].iloc[0], color="#333333", linestyle="--", linewidth=1)
+    axes.set_title("one block put back to its start\n(dashed: none put back)", fontsize=9)
+    axes.set(ylabel="macro F1", ylim=(0, None))
+    axes = panels[0, 1]
+    for number, (network, own) in enumerate(probes.groupby("network", sort=False)):
+        spans = np.stack([own.macro_f1 - own.low, own.high - own.macro_f1]).clip(0)
+        style = {"color": PALETTE[number], "marker": MARKERS[number], "capsize": 3}
+        axes.errorbar(np.arange(len(own)) + 0.1 * number, own.macro_f1, yerr=spans, label=f"{network} weights", **style)
+        axes.set_xticks(range(len(own)), list(own.block))
+    axes.set_title("linear classifier on each block's output", fontsize=9)
+    axes.set(ylabel="macro F1", ylim=(0, None))
+    axes.legend(frameon=False, fontsize=8)
+    places = np.arange(len(similarity))
+    names = [name.replace("block", "").replace("_conv", ".") for name in similarity.layer]
+    for axes, key, text in (
+        (panels[1, 0], "cka", "outputs before and after training: similarity (linear CKA)"),
+        (panels[1, 1], "distance", "distance moved in weights, over their norm"),
+    ):
+        axes.plot(places, similarity[key], marker="o", color=PALETTE[0])
+        axes.set_xticks(places, names, fontsize=8)
+        axes.set_title(text, fontsize=9)
+        axes.set(xlabel="block.layer", ylim=(0, None))
+    for axes in panels.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#dddddd")
+        axes.set_axisbelow(True)
+    figure.suptitle(title, fontsize=10)
+    return figure

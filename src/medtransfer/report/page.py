@@ -2,7 +2,7 @@
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jinja2
@@ -21,6 +21,16 @@ FROM_RANDOM, FROM_IMAGENET = "cnn_random", "imagenet_all"
 
 
 @dataclass(frozen=True)
+class Layers:
+    """What `medtransfer layers` found of one fit: layers.json and its three tables."""
+
+    record: dict[str, Any]
+    rewinding: pd.DataFrame
+    similarity: pd.DataFrame
+    probes: pd.DataFrame
+
+
+@dataclass(frozen=True)
 class Study:
     """The runs of one study, and its tables from `compare`, `summarise` and `compare_models`."""
 
@@ -29,6 +39,7 @@ class Study:
     table: pd.DataFrame
     summary: pd.DataFrame
     pairs: pd.DataFrame
+    layers: list[Layers] = field(default_factory=list)
 
     @property
     def claims(self) -> pd.DataFrame:
@@ -106,6 +117,16 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
             figures.confusions(confusions, classes_of(runs[0].predictions), figures.mark(dataset, mark)),
         ),
     ]
+    for found in study.layers:
+        if found.record["dataset"] == dataset:
+            title = f"{dataset}, {found.record['model']}, seed {found.record['seed']}: which layers matter"
+            text = (
+                f"Which layers of {found.record['model']} (seed {found.record['seed']}) matter: macro F1 with one "
+                "block put back to its start weights, and of a linear classifier on each block's output; similarity "
+                "and distance of each layer before and after training. 95% intervals."
+            )
+            drawing = figures.layers(found.rewinding, found.similarity, found.probes, figures.mark(title, mark))
+            drawn.append((text, drawing))
     return {
         "name": dataset,
         "record": record,

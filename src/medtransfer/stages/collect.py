@@ -6,14 +6,16 @@ from pathlib import Path
 
 from medtransfer.errors import UserError
 from medtransfer.files import whole_folder
-from medtransfer.stages.layout import PARAMS, PREPARED, RUNS
+from medtransfer.stages.layout import LAYERS, PARAMS, PREPARED, RUNS
 
 RESULTS = Path("results")
 KEPT = ("predictions.csv", "history.csv", "metrics.json", "run.json")
 
 
 def collect(name: str) -> Path:
-    """Copy predictions, histories, metrics and provenance of all finished fits; models and images stay.
+    """Copy predictions, histories, metrics and provenance of all finished fits, and what `layers` found.
+
+    Models and images stay.
 
     Raises
     ------
@@ -32,6 +34,8 @@ def collect(name: str) -> Path:
             for file in KEPT:
                 if (fit / file).exists():
                     shutil.copyfile(fit / file, target / file)
+        if LAYERS.is_dir():
+            shutil.copytree(LAYERS, folder / "layers")
         for dataset in {json.loads((fit / "run.json").read_text())["dataset"] for fit in fits}:
             shutil.copyfile(PREPARED / dataset / "dataset.json", folder / "runs" / dataset / "dataset.json")
     return RESULTS / name

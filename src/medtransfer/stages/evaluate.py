@@ -16,7 +16,7 @@ from medtransfer.files import whole_file, whole_folder, write_json
 from medtransfer.params import Params
 from medtransfer.report import figures, tables
 from medtransfer.stages.integrity import check_unchanged
-from medtransfer.stages.layout import ACTIVATIONS, REPORTS, run_folder, run_name
+from medtransfer.stages.layout import ACTIVATIONS, FIGURES, REPORTS, run_folder, run_name
 
 TABLES = ("results", "summary", "differences")
 # The two networks whose learning the talk compares.
@@ -40,7 +40,7 @@ def evaluate(params: Params) -> None:
             rows.to_csv(folder / f"{run.dataset}-{run_name(run.model, run.seed)}.csv", index=False)
     with whole_folder(REPORTS / "plots" / "training_accuracy") as folder:
         write_learning(runs, folder)
-    with whole_folder(REPORTS / "figures") as folder:
+    with whole_folder(FIGURES) as folder:
         draw_figures(runs, folder)
     unknown = [run for run in runs if not add_to_mlflow(run)]
     if unknown:
@@ -141,5 +141,5 @@ def draw_run(run: Run, folder: Path) -> None:
 
 def add_to_mlflow(run: Run) -> bool:
     """Add the fit's figures and text report to its MLflow run; False where the store does not know it."""
-    drawn = REPORTS / "figures" / run.dataset / run_name(run.model, run.seed)
+    drawn = FIGURES / run.dataset / run_name(run.model, run.seed)
     return tracking.attach(run.dataset, run.record["fit"], sorted(drawn.iterdir()))

@@ -8,7 +8,9 @@ PREPARED = Path("artifacts/prepared")
 RUNS = Path("artifacts/runs")
 UNFINISHED = Path("artifacts/unfinished")
 ACTIVATIONS = Path("artifacts/activations")
+LAYERS = Path("artifacts/layers")
 REPORTS = Path("reports")
+FIGURES = REPORTS / "figures"
 
 
 def run_folder(dataset: str, model: str, seed: int) -> Path:

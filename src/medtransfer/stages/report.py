@@ -10,9 +10,11 @@ from ruamel.yaml import YAML
 from medtransfer.errors import UserError
 from medtransfer.evaluation.comparison import Run
 from medtransfer.files import whole_file
-from medtransfer.report.page import Study, build_page
+from medtransfer.report.page import Layers, Study, build_page
 from medtransfer.stages.evaluate import TABLES, evaluate_runs, read_run, write_tables
-from medtransfer.stages.layout import PARAMS, REPORTS, RUNS
+from medtransfer.stages.layout import LAYERS, PARAMS, REPORTS, RUNS
+
+LAYER_TABLES = ("rewinding", "similarity", "probes")
 
 
 def write_result_tables(folder: Path) -> None:
@@ -52,7 +54,15 @@ def read_study(folder: Path) -> Study:
     table, summary, pairs = (pd.read_csv(where / f"{name}.csv") for name in TABLES)
     if {(run.dataset, run.model) for run in runs} != set(zip(table.dataset, table.model, strict=True)):
         raise UserError(f"{where / TABLES[0]}.csv: not of the models whose runs lie beside it; {remedy}")
-    return Study(folder.resolve().name, runs, table, summary, pairs)
+    layers = _read_layers(folder / "layers" if collected else folder / LAYERS)
+    return Study(folder.resolve().name, runs, table, summary, pairs, layers)
+
+
+def _read_layers(folder: Path) -> list[Layers]:
+    return [
+        Layers(json.loads(path.read_text()), *(pd.read_csv(path.parent / f"{name}.csv") for name in LAYER_TABLES))
+        for path in sorted(folder.glob("*/*/layers.json"))
+    ]
 
 
 def read_runs(folder: Path, params: Path) -> list[Run]:

@@ -1,0 +1,99 @@
+"""layers: a finished network and its start weights → which of its layers matter, in artifacts/layers/."""
+
+import json
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import train_test_split
+
+from medtransfer.errors import UserError
+from medtransfer.evaluation.intervals import intervals
+from medtransfer.evaluation.metrics import MACRO, score
+from medtransfer.explain.layers import compare_layers, probe_blocks, rewind_blocks
+from medtransfer.files import whole_folder, write_json
+from medtransfer.models import vgg16
+from medtransfer.params import Params
+from medtransfer.stages.inputs import encode_labels, read_dataset
+from medtransfer.stages.integrity import check_unchanged
+from medtransfer.stages.layout import LAYERS, run_folder, run_name
+from medtransfer.stages.train import load_start
+from medtransfer.tracking import git_commit
+from medtransfer.training.device import device_name, make_deterministic
+from medtransfer.training.fit import predict
+
+PROBED = 2000  # training images of a probe
+COMPARED_BYTES = 1e9  # of the largest layer's outputs, which are held twice
+COMPARED = 256  # images at most
+
+
+def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
+    """Write rewinding.csv, similarity.csv, probes.csv and layers.json of one finished fit, and return their folder.
+
+    Rewinding and probes are scored on the test images, with 95% intervals over lesions or patients; the
+    probes are fitted on up to `PROBED` training images.
+
+    Raises
+    ------
+    UserError
+        The fit is not finished, or is no network of this study.
+    """
+    if name not in params.configurations:
+        raise UserError(f"params.yaml: configurations.{name}: missing; there are {', '.join(params.configurations)}")
+    fitted = run_folder(dataset, name, seed)
+    if not (fitted / "model.keras").exists():
+        raise UserError(f"{fitted / 'model.keras'}: not found; run `dvc repro`, or `dvc pull` what others have trained")
+    check_unchanged(fitted)
+    keras.config.disable_interactive_logging()
+    make_deterministic()
+    images, samples, description = read_dataset(params, dataset)
+    classes, configuration = description["classes"], params.configurations[name]
+    begin = time.perf_counter()
+    tuned = vgg16.load_network(fitted / "model.keras")
+    start = vgg16.build_vgg16(description["image_size"], len(classes), configuration.recipe(params.train), seed)
+    load_start(start, configuration, params, seed)
+    rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation", "test")}
+    labels = encode_labels(samples, classes)
+    tested = samples.iloc[rows["test"]].reset_index(drop=True)
+
+    def score_answers(probabilities: np.ndarray) -> dict[str, float]:
+        table = pd.concat([tested[["id", "group", "split", "label"]], _columns(probabilities, classes)], axis=1)
+        low, high = intervals([table], seed)[MACRO]
+        return {"macro_f1": score(table)[MACRO], "low": low, "high": high}
+
+    def score_network(model: keras.Model) -> dict[str, float]:
+        return score_answers(predict(model, images, rows["test"], params.train.batch_size))
+
+    known = rows["train"]
+    if len(known) > PROBED:
+        known, _ = train_test_split(known, train_size=PROBED, stratify=labels[known], random_state=seed)
+    probes = [
+        probe_blocks(model, images, labels, {"train": known, "test": rows["test"]}, score_answers).assign(network=which)
+        for which, model in (("start", start), ("tuned", tuned))
+    ]
+    largest = 64 * description["image_size"] ** 2 * np.dtype(np.float32).itemsize
+    compared = rows["validation"][: min(COMPARED, int(COMPARED_BYTES // largest))]
+    with whole_folder(LAYERS / dataset / run_name(name, seed)) as folder:
+        pd.concat(probes).round(6).to_csv(folder / "probes.csv", index=False)
+        rewind_blocks(tuned, start, score_network).round(6).to_csv(folder / "rewinding.csv", index=False)
+        compare_layers(tuned, start, images[compared]).round(6).to_csv(folder / "similarity.csv", index=False)
+        record = {
+            "dataset": dataset,
+            "model": name,
+            "seed": seed,
+            "fit": json.loads((fitted / "run.json").read_text())["fit"],
+            "probed_images": len(known),
+            "compared_images": len(compared),
+            "backend": keras.backend.backend(),
+            "device": device_name(),
+            "git_commit": git_commit(),
+            "seconds": round(time.perf_counter() - begin, 1),
+        }
+        write_json(folder / "layers.json", record)
+    return LAYERS / dataset / run_name(name, seed)
+
+
+def _columns(probabilities: np.ndarray, classes: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(probabilities, columns=[f"p_{name}" for name in classes])
