@@ -14,6 +14,7 @@ from medtransfer.evaluation.calibration import fit_temperature, scale
 from medtransfer.evaluation.comparison import Run, compare, score_intervals
 from medtransfer.evaluation.confusion import confusion
 from medtransfer.evaluation.intervals import MEASURES, compare_pair, correct, intervals, weighted_score
+from medtransfer.evaluation.leak import measure_leak
 from medtransfer.evaluation.metrics import AUC, BRIER, CALIBRATION, MACRO, MICRO, score
 from medtransfer.evaluation.predictions import predicted_labels, read_predictions, write_predictions
 from medtransfer.evaluation.published import published_f1
@@ -154,6 +155,21 @@ def test_seeds_are_averaged_and_published_values_joined() -> None:
     assert table.seeds.eq(2).all()
     assert (table.low <= table.f1).all()
     assert (table.f1 <= table.high).all()
+
+
+def test_a_leak_is_measured_by_class_on_the_same_images() -> None:
+    leaky, clean = predictions(), predictions()
+    wrong = clean.label == "b"
+    clean.loc[wrong, ["p_a", "p_b", "p_c"]] = [0.9, 0.05, 0.05]
+    table = measure_leak([run(leaky), run(leaky, model="alone")], [run(clean)]).set_index("class")
+    assert set(table.model) == {"m"}
+    assert table.clean["b"] == 0
+    assert table.difference["b"] == pytest.approx(score(leaky)["b"])
+    assert table.low["b"] > 0
+    same = measure_leak([run(leaky)], [run(leaky)])
+    assert (same[["difference", "low", "high"]] == 0).all(axis=None)
+    with pytest.raises(ValueError, match="different images"):
+        measure_leak([run(leaky)], [run(clean.assign(id=clean.id + "x"))])
 
 
 def test_the_permutation_test_is_scipys() -> None:

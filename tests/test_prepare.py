@@ -12,11 +12,11 @@ from medtransfer.datasets.images import load_pixels, load_rgb
 from medtransfer.errors import UserError
 from medtransfer.files import sha256_of
 from medtransfer.params import Params, Split
-from medtransfer.prepare import SPLITS, assign_splits, prepare_dataset, shared_with_training
+from medtransfer.prepare import LEFT_OUT, SPLITS, assign_splits, leave_out, prepare_dataset, shared_with_training
 
 
-def split(by: str, seed: int = 0) -> Split:
-    return Split.model_validate({"by": by, "validation": 0.2, "test": 0.2, "seed": seed})
+def split(by: str, seed: int = 0, leak: str = "keep") -> Split:
+    return Split.model_validate({"by": by, "validation": 0.2, "test": 0.2, "seed": seed, "leak": leak})
 
 
 @pytest.fixture
@@ -51,6 +51,20 @@ def test_splitting_by_image_lets_groups_cross_and_says_how_many(samples: pd.Data
     test = samples[samples.split == "test"]
     others = set(samples.group[samples.split != "test"])
     assert shared_with_training(samples).sum() == sum(group in others for group in test.group) > 50
+
+
+def test_the_leak_is_measured_on_the_same_test_images_with_as_many_training_images(samples: pd.DataFrame) -> None:
+    plain = assign_splits(samples, split("image"), "x")
+    found = {leak: leave_out(samples, plain, split("image", leak=leak)) for leak in ("keep", "remove", "match")}
+    assert found["keep"].equals(plain)
+    for leak in ("remove", "match"):
+        assert (found[leak] == "test").equals(plain == "test")
+        assert found[leak][found[leak] != LEFT_OUT].equals(plain[found[leak] != LEFT_OUT])
+    counts = {leak: pd.crosstab(samples.label, splits) for leak, splits in found.items()}
+    assert counts["remove"].equals(counts["match"])
+    assert counts["remove"][LEFT_OUT].sum() > 50
+    assert not shared_with_training(samples.assign(split=found["remove"])).any()
+    assert shared_with_training(samples.assign(split=found["match"])).any()
 
 
 @pytest.mark.parametrize("by", ["image", "group"])

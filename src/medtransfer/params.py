@@ -41,11 +41,14 @@ class Split(Section):
     validation: Fraction
     test: Fraction
     seed: Seed
+    leak: Literal["keep", "remove", "match"] = "keep"
 
     @model_validator(mode="after")
     def _leave_training_and_whole_folds(self) -> "Split":
         if self.validation + self.test >= 1:
             raise ValueError("validation + test must leave a part for training: less than 1")
+        if self.by == "group" and self.leak != "keep":
+            raise ValueError(f"leak: {self.leak} is for by: image; divided by group, nothing leaks")
         if self.by == "group":
             for name, part in (("test", self.test), ("validation", self.validation / (1 - self.test))):
                 if abs(1 / part - round(1 / part)) > 1e-6:

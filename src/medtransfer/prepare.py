@@ -21,6 +21,8 @@ from medtransfer.files import sha256_of, write_array_header, write_json
 from medtransfer.params import DatasetParams, Split
 
 SPLITS = ("train", "validation", "test")
+FITTED = ("train", "validation")
+LEFT_OUT = "left out"
 
 
 def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: Path) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
         raise UserError(
             f"{raw}: no image of {', '.join(empty)}; {dataset.name} has the classes {', '.join(dataset.classes)}"
         )
-    samples["split"] = assign_splits(samples, params.split, dataset.name)
+    samples["split"] = leave_out(samples, assign_splits(samples, params.split, dataset.name), params.split)
     paths = [raw / path for path in samples.path]
     size = params.image_size
     digests, thumbnails, conversions = [], [], Counter[str]()
@@ -82,7 +84,7 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
         "image_size": size,
         "resize_filter": params.resize_filter,
         "split": params.split.model_dump(),
-        "images": {split: int((samples.split == split).sum()) for split in SPLITS},
+        "images": {split: int((samples.split == split).sum()) for split in (*SPLITS, LEFT_OUT)},
         "converted": dict(conversions),
         "test_images_sharing_a_group": int(shared.sum()),
         "test_images_sharing_a_group_by_class": count_by_class(samples, shared, dataset),
@@ -108,7 +110,7 @@ def _decode_all(paths: list[Path], size: int, resize_filter: str) -> Iterator[tu
 
 
 def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
-    """Divide samples into train, validation and test, stratified by label.
+    """Divide samples into train, validation and test, stratified by label; nothing is left out yet.
 
     The test part is cut first, so that the trees (training + validation) and the networks are
     tested on the same images. By image, as in the talk, uses train_test_split; by group,
@@ -140,6 +142,30 @@ def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
     return splits
 
 
+def leave_out(samples: pd.DataFrame, splits: pd.Series, split: Split) -> pd.Series:
+    """Mark what the split's `leak` leaves out of training and validation, so that the leak can be measured.
+
+    `remove`: every image that shares a lesion or patient with a test image. `match`: as many of each class and
+    split, drawn at random from all of them, so that the leak stays and only its share of images is the same.
+    A network trained either way has the same number of images of each class and the same test images.
+
+    Returns
+    -------
+    Series of str, one of SPLITS or LEFT_OUT
+    """
+    if split.leak == "keep":
+        return splits
+    shared = (splits != "test") & samples.group.isin(samples.group[splits == "test"])
+    if split.leak == "match":
+        rng = np.random.default_rng(split.seed)
+        drawn = [
+            rng.choice(rows.index, int(shared[rows.index].sum()), replace=False)
+            for _, rows in samples[splits != "test"].groupby([splits, "label"])
+        ]
+        shared = pd.Series(samples.index.isin(np.concatenate(drawn)), index=samples.index)
+    return splits.mask(shared, LEFT_OUT)
+
+
 def _cut(samples: pd.DataFrame, part: float, split: Split) -> tuple[pd.Index, pd.Index]:
     if split.by == "image":
         kept, cut = train_test_split(samples.index, test_size=part, stratify=samples.label, random_state=split.seed)
@@ -150,14 +176,14 @@ def _cut(samples: pd.DataFrame, part: float, split: Split) -> tuple[pd.Index, pd
 
 
 def shared_with_training(samples: pd.DataFrame) -> pd.Series:
-    """Say for each test image whether an image of its lesion or patient is not a test image.
+    """Say for each test image whether an image of its lesion or patient is in training or validation.
 
     Returns
     -------
     Series of bool, a value a test image
     """
     test = samples[samples.split == "test"]
-    return test.group.isin(samples.group[samples.split != "test"])
+    return test.group.isin(samples.group[samples.split.isin(FITTED)])
 
 
 def count_by_class(samples: pd.DataFrame, shared: pd.Series, dataset: Dataset) -> dict[str, int]:

@@ -44,7 +44,9 @@ def find_near_duplicates(thumbnails: np.ndarray, samples: pd.DataFrame) -> pd.Da
         A row a pair: id and label of the test image, the other image's id, label, split and group,
         `flip`, whether the files are equal (`exact`), whether the groups are (`same_group`).
     """
-    tested, others = (np.flatnonzero(mask) for mask in (samples.split == "test", samples.split != "test"))
+    tested, others = (
+        np.flatnonzero(mask) for mask in (samples.split == "test", samples.split.isin(("train", "validation")))
+    )
     hashes = np.stack([_hash(thumbnails[row]) for row in others])
     normal = np.stack([_normalise(thumbnails[row]) for row in others])
     found = []

@@ -47,7 +47,7 @@ def intervals(fits: list[pd.DataFrame], seed: int) -> dict[str, tuple[float, flo
     """
     _check_same_images(fits)
     weights = draw_weights(fits[0], seed)
-    low, high = _ends(np.mean([weighted_score(predictions, weights) for predictions in fits], axis=0))
+    low, high = span(np.mean([weighted_score(predictions, weights) for predictions in fits], axis=0))
     names = [*classes_of(fits[0]), *MEASURES]
     return {name: (float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
 
@@ -71,7 +71,7 @@ def compare_pair(first: list[pd.DataFrame], second: list[pd.DataFrame], seed: in
         raise ValueError(f"{len(first)} fits cannot be paired with {len(second)}")
     ours, theirs = (np.stack([counts_by_group(predictions) for predictions in fits]) for fits in (first, second))
     weights = draw_weights(first[0], seed)
-    low, high = _ends((_macro(_weigh(ours, weights)) - _macro(_weigh(theirs, weights))).mean(axis=0))
+    low, high = span((_macro(_weigh(ours, weights)) - _macro(_weigh(theirs, weights))).mean(axis=0))
     return {
         "difference": float((_macro(ours.sum(axis=1)) - _macro(theirs.sum(axis=1))).mean()),
         "low": float(low),
@@ -181,7 +181,7 @@ def _macro(matrix: np.ndarray) -> np.ndarray:
     return _f1(matrix).mean(axis=-1)
 
 
-def _ends(values: np.ndarray) -> np.ndarray:
+def span(values: np.ndarray) -> np.ndarray:
     """Return the low and high ends of the 95% percentile intervals of (resamples, ...)."""
     ends: np.ndarray = np.nanpercentile(values, [2.5, 97.5], axis=0)
     return ends

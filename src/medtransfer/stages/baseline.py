@@ -20,7 +20,7 @@ def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
     images, samples, description = read_dataset(params, dataset)
     classes = description["classes"]
     labels = encode_labels(samples, classes)
-    fitted_on, tested = samples.split != "test", samples.split == "test"
+    fitted_on, tested = samples.split.isin(("train", "validation")), samples.split == "test"
     settings = getattr(params.trees, model)
     record: dict[str, Any] = {
         **describe_fit(description, model, seed),

@@ -15,6 +15,8 @@ from medtransfer.evaluation.predictions import read_predictions, write_predictio
 from medtransfer.files import digest_of_folder, write_json
 from medtransfer.tracking import data_version, git_commit
 
+LEAK = {"keep": "", "remove": ", leak removed", "match": ", as many images left out"}
+
 
 def describe_fit(dataset: dict[str, Any], model: str, seed: int) -> dict[str, Any]:
     """Return the tags that every fit carries in MLflow and in run.json."""
@@ -27,7 +29,7 @@ def describe_fit(dataset: dict[str, Any], model: str, seed: int) -> dict[str, An
         "data_version": data_version(),
         "git_commit": git_commit(),
         "image_size": dataset["image_size"],
-        "split_by": dataset["split"]["by"],
+        "split_by": dataset["split"]["by"] + LEAK[dataset["split"]["leak"]],
     }
 
 
