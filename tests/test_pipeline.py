@@ -123,6 +123,10 @@ def test_every_fit_left_its_files(study: Path) -> None:
         metrics = json.loads((folder / "metrics.json").read_text())
         assert 0 <= metrics["macro avg"] <= metrics["micro avg"] <= 1
         assert fit["synthetic"] is True
+        card = (folder / "model-card.md").read_text()
+        assert "SYNTHETIC" in card
+        assert "No medical device" in card
+        assert f"| macro avg | {metrics['macro avg']:.3f} |" in card
         assert re.fullmatch(r"[0-9a-f]{40}", fit["git_commit"])
 
 

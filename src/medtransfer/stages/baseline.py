@@ -6,13 +6,13 @@ from typing import Any
 
 from medtransfer import tracking
 from medtransfer.evaluation.metrics import MACRO, MICRO
-from medtransfer.files import sha256_of, whole_folder, write_json
+from medtransfer.files import sha256_of, whole_folder
 from medtransfer.models.trees import build_tree, flatten_pixels, predict_probabilities, save_tree, skops_types
 from medtransfer.params import Params
 from medtransfer.stages.inputs import encode_labels, read_dataset
 from medtransfer.stages.integrity import check_params_unchanged
 from medtransfer.stages.layout import PREPARED, run_folder, run_name, unfinished_folder
-from medtransfer.stages.results import claim_fit, describe_fit, tell_mlflow, write_scores
+from medtransfer.stages.results import claim_fit, describe_fit, tell_mlflow, write_record, write_scores
 
 
 def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
@@ -46,7 +46,7 @@ def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
         metrics = write_scores(folder, samples[tested], probabilities, classes)
         check_params_unchanged(params, f"trees.{model}")
         save_tree(tree, str(folder / "model.skops"))
-        write_json(folder / "run.json", {**record, "fit": fit, "seconds": seconds, "hyperparameters": hyperparameters})
+        write_record(folder, {**record, "fit": fit, "seconds": seconds}, hyperparameters, description)
         tell_mlflow(run, folder)
         example = flatten_pixels(images[tested][:1])
         types = skops_types(str(folder / "model.skops"))

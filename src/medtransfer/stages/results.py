@@ -13,6 +13,7 @@ from medtransfer import tracking
 from medtransfer.evaluation.metrics import score
 from medtransfer.evaluation.predictions import read_predictions, write_predictions
 from medtransfer.files import digest_of_folder, write_json
+from medtransfer.report.cards import model_card
 from medtransfer.tracking import data_version, git_commit
 
 LEAK = {"keep": "", "remove": ", leak removed", "match": ", as many images left out"}
@@ -68,6 +69,22 @@ def write_scores(
     metrics = score(predictions[predictions.split == "test"])
     write_json(folder / "metrics.json", metrics)
     return metrics
+
+
+def write_record(
+    folder: Path, record: dict[str, Any], hyperparameters: dict[str, Any], description: dict[str, Any]
+) -> None:
+    """Write run.json, and a model card of it and of metrics.json, which is there already.
+
+    Parameters
+    ----------
+    description : dict
+        What dataset.json holds.
+    """
+    write_json(folder / "run.json", {**record, "hyperparameters": hyperparameters})
+    metrics = json.loads((folder / "metrics.json").read_text())
+    card = model_card(record, hyperparameters, metrics, description)
+    (folder / "model-card.md").write_text(card, encoding="utf-8")
 
 
 def tell_mlflow(run: tracking.Run, folder: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from medtransfer import tracking
 from medtransfer.errors import UserError
 from medtransfer.evaluation.metrics import MACRO, MICRO
-from medtransfer.files import sha256_of, whole_folder, write_json
+from medtransfer.files import sha256_of, whole_folder
 from medtransfer.models import vgg16
 from medtransfer.models.settings import read_settings
 from medtransfer.models.weights import digest, imagenet_weights
@@ -21,7 +21,7 @@ from medtransfer.params import Configuration, Params
 from medtransfer.stages.inputs import encode_labels, read_dataset, training_rows
 from medtransfer.stages.integrity import check_params_unchanged, check_unchanged
 from medtransfer.stages.layout import PREPARED, run_folder, run_name, unfinished_folder
-from medtransfer.stages.results import claim_fit, describe_fit, tell_mlflow, write_scores
+from medtransfer.stages.results import claim_fit, describe_fit, tell_mlflow, write_record, write_scores
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import device_name, make_deterministic, place_on_device
 from medtransfer.training.features import hash_array
@@ -96,7 +96,7 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
         check_network(model, hyperparameters)
         check_params_unchanged(params, "train", f"configurations.{name}", "weights")
         save_network(model, folder)
-        write_json(folder / "run.json", {**record, **outcome, **counts, "hyperparameters": hyperparameters})
+        write_record(folder, {**record, **outcome, **counts}, hyperparameters, description)
         tell_mlflow(run, folder)
         run.log_model(lambda: log_network(model, np.asarray(images[:1])))
     shutil.rmtree(unfinished)

@@ -1,0 +1,31 @@
+"""A model card beside each model: what it is for, what it saw, how well it does, and what it must not be used for.
+
+Mitchell et al.: Model cards for model reporting, FAT* 2019.
+"""
+
+from typing import Any
+
+import jinja2
+
+
+def model_card(
+    record: dict[str, Any], hyperparameters: dict[str, Any], metrics: dict[str, float], data: dict[str, Any]
+) -> str:
+    """Return the card as Markdown.
+
+    Parameters
+    ----------
+    record : dict
+        What run.json holds.
+    metrics : dict
+        What metrics.json holds: scores of the test images.
+    data : dict
+        What dataset.json holds.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("medtransfer.report"), undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,  # noqa: S701 - Markdown
+    )  # fmt: skip
+    return environment.get_template("card.md.j2").render(
+        record=record, hyperparameters=hyperparameters, metrics=metrics, data=data
+    )
