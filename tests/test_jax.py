@@ -67,6 +67,9 @@ for inputs in (pixels, jnp.asarray(pixels)):
     fit(model, Batches(inputs, np.arange(32), labels, 8, 0), Batches(inputs, np.arange(32, 40), labels, 8), settings)
     found.append(predict(model, inputs, np.arange(40), 8))
 assert (found[0] == found[1]).all()
+from medtransfer.explain.gradcam import grad_cam
+heat = grad_cam(model, pixels[:4], np.zeros(4, int))
+assert heat.shape == (4, 2, 2) and 0 <= heat.min() and heat.max() == 1
 """
 
 

@@ -518,6 +518,20 @@ def layers(dataset: str, configuration: str, seed: int | None) -> None:
     click.echo(f"layers: {folder}")
 
 
+@cli.command()
+@click.argument("dataset")
+@click.argument("configuration")
+@click.option("--seed", type=int, help="[default: the first in params.yaml]")
+def gradcam(dataset: str, configuration: str, seed: int | None) -> None:
+    """Show where a finished network looked: for each class, its surest right and wrong answers."""
+    params = _params()
+    with _quiet_start():
+        from medtransfer.stages.gradcam import explain_predictions
+
+    folder = explain_predictions(params, dataset, configuration, params.seeds[0] if seed is None else seed)
+    click.echo(f"gradcam: {folder}")
+
+
 @cli.group()
 def cache() -> None:
     """Features of frozen prefixes, kept in the user's cache."""

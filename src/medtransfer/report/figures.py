@@ -212,3 +212,36 @@ def layers(rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFra
         axes.set_axisbelow(True)
     figure.suptitle(title, fontsize=10)
     return figure
+
+
+def gradcam(
+    chosen: pd.DataFrame, images: np.ndarray, heat: np.ndarray, classes: list[str], title: str, path: Path
+) -> None:
+    """Draw images (n, size, size, 3) and, beside each, its heat map (n, h, w) over it: a row a class.
+
+    Parameters
+    ----------
+    chosen : DataFrame of n rows: label, predicted, probability, right
+    """
+    figure = Figure(figsize=(7.4, 1.75 * len(classes) + 0.5), layout="constrained")
+    panels = figure.subplots(len(classes), 4, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for row, name in enumerate(classes):
+        for column, right in ((0, True), (2, False)):
+            at = np.flatnonzero((chosen.label == name) & (chosen.right == right))
+            plain, marked = panels[row, column : column + 2]
+            if not len(at):
+                plain.text(0, 0.5, f"{name}: never {'right' if right else 'wrong'}", fontsize=8)
+                continue
+            found, size = chosen.iloc[at[0]], images.shape[1]
+            told = f"{name} as {found.predicted}, {found.probability:.2f}"
+            plain.set_title(f"{'right' if right else 'wrong'}: {told}", fontsize=8, loc="left")
+            plain.imshow(images[at[0]])
+            marked.imshow(images[at[0]].mean(axis=-1), cmap="gray")
+            extent = (-0.5, size - 0.5, size - 0.5, -0.5)
+            marked.imshow(
+                heat[at[0]], cmap="inferno", alpha=0.5, extent=extent, interpolation="bilinear", vmin=0, vmax=1
+            )
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(path, dpi=DPI)

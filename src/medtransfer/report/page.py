@@ -31,6 +31,15 @@ class Layers:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A PNG file that a stage drew, and what it shows."""
+
+    dataset: str
+    text: str
+    png: bytes
+
+
+@dataclass(frozen=True)
 class Study:
     """The runs of one study, and its tables from `compare`, `summarise` and `compare_models`."""
 
@@ -40,6 +49,7 @@ class Study:
     summary: pd.DataFrame
     pairs: pd.DataFrame
     layers: list[Layers] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
 
     @property
     def claims(self) -> pd.DataFrame:
@@ -136,7 +146,12 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
         "measures": _cells(tables.measures(study.summary, dataset)),
         "differences": _cells(tables.differences(study.pairs, dataset)),
         "provenance": _cells(tables.provenance(runs)),
-        "figures": [{"text": text, "uri": _embed(figure)} for text, figure in drawn],
+        "figures": [{"text": text, "uri": _embed(_png(figure))} for text, figure in drawn]
+        + [
+            {"text": picture.text, "uri": _embed(picture.png)}
+            for picture in study.pictures
+            if picture.dataset == dataset
+        ],
     }
 
 
@@ -150,7 +165,11 @@ def _cells(frame: pd.DataFrame) -> dict[str, Any]:
     return {"corner": str(frame.index.name), "columns": [str(column) for column in frame.columns], "rows": rows}
 
 
-def _embed(figure: Figure) -> str:
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=figures.DPI)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
+
+
+def _embed(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -6,16 +6,16 @@ from pathlib import Path
 
 from medtransfer.errors import UserError
 from medtransfer.files import whole_folder
-from medtransfer.stages.layout import LAYERS, PARAMS, PREPARED, RUNS
+from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, PREPARED, RUNS
 
 RESULTS = Path("results")
 KEPT = ("predictions.csv", "history.csv", "metrics.json", "run.json")
 
 
 def collect(name: str) -> Path:
-    """Copy predictions, histories, metrics and provenance of all finished fits, and what `layers` found.
+    """Copy predictions, histories, metrics and provenance of all finished fits; models and images stay.
 
-    Models and images stay.
+    What `layers` and `gradcam` found comes along.
 
     Raises
     ------
@@ -36,6 +36,10 @@ def collect(name: str) -> Path:
                     shutil.copyfile(fit / file, target / file)
         if LAYERS.is_dir():
             shutil.copytree(LAYERS, folder / "layers")
+        for found in sorted(GRADCAM.glob("*/*")):
+            shutil.copytree(found, folder / "gradcam" / found.relative_to(GRADCAM))
+        for drawn in sorted(FIGURES.glob("*/activations.png")):
+            shutil.copyfile(drawn, folder / f"{drawn.parent.name}-activations.png")
         for dataset in {json.loads((fit / "run.json").read_text())["dataset"] for fit in fits}:
             shutil.copyfile(PREPARED / dataset / "dataset.json", folder / "runs" / dataset / "dataset.json")
     return RESULTS / name

@@ -8,7 +8,7 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from medtransfer.errors import UserError
-from medtransfer.params import Params
+from medtransfer.params import DatasetParams, Params
 from medtransfer.stages.integrity import check_unchanged
 from medtransfer.stages.layout import PREPARED
 
@@ -28,10 +28,12 @@ def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, d
         raise UserError(f"{folder}: not found; run `dvc repro prepare@{name}`")
     check_unchanged(folder)
     description = json.loads((folder / "dataset.json").read_text())
+    # Read as params.yaml is, so that what was prepared before a key existed has its default.
+    prepared = DatasetParams.model_validate({key: description[key] for key in DatasetParams.model_fields}).model_dump()
     for key, asked in params.datasets[name].model_dump().items():
-        if description[key] != asked:
+        if prepared[key] != asked:
             raise UserError(
-                f"{folder}: prepared with {key} {description[key]}, but params.yaml says {asked}; "
+                f"{folder}: prepared with {key} {prepared[key]}, but params.yaml says {asked}; "
                 f"run `dvc repro prepare@{name}`"
             )
     images = np.load(folder / "images.npy", mmap_mode="r")

@@ -9,6 +9,7 @@ RUNS = Path("artifacts/runs")
 UNFINISHED = Path("artifacts/unfinished")
 ACTIVATIONS = Path("artifacts/activations")
 LAYERS = Path("artifacts/layers")
+GRADCAM = Path("artifacts/gradcam")
 REPORTS = Path("reports")
 FIGURES = REPORTS / "figures"
 

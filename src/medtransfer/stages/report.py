@@ -1,6 +1,7 @@
 """report: collected results under results/ (or the study here) → tables beside them, and one HTML page."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from ruamel.yaml import YAML
 from medtransfer.errors import UserError
 from medtransfer.evaluation.comparison import Run
 from medtransfer.files import whole_file
-from medtransfer.report.page import Layers, Study, build_page
+from medtransfer.report.page import Layers, Picture, Study, build_page
 from medtransfer.stages.evaluate import TABLES, evaluate_runs, read_run, write_tables
-from medtransfer.stages.layout import LAYERS, PARAMS, REPORTS, RUNS
+from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, REPORTS, RUNS
 
 LAYER_TABLES = ("rewinding", "similarity", "probes")
 
@@ -55,7 +56,37 @@ def read_study(folder: Path) -> Study:
     if {(run.dataset, run.model) for run in runs} != set(zip(table.dataset, table.model, strict=True)):
         raise UserError(f"{where / TABLES[0]}.csv: not of the models whose runs lie beside it; {remedy}")
     layers = _read_layers(folder / "layers" if collected else folder / LAYERS)
-    return Study(folder.resolve().name, runs, table, summary, pairs, layers)
+    pictures = [
+        *_activations(folder.glob("*-activations.png") if collected else (folder / FIGURES).glob("*/activations.png")),
+        *_gradcams(folder / "gradcam" if collected else folder / GRADCAM),
+    ]
+    return Study(folder.resolve().name, runs, table, summary, pairs, layers, pictures)
+
+
+def _activations(paths: Iterable[Path]) -> list[Picture]:
+    text = (
+        "What the 64 filters of the first layer answer to one test image, with ImageNet weights and with random ones, "
+        "before any training."
+    )
+    return [
+        Picture(
+            path.name.removesuffix("-activations.png") if "-" in path.name else path.parent.name,
+            text,
+            path.read_bytes(),
+        )
+        for path in sorted(paths)
+    ]
+
+
+def _gradcams(folder: Path) -> list[Picture]:
+    text = (
+        "Where {} looked (Grad-CAM): of each class, the test image that it was most sure of and right about, and the "
+        "one that it was most sure of and wrong about."
+    )
+    return [
+        Picture(path.parent.parent.name, text.format(path.parent.name), path.read_bytes())
+        for path in sorted(folder.glob("*/*/gradcam.png"))
+    ]
 
 
 def _read_layers(folder: Path) -> list[Layers]:

@@ -1,0 +1,66 @@
+"""Where a network looked: Grad-CAM (Selvaraju et al., ICCV 2017, equations 1 and 2).
+
+By our own hand, since the libraries for it need TensorFlow and Keras 2; this runs on TensorFlow and JAX.
+"""
+
+import keras
+import numpy as np
+
+LAYER = "block5_conv3"
+
+
+def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray, layer: str = LAYER) -> np.ndarray:
+    """Return how much each place of the images speaks for a class.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, size, size, 3), uint8
+    classes : ndarray of shape (n,), int
+        The class that is asked for, an image each.
+    layer : str
+        The convolution whose maps are weighed; its resolution is that of the answer.
+
+    Returns
+    -------
+    ndarray of shape (n, h, w), float32
+        From 0 to 1, the largest of each image being 1; all 0 where nothing speaks for the class.
+    """
+    maps = keras.Model(model.inputs, model.get_layer(layer).output)
+    # The scores before the softmax: the probability of a sure answer has no gradient left.
+    rest = keras.Model(model.get_layer(layer).output, model.get_layer("head_dropout2").output)
+    kernel, bias = (np.asarray(weights, np.float32) for weights in model.get_layer("head_output").get_weights())
+    outputs = keras.ops.convert_to_tensor(maps.predict_on_batch(np.asarray(images)))
+    gradients = _gradients(rest, outputs, kernel, bias, classes)
+    values = np.asarray(outputs, np.float32)
+    importance = gradients.mean(axis=(1, 2), keepdims=True)  # (n, 1, 1, channels)
+    heat = np.maximum((importance * values).sum(axis=-1), 0)  # (n, h, w)
+    highest = heat.max(axis=(1, 2), keepdims=True)
+    return np.divide(heat, highest, out=np.zeros_like(heat), where=highest > 0)
+
+
+def _gradients(
+    rest: keras.Model, outputs: keras.KerasTensor, kernel: np.ndarray, bias: np.ndarray, classes: np.ndarray
+) -> np.ndarray:
+    """Return the gradient of each image's score for its class, (n, h, w, channels), float32."""
+    asked = np.eye(kernel.shape[1], dtype=np.float32)[classes]
+
+    def score(hidden: keras.KerasTensor) -> keras.KerasTensor:
+        scores = keras.ops.matmul(keras.ops.cast(hidden, "float32"), kernel) + bias
+        return keras.ops.sum(scores * asked)
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        weights = ([v.value for v in rest.trainable_variables], [v.value for v in rest.non_trainable_variables])
+
+        def total(maps: jax.Array) -> jax.Array:
+            hidden, _ = rest.stateless_call(*weights, maps, training=False)
+            return score(hidden)
+
+        return np.asarray(jax.grad(total)(outputs), np.float32)
+    import tensorflow as tf
+
+    with tf.GradientTape() as tape:
+        tape.watch(outputs)
+        total_score = score(rest(outputs, training=False))
+    return np.asarray(tape.gradient(total_score, outputs), np.float32)

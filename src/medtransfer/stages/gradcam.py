@@ -1,0 +1,76 @@
+"""gradcam: a finished network → where it looked, right and wrong, for each class, in artifacts/gradcam/."""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+
+from medtransfer.errors import UserError
+from medtransfer.evaluation.predictions import predicted_labels, probabilities_of, read_predictions
+from medtransfer.explain.gradcam import grad_cam
+from medtransfer.files import whole_folder
+from medtransfer.models import vgg16
+from medtransfer.params import Params
+from medtransfer.report import figures
+from medtransfer.stages.inputs import read_dataset
+from medtransfer.stages.integrity import check_unchanged
+from medtransfer.stages.layout import GRADCAM, run_folder, run_name
+from medtransfer.training.device import make_deterministic
+
+
+def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> Path:
+    """Write gradcam.png and images.csv of one finished fit, and return their folder.
+
+    Of each class, the test image that the network was most sure of and right about, and the one that it was most
+    sure of and wrong about; the map speaks for the class that it gave.
+
+    Raises
+    ------
+    UserError
+        The fit is not finished.
+    """
+    fitted = run_folder(dataset, name, seed)
+    if not (fitted / "model.keras").exists():
+        raise UserError(f"{fitted / 'model.keras'}: not found; run `dvc repro`, or `dvc pull` what others have trained")
+    check_unchanged(fitted)
+    keras.config.disable_interactive_logging()
+    make_deterministic()
+    images, samples, description = read_dataset(params, dataset)
+    predictions = read_predictions(fitted / "predictions.csv")
+    chosen = choose(predictions[predictions.split == "test"].reset_index(drop=True), description["classes"])
+    pixels = np.asarray(images[samples.reset_index().set_index("id")["index"][chosen.id].to_numpy()])
+    told = chosen.predicted.map(description["classes"].index).to_numpy()
+    heat = grad_cam(vgg16.load_network(fitted / "model.keras"), pixels, told)
+    synthetic = json.loads((fitted / "run.json").read_text())["synthetic"]
+    with whole_folder(GRADCAM / dataset / run_name(name, seed)) as folder:
+        chosen.round(6).to_csv(folder / "images.csv", index=False)
+        title = figures.mark(
+            f"{dataset}, {name}, seed {seed}: where it looked (Grad-CAM, {heat.shape[1]} × {heat.shape[2]} places)",
+            synthetic,
+        )
+        figures.gradcam(chosen, pixels, heat, description["classes"], title, folder / "gradcam.png")
+    return GRADCAM / dataset / run_name(name, seed)
+
+
+def choose(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
+    """Return the surest right and the surest wrong answer of each true class, where there is one.
+
+    Returns
+    -------
+    DataFrame
+        id, label, predicted, probability (of what was predicted), right.
+    """
+    table = pd.DataFrame(
+        {
+            "id": predictions.id,
+            "label": predictions.label,
+            "predicted": predicted_labels(predictions),
+            "probability": probabilities_of(predictions).max(axis=1),
+        }
+    )
+    table["right"] = table.label == table.predicted
+    surest = table.sort_values("probability", ascending=False, kind="stable").groupby(["label", "right"]).head(1)
+    order = surest.label.map(classes.index)
+    return surest.assign(order=order).sort_values(["order", "right"], ascending=[True, False]).drop(columns="order")
