@@ -183,6 +183,24 @@ def test_results_are_collected_and_reported_without_the_models(tmp_path: Path, m
     pd.testing.assert_frame_equal(ours, committed, check_dtype=False)
 
 
+def test_the_leak_is_measured_between_two_folders_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = PROJECT / "results" / "real-64px-by-image"
+    params = (source / "params.yaml").read_text()
+    for leak in ("match", "remove"):
+        shutil.copytree(source / "runs/chest_xray/imagenet_all-seed0", tmp_path / leak / "runs/chest_xray/m-seed0")
+        assert params.count("seed: 0}") == 2
+        (tmp_path / leak / "params.yaml").write_text(params.replace("seed: 0}", f"seed: 0, leak: {leak}}}"))
+    monkeypatch.chdir(tmp_path)
+    mixed = CliRunner().invoke(cli, ["leak", "remove", "match"])
+    assert "remove/params.yaml: datasets.ham10000.split.leak: found remove, expected match" in str(mixed.exception)
+    assert CliRunner().invoke(cli, ["leak", "match", "remove"]).exit_code == 0
+    table = pd.read_csv("match/leak.csv")
+    assert (table.difference == 0).all()
+    assert CliRunner().invoke(cli, ["tables", "match"]).exit_code == 0
+    assert CliRunner().invoke(cli, ["report", "match", "--output", "page.html"]).exit_code == 0
+    assert "How much the leak flatters each class" in Path("page.html").read_text()
+
+
 def test_a_folder_without_results_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for arguments in (["report"], ["collect", "mine"]):

@@ -180,6 +180,19 @@ def tables(folder: Path) -> None:
 
 
 @cli.command()
+@click.argument("leaky", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.argument("clean", type=click.Path(path_type=Path, file_okay=False, exists=True))
+def leak(leaky: Path, clean: Path) -> None:
+    """Compare collected results with and without the leak on the same test images.
+
+    LEAKY was made with split.leak: match, CLEAN with split.leak: remove.
+    """
+    from medtransfer.stages.report import write_leak
+
+    click.echo(f"leak: {write_leak(leaky, clean)}")
+
+
+@cli.command()
 @click.argument("name")
 def collect(name: str) -> None:
     """Copy what is small of all finished fits to results/NAME, to be committed."""

@@ -245,3 +245,23 @@ def gradcam(
             )
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=DPI)
+
+
+def leak(table: pd.DataFrame, title: str) -> Figure:
+    """Return a figure of how much the leak adds to each class's F1, a panel a model; `table` from `measure_leak`."""
+    models = list(table.model.drop_duplicates())
+    figure = Figure(figsize=(3.2 * len(models) + 1, 1.4 + 0.3 * table["class"].nunique()), layout="constrained")
+    panels = figure.subplots(1, len(models), squeeze=False, sharey=True, sharex=True)[0]
+    for axes, model in zip(panels, models, strict=True):
+        own = table[table.model == model]
+        rows = np.arange(len(own))[::-1]
+        spans = np.stack([own.difference - own.low, own.high - own.difference]).clip(0)
+        axes.errorbar(own.difference, rows, xerr=spans, fmt="o", color=PALETTE[0], capsize=3)
+        axes.axvline(0, color="#333333", linewidth=1)
+        axes.set_yticks(rows, list(own["class"]))
+        axes.set_title(model, fontsize=9)
+        axes.grid(axis="x", color="#dddddd")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("F1 with the leak less F1 without", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure

@@ -50,6 +50,7 @@ class Study:
     pairs: pd.DataFrame
     layers: list[Layers] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
+    leak: pd.DataFrame | None = None
 
     @property
     def claims(self) -> pd.DataFrame:
@@ -127,6 +128,14 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
             figures.confusions(confusions, classes_of(runs[0].predictions), figures.mark(dataset, mark)),
         ),
     ]
+    if study.leak is not None and dataset in set(study.leak.dataset):
+        text = (
+            "How much the leak flatters each class: F1 with images of the test images' lesions or patients in "
+            "training, less F1 without, on the same test images and with as many training images of each class. "
+            "95% intervals."
+        )
+        drawing = figures.leak(study.leak[study.leak.dataset == dataset], figures.mark(f"{dataset}: the leak", mark))
+        drawn.insert(0, (text, drawing))
     for found in study.layers:
         if found.record["dataset"] == dataset:
             title = f"{dataset}, {found.record['model']}, seed {found.record['seed']}: which layers matter"

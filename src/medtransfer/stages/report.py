@@ -10,11 +10,13 @@ from ruamel.yaml import YAML
 
 from medtransfer.errors import UserError
 from medtransfer.evaluation.comparison import Run
+from medtransfer.evaluation.leak import measure_leak
 from medtransfer.files import whole_file
 from medtransfer.report.page import Layers, Picture, Study, build_page
 from medtransfer.stages.evaluate import TABLES, evaluate_runs, read_run, write_tables
 from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, REPORTS, RUNS
 
+LEAK = "leak.csv"
 LAYER_TABLES = ("rewinding", "similarity", "probes")
 
 
@@ -28,6 +30,25 @@ def write_result_tables(folder: Path) -> None:
     """
     runs = read_runs(folder / "runs", folder / PARAMS)
     write_tables(*evaluate_runs(runs), runs, folder)
+
+
+def write_leak(leaky: Path, clean: Path) -> Path:
+    """Write leak.csv, from `measure_leak`, into the folder whose split kept the leak, and return its path.
+
+    Raises
+    ------
+    UserError
+        The two folders were not made with `split.leak` match and remove.
+    """
+    for folder, expected in ((leaky, "match"), (clean, "remove")):
+        for dataset, settings in YAML(typ="safe").load((folder / PARAMS).read_text())["datasets"].items():
+            found = settings["split"].get("leak", "keep")
+            if found != expected:
+                raise UserError(f"{folder / PARAMS}: datasets.{dataset}.split.leak: found {found}, expected {expected}")
+    table = measure_leak(*(read_runs(folder / "runs", folder / PARAMS) for folder in (leaky, clean)))
+    with whole_file(leaky / LEAK) as path:
+        table.round(6).to_csv(path, index=False)
+    return leaky / LEAK
 
 
 def report(folders: list[Path], output: Path) -> None:
@@ -60,7 +81,8 @@ def read_study(folder: Path) -> Study:
         *_activations(folder.glob("*-activations.png") if collected else (folder / FIGURES).glob("*/activations.png")),
         *_gradcams(folder / "gradcam" if collected else folder / GRADCAM),
     ]
-    return Study(folder.resolve().name, runs, table, summary, pairs, layers, pictures)
+    leak = pd.read_csv(where / LEAK) if (where / LEAK).exists() else None
+    return Study(folder.resolve().name, runs, table, summary, pairs, layers, pictures, leak)
 
 
 def _activations(paths: Iterable[Path]) -> list[Picture]:
