@@ -66,9 +66,19 @@ def test_a_claim_holds_falls_or_stays_open_as_the_numbers_say() -> None:
         assert np.sign(row["difference"]) == np.sign(first - second) or name == "open"
         assert row["low"] <= row["difference"] <= row["high"]
     assert found == {"holds": "holds", "falls": "does not hold", "open": "not settled"}
-    assert "raises the macro F1 by" in answer(evaluate_study("s", runs(0.6, 0.95)))[0]
-    assert "lowers the macro F1 by" in answer(evaluate_study("s", runs(0.95, 0.6)))[0]
-    assert "does not clearly change" in answer(evaluate_study("s", runs(0.8, 0.8)))[0]
+    assert "macro F1 rises by" in answer(evaluate_study("s", runs(0.6, 0.95)))[0]
+    assert "macro F1 falls by" in answer(evaluate_study("s", runs(0.95, 0.6)))[0]
+    assert "macro F1 does not clearly change" in answer(evaluate_study("s", runs(0.8, 0.8)))[0]
+
+
+def test_the_cheapest_of_those_that_are_not_clearly_worse_is_named() -> None:
+    fits = [run("d", "slow", 0.9), run("d", "quick", 0.9), run("d", "poor", 0.6)]
+    for fit, seconds in zip(fits, (100.0, 10.0, 1.0), strict=True):
+        fit.record["seconds"] = seconds
+    assert "What to freeze? d: quick" in answer(evaluate_study("s", fits))[-1]
+    fits[0].record["seconds"] = 1.0
+    assert "slow" in answer(evaluate_study("s", fits))[-1]
+    assert "nothing cheaper comes near" in answer(evaluate_study("s", [run("d", "best", 0.99), fits[2]]))[-1]
 
 
 def test_a_claim_is_decided_whichever_model_comes_first_in_its_pair() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from medtransfer.evaluation.claims import judge
+from medtransfer.evaluation.claims import LEVEL, judge
 from medtransfer.evaluation.comparison import Run, by_model
 from medtransfer.evaluation.confusion import confusion
 from medtransfer.evaluation.metrics import MACRO
@@ -18,6 +18,8 @@ from medtransfer.evaluation.predictions import classes_of
 from medtransfer.report import figures, tables
 
 FROM_RANDOM, FROM_IMAGENET = "cnn_random", "imagenet_all"
+FIRST_BLOCK, LAST_BLOCK = "imagenet_first_block", "imagenet_last_block"
+TITLES = {"ham10000": "skin lesions", "chest_xray": "chest X-rays"}
 
 
 @dataclass(frozen=True)
@@ -73,23 +75,55 @@ def build_page(studies: list[Study]) -> str:
 
 
 def answer(study: Study) -> list[str]:
-    """Return the answer to the talk's two questions as sentences that the numbers decide."""
-    sentences = []
-    for dataset in study.table.dataset.drop_duplicates():
-        gain = study.claims[(study.claims.dataset == dataset) & (study.claims.worse == FROM_RANDOM)]
-        gain = gain[gain.better == FROM_IMAGENET]
-        for row in gain.to_dict("records"):
-            sentences.append(f"{dataset}: starting from ImageNet weights {_effect(row)} against random weights.")
-    layers = study.claims[study.claims.better == "imagenet_last_block"]
-    for row in layers.to_dict("records"):
-        sentences.append(f"{row['dataset']}: training the last block {_effect(row)} against training the first block.")
-    return sentences
+    """Return the answer to the talk's two questions, and what to freeze, as sentences that the numbers decide."""
+    gains = _sentences(study, FROM_IMAGENET, FROM_RANDOM)
+    layers = _sentences(study, LAST_BLOCK, FIRST_BLOCK)
+    found = []
+    if gains:
+        found.append(
+            f"Can knowledge be moved? Starting from ImageNet weights instead of random ones, {'; '.join(gains)}."
+        )
+    if layers:
+        found.append(f"Which layers matter? Training the last block instead of the first, {'; '.join(layers)}.")
+    cheap = [text for dataset in study.table.dataset.drop_duplicates() if (text := _cheapest(study, dataset))]
+    if cheap:
+        found.append(f"What to freeze? {' '.join(cheap)}")
+    return found
+
+
+def _sentences(study: Study, better: str, worse: str) -> list[str]:
+    rows = study.claims[(study.claims.better == better) & (study.claims.worse == worse)]
+    return [f"{_title(row['dataset'])}: macro F1 {_effect(row)}" for row in rows.to_dict("records")]
 
 
 def _effect(row: dict[Any, Any]) -> str:
-    verb = {"holds": "raises", "does not hold": "lowers"}.get(row["verdict"], "does not clearly change")
-    size = f"by {abs(row['difference']):.2f}" if row["verdict"] != "not settled" else f"({row['difference']:+.2f})"
-    return f"{verb} the macro F1 {size} [{row['low']:+.2f}, {row['high']:+.2f}]"
+    verb = {"holds": "rises", "does not hold": "falls"}.get(row["verdict"], "does not clearly change,")
+    size = f"by {abs(row['difference']):.2f}" if row["verdict"] != "not settled" else f"{row['difference']:+.2f}"
+    return f"{verb} {size} [{row['low']:+.2f}, {row['high']:+.2f}]"
+
+
+def _cheapest(study: Study, dataset: str) -> str | None:
+    """Say which network takes the least time of those that are not worse than the best one, p < .05."""
+    fits = {model: own for name, model, own in by_model(study.runs) if name == dataset and own[0].history is not None}
+    table = study.table[(study.table.dataset == dataset) & (study.table["class"] == MACRO)].set_index("model")
+    if len(fits) < 2:
+        return None
+    best = str(table.f1[list(fits)].idxmax())
+    pairs = study.pairs[(study.pairs.dataset == dataset) & (study.pairs.p_corrected < LEVEL)]
+    worse = {*pairs["second"][pairs["first"] == best], *pairs["first"][pairs["second"] == best]}
+    equal = [model for model in fits if model not in worse]
+    seconds = {model: sum(run.record["seconds"] for run in fits[model]) / len(fits[model]) for model in equal}
+    cheap = min(seconds, key=lambda model: seconds[model])
+    if cheap == best:
+        return f"{_title(dataset)}: {best} scores best ({table.f1[best]:.2f}), and nothing cheaper comes near."
+    return (
+        f"{_title(dataset)}: {cheap} ({table.f1[cheap]:.2f}, {seconds[cheap]:.0f} s) is not clearly worse than the "
+        f"best, {best} ({table.f1[best]:.2f}, {seconds[best]:.0f} s)."
+    )
+
+
+def _title(dataset: str) -> str:
+    return TITLES.get(dataset, dataset)
 
 
 def _view(study: Study) -> dict[str, Any]:
