@@ -33,7 +33,9 @@ def audit() -> list[str]:
 
 
 def _check_dvc() -> Iterator[str]:
-    result = subprocess.run([sys.executable, "-m", "dvc", "status", "--json"], capture_output=True, text=True)
+    # The study alone: results/ has a pipeline of its own.
+    command = [sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml", "data.dvc"]
+    result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         yield f"dvc status: {' '.join(result.stderr.split())}"
         return
