@@ -50,6 +50,9 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
         ("seeds: [0]", "seeds: []", "seeds: found [] (list)"),
         ("seeds: [0]", "seeds: [0", "cannot be read as YAML"),
         ("  cnn_random: {", "  random_forest: {", "this name belongs to a baseline"),
+        ("trainable: head", "trainable: head, learning_rate: fast", "imagenet_head.learning_rate: found 'fast'"),
+        ("trainable: head", "trainable: head, learning_rate: {ham10000: 0}", "learning_rate.ham10000: found 0 (int)"),
+        ("trainable: head", "trainable: head, learning_rate: {ham: 0.1}", "'ham' is no data set; there are ham10000"),
     ],
 )
 def test_a_mistake_is_one_clear_line(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -73,10 +76,16 @@ def test_numbers_are_numbers(params: Params) -> None:
 def test_a_configurations_own_values_stand_in_for_the_common_ones(params: Params) -> None:
     plain = params.configurations["imagenet_all"]
     own = plain.model_copy(update={"learning_rate": 3e-4, "scaling": "caffe", "balance": "sampling", "fraction": 0.1})
-    assert plain.recipe(params.train) == params.train
-    recipe = own.recipe(params.train)
+    assert plain.recipe(params.train, "ham10000") == params.train
+    recipe = own.recipe(params.train, "ham10000")
     assert (recipe.learning_rate, recipe.scaling, recipe.balance, recipe.fraction) == (3e-4, "caffe", "sampling", 0.1)
     assert recipe.epochs == params.train.epochs
+
+
+def test_a_learning_rate_may_be_one_data_sets_own(params: Params) -> None:
+    own = params.configurations["imagenet_all"].model_copy(update={"learning_rate": {"ham10000": 3e-4}})
+    assert own.recipe(params.train, "ham10000").learning_rate == 3e-4
+    assert own.recipe(params.train, "chest_xray") == params.train
 
 
 def test_configurations_name_their_blocks_and_source(params: Params) -> None:

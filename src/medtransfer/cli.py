@@ -498,7 +498,7 @@ def tune(
 ) -> None:
     """Compare learning rates for each freezing configuration on the validation images.
 
-    Put the best as learning_rate into the configuration in params.yaml. Goes on where it stopped.
+    Put the best into the configuration in params.yaml, as in learning_rate: {ham10000: 1e-4}. Goes on where it stopped.
     """
     params = _params()
     if dataset not in params.study:
@@ -510,7 +510,8 @@ def tune(
     own = table[(table.dataset == dataset) & (table.fraction == fraction) & (table.epochs == epochs)]
     best = own.loc[own.groupby("configuration", sort=False).val_loss.idxmin()]
     for row in best.itertuples():
-        click.echo(f"{row.configuration}: learning_rate: {row.learning_rate:g}  # validation loss {row.val_loss:.4f}")
+        rate = f"learning_rate: {{{dataset}: {row.learning_rate:g}}}"
+        click.echo(f"{row.configuration}: {rate}  # validation loss {row.val_loss:.4f}")
 
 
 @cli.command()

@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -24,6 +24,12 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Part = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
+# A rate, or one for each data set; told apart by its form, so that a mistake in one is not blamed on the other.
+RATE, RATES = "<rate>", "<rates>"
+Rates = Annotated[
+    Annotated[Rate, Tag(RATE)] | Annotated[dict[Name, Rate], Tag(RATES)],
+    Discriminator(lambda value: RATES if isinstance(value, dict) else RATE),
+]
 Scaling = Literal["talk", "caffe"]
 Balance = Literal["none", "class_weights", "sampling"]
 
@@ -129,12 +135,13 @@ class Configuration(Section):
 
     `weights` is `random`, `imagenet` or a finished run, `<data set>/<configuration>`.
     `trainable` is `all`, `head` or a list of blocks; the classification head always trains.
-    The others stand in for what `train` says; `medtransfer tune` finds a learning rate.
+    The others stand in for what `train` says; a learning rate may be given for each data set, and `medtransfer
+    tune` finds it.
     """
 
     weights: Annotated[str, Field(pattern=r"^(random|imagenet|[a-z][a-z0-9_]*/[a-z][a-z0-9_]*)$")]
     trainable: str | list[str]
-    learning_rate: Rate | None = None
+    learning_rate: Rates | None = None
     scaling: Scaling | None = None
     balance: Balance | None = None
     fraction: Part | None = None
@@ -149,9 +156,11 @@ class Configuration(Section):
             return value
         raise ValueError(f"must be 'all', 'head' or a list of different blocks out of {', '.join(BLOCKS)}")
 
-    def recipe(self, train: TrainParams) -> TrainParams:
-        """Return how this configuration is trained."""
+    def recipe(self, train: TrainParams, dataset: str) -> TrainParams:
+        """Return how this configuration is trained on a data set."""
         own = self.model_dump(exclude={"weights", "trainable"}, exclude_none=True)
+        if isinstance(self.learning_rate, dict):
+            own["learning_rate"] = self.learning_rate.get(dataset, train.learning_rate)
         return train.model_copy(update=own)
 
     @property
@@ -188,6 +197,7 @@ class Params(Section):
         for name in self.configurations:
             if name in TREES:
                 raise ValueError(f"configurations.{name}: this name belongs to a baseline; choose another")
+            self._check_rates(name)
         for dataset, study in self.study.items():
             if dataset not in self.datasets:
                 raise ValueError(f"study.{dataset}: no such data set under datasets")
@@ -195,6 +205,13 @@ class Params(Section):
                 for name in names:
                     self._check_configuration(f"study.{dataset}.{key}", name, transferred=key == "transfer")
         return self
+
+    def _check_rates(self, name: str) -> None:
+        rate = self.configurations[name].learning_rate
+        for dataset in rate if isinstance(rate, dict) else ():
+            if dataset not in self.datasets:
+                known = ", ".join(self.datasets)
+                raise ValueError(f"configurations.{name}.learning_rate: '{dataset}' is no data set; there are {known}")
 
     def _check_configuration(self, key: str, name: str, *, transferred: bool) -> None:
         if name not in self.configurations:
@@ -242,7 +259,7 @@ def _yaml_reason(error: Exception) -> str:
 def _one_line(path: Path, error: ValidationError) -> str:
     # A misspelt key is also a missing one: the unknown name is what the user can find.
     first = min(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"]) or "the file"
+    key = ".".join(str(part) for part in first["loc"] if part not in (RATE, RATES)) or "the file"
     others = error.error_count() - 1
     more = f"; and {others} more mistake{'s' if others > 1 else ''}" if others else ""
     if first["type"] == "extra_forbidden":

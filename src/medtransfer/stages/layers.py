@@ -52,7 +52,9 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     classes, configuration = description["classes"], params.configurations[name]
     begin = time.perf_counter()
     tuned = vgg16.load_network(fitted / "model.keras")
-    start = vgg16.build_vgg16(description["image_size"], len(classes), configuration.recipe(params.train), seed)
+    start = vgg16.build_vgg16(
+        description["image_size"], len(classes), configuration.recipe(params.train, dataset), seed
+    )
     load_start(start, configuration, params, seed)
     rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation", "test")}
     labels = encode_labels(samples, classes)

@@ -34,7 +34,7 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
     if name not in params.configurations:
         raise UserError(f"params.yaml: configurations.{name}: missing; there are {', '.join(params.configurations)}")
     configuration = params.configurations[name]
-    settings = configuration.recipe(params.train)
+    settings = configuration.recipe(params.train, dataset)
     keras.config.disable_interactive_logging()
     make_deterministic()
     images, samples, description = read_dataset(params, dataset)

@@ -69,7 +69,7 @@ def tune(
 def _try(params: Params, dataset: str, name: str, rate: float, fraction: float, epochs: int) -> dict[str, Any]:
     images, samples, description = read_dataset(params, dataset)
     seed, configuration = params.seeds[0], params.configurations[name]
-    settings = configuration.recipe(params.train).model_copy(update={"learning_rate": rate, "epochs": epochs})
+    settings = configuration.recipe(params.train, dataset).model_copy(update={"learning_rate": rate, "epochs": epochs})
     model = vgg16.build_vgg16(description["image_size"], len(description["classes"]), settings, seed)
     load_start(model, configuration, params, seed)
     vgg16.set_trainable(model, configuration.blocks)
