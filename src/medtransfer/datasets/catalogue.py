@@ -131,6 +131,8 @@ def _listing(samples: pd.DataFrame, problems: list[str], classes: dict[str, str]
     samples = samples[samples.label.isin(list(classes))]
     if samples.empty:
         problems.append(f"{where}: no labelled image found")
+    # A cell of a CSV may hold line breaks.
+    problems = [" ".join(problem.split()) for problem in problems]
     return Listing(samples.sort_values("id", ignore_index=True), problems)
 
 

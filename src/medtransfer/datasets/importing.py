@@ -61,7 +61,11 @@ def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None 
         raise UserError(f"{path}: not found; expected a zip file or a folder with {dataset.title}")
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path}: neither a folder nor a whole zip file; download it again")
-    with zipfile.ZipFile(path) as archive:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise UserError(f"{path}: a damaged zip file ({error}); nothing was imported, download it again") from None
+    with archive:
         return _copy(
             dataset, _zip_entries(archive, path), data, source or f"{path.name} sha256:{sha256_of(path)}", path
         )
@@ -72,6 +76,18 @@ def _copy(dataset: Dataset, entries: Iterator[Entry], data: Path, source: str, p
     staging = partial_beside(data / dataset.name)
     staging.mkdir(parents=True, exist_ok=True)
     _refuse_full_disk(staging, sum(entry.size for entry in chosen.values()))
+    try:
+        _fill(dataset, staging, chosen, path)
+    except UserError:
+        # A refused source leaves nothing; an import that was interrupted leaves what it has and goes on from there.
+        shutil.rmtree(staging)
+        raise
+    write_json(staging / SOURCE_FILE, {"synthetic": False, "source": source})
+    replace_folder(staging, data / dataset.name)
+    return len(chosen)
+
+
+def _fill(dataset: Dataset, staging: Path, chosen: dict[PurePosixPath, Entry], path: Path) -> None:
     for stale in [file for file in staging.rglob("*") if file.is_file()]:
         if PurePosixPath(stale.relative_to(staging).as_posix()) not in chosen:
             stale.unlink()
@@ -83,9 +99,6 @@ def _copy(dataset: Dataset, entries: Iterator[Entry], data: Path, source: str, p
     if problems:
         first = problems[0].replace(f"{staging}/", "")
         raise UserError(f"{path}: {first} ({len(problems)} problems in all); nothing was imported")
-    write_json(staging / SOURCE_FILE, {"synthetic": False, "source": source})
-    replace_folder(staging, data / dataset.name)
-    return len(chosen)
 
 
 def _choose(dataset: Dataset, entries: Iterator[Entry], path: Path) -> dict[PurePosixPath, Entry]:
