@@ -65,6 +65,19 @@ def test_test_images_change_nothing(project: Path, params: Params) -> None:
     assert after.drop(columns="seconds").equals(before.drop(columns="seconds"))
 
 
+def test_another_optimizer_is_another_try(project: Path, params: Params) -> None:
+    output = project / "tuning.csv"
+    few = small(params)
+    stage.tune(few, "chest_xray", ["random_head"], [1e-3], 1.0, 1, output)
+    other = few.model_copy(update={"train": few.train.model_copy(update={"optimizer": "sgd"})})
+    table = stage.tune(other, "chest_xray", ["random_head"], [1e-3], 1.0, 1, output)
+    assert list(table.optimizer) == ["adam", "sgd"]
+    assert table.val_loss[0] != table.val_loss[1]
+    pd.read_csv(output).drop(columns="optimizer").to_csv(output, index=False)
+    with pytest.raises(UserError, match=r"tuning\.csv: column optimizer is missing; name another file"):
+        stage.tune(few, "chest_xray", ["random_head"], [1e-3], 1.0, 1, output)
+
+
 def test_an_unknown_configuration_is_named(params: Params, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"configurations\.nothing: missing; there are cnn_random"):
         stage.tune(params, "chest_xray", ["nothing"], [1e-3], 1.0, 1, tmp_path / "a.csv")

@@ -16,16 +16,18 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from medtransfer.errors import UserError
-from medtransfer.params import TREES, Params, read_params
+from medtransfer.params import TREES, Params, TrainParams, read_params
+from medtransfer.stages.layout import TUNING
 
 PARAMS = Path("params.yaml")
 DATA = Path("data")
 EXIT_USER_ERROR = 2
+OPTIMIZERS = get_args(TrainParams.model_fields["optimizer"].annotation)
 # What the machine refuses and the user can mend: a full or read-only disk, a missing right.
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -490,11 +492,18 @@ def bench(dataset: str, output: Path, names: tuple[str, ...], **options: int) ->
 @click.argument("dataset")
 @click.option("--configuration", "names", multiple=True, help="Only this one; may be given several times.")
 @click.option("--rate", "rates", type=float, multiple=True, default=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3), show_default=True)
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="[default: train.optimizer in params.yaml]")
 @click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--epochs", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), default=Path("artifacts/tuning.csv"), show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), default=TUNING, show_default=True)
 def tune(
-    dataset: str, names: tuple[str, ...], rates: tuple[float, ...], fraction: float, epochs: int, output: Path
+    dataset: str,
+    names: tuple[str, ...],
+    rates: tuple[float, ...],
+    optimizer: str | None,
+    fraction: float,
+    epochs: int,
+    output: Path,
 ) -> None:
     """Compare learning rates for each freezing configuration on the validation images.
 
@@ -503,11 +512,18 @@ def tune(
     params = _params()
     if dataset not in params.study:
         raise UserError(f"params.yaml: study.{dataset}: missing; there are {', '.join(params.study)}")
+    if optimizer:
+        params = params.model_copy(update={"train": params.train.model_copy(update={"optimizer": optimizer})})
     with _quiet_start():
         from medtransfer.stages.tune import tune as run
 
     table = run(params, dataset, list(names or params.study[dataset].train), list(rates), fraction, epochs, output)
-    own = table[(table.dataset == dataset) & (table.fraction == fraction) & (table.epochs == epochs)]
+    own = table[
+        (table.dataset == dataset)
+        & (table.optimizer == params.train.optimizer)
+        & (table.fraction == fraction)
+        & (table.epochs == epochs)
+    ]
     best = own.loc[own.groupby("configuration", sort=False).val_loss.idxmin()]
     for row in best.itertuples():
         rate = f"learning_rate: {{{dataset}: {row.learning_rate:g}}}"

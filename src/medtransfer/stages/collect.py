@@ -6,7 +6,7 @@ from pathlib import Path
 
 from medtransfer.errors import UserError
 from medtransfer.files import whole_folder
-from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, PREPARED, RUNS
+from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, PREPARED, RUNS, TUNING
 
 RESULTS = Path("results")
 KEPT = ("predictions.csv", "history.csv", "metrics.json", "run.json")
@@ -15,7 +15,7 @@ KEPT = ("predictions.csv", "history.csv", "metrics.json", "run.json")
 def collect(name: str) -> Path:
     """Copy predictions, histories, metrics and provenance of all finished fits; models and images stay.
 
-    What `layers` and `gradcam` found comes along.
+    What `tune`, `layers` and `gradcam` found comes along.
 
     Raises
     ------
@@ -34,6 +34,8 @@ def collect(name: str) -> Path:
             for file in KEPT:
                 if (fit / file).exists():
                     shutil.copyfile(fit / file, target / file)
+        if TUNING.exists():
+            shutil.copy(TUNING, folder / TUNING.name)
         if LAYERS.is_dir():
             shutil.copytree(LAYERS, folder / "layers")
         for found in sorted(GRADCAM.glob("*/*")):

@@ -10,6 +10,7 @@ UNFINISHED = Path("artifacts/unfinished")
 ACTIVATIONS = Path("artifacts/activations")
 LAYERS = Path("artifacts/layers")
 GRADCAM = Path("artifacts/gradcam")
+TUNING = Path("artifacts/tuning.csv")
 REPORTS = Path("reports")
 FIGURES = REPORTS / "figures"
 

@@ -19,7 +19,7 @@ from medtransfer.training.device import device_name, make_deterministic
 from medtransfer.training.fit import fit, predict
 from medtransfer.training.prefix import leave_out_prefix
 
-KEY = ["dataset", "configuration", "learning_rate", "fraction", "epochs", "seed"]
+KEY = ["dataset", "configuration", "optimizer", "learning_rate", "fraction", "epochs", "seed"]
 
 
 def tune(
@@ -48,10 +48,11 @@ def tune(
         )
     keras.config.disable_interactive_logging()
     make_deterministic()
-    table = pd.read_csv(output) if output.exists() else pd.DataFrame(columns=KEY)
+    table = _read(output)
+    optimizer = params.train.optimizer
     for name in names:
         for rate in rates:
-            key = dict(zip(KEY, (dataset, name, rate, fraction, epochs, params.seeds[0]), strict=True))
+            key = dict(zip(KEY, (dataset, name, optimizer, rate, fraction, epochs, params.seeds[0]), strict=True))
             if (table[KEY] == pd.Series(key)).all(axis=1).any():
                 continue
             row = {**key, **_try(params, dataset, name, rate, fraction, epochs)}
@@ -59,10 +60,20 @@ def tune(
             with whole_file(output) as path:
                 table.to_csv(path, index=False)
             print(
-                f"{dataset} {name} at {rate:g}: "
+                f"{dataset} {name} with {optimizer} at {rate:g}: "
                 f"validation loss {row['val_loss']:.4f}, macro F1 {row['val_macro_f1']:.3f}"
             )
             keras.backend.clear_session()
+    return table
+
+
+def _read(output: Path) -> pd.DataFrame:
+    if not output.exists():
+        return pd.DataFrame(columns=KEY)
+    table = pd.read_csv(output)
+    missing = [name for name in KEY if name not in table]
+    if missing:
+        raise UserError(f"{output}: column {missing[0]} is missing; name another file with --output")
     return table
 
 
