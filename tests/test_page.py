@@ -1,5 +1,6 @@
 """The report's page: its sentences follow the numbers, it holds everything it shows, and it reads on any screen."""
 
+import dataclasses
 import html
 import re
 import shutil
@@ -14,10 +15,18 @@ from click.testing import CliRunner
 
 from conftest import PROJECT
 from medtransfer.cli import cli
+from medtransfer.evaluation.agreement import WAYS
 from medtransfer.evaluation.claims import CLAIMS, judge
 from medtransfer.evaluation.comparison import Run
-from medtransfer.report.page import Study, answer, build_page
+from medtransfer.params import read_params
+from medtransfer.report.page import build_page
+from medtransfer.report.sentences import answer, collapses, guess, which_layers
+from medtransfer.report.study import Layers, Study
 from medtransfer.stages.evaluate import evaluate_runs
+from medtransfer.stages.report import read_study
+from test_questions import layer_tables
+
+ANSWER = "results/real-64px-by-group"
 
 # Asked of the browser once the page is there, since --dump-dom prints attributes.
 QUESTIONS = """<script>addEventListener("load", () => {
@@ -30,7 +39,10 @@ QUESTIONS = """<script>addEventListener("load", () => {
 });</script>"""
 
 
-def run(dataset: str, model: str, right: float, images: int = 200) -> Run:
+TRAIN = read_params(PROJECT / "params.yaml").train.model_dump()
+
+
+def run(dataset: str, model: str, right: float, images: int = 200, **own: object) -> Run:
     """A run that is right about a share of the images."""
     classes = ["NORMAL", "PNEUMONIA"]
     codes = np.arange(images) % 2
@@ -42,7 +54,8 @@ def run(dataset: str, model: str, right: float, images: int = 200) -> Run:
     record = {
         "dataset": dataset, "model": model, "seed": 0, "synthetic": False, "image_size": 32, "split_by": "group",
         "data_version": "abc.dir", "precision": "float32", "backend": "tensorflow", "device": "CPU", "seconds": 2.0,
-        "git_commit": "0123456789", "epochs": 2, "best_epoch": 1,
+        "git_commit": "0123456789", "epochs": 2, "best_epoch": 1, "kind": "network", "training_images": 100,
+        "hyperparameters": {"train": TRAIN, "configuration": {"weights": "imagenet", "trainable": "all", **own}},
     }  # fmt: skip
     history = pd.DataFrame({"epoch": [1, 2], "val_loss": [0.5, 0.6]})
     return Run(record, frame, history)
@@ -66,18 +79,18 @@ def test_a_claim_holds_falls_or_stays_open_as_the_numbers_say() -> None:
         assert np.sign(row["difference"]) == np.sign(first - second) or name == "open"
         assert row["low"] <= row["difference"] <= row["high"]
     assert found == {"holds": "holds", "falls": "does not hold", "open": "not settled"}
-    assert "macro F1 rises by" in answer(evaluate_study("s", runs(0.6, 0.95)))[0]
-    assert "macro F1 falls by" in answer(evaluate_study("s", runs(0.95, 0.6)))[0]
-    assert "macro F1 does not clearly change" in answer(evaluate_study("s", runs(0.8, 0.8)))[0]
+    assert "on chest X-rays (a clear rise, p <" in answer(evaluate_study("s", runs(0.6, 0.95)))[0]
+    assert "on chest X-rays (a clear fall, p <" in answer(evaluate_study("s", runs(0.95, 0.6)))[0]
+    assert "on chest X-rays (not settled, p =" in answer(evaluate_study("s", runs(0.8, 0.8)))[0]
 
 
 def test_the_cheapest_of_those_that_are_not_clearly_worse_is_named() -> None:
     fits = [run("d", "slow", 0.9), run("d", "quick", 0.9), run("d", "poor", 0.6)]
     for fit, seconds in zip(fits, (100.0, 10.0, 1.0), strict=True):
         fit.record["seconds"] = seconds
-    assert "What to freeze? d: quick" in answer(evaluate_study("s", fits))[-1]
+    assert "What to freeze? On d, quick scores" in answer(evaluate_study("s", fits))[-1]
     fits[0].record["seconds"] = 1.0
-    assert "slow" in answer(evaluate_study("s", fits))[-1]
+    assert "slow scores" in answer(evaluate_study("s", fits))[-1]
     assert "nothing cheaper comes near" in answer(evaluate_study("s", [run("d", "best", 0.99), fits[2]]))[-1]
 
 
@@ -88,6 +101,82 @@ def test_a_claim_is_decided_whichever_model_comes_first_in_its_pair() -> None:
     assert list(forward.verdict) == ["holds"]
     assert list(backward.verdict) == ["does not hold"]
     assert backward[["difference", "low", "high"]].iloc[0].tolist() == [-0.2, -0.3, -0.1]
+
+
+def test_claims_are_corrected_for_their_own_number() -> None:
+    pair = {"dataset": "ham10000", "difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.01, "p_corrected": 0.2}
+    table = judge(pd.DataFrame([{**pair, "first": "imagenet_all", "second": "cnn_random"}]))
+    assert table.p_corrected.tolist() == [0.01]
+    assert table.verdict.tolist() == ["holds"]
+
+
+def found_layers(rising: bool) -> Layers:
+    order = np.linspace(0.1, 0.5, 5) if rising else np.linspace(0.5, 0.1, 5)
+    ways = {**dict.fromkeys(WAYS, np.linspace(0.1, 0.5, 5).tolist()), "weights": order.tolist()}
+    tables = layer_tables(ways)
+    for table in (tables[0], tables[2]):
+        table["low"], table["high"] = table.macro_f1 - 0.1, table.macro_f1 + 0.1
+    return Layers({"dataset": "chest_xray", "model": "imagenet_all", "seed": 0}, *tables)
+
+
+def test_the_ways_of_asking_which_layers_matter_are_put_into_words() -> None:
+    fits = [run("chest_xray", "imagenet_all", 0.95), run("chest_xray", "imagenet_head", 0.6, trainable="head")]
+    study = dataclasses.replace(evaluate_study("s", fits), layers=[found_layers(rising=True)])
+    agreed, freezing = which_layers(study, "chest_xray")
+    assert "block5 costs most (0.50 of a macro F1 of 0.90)" in agreed
+    assert "the four orders agree (Kendall's W 1.00" in agreed
+    assert re.search(
+        r"changes by -0\.\d\d \[.*\] with the head alone; clear after correction for the head alone", freezing
+    )
+    mixed = dataclasses.replace(study, layers=[found_layers(rising=False)])
+    assert "the weights of block1 moved farthest" in which_layers(mixed, "chest_xray")[0]
+    page = build_page([study])
+    assert agreed.replace("'", "&#39;") in page
+    assert "How much each block of imagenet_all (seed 0) matters" in page
+
+
+def test_rates_that_learn_one_class_alone_are_named() -> None:
+    study = evaluate_study("s", runs())
+    assert collapses(study, "chest_xray") is None
+    assert guess(study, "chest_xray") == pytest.approx(1 / 3)
+    tuning = pd.DataFrame(
+        {
+            "dataset": "chest_xray", "fraction": 0.2,
+            "configuration": ["cnn_random", "imagenet_all", "imagenet_all"],
+            "optimizer": ["adam", "adam", "sgd"],
+            "learning_rate": [1e-4, 1e-4, 1e-3], "val_macro_f1": [1 / 3, 0.9, 0.8],
+        }
+    )  # fmt: skip
+    tried = dataclasses.replace(study, tuning=tuning)
+    text = "Of the 3 tries on validation images, 1 ended there: cnn_random with adam at 0.0001."
+    assert text in str(collapses(tried, "chest_xray"))
+    page = build_page([tried])
+    assert text in page
+    assert "The learning rates that were tried" in page
+    learnt = dataclasses.replace(study, tuning=tuning.assign(val_macro_f1=0.9))
+    assert "None of the 3 rates" in str(collapses(learnt, "chest_xray"))
+
+
+def test_what_only_a_larger_study_can_answer_is_drawn() -> None:
+    fits = [
+        run("chest_xray", "imagenet_all", 0.9),
+        run("chest_xray", "imagenet_last_block", 0.9, trainable=["block5"]),
+        run("chest_xray", "imagenet_head", 0.8, trainable="head"),
+        run("chest_xray", "imagenet_all_caffe", 0.9, scaling="caffe"),
+        run("chest_xray", "imagenet_all_10", 0.7, fraction=0.1),
+    ]
+    small = build_page([evaluate_study("s", fits)])
+    assert "How many blocks to train" in small
+    assert "When transfer pays" not in small
+    assert "scaling: caffe" in small
+    large = build_page([evaluate_study("s", [*fits, run("chest_xray", "imagenet_all_5", 0.6, fraction=0.05)])])
+    assert "When transfer pays" in large
+
+
+def test_the_readme_says_what_the_committed_results_say() -> None:
+    readme = " ".join((PROJECT / "README.md").read_text().split())
+    for sentence in answer(read_study(PROJECT / ANSWER)):
+        assert sentence in readme
 
 
 def test_every_claim_is_about_models_of_the_study(params) -> None:  # type: ignore[no-untyped-def]
@@ -167,7 +256,7 @@ def test_a_browser_shows_every_picture_and_nothing_wider_than_the_screen(width: 
 
 
 def test_results_are_collected_and_reported_without_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = PROJECT / "results" / "real-64px-by-image"
+    source = PROJECT / "results" / "real-64px-by-group"
     shutil.copytree(source / "runs" / "chest_xray", tmp_path / "artifacts" / "runs" / "chest_xray")
     (tmp_path / "artifacts" / "prepared" / "chest_xray").mkdir(parents=True)
     record = tmp_path / "artifacts" / "runs" / "chest_xray" / "dataset.json"
@@ -189,12 +278,13 @@ def test_results_are_collected_and_reported_without_the_models(tmp_path: Path, m
     assert written.exit_code == 0, written.output
     assert "imagenet_all" in Path("page.html").read_text()
     ours, theirs = pd.read_csv("results/mine/results.csv"), pd.read_csv(source / "results.csv")
+    assert Path("results/mine/scores.png").stat().st_size > 1000
     committed = theirs[theirs.dataset == "chest_xray"].reset_index(drop=True)
     pd.testing.assert_frame_equal(ours, committed, check_dtype=False)
 
 
 def test_the_leak_is_measured_between_two_folders_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = PROJECT / "results" / "real-64px-by-image"
+    source = PROJECT / "results" / "real-64px-by-group"
     params = (source / "params.yaml").read_text()
     for leak in ("match", "remove"):
         shutil.copytree(source / "runs/chest_xray/imagenet_all-seed0", tmp_path / leak / "runs/chest_xray/m-seed0")

@@ -8,9 +8,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from conftest import PROJECT
 from medtransfer.evaluation.comparison import Run, compare, score_intervals
 from medtransfer.evaluation.summary import compare_models, summarise
+from medtransfer.params import read_params
 from medtransfer.report import figures, tables
+
+TRAIN = read_params(PROJECT / "params.yaml").train.model_dump()
+RATE = {"learning_rate": {"ham10000": 3e-4, "chest_xray": 7e-5}}
 
 
 def run(model: str, synthetic: bool, network: bool) -> Run:
@@ -23,6 +28,8 @@ def run(model: str, synthetic: bool, network: bool) -> Run:
         "image_size": 32, "split_by": "image",
         "data_version": "abc.dir", "precision": "float32", "backend": "tensorflow", "device": "CPU x", "seconds": 1.25,
         "git_commit": "0123456789abcdef-modified", "epochs": 4, "best_epoch": 2,
+        "kind": "network" if network else "baseline",
+        "hyperparameters": {"train": TRAIN, "configuration": {"weights": "random", "trainable": "all", **RATE}},
     }  # fmt: skip
     history = pd.DataFrame({"epoch": [1, 2], "accuracy": [0.5, 0.6]})
     return Run(record, frame, history if network else None, frame.assign(split="validation") if network else None)
@@ -48,7 +55,7 @@ def test_the_table_has_ours_the_talks_and_how_each_run_was_made() -> None:
     runs = [run("decision_tree", False, network=False), run("imagenet_all", False, network=True)]
     text = markdown(runs)
     assert "| micro avg | 1.00 (.87)<br>[1.00, 1.00] | 1.00 (.95)<br>[1.00, 1.00] |" in text
-    assert "| imagenet_all, seed 0 | 4 (2) | float32 | tensorflow | CPU x | 1.2 | 0123456789* |" in text
+    assert "| imagenet_all, seed 0 | 4 (2) | 7e-05 | float32 | tensorflow | CPU x | 1.2 | 0123456789* |" in text
     assert "| decision_tree, seed 0 | - |" in text
     assert "| model | micro avg | macro avg | balanced accuracy | AUC | Brier score | calibration error |" in text
     assert "| decision_tree | +.00 |" in text

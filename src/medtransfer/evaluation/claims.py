@@ -1,11 +1,15 @@
 """What the talk claims, put to the test: each claim is that one model's macro F1 is higher than another's."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
+from medtransfer.evaluation.intervals import correct
+from medtransfer.evaluation.questions import find_pair
+
 LEVEL = 0.05
-COLUMNS = ["sentence", "dataset", "better", "worse", "difference", "low", "high", "p_corrected", "verdict"]
+COLUMNS = ["sentence", "dataset", "better", "worse", "difference", "low", "high", "p", "p_corrected", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -34,35 +38,28 @@ CLAIMS = (
 def judge(pairs: pd.DataFrame) -> pd.DataFrame:
     """Return every claim that `pairs`, from `compare_models`, can decide.
 
+    The claims were there before any number: their p-values are corrected for their own number, not for that of all
+    pairs of models.
+
     Returns
     -------
     DataFrame
-        sentence, dataset, better, worse, difference, low, high, p_corrected, verdict: `holds` or `does not
+        sentence, dataset, better, worse, difference, low, high, p, p_corrected, verdict: `holds` or `does not
         hold` where p < .05 after correction, else `not settled`.
     """
     rows = []
     for claim in CLAIMS:
-        found = _difference(pairs, claim)
+        found = find_pair(pairs, claim.dataset, claim.better, claim.worse)
         if found is not None:
-            rows.append({**vars(claim), **found, "verdict": _verdict(found)})
-    return pd.DataFrame(rows, columns=COLUMNS)
+            rows.append({**vars(claim), **found})
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    if rows:
+        table["p_corrected"] = correct(table.p.to_numpy())
+        table["verdict"] = [_verdict(row) for row in table.to_dict("records")]
+    return table
 
 
-def _difference(pairs: pd.DataFrame, claim: Claim) -> dict[str, float] | None:
-    for sign, (first, second) in ((1, (claim.better, claim.worse)), (-1, (claim.worse, claim.better))):
-        own = pairs[(pairs.dataset == claim.dataset) & (pairs["first"] == first) & (pairs["second"] == second)]
-        for row in own.to_dict("records"):
-            ends = sorted((sign * row["low"], sign * row["high"]))
-            return {
-                "difference": sign * row["difference"],
-                "low": ends[0],
-                "high": ends[1],
-                "p_corrected": row["p_corrected"],
-            }
-    return None
-
-
-def _verdict(found: dict[str, float]) -> str:
+def _verdict(found: dict[Any, Any]) -> str:
     if found["p_corrected"] >= LEVEL:
         return "not settled"
     return "holds" if found["difference"] > 0 else "does not hold"

@@ -109,17 +109,116 @@ def scores(table: pd.DataFrame, title: str) -> Figure:
     """Return a figure of each model's F1 with its interval and the talk's value, a line a model."""
     figure = Figure(figsize=(7, 1.4 + 0.38 * len(table)), layout="constrained")
     axes = figure.subplots()
+    _draw_scores(axes, table)
+    axes.set_title(title, fontsize=10, wrap=True)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def overview(tables: dict[str, pd.DataFrame]) -> Figure:
+    """Return a figure like `scores` of several data sets, a panel each; the keys are the titles."""
+    heights = [len(table) for table in tables.values()]
+    figure = Figure(figsize=(8, 1.2 * len(tables) + 0.3 * sum(heights)), layout="constrained")
+    panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, (title, table) in zip(panels, tables.items(), strict=True):
+        _draw_scores(axes, table)
+        axes.set_title(title, fontsize=10, loc="left")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def _draw_scores(axes: Axes, table: pd.DataFrame) -> None:
     rows = np.arange(len(table))[::-1]
-    spans = np.stack([table.f1 - table.low, table.high - table.f1]).clip(0)
-    axes.errorbar(table.f1, rows, xerr=spans, fmt="o", color="#4477aa", capsize=3, label="ours, 95% interval")
+    axes.errorbar(table.f1, rows, xerr=_spans(table), fmt="o", color=PALETTE[0], capsize=3, label="ours, 95% interval")
     published = table.published.notna()
-    axes.plot(table.published[published], rows[published], "D", color="#cc6677", fillstyle="none", label="the talk")
+    axes.plot(table.published[published], rows[published], "D", color=PALETTE[1], fillstyle="none", label="the talk")
     axes.set_yticks(rows, list(table.model))
     axes.set(xlabel="macro F1")
-    axes.set_title(title, fontsize=10, wrap=True)
     axes.grid(axis="x", color="#dddddd")
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _spans(table: pd.DataFrame, value: str = "f1") -> np.ndarray:
+    """Return how far `low` and `high` lie from a value, (2, rows)."""
+    spans: np.ndarray = np.stack([table[value] - table.low, table.high - table[value]]).clip(0)
+    return spans
+
+
+def block_counts(table: pd.DataFrame, title: str) -> Figure:
+    """Return a figure of macro F1 against the number of blocks that train; `table` from `questions.block_counts`."""
+    labels = {"last": "from the last block on", "first": "from the first block on"}
+    return _lines(table, "start", labels, "blocks", "blocks that train beside the head", title, shift=0.06)
+
+
+def data_sizes(table: pd.DataFrame, title: str) -> Figure:
+    """Return a figure of macro F1 against the training images; `table` from `questions.data_sizes`."""
+    labels = {"imagenet": "ImageNet weights", "random": "random weights"}
+    figure = _lines(table, "weights", labels, "images", "training images (log)", title)
+    axes = figure.axes[0]
+    axes.set_xscale("log")
+    axes.set_xticks(sorted(set(table.images)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    return figure
+
+
+def _lines(
+    table: pd.DataFrame, key: str, labels: dict[str, str], x: str, text: str, title: str, shift: float = 0
+) -> Figure:
+    """Return a figure of F1 with its interval against a column, a line for each value of `key` that is labelled.
+
+    Each line stands `shift` to the right of the one before, so that no interval hides another.
+    """
+    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for number, (value, label) in enumerate(labels.items()):
+        own = table[table[key] == value].sort_values(x)
+        axes.errorbar(
+            own[x] + shift * number,
+            own.f1,
+            yerr=_spans(own),
+            label=label,
+            color=PALETTE[number],
+            marker=MARKERS[number],
+            capsize=3,
+        )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(color="#dddddd")
+    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
+    axes.set(xlabel=text, ylabel="macro F1")
+    axes.set_title(title, fontsize=10, wrap=True)
+    return figure
+
+
+def rates(tuning: pd.DataFrame, guess: float, title: str) -> Figure:
+    """Return a figure of what `medtransfer tune` tried, a panel an optimizer, a line a configuration.
+
+    Parameters
+    ----------
+    guess : float
+        The macro F1 of a model that only ever answers the largest class.
+    """
+    optimizers = list(tuning.optimizer.drop_duplicates())
+    figure = Figure(figsize=(3.2 * len(optimizers) + 2.4, 3.8), layout="constrained")
+    panels = figure.subplots(1, len(optimizers), squeeze=False, sharey=True)[0]
+    names = list(tuning.configuration.drop_duplicates())
+    for axes, optimizer in zip(panels, optimizers, strict=True):
+        axes.axhline(guess, color="#333333", linestyle="--", linewidth=1, label="only ever the largest class")
+        for number, name in enumerate(names):
+            own = tuning[(tuning.optimizer == optimizer) & (tuning.configuration == name)].sort_values("learning_rate")
+            style = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)]}
+            axes.plot(own.learning_rate, own.val_macro_f1, label=name, **style)
+        axes.set_xscale("log")
+        axes.set_title(optimizer, fontsize=9)
+        axes.set(xlabel="learning rate")
+        axes.grid(color="#dddddd")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set(ylabel="macro F1, validation images")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -182,16 +281,14 @@ def layers(rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFra
     panels = figure.subplots(2, 2)
     axes = panels[0, 0]
     blocks = rewinding[rewinding.block != "none"]
-    spans = np.stack([blocks.macro_f1 - blocks.low, blocks.high - blocks.macro_f1]).clip(0)
-    axes.bar(blocks.block, blocks.macro_f1, yerr=spans, color=PALETTE[0], capsize=3)
+    axes.bar(blocks.block, blocks.macro_f1, yerr=_spans(blocks, "macro_f1"), color=PALETTE[0], capsize=3)
     axes.axhline(rewinding.macro_f1[rewinding.block == "none"].iloc[0], color="#333333", linestyle="--", linewidth=1)
     axes.set_title("one block put back to its start\n(dashed: none put back)", fontsize=9)
     axes.set(ylabel="macro F1", ylim=(0, None))
     axes = panels[0, 1]
     for number, (network, own) in enumerate(probes.groupby("network", sort=False)):
-        spans = np.stack([own.macro_f1 - own.low, own.high - own.macro_f1]).clip(0)
-        style = {"color": PALETTE[number], "marker": MARKERS[number], "capsize": 3}
-        axes.errorbar(np.arange(len(own)) + 0.1 * number, own.macro_f1, yerr=spans, label=f"{network} weights", **style)
+        style = {"color": PALETTE[number], "marker": MARKERS[number], "capsize": 3, "yerr": _spans(own, "macro_f1")}
+        axes.errorbar(np.arange(len(own)) + 0.1 * number, own.macro_f1, label=f"{network} weights", **style)
         axes.set_xticks(range(len(own)), list(own.block))
     axes.set_title("linear classifier on each block's output", fontsize=9)
     axes.set(ylabel="macro F1", ylim=(0, None))
@@ -255,8 +352,7 @@ def leak(table: pd.DataFrame, title: str) -> Figure:
     for axes, model in zip(panels, models, strict=True):
         own = table[table.model == model]
         rows = np.arange(len(own))[::-1]
-        spans = np.stack([own.difference - own.low, own.high - own.difference]).clip(0)
-        axes.errorbar(own.difference, rows, xerr=spans, fmt="o", color=PALETTE[0], capsize=3)
+        axes.errorbar(own.difference, rows, xerr=_spans(own, "difference"), fmt="o", color=PALETTE[0], capsize=3)
         axes.axvline(0, color="#333333", linewidth=1)
         axes.set_yticks(rows, list(own["class"]))
         axes.set_title(model, fontsize=9)

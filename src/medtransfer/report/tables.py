@@ -5,7 +5,9 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
+from medtransfer.evaluation.agreement import WAYS, Agreement
 from medtransfer.evaluation.comparison import Run
+from medtransfer.params import Configuration, TrainParams
 
 SYNTHETIC_NOTE = (
     "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."
@@ -96,6 +98,37 @@ def markdown(table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, ru
     return "\n".join(lines)
 
 
+def recipes(changes: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Return what a change of scaling or balance does to macro F1: a row a change, from `recipe_changes`."""
+    own = changes[changes.dataset == dataset]
+    rows = [
+        {
+            "model": row["model"],
+            "instead of": row["base"],
+            "change": row["change"],
+            "difference": f"{row['difference']:+.2f}\n[{row['low']:+.2f}, {row['high']:+.2f}]",
+            "p": p_value(row["p_corrected"]),
+        }
+        for row in own.to_dict("records")
+    ]
+    return pd.DataFrame(rows, columns=["model", "instead of", "change", "difference", "p"]).set_index("model")
+
+
+def blocks(found: Agreement) -> pd.DataFrame:
+    """Return how much each block matters, asked in four ways: a row a block, the largest of each way bold."""
+    text = {
+        meaning: [f"**{value:.2f}**" if value == own.max() else f"{value:.2f}" for value in own]
+        for way, meaning in WAYS.items()
+        for own in [found.blocks[way]]
+    }
+    return pd.DataFrame(text, index=found.blocks.index)
+
+
+def p_value(value: float) -> str:
+    """Return a p-value as it is printed."""
+    return f"{value:.3f}" if value >= 0.001 else "< .001"
+
+
 def _markdown_table(frame: pd.DataFrame) -> list[str]:
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(cell.replace("\n", "<br>") for cell in cells) + " |"
@@ -106,11 +139,12 @@ def _markdown_table(frame: pd.DataFrame) -> list[str]:
 
 
 def provenance(runs: list[Run]) -> pd.DataFrame:
-    """Return how each run was made: epochs, precision, backend, device, seconds and commit."""
+    """Return how each run was made: epochs, learning rate, precision, backend, device, seconds and commit."""
     rows = [
         {
             "run": f"{run.model}, seed {run.seed}",
             "epochs (best)": f"{run.record['epochs']} ({run.record['best_epoch']})" if run.history is not None else "-",
+            "learning rate": _rate(run.record),
             "precision": run.record["precision"],
             "backend": run.record["backend"],
             "device": run.record["device"],
@@ -120,6 +154,14 @@ def provenance(runs: list[Run]) -> pd.DataFrame:
         for run in runs
     ]
     return pd.DataFrame(rows).set_index("run")
+
+
+def _rate(record: dict[str, Any]) -> str:
+    if record["kind"] != "network":
+        return "-"
+    train = TrainParams.model_validate(record["hyperparameters"]["train"])
+    configuration = Configuration.model_validate(record["hyperparameters"]["configuration"])
+    return f"{configuration.recipe(train, record['dataset']).learning_rate:g}"
 
 
 def terminal(table: pd.DataFrame, dataset: str) -> Table:

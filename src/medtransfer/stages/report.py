@@ -12,16 +12,19 @@ from medtransfer.errors import UserError
 from medtransfer.evaluation.comparison import Run
 from medtransfer.evaluation.leak import measure_leak
 from medtransfer.files import whole_file
-from medtransfer.report.page import Layers, Picture, Study, build_page
+from medtransfer.report.figures import DPI
+from medtransfer.report.page import build_page, overview
+from medtransfer.report.study import Layers, Picture, Study
 from medtransfer.stages.evaluate import TABLES, evaluate_runs, read_run, write_tables
-from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, REPORTS, RUNS
+from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, REPORTS, RUNS, TUNING
 
 LEAK = "leak.csv"
+OVERVIEW = "scores.png"
 LAYER_TABLES = ("rewinding", "similarity", "probes")
 
 
 def write_result_tables(folder: Path) -> None:
-    """Write the tables of a folder that `collect` made, into it.
+    """Write the tables of a folder that `collect` made, and a figure of its scores, into it.
 
     Raises
     ------
@@ -29,7 +32,10 @@ def write_result_tables(folder: Path) -> None:
         It holds no runs.
     """
     runs = read_runs(folder / "runs", folder / PARAMS)
-    write_tables(*evaluate_runs(runs), runs, folder)
+    table, summary, pairs = evaluate_runs(runs)
+    write_tables(table, summary, pairs, runs, folder)
+    with whole_file(folder / OVERVIEW) as path:
+        overview(table).savefig(path, format="png", dpi=DPI)
 
 
 def write_leak(leaky: Path, clean: Path) -> Path:
@@ -82,7 +88,9 @@ def read_study(folder: Path) -> Study:
         *_gradcams(folder / "gradcam" if collected else folder / GRADCAM),
     ]
     leak = pd.read_csv(where / LEAK) if (where / LEAK).exists() else None
-    return Study(folder.resolve().name, runs, table, summary, pairs, layers, pictures, leak)
+    tried = folder / TUNING.name if collected else folder / TUNING
+    tuning = pd.read_csv(tried) if tried.exists() else None
+    return Study(folder.resolve().name, runs, table, summary, pairs, layers, pictures, leak, tuning)
 
 
 def _activations(paths: Iterable[Path]) -> list[Picture]:

@@ -1,0 +1,53 @@
+"""Do the ways of asking which layers matter give the same answer?"""
+
+from dataclasses import dataclass
+
+import pandas as pd
+import scipy.stats
+
+WAYS = {
+    "rewinding": "macro F1 lost when it is put back to its start",
+    "outputs": "outputs changed, 1 - CKA",
+    "weights": "distance moved in weights",
+    "probes": "macro F1 gained by a linear classifier on its output",
+}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How much each block matters, asked in four ways.
+
+    blocks : DataFrame
+        A row a block, a column a way (WAYS); the larger the more it matters.
+    concordance : float
+        Kendall's W of the four orders of the blocks: 1 where they are the same, 0 where they have nothing in common.
+    p : float
+        Of the hypothesis that they have nothing in common.
+    """
+
+    blocks: pd.DataFrame
+    concordance: float
+    p: float
+
+
+def agree(rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFrame) -> Agreement:
+    """Bring the three tables that `medtransfer layers` wrote of one network together.
+
+    A block's similarity and distance are the means of its layers'. Outputs and probes see what the blocks before
+    have changed as well: they tell where a change arrives, rewinding and weights where it is made.
+
+    Kendall's W comes from Friedman's test (Kendall and Babington Smith, Ann. Math. Stat. 10, 275, 1939).
+    """
+    scores = rewinding.set_index("block").macro_f1
+    layers = similarity.groupby("block", sort=False)
+    probed = probes.pivot(index="block", columns="network", values="macro_f1")
+    blocks = pd.DataFrame(
+        {
+            "rewinding": scores["none"] - scores.drop("none"),
+            "outputs": 1 - layers.cka.mean(),
+            "weights": layers.distance.mean(),
+            "probes": probed.tuned - probed.start,
+        }
+    )
+    test = scipy.stats.friedmanchisquare(*blocks.to_numpy())
+    return Agreement(blocks, float(test.statistic / (len(WAYS) * (len(blocks) - 1))), float(test.pvalue))

@@ -1,0 +1,125 @@
+"""What several configurations answer together: how many blocks to train, how many images, which recipe."""
+
+from typing import Any
+
+import pandas as pd
+
+from medtransfer.evaluation.comparison import Run, by_model
+from medtransfer.evaluation.metrics import MACRO
+from medtransfer.params import BLOCKS, Configuration, TrainParams
+
+SCORES = ["f1", "low", "high"]
+RECIPE = ("scaling", "balance")
+
+
+def block_counts(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
+    """Return macro F1 against the number of blocks that train, from the first block on and from the last one on.
+
+    Only networks from ImageNet weights that are trained as the study's others are.
+
+    Returns
+    -------
+    DataFrame
+        dataset, model, start (`first` or `last`), blocks (0 to 5), SCORES of `table`, which is `compare`'s.
+    """
+    rows = []
+    for dataset, model, fits in _networks(runs):
+        configuration, recipe, common = _settings(fits[0].record)
+        if configuration.weights != "imagenet" or recipe != common:
+            continue
+        trained = configuration.blocks
+        for start, blocks in (("first", BLOCKS[: len(trained)]), ("last", BLOCKS[len(BLOCKS) - len(trained) :])):
+            if trained == blocks:
+                rows.append({"dataset": dataset, "model": model, "start": start, "blocks": len(trained)})
+    return _with_scores(pd.DataFrame(rows, columns=["dataset", "model", "start", "blocks"]), table)
+
+
+def data_sizes(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
+    """Return macro F1 against the number of training images, for networks that train whole from either weights.
+
+    Returns
+    -------
+    DataFrame
+        dataset, model, weights (`random` or `imagenet`), fraction, images, SCORES of `table`, which is `compare`'s.
+    """
+    rows = []
+    for dataset, model, fits in _networks(runs):
+        configuration, recipe, common = _settings(fits[0].record)
+        same = all(getattr(recipe, name) == getattr(common, name) for name in RECIPE)
+        if configuration.weights in ("random", "imagenet") and configuration.blocks == BLOCKS and same:
+            rows.append(
+                {
+                    "dataset": dataset,
+                    "model": model,
+                    "weights": configuration.weights,
+                    "fraction": recipe.fraction,
+                    "images": fits[0].record["training_images"],
+                }
+            )
+    columns = ["dataset", "model", "weights", "fraction", "images"]
+    return _with_scores(pd.DataFrame(rows, columns=columns), table)
+
+
+def recipe_changes(runs: list[Run], pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return every pair of networks that differ in the scaling of pixels or in the balance of classes alone.
+
+    Returns
+    -------
+    DataFrame
+        dataset, model, base, change (`scaling: caffe`), difference (model less base), low, high, p, p_corrected.
+    """
+    rows = []
+    for dataset, model, fits in _networks(runs):
+        for other_dataset, base, others in _networks(runs):
+            change = _change(fits[0].record, others[0].record) if dataset == other_dataset else None
+            found = find_pair(pairs, dataset, model, base) if change else None
+            if found:
+                rows.append({"dataset": dataset, "model": model, "base": base, "change": change, **found})
+    columns = ["dataset", "model", "base", "change", "difference", "low", "high", "p", "p_corrected"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def find_pair(pairs: pd.DataFrame, dataset: str, first: str, second: str) -> dict[str, float] | None:
+    """Return difference (first less second), low, high, p and p_corrected of two models out of `compare_models`.
+
+    It has each pair once, in either order.
+    """
+    for sign, (one, other) in ((1, (first, second)), (-1, (second, first))):
+        own = pairs[(pairs.dataset == dataset) & (pairs["first"] == one) & (pairs["second"] == other)]
+        for row in own.to_dict("records"):
+            low, high = sorted((sign * row["low"], sign * row["high"]))
+            kept = {"p": row["p"], "p_corrected": row["p_corrected"]}
+            return {"difference": sign * row["difference"], "low": low, "high": high, **kept}
+    return None
+
+
+def _networks(runs: list[Run]) -> list[tuple[str, str, list[Run]]]:
+    return [entry for entry in by_model(runs) if entry[2][0].record["kind"] == "network"]
+
+
+def _settings(record: dict[str, Any]) -> tuple[Configuration, TrainParams, TrainParams]:
+    """Return a fit's configuration, the recipe that it was trained with and the study's common one.
+
+    The learning rate, which is tuned for each configuration, is the common one in both.
+    """
+    train = TrainParams.model_validate(record["hyperparameters"]["train"])
+    configuration = Configuration.model_validate(record["hyperparameters"]["configuration"])
+    recipe = configuration.recipe(train, record["dataset"])
+    return configuration, recipe.model_copy(update={"learning_rate": train.learning_rate}), train
+
+
+def _change(record: dict[str, Any], base: dict[str, Any]) -> str | None:
+    """Say what a fit's recipe has and its base's has not, where that is one of RECIPE and all else is the same."""
+    configuration, recipe, _ = _settings(record)
+    other, plain, common = _settings(base)
+    if (configuration.weights, configuration.blocks) != (other.weights, other.blocks) or plain != common:
+        return None
+    changed = {name: value for name, value in recipe if getattr(plain, name) != value}
+    if len(changed) != 1 or not set(changed) <= set(RECIPE):
+        return None
+    return ", ".join(f"{name}: {value}" for name, value in changed.items())
+
+
+def _with_scores(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    macro = table[table["class"] == MACRO][["dataset", "model", *SCORES]]
+    return rows.merge(macro, on=["dataset", "model"], how="left")

@@ -1,0 +1,150 @@
+"""The report's sentences: which words they use, the numbers decide."""
+
+from typing import Any
+
+from medtransfer.evaluation.agreement import agree
+from medtransfer.evaluation.claims import LEVEL
+from medtransfer.evaluation.comparison import by_model
+from medtransfer.evaluation.metrics import MACRO
+from medtransfer.evaluation.predictions import classes_of
+from medtransfer.evaluation.questions import find_pair
+from medtransfer.report.study import Layers, Study
+
+FROM_RANDOM, FROM_IMAGENET = "cnn_random", "imagenet_all"
+FIRST_BLOCK, LAST_BLOCK = "imagenet_first_block", "imagenet_last_block"
+FEWER = {
+    "imagenet_head": "the head alone",
+    FIRST_BLOCK: "the first block",
+    LAST_BLOCK: "the last block",
+    "imagenet_first_last": "the first and last blocks",
+}
+TITLES = {"ham10000": "skin lesions", "chest_xray": "chest X-rays"}
+AT_THE_GUESS = 0.005  # a macro F1 no farther from that of the largest class alone has not learnt the others
+
+
+def answer(study: Study) -> list[str]:
+    """Return the answer to the talk's two questions, and what to freeze, as sentences."""
+    gains = _effects(study, FROM_IMAGENET, FROM_RANDOM)
+    layers = _effects(study, LAST_BLOCK, FIRST_BLOCK)
+    found = []
+    if gains:
+        found.append(
+            "Can knowledge be moved? Starting from ImageNet weights instead of random ones changes macro F1 by "
+            f"{' and by '.join(gains)}."
+        )
+    if layers:
+        found.append(
+            "Which layers matter? Training the last block instead of the first changes macro F1 by "
+            f"{' and by '.join(layers)}."
+        )
+    cheap = [text for dataset in study.table.dataset.drop_duplicates() if (text := _cheapest(study, dataset))]
+    if cheap:
+        found.append(f"What to freeze? {' '.join(cheap)}")
+    return found
+
+
+def _effects(study: Study, better: str, worse: str) -> list[str]:
+    found = {dataset: _planned(study, dataset, better, worse) for dataset in study.table.dataset.drop_duplicates()}
+    return [_effect(pair, title(dataset)) for dataset, pair in found.items() if pair]
+
+
+def _planned(study: Study, dataset: str, better: str, worse: str) -> dict[Any, Any] | None:
+    """Return the comparison as the talk's claim has it, or, where it claims nothing, as one of all pairs."""
+    claims = study.claims
+    own = claims[(claims.dataset == dataset) & (claims.better == better) & (claims.worse == worse)]
+    return own.iloc[0].to_dict() if len(own) else find_pair(study.pairs, dataset, better, worse)
+
+
+def _effect(pair: dict[Any, Any], where: str) -> str:
+    clear = f"a clear {'rise' if pair['difference'] > 0 else 'fall'}"
+    verdict = clear if pair["p_corrected"] < LEVEL else "not settled"
+    span = f"[{pair['low']:+.2f}, {pair['high']:+.2f}]"
+    p_value = f"p = {pair['p_corrected']:.3f}" if pair["p_corrected"] >= 0.001 else "p < .001"
+    return f"{pair['difference']:+.2f} {span} on {where} ({verdict}, {p_value})"
+
+
+def _cheapest(study: Study, dataset: str) -> str | None:
+    """Say which network takes the least time of those that are not worse than the best one, p < .05."""
+    fits = {model: own for name, model, own in by_model(study.runs) if name == dataset and own[0].history is not None}
+    table = study.table[(study.table.dataset == dataset) & (study.table["class"] == MACRO)].set_index("model")
+    if len(fits) < 2:
+        return None
+    best = str(table.f1[list(fits)].idxmax())
+    pairs = study.pairs[(study.pairs.dataset == dataset) & (study.pairs.p_corrected < LEVEL)]
+    worse = {*pairs["second"][pairs["first"] == best], *pairs["first"][pairs["second"] == best]}
+    equal = [model for model in fits if model not in worse]
+    seconds = {model: sum(run.record["seconds"] for run in fits[model]) / len(fits[model]) for model in equal}
+    cheap = min(seconds, key=lambda model: seconds[model])
+    if cheap == best:
+        return f"On {title(dataset)}, {best} scores best ({table.f1[best]:.2f}), and nothing cheaper comes near."
+    return (
+        f"On {title(dataset)}, {cheap} scores {table.f1[cheap]:.2f} after {seconds[cheap]:.0f} s of training, not "
+        f"clearly worse than the best, {best}, with {table.f1[best]:.2f} after {seconds[best]:.0f} s."
+    )
+
+
+def which_layers(study: Study, dataset: str) -> list[str]:
+    """Return what the ways of asking which layers matter say, where they agree, and what freezing costs."""
+    asked = [
+        found for found in study.layers if (found.record["dataset"], found.record["model"]) == (dataset, FROM_IMAGENET)
+    ]
+    return [*(_four_ways(found) for found in asked), *_freezing(study, dataset)]
+
+
+def _four_ways(found: Layers) -> str:
+    seen = agree(found.rewinding, found.similarity, found.probes)
+    top = {way: (block, seen.blocks[way][block]) for way, block in seen.blocks.idxmax().items()}
+    whole = found.rewinding.set_index("block").macro_f1["none"]
+    agreed = "agree" if seen.p < LEVEL else "do not clearly agree"
+    return (
+        f"Which layers of {found.record['model']} matter (seed {found.record['seed']})? Put back to its start, "
+        f"{top['rewinding'][0]} costs most ({top['rewinding'][1]:.2f} of a macro F1 of {whole:.2f}); the outputs of "
+        f"{top['outputs'][0]} changed most; the weights of {top['weights'][0]} moved farthest; and a linear classifier "
+        f"gains most from the training of {top['probes'][0]} and what comes before it ({top['probes'][1]:+.2f}). "
+        f"Over the five blocks the four orders {agreed} (Kendall's W {seen.concordance:.2f}, p {seen.p:.3f})."
+    )
+
+
+def _freezing(study: Study, dataset: str) -> list[str]:
+    found = {model: find_pair(study.pairs, dataset, model, FROM_IMAGENET) for model in FEWER}
+    known = {model: pair for model, pair in found.items() if pair}
+    if not known:
+        return []
+    text = "; ".join(
+        f"{pair['difference']:+.2f} [{pair['low']:+.2f}, {pair['high']:+.2f}] with {FEWER[model]}"
+        for model, pair in known.items()
+    )
+    clear = [FEWER[model] for model, pair in known.items() if pair["p_corrected"] < LEVEL]
+    settled = f"clear after correction for {' and '.join(clear)}" if clear else "none of it clear after correction"
+    return [f"And which have to be trained? Against training all blocks, macro F1 changes by {text}; {settled}."]
+
+
+def guess(study: Study, dataset: str) -> float:
+    """Return the macro F1 of a model that only ever answers the largest class of the data set's test images."""
+    predictions = next(run.predictions for run in study.runs if run.dataset == dataset)
+    share = predictions.label.value_counts(normalize=True).max()
+    return float(2 * share / (1 + share) / len(classes_of(predictions)))
+
+
+def collapses(study: Study, dataset: str) -> str | None:
+    """Say which of the rates and optimizers that were tried learnt the largest class alone."""
+    if study.tuning is None or dataset not in set(study.tuning.dataset):
+        return None
+    own, level = study.tuning[study.tuning.dataset == dataset], guess(study, dataset)
+    flat = own[(own.val_macro_f1 - level).abs() < AT_THE_GUESS]
+    start = f"Answering the largest class alone gives a macro F1 of {level:.2f}. "
+    if flat.empty:
+        return start + f"None of the {len(own)} rates and optimizers that were tried ended there."
+    tries = flat.sort_values(["configuration", "optimizer", "learning_rate"]).groupby(
+        ["configuration", "optimizer"], sort=False
+    )
+    named = [
+        f"{model} with {optimizer} at {', '.join(f'{rate:g}' for rate in dict.fromkeys(part.learning_rate))}"
+        for (model, optimizer), part in tries
+    ]
+    return start + f"Of the {len(own)} tries on validation images, {len(flat)} ended there: {'; '.join(named)}."
+
+
+def title(dataset: str) -> str:
+    """Return a data set's name in plain words."""
+    return TITLES.get(dataset, dataset)

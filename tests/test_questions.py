@@ -1,0 +1,128 @@
+"""Questions that several configurations answer together: the right runs are compared, and the numbers are theirs."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from medtransfer.evaluation.agreement import WAYS, agree
+from medtransfer.evaluation.comparison import Run
+from medtransfer.evaluation.metrics import MACRO
+from medtransfer.evaluation.questions import block_counts, data_sizes, find_pair, recipe_changes
+from medtransfer.params import BLOCKS, Params
+
+NOTHING = pd.DataFrame()
+
+
+def fit(params: Params, model: str, **configuration: object) -> Run:
+    """A run of which only the record counts here."""
+    chosen = {"weights": "imagenet", "trainable": "all", **configuration}
+    record = {
+        "dataset": "ham10000", "model": model, "seed": 0, "kind": "network",
+        "training_images": int(1000 * float(str(chosen.get("fraction") or 1))),
+        "hyperparameters": {"train": params.train.model_dump(), "configuration": chosen},
+    }  # fmt: skip
+    return Run(record, NOTHING, NOTHING)
+
+
+def scores(runs: list[Run]) -> pd.DataFrame:
+    """What `compare` returns, with another number for each model."""
+    rows = [
+        {"dataset": run.dataset, "model": run.model, "class": name, "f1": number / 10, "low": 0.0, "high": 1.0}
+        for number, run in enumerate(runs)
+        for name in ("nv", MACRO)
+    ]
+    return pd.DataFrame(rows)
+
+
+def baseline() -> Run:
+    return Run({"dataset": "ham10000", "model": "random_forest", "seed": 0, "kind": "baseline"}, NOTHING, None)
+
+
+def test_blocks_are_counted_from_either_end(params: Params) -> None:
+    runs = [
+        baseline(),
+        fit(params, "all"),
+        fit(params, "head", trainable="head"),
+        fit(params, "first", trainable=["block1"], learning_rate=1e-3),
+        fit(params, "last_two", trainable=["block5", "block4"]),
+        fit(params, "first_last", trainable=["block1", "block5"]),
+        fit(params, "random", weights="random"),
+        fit(params, "caffe", scaling="caffe"),
+        fit(params, "few", fraction=0.1),
+    ]
+    table = block_counts(runs, scores(runs)).set_index(["start", "blocks"])
+    assert table.model.to_dict() == {
+        ("first", 5): "all", ("last", 5): "all", ("first", 0): "head", ("last", 0): "head",
+        ("first", 1): "first", ("last", 2): "last_two",
+    }  # fmt: skip
+    assert table.f1["last", 2] == pytest.approx(0.4)
+
+
+def test_data_sizes_are_those_of_whole_networks_with_the_common_recipe(params: Params) -> None:
+    runs = [
+        baseline(),
+        fit(params, "all"),
+        fit(params, "all_10", fraction=0.1),
+        fit(params, "random_10", weights="random", fraction=0.1),
+        fit(params, "weighted_10", fraction=0.1, balance="class_weights"),
+        fit(params, "head_10", fraction=0.1, trainable="head"),
+        fit(params, "chain_10", fraction=0.1, weights="ham10000/all"),
+    ]
+    table = data_sizes(runs, scores(runs)).set_index("model")
+    assert table.images.to_dict() == {"all": 1000, "all_10": 100, "random_10": 100}
+    assert table.weights.to_dict() == {"all": "imagenet", "all_10": "imagenet", "random_10": "random"}
+    assert table.f1["random_10"] == pytest.approx(0.3)
+
+
+def test_a_recipe_is_compared_with_what_differs_from_it_in_one_thing(params: Params) -> None:
+    runs = [
+        baseline(),
+        fit(params, "all"),
+        fit(params, "head", trainable="head"),
+        fit(params, "caffe", scaling="caffe"),
+        fit(params, "weighted", balance="class_weights", learning_rate=3e-5),
+        fit(params, "both", balance="sampling", scaling="caffe"),
+        fit(params, "few", fraction=0.1),
+    ]
+    pair = {"dataset": "ham10000", "difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.01, "p_corrected": 0.02}
+    names = [run.model for run in runs]
+    pairs = pd.DataFrame([{**pair, "first": one, "second": two} for one in names for two in names if one < two])
+    table = recipe_changes(runs, pairs).set_index("model")
+    assert table.base.to_dict() == {"caffe": "all", "weighted": "all"}
+    assert table["change"].to_dict() == {"caffe": "scaling: caffe", "weighted": "balance: class_weights"}
+    assert list(table[["difference", "low", "high"]].loc["weighted"]) == [-0.2, -0.3, -0.1]  # the pair has all first
+    assert find_pair(pairs, "ham10000", "all", "nothing") is None
+
+
+def layer_tables(order: dict[str, list[float]]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The tables of `medtransfer layers` in which each way finds the blocks to matter as much as given."""
+    losses = [0.0, *order["rewinding"]]
+    rewinding = pd.DataFrame({"block": ["none", *BLOCKS], "macro_f1": [0.9 - loss for loss in losses]})
+    similarity = pd.DataFrame(
+        [
+            {"layer": f"{block}_conv{layer}", "block": block, "cka": 1 - change, "distance": distance}
+            for block, change, distance in zip(BLOCKS, order["outputs"], order["weights"], strict=True)
+            for layer in (1, 2)
+        ]
+    )
+    probes = pd.DataFrame(
+        [
+            {"block": block, "network": network, "macro_f1": 0.3 + gain}
+            for network, gains in (("start", [0.0] * 5), ("tuned", order["probes"]))
+            for block, gain in zip(BLOCKS, gains, strict=True)
+        ]
+    )
+    return rewinding, similarity, probes
+
+
+def test_four_ways_that_agree_and_four_that_do_not() -> None:
+    rising, falling = [0.1, 0.2, 0.3, 0.4, 0.5], [0.5, 0.4, 0.3, 0.2, 0.1]
+    same = agree(*layer_tables(dict.fromkeys(WAYS, rising)))
+    assert same.concordance == pytest.approx(1)
+    assert same.p < 0.01
+    np.testing.assert_allclose(same.blocks.to_numpy(), np.repeat(np.array(rising)[:, None], 4, axis=1))
+    split = agree(*layer_tables({"rewinding": rising, "outputs": rising, "weights": falling, "probes": falling}))
+    assert split.concordance == pytest.approx(0)
+    assert split.p > 0.9
+    assert split.blocks["weights"].idxmax() == "block1"
+    assert split.blocks["rewinding"].idxmax() == "block5"
