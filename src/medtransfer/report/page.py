@@ -62,7 +62,10 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
     runs = [run for run in study.runs if run.dataset == dataset]
     changes = recipe_changes(runs, study.pairs)
     drawn = [*_scores(study, dataset), *_questions(study, dataset), *_each_model(study, dataset)]
-    asked = [found for found in study.layers if found.record["dataset"] == dataset]
+    # Of a block that did not train there is nothing to ask.
+    asked = [
+        found for found in study.layers if found.record["dataset"] == dataset and (found.similarity.distance > 0).all()
+    ]
     return {
         "name": dataset,
         "title": title(dataset),
