@@ -490,6 +490,116 @@ def bench(dataset: str, output: Path, names: tuple[str, ...], **options: int) ->
 
 @cli.command()
 @click.argument("dataset")
+def register(dataset: str) -> None:
+    """Register the best network of a data set in MLflow, as a model that takes image files.
+
+    The best has the highest macro F1 on the validation images; `predict` and `mlflow models serve` then find it as
+    models:/DATASET@best.
+    """
+    params = _params()
+    with _quiet_start():
+        from medtransfer.stages.register import register as run
+
+    facts, version = run(params, dataset)
+    click.echo(
+        f"{dataset} version {version}, models:/{dataset}@best: {facts['model']} of seed {facts['seed']}, "
+        f"macro F1 {facts['validation_macro_f1']:.3f} on the validation images"
+    )
+
+
+@cli.command()
+@click.argument("dataset")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--model", help="Another registered model, such as models:/ham10000/2.  [default: models:/DATASET@best]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write a CSV file.")
+@click.option(
+    "--overlays", type=click.Path(path_type=Path, file_okay=False), help="A folder for pictures of where it looked."
+)
+def predict(
+    dataset: str, paths: tuple[Path, ...], model: str | None, as_json: bool, output: Path | None, overlays: Path | None
+) -> None:
+    """Ask the best network of DATASET about image files, or about all images in folders.
+
+    Research, no medical device: not for diagnosis or treatment. The probabilities are calibrated on the validation
+    images. Exit code 2 where a file is no image; the others are answered all the same.
+    """
+    with _quiet_start():
+        from medtransfer.stages import predict as stage
+
+    images = stage.find_images(paths)
+    classifier = stage.open_classifier(dataset, model)
+    answers = list(stage.answer(classifier, images, overlays))
+    table = stage.as_table(answers, classifier.facts["classes"])
+    if output:
+        from medtransfer.files import whole_file
+
+        with whole_file(output) as partial:
+            table.to_csv(partial, index=False)
+    if as_json:
+        click.echo(json.dumps(stage.as_json(answers, classifier), indent=2))
+    elif not output:
+        _print_answers(table, classifier.facts)
+    problems = [found.problem for found in answers if found.problem]
+    for problem in problems:
+        click.echo(f"medtransfer: {problem}", err=True)
+    if problems:
+        sys.exit(EXIT_USER_ERROR)
+
+
+@cli.command()
+@click.argument("dataset")
+@click.option("--model", help="Another registered model, such as models:/ham10000/2.  [default: models:/DATASET@best]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option("--allow-host", "hosts", multiple=True, help="Another name under which it may be asked.")
+def serve(dataset: str, model: str | None, host: str, port: int, hosts: tuple[str, ...]) -> None:
+    """Show a page on which to drop an image, and answer programs: POST /predict with the file as the body.
+
+    Research, no medical device: not for diagnosis or treatment.
+    """
+    with _quiet_start():
+        import uvicorn
+
+        from medtransfer.serving.page import LOOPBACK, build_app
+        from medtransfer.stages.predict import open_classifier
+
+    _refuse_busy_port(host, port)
+    app = build_app(open_classifier(dataset, model), (*LOOPBACK, *hosts))
+    click.echo(f"http://{host}:{port} answers for {dataset}; stop it with Ctrl-C")
+    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+
+
+def _refuse_busy_port(host: str, port: int) -> None:
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(f"{host}:{port}: {error.strerror}; choose another with --port or --host") from None
+
+
+def _print_answers(table: Any, facts: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from medtransfer.report.tables import SYNTHETIC_NOTE
+    from medtransfer.serving.classifier import NOTE
+
+    view = Table(title=f"{facts['title']}: {facts['model']}, seed {facts['seed']}", title_justify="left")
+    for name in ("image", "predicted", *facts["classes"]):
+        view.add_column(name, justify="left" if name in ("image", "predicted") else "right")
+    for row in table[table.problem == ""].to_dict("records"):
+        view.add_row(row["image"], row["predicted"], *(f"{row[f'p_{name}']:.3f}" for name in facts["classes"]))
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    console.print(view)
+    click.echo(NOTE + (f" {SYNTHETIC_NOTE}" if facts["synthetic"] else ""))
+
+
+@cli.command()
+@click.argument("dataset")
 @click.option("--configuration", "names", multiple=True, help="Only this one; may be given several times.")
 @click.option("--rate", "rates", type=float, multiple=True, default=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3), show_default=True)
 @click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="[default: train.optimizer in params.yaml]")

@@ -14,6 +14,7 @@ import os
 import socket
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ from filelock import FileLock
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, infer_signature
+from mlflow.models import Model, ModelSignature, infer_signature
+from mlflow.types import ColSpec, Schema
 from requests.exceptions import RequestException
 from ruamel.yaml import YAML
 from sqlalchemy.exc import SQLAlchemyError
@@ -43,20 +45,28 @@ FIT = "medtransfer.fit"
 PROCESS = "medtransfer.process"
 ERROR = "medtransfer.error"
 OUTPUTS = "medtransfer.outputs"
+MODEL, CLASSIFIER = "model", "classifier"
+BEST = "best"
+DIGEST = "medtransfer.network"
+PACKAGE = Path(__file__).parent
+SERVING = (
+    "mlflow", "keras", "matplotlib", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "scikit-learn", "scipy",
+)  # fmt: skip
 OTHER_SCORES = ("balanced accuracy", "AUC", "Brier score", "calibration error")
 OUR_FAULT = "INVALID_PARAMETER_VALUE"
 AWAY = (MlflowException, RequestException, SQLAlchemyError, OSError)
-# MLflow's own defaults would hold a fit up for minutes.
-PATIENCE = {
+# MLflow's own defaults would hold a fit up for minutes and draw bars.
+DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 
 def connect() -> mlflow.MlflowClient:
     """Point MLflow at the user's server or the project's own store, which is made where it is missing."""
-    for name, value in PATIENCE.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -280,8 +290,13 @@ def close_stale(client: mlflow.MlflowClient) -> list[Any]:
 
 def has_model(client: mlflow.MlflowClient, run: Any) -> bool:
     """Return whether a model was logged with the run, whole."""
+    return any(model.status == "READY" for model in _models_of(client, run))
+
+
+def _models_of(client: mlflow.MlflowClient, run: Any) -> list[Any]:
+    """Return the run's own models; what is registered lies beside them."""
     models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
-    return any(model.status == "READY" for model in models)
+    return [model for model in models if model.name == MODEL]
 
 
 def metric_name(name: str) -> str:
@@ -334,7 +349,7 @@ def _send_model(client: mlflow.MlflowClient, run_id: str, log_it: Callable[[], N
     run = client.get_run(run_id)
     if has_model(client, run):
         return
-    for model in client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'"):
+    for model in _models_of(client, run):
         client.delete_logged_model(model.model_id)
     log_it()
 
@@ -345,7 +360,7 @@ def log_keras_model(model: Any, images: np.ndarray, probabilities: np.ndarray, b
     # (mlflow/mlflow#16183), so the folder is made first.
     Model.log(
         artifact_path=None,
-        name="model",
+        name=MODEL,
         flavor=SimpleNamespace(save_model=_save_keras_model),
         flavor_name="keras",
         model=model,
@@ -366,7 +381,7 @@ def log_sklearn_model(model: Any, features: np.ndarray, probabilities: np.ndarra
     """Log a tree; `features` (n, size · size · 3), uint8, is its input example, probabilities its output."""
     mlflow.sklearn.log_model(
         model,
-        name="model",
+        name=MODEL,
         signature=infer_signature(features, probabilities),
         input_example=features,
         serialization_format="skops",
@@ -374,6 +389,63 @@ def log_sklearn_model(model: Any, features: np.ndarray, probabilities: np.ndarra
         pyfunc_predict_fn="predict_proba",
         pip_requirements=_pinned("mlflow", "scikit-learn", "skops", "numpy"),
     )
+
+
+def register_classifier(
+    client: mlflow.MlflowClient, name: str, run_id: str, folder: Path, facts: Mapping[str, Any], backend: str
+) -> str:
+    """Log a folder CLASSIFIER with the run of its fit, register it and give it the alias BEST; return its version.
+
+    What is registered already for the same network is not registered again.
+    """
+    for known in _versions(client, name):  # makes the name where it is new
+        if known.tags.get(DIGEST) == facts["network_sha256"]:
+            client.set_registered_model_alias(name, BEST, known.version)
+            return str(known.version)
+    answers = [ColSpec("string", "predicted"), *(ColSpec("double", f"p_{label}") for label in facts["classes"])]
+    mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # MLflow asks for an example of the input
+        logged = Model.log(
+            artifact_path=None,
+            name=folder.name,
+            flavor=mlflow.pyfunc,
+            run_id=run_id,  # without starting the run again
+            python_model=str(PACKAGE / "serving" / "served.py"),
+            artifacts={folder.name: str(folder)},
+            code_paths=[str(PACKAGE)],
+            signature=ModelSignature(Schema([ColSpec("binary", "image")]), Schema(answers)),
+            pip_requirements=_pinned(*SERVING, backend),
+        )
+    tags = {DIGEST: facts["network_sha256"], FIT: facts["fit"]}
+    version = client.create_model_version(name, logged.model_uri, run_id, tags, model_id=logged.model_id)
+    client.set_registered_model_alias(name, BEST, version.version)
+    return str(version.version)
+
+
+def _versions(client: mlflow.MlflowClient, name: str) -> list[Any]:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return list(client.search_model_versions(f"name = '{name}'"))
+
+
+def fetch_classifier(uri: str, folder: Path) -> Path:
+    """Download a registered classifier, `models:/ham10000@best`, into a folder and return where it lies.
+
+    Raises
+    ------
+    UserError
+        MLflow does not answer, or has no such model.
+    """
+    reach()
+    try:
+        return Path(mlflow.artifacts.download_artifacts(f"{uri}/artifacts/{CLASSIFIER}", dst_path=str(folder)))
+    except (*AWAY, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{uri}: cannot be had from {mlflow.get_tracking_uri()} ({reason})") from None
 
 
 def _pinned(*packages: str) -> list[str]:

@@ -29,7 +29,11 @@ def fit_temperature(validation: pd.DataFrame) -> float:
 def scale(predictions: pd.DataFrame, temperature: float) -> pd.DataFrame:
     """Return the predictions with their probabilities at another temperature; the most probable class stays."""
     _, probabilities = encode(predictions)
-    logits = np.log(np.maximum(probabilities, SMALLEST)) / temperature
-    scaled = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
     columns = [f"{PREFIX}{name}" for name in classes_of(predictions)]
-    return predictions.assign(**dict(zip(columns, scaled.T, strict=True)))
+    return predictions.assign(**dict(zip(columns, temper(probabilities, temperature).T, strict=True)))
+
+
+def temper(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Return probabilities (n, classes) at another temperature, float64."""
+    logits = np.log(np.maximum(np.asarray(probabilities, np.float64), SMALLEST)) / temperature
+    return np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))

@@ -4,7 +4,9 @@ By our own hand, since the libraries for it need TensorFlow and Keras 2; this ru
 """
 
 import keras
+import matplotlib
 import numpy as np
+from PIL import Image
 
 LAYER = "block5_conv3"
 
@@ -36,6 +38,13 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray, layer:
     heat = np.maximum((importance * values).sum(axis=-1), 0)  # (n, h, w)
     highest = heat.max(axis=(1, 2), keepdims=True)
     return np.divide(heat, highest, out=np.zeros_like(heat), where=highest > 0)
+
+
+def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
+    """Return an RGB image in grey with a heat map (h, w), from 0 to 1, stretched over it in colour."""
+    colors = (matplotlib.colormaps["inferno"](heat)[..., :3] * 255).astype(np.uint8)
+    stretched = Image.fromarray(colors).resize(image.size, Image.Resampling.BILINEAR)
+    return Image.blend(image.convert("L").convert("RGB"), stretched, 0.5)
 
 
 def _gradients(

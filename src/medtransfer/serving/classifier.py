@@ -1,0 +1,128 @@
+"""The content of an image file → calibrated probabilities, and where the network looked.
+
+A classifier is a folder: the network, and in classifier.json all else that an answer depends on. The command
+line, the served model and the page all ask it here.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from PIL import Image
+
+from medtransfer.datasets.images import load_pixels, load_rgb
+from medtransfer.errors import UserError
+from medtransfer.evaluation.calibration import fit_temperature, temper
+from medtransfer.evaluation.metrics import MACRO, score
+from medtransfer.evaluation.predictions import read_predictions
+from medtransfer.explain.gradcam import grad_cam, overlay
+from medtransfer.files import sha256_of, write_json
+from medtransfer.models.vgg16 import load_network
+
+FACTS, NETWORK = "classifier.json", "model.keras"
+NOTE = "Research, no medical device: not for diagnosis or treatment."
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network and what classifier.json holds.
+
+    facts : dict
+        dataset, title, synthetic, classes (in the order of the answers), meanings, temperature, image_size,
+        resize_filter, network_sha256, model, seed, fit, validation_macro_f1
+    """
+
+    network: keras.Model
+    facts: dict[str, Any]
+
+
+def write_classifier(fit: Path, description: dict[str, Any], meanings: dict[str, str], folder: Path) -> dict[str, Any]:
+    """Write the classifier of a finished fit into a folder and return its facts.
+
+    The temperature is fitted on the validation images' predictions.
+
+    Parameters
+    ----------
+    description : dict
+        What dataset.json holds.
+    meanings : dict
+        What each class stands for.
+    """
+    record = json.loads((fit / "run.json").read_text())
+    predictions = read_predictions(fit / "predictions.csv")
+    validation = predictions[predictions.split == "validation"].reset_index(drop=True)
+    shutil.copyfile(fit / NETWORK, folder / NETWORK)
+    facts = {
+        **{key: record[key] for key in ("dataset", "model", "seed", "fit", "synthetic")},
+        **{key: description[key] for key in ("title", "classes", "image_size", "resize_filter")},
+        "meanings": meanings,
+        "temperature": fit_temperature(validation),
+        "validation_macro_f1": score(validation)[MACRO],
+        "network_sha256": sha256_of(folder / NETWORK),
+    }
+    write_json(folder / FACTS, facts)
+    return facts
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """Read what `write_classifier` wrote; the network is opened only after its digest is compared.
+
+    Raises
+    ------
+    UserError
+        A file is missing or not the one that was written.
+    """
+    try:
+        facts = json.loads((folder / FACTS).read_text())
+        expected = facts["network_sha256"]
+        found = sha256_of(folder / NETWORK)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: no classifier ({error}); run `medtransfer register`") from None
+    if found != expected:
+        raise UserError(f"{folder / NETWORK}: SHA-256 {found}, expected {expected}; run `medtransfer register` again")
+    keras.config.disable_interactive_logging()
+    return Classifier(load_network(folder / NETWORK), facts)
+
+
+def read_image(classifier: Classifier, content: bytes, name: str = "") -> np.ndarray:
+    """Return the pixels (size, size, 3), uint8, of a JPEG or PNG of any size, as `prepare` would.
+
+    Raises
+    ------
+    UserError
+        It is no whole JPEG or PNG, or another thing that `load_rgb` refuses.
+    """
+    return load_pixels(content, classifier.facts["image_size"], classifier.facts["resize_filter"], name)
+
+
+def ask(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
+    """Return calibrated probabilities (n, classes), float64, of images (n, size, size, 3), uint8."""
+    raw = [
+        np.asarray(classifier.network.predict_on_batch(pixels[start : start + BATCH]))
+        for start in range(0, len(pixels), BATCH)
+    ]
+    return temper(np.concatenate(raw), classifier.facts["temperature"])
+
+
+def describe(classifier: Classifier, probabilities: np.ndarray) -> dict[str, Any]:
+    """Return one image's answer, from its probabilities (classes,), as values that JSON knows."""
+    classes = classifier.facts["classes"]
+    best = classes[int(probabilities.argmax())]
+    return {
+        "predicted": best,
+        "meaning": classifier.facts["meanings"][best],
+        "probabilities": {name: round(float(value), 6) for name, value in zip(classes, probabilities, strict=True)},
+    }
+
+
+def show_where(classifier: Classifier, contents: Sequence[bytes], pixels: np.ndarray) -> list[Image.Image]:
+    """Return each image, in its own size, with where the network looked for its answer laid over it (Grad-CAM)."""
+    told = ask(classifier, pixels).argmax(axis=1)
+    heat = grad_cam(classifier.network, pixels, told)
+    return [overlay(load_rgb(content).image, own) for content, own in zip(contents, heat, strict=True)]

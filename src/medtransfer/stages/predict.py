@@ -1,0 +1,127 @@
+"""predict: image files or folders → the registered classifier's answers, as a table, JSON or a CSV file."""
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medtransfer import tracking
+from medtransfer.datasets.images import FORMATS
+from medtransfer.errors import UserError
+from medtransfer.files import whole_file
+from medtransfer.serving.classifier import (
+    BATCH,
+    NOTE,
+    Classifier,
+    ask,
+    describe,
+    load_classifier,
+    read_image,
+    show_where,
+)
+
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the classifier says of one file: `said` as `describe` has it, or None and the problem."""
+
+    path: Path
+    said: dict[str, Any] | None
+    problem: str = ""
+
+
+def open_classifier(dataset: str, model: str | None) -> Classifier:
+    """Return a classifier out of MLflow's registry: the best of a data set, or another by its address.
+
+    Raises
+    ------
+    UserError
+        MLflow does not have it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return load_classifier(tracking.fetch_classifier(model or f"models:/{dataset}@{tracking.BEST}", Path(folder)))
+
+
+def find_images(paths: Iterable[Path]) -> list[Path]:
+    """Return the files, and of each folder the JPEG and PNG files in it and below, sorted.
+
+    Raises
+    ------
+    UserError
+        A folder has none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise UserError(f"{path}: no image; expected files that end in {', '.join(SUFFIXES)}")
+        found += inside
+    return found
+
+
+def answer(classifier: Classifier, paths: list[Path], overlays: Path | None = None) -> Iterator[Answer]:
+    """Yield the answer to every file; one that is no image has a problem instead.
+
+    Parameters
+    ----------
+    overlays : Path, optional
+        A folder for a PNG an image, `<number>-<name>.png`, that shows where the network looked.
+    """
+    for start in range(0, len(paths), BATCH):
+        part = paths[start : start + BATCH]
+        read = [_read(classifier, path) for path in part]
+        good = [(content, pixels) for content, pixels, problem in read if not problem]
+        stacked = np.stack([pixels for _, pixels in good]) if good else np.zeros((0,))
+        probabilities = iter(ask(classifier, stacked) if good else [])
+        drawn = iter(show_where(classifier, [content for content, _ in good], stacked) if good and overlays else [])
+        for number, (path, (_, _, problem)) in enumerate(zip(part, read, strict=True), start=start):
+            if problem:
+                yield Answer(path, None, problem)
+                continue
+            if overlays:
+                with whole_file(overlays / f"{number:04d}-{path.stem}.png") as partial:
+                    next(drawn).save(partial, format="PNG")
+            yield Answer(path, describe(classifier, next(probabilities)))
+
+
+def _read(classifier: Classifier, path: Path) -> tuple[bytes, np.ndarray, str]:
+    try:
+        content = path.read_bytes()
+        return content, read_image(classifier, content, str(path)), ""
+    except UserError as error:
+        return b"", np.zeros(0), str(error)
+    except OSError as error:
+        return b"", np.zeros(0), f"{path}: {error.strerror}"
+
+
+def as_table(answers: list[Answer], classes: list[str]) -> pd.DataFrame:
+    """Return a row a file: image, predicted, p_<class>, problem."""
+    rows = [
+        {
+            "image": str(found.path),
+            "predicted": found.said["predicted"] if found.said else "",
+            **{f"p_{name}": found.said["probabilities"][name] if found.said else np.nan for name in classes},
+            "problem": found.problem,
+        }
+        for found in answers
+    ]
+    return pd.DataFrame(rows)
+
+
+def as_json(answers: list[Answer], classifier: Classifier) -> dict[str, Any]:
+    """Return all answers, and which model gave them, as values that JSON knows."""
+    facts = classifier.facts
+    return {
+        "model": {key: facts[key] for key in ("dataset", "model", "seed", "fit", "synthetic", "network_sha256")},
+        "note": NOTE,
+        "answers": [{"image": str(found.path), **(found.said or {"problem": found.problem})} for found in answers],
+    }

@@ -1,0 +1,68 @@
+"""register: the best finished network of a data set → MLflow's registry, as a model that takes image files."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from medtransfer import tracking
+from medtransfer.datasets.catalogue import get_dataset
+from medtransfer.errors import UserError
+from medtransfer.evaluation.metrics import MACRO, score
+from medtransfer.evaluation.predictions import read_predictions
+from medtransfer.params import Params
+from medtransfer.serving.classifier import write_classifier
+from medtransfer.stages.integrity import check_unchanged
+from medtransfer.stages.layout import PREPARED, RUNS
+
+
+def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
+    """Register the network with the highest macro F1 on the validation images, and call it the best.
+
+    Returns
+    -------
+    facts : dict
+        Of the classifier, as classifier.json has them.
+    version : str
+        MLflow's.
+
+    Raises
+    ------
+    UserError
+        There is no finished network, or MLflow does not answer or does not know its run.
+    """
+    if dataset not in params.study:
+        raise UserError(f"params.yaml: study.{dataset}: missing; there are {', '.join(params.study)}")
+    fit = best_fit(dataset)
+    check_unchanged(fit)
+    description = json.loads((PREPARED / dataset / "dataset.json").read_text())
+    client = tracking.reach()
+    record = json.loads((fit / "run.json").read_text())
+    run_id = tracking.find(client, dataset, record["fit"])
+    if run_id is None:
+        raise UserError(f"{fit}: MLflow has no run of it; run `medtransfer audit --repair`")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, tracking.CLASSIFIER)
+        folder.mkdir()
+        facts = write_classifier(fit, description, get_dataset(dataset).classes, folder)
+        version = tracking.register_classifier(client, dataset, run_id, folder, facts, keras.backend.backend())
+    return facts, version
+
+
+def best_fit(dataset: str) -> Path:
+    """Return the folder of the finished network with the highest macro F1 on the validation images.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    found = {}
+    for path in sorted((RUNS / dataset).glob("*/model.keras")):
+        predictions = read_predictions(path.parent / "predictions.csv")
+        found[path.parent] = score(predictions[predictions.split == "validation"])[MACRO]
+    if not found:
+        raise UserError(f"{RUNS / dataset}: no finished network; run `dvc repro`")
+    return max(found, key=lambda fit: found[fit])

@@ -1,0 +1,321 @@
+"""Asking a network: the command line, the served model and the page give one answer, and bad requests get a reason."""
+
+import base64
+import io
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import requests
+import uvicorn
+from click.testing import CliRunner
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from attacks import free_port, started
+from conftest import PROJECT
+from medtransfer import tracking
+from medtransfer.cli import cli
+from medtransfer.datasets.catalogue import CHEST_XRAY
+from medtransfer.errors import UserError
+from medtransfer.evaluation.predictions import write_predictions
+from medtransfer.files import whole_folder, write_json
+from medtransfer.models import vgg16
+from medtransfer.params import Params, TrainParams
+from medtransfer.prepare import prepare_dataset
+from medtransfer.serving.classifier import load_classifier, read_image
+from medtransfer.serving.page import MAX_BYTES, build_app
+from medtransfer.stages.predict import open_classifier
+
+CLASSES = ["NORMAL", "PNEUMONIA"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, demo: Path, params: Params, tiny: TrainParams) -> Iterator[Path]:
+    """A project with two finished networks, of which the second is right about the validation images."""
+    folder = tmp_path_factory.mktemp("project")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlruns/mlflow.db")
+        shutil.copy(PROJECT / "params.yaml", folder)
+        prepared = folder / "artifacts" / "prepared" / "chest_xray"
+        with whole_folder(prepared) as target:
+            prepare_dataset(CHEST_XRAY, demo / "chest_xray", params.datasets["chest_xray"], target)
+        for number, model in enumerate(("cnn_random", "imagenet_all")):
+            write_fit(folder, prepared, tiny, model, number, right=model == "imagenet_all")
+        yield folder
+
+
+def write_fit(folder: Path, prepared: Path, tiny: TrainParams, model: str, seed: int, right: bool) -> None:
+    network = vgg16.build_vgg16(32, 2, tiny, seed)
+    samples = pd.read_csv(prepared / "samples.csv", dtype=str)
+    codes = samples.label.map(CLASSES.index).to_numpy()
+    told = np.eye(2)[codes if right else 1 - codes] * 0.8 + 0.1
+    target = folder / "artifacts" / "runs" / "chest_xray" / f"{model}-seed0"
+    target.mkdir(parents=True)
+    network.save(target / "model.keras")
+    write_predictions(target / "predictions.csv", samples, told, CLASSES)
+    fit = f"fit-{model}"
+    record = {"dataset": "chest_xray", "model": model, "seed": 0, "fit": fit, "synthetic": True}
+    write_json(target / "run.json", record)
+    with tracking.run("chest_xray", f"{model}-seed0", fit, {}, {}, sample_seconds=None) as run:
+        example = np.zeros((1, 32, 32, 3), np.uint8)
+        run.log_model(
+            lambda: tracking.log_keras_model(network, example, network.predict_on_batch(example), "tensorflow")
+        )
+    keras.backend.clear_session()
+
+
+@pytest.fixture(scope="module")
+def registered(project: Path) -> Path:
+    done = CliRunner().invoke(cli, ["register", "chest_xray"])
+    assert done.exit_code == 0, done.output
+    assert "chest_xray version 1, models:/chest_xray@best: imagenet_all of seed 0, macro F1 1.000" in done.output
+    return project
+
+
+@pytest.fixture(scope="module")
+def images(project: Path) -> Path:
+    """JPEG and PNG files of several sizes in a folder and one below it, and a text file among them."""
+    folder = project / "images"
+    (folder / "more").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in {"a.jpg": (200, 150), "b.png": (31, 77), "more/c.jpeg": (640, 480)}.items():
+        Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def ask_command_line(*arguments: str) -> dict[str, dict[str, float]]:
+    done = CliRunner().invoke(cli, ["predict", "chest_xray", *arguments, "--json"])
+    assert done.exit_code == 0, done.output
+    answers = json.loads(done.stdout)["answers"]
+    return {Path(found["image"]).name: found["probabilities"] for found in answers}
+
+
+def test_the_best_on_validation_is_registered_once(registered: Path) -> None:
+    again = CliRunner().invoke(cli, ["register", "chest_xray"])
+    assert "version 1" in again.output
+    client = tracking.connect()
+    best = client.get_model_version_by_alias("chest_xray", "best")
+    run = client.get_run(best.run_id)
+    assert run.data.tags["medtransfer.fit"] == "fit-imagenet_all"
+    assert run.info.status == "FINISHED"
+    assert tracking.has_model(client, run)
+    files = [path.name for path in (registered / "mlruns").rglob("*") if path.is_file()]
+    assert not [name for name in files if name.endswith((".pkl", ".pickle"))]
+
+
+def test_a_better_network_becomes_the_best_and_the_other_can_still_be_asked(
+    registered: Path, images: Path, tiny: TrainParams
+) -> None:
+    first = ask_command_line(str(images / "a.jpg"))
+    worse = registered / "artifacts/runs/chest_xray/imagenet_all-seed0/predictions.csv"
+    kept = worse.read_bytes()
+    try:
+        # Its answers were right; now those of the other network are better.
+        table = pd.read_csv(worse, dtype={"id": str})
+        worse.write_text(table.assign(p_NORMAL=0.1, p_PNEUMONIA=0.9).to_csv(index=False))
+        other = registered / "artifacts/runs/chest_xray/cnn_random-seed0/predictions.csv"
+        other_kept = other.read_bytes()
+        other.write_bytes(kept)
+        done = CliRunner().invoke(cli, ["register", "chest_xray"])
+        assert "version 2, models:/chest_xray@best: cnn_random" in done.output
+        assert ask_command_line(str(images / "a.jpg")) != first
+        assert ask_command_line(str(images / "a.jpg"), "--model", "models:/chest_xray/1") == first
+    finally:
+        worse.write_bytes(kept)
+        other.write_bytes(other_kept)
+    assert (
+        "version 1, models:/chest_xray@best: imagenet_all" in CliRunner().invoke(cli, ["register", "chest_xray"]).output
+    )
+
+
+def test_folders_are_searched_and_a_file_that_is_no_image_stops_nothing(registered: Path, images: Path) -> None:
+    assert sorted(ask_command_line(str(images))) == ["a.jpg", "b.png", "c.jpeg"]
+    (registered / "bad.jpg").write_text("no image")
+    asked = ["predict", "chest_xray", str(registered / "bad.jpg"), str(images / "a.jpg")]
+    done = CliRunner().invoke(cli, [*asked, "--output", "answers.csv", "--overlays", "overlays"])
+    assert done.exit_code == 2
+    assert "bad.jpg: cannot be decoded: neither a JPEG nor a PNG; convert it to one of them" in done.output
+    table = pd.read_csv("answers.csv", keep_default_na=False)
+    assert list(table.columns) == ["image", "predicted", "p_NORMAL", "p_PNEUMONIA", "problem"]
+    assert list(table.predicted != "") == [False, True]
+    drawn = list(Path("overlays").iterdir())
+    assert [path.name for path in drawn] == ["0001-a.png"]
+    assert Image.open(drawn[0]).size == (200, 150)
+    shown = CliRunner().invoke(cli, ["predict", "chest_xray", str(images / "a.jpg")])
+    assert "no medical device" in shown.output
+    assert "SYNTHETIC" in shown.output
+    empty = registered / "empty"
+    empty.mkdir()
+    nothing = CliRunner().invoke(cli, ["predict", "chest_xray", str(empty)])
+    assert "empty: no image; expected files that end in .jpg, .jpeg, .png" in str(nothing.exception)
+
+
+def test_the_command_line_the_served_model_and_the_page_give_one_answer(registered: Path, images: Path) -> None:
+    files = [images / "a.jpg", images / "b.png", images / "more/c.jpeg"]
+    ours = ask_command_line(*map(str, files))
+    page = TestClient(build_app(open_classifier("chest_xray", None)), base_url="http://127.0.0.1")
+    port = free_port()
+    places = ("--model-uri", "models:/chest_xray@best", "--host", "127.0.0.1", "--port", str(port))
+    command = ("models", "serve", "--env-manager", "local", *places)
+    with started(registered, command, f"http://127.0.0.1:{port}/health"):
+        rows = [{"image": base64.b64encode(file.read_bytes()).decode()} for file in files]
+        url = f"http://127.0.0.1:{port}/invocations"
+        served = requests.post(url, json={"dataframe_records": rows}, timeout=60).json()["predictions"]
+        refused = requests.post(url, json={"dataframe_records": [{"image": "AAAA"}]}, timeout=60)
+    assert refused.status_code == 400
+    assert "cannot be decoded" in refused.text
+    for file, answer in zip(files, served, strict=True):
+        shown = page.post("/predict", content=file.read_bytes()).json()
+        for name in CLASSES:
+            assert ours[file.name][name] == pytest.approx(answer[f"p_{name}"], abs=2e-6)
+            assert ours[file.name][name] == pytest.approx(shown["probabilities"][name], abs=2e-6)
+        assert shown["predicted"] == answer["predicted"] == max(ours[file.name], key=ours[file.name].__getitem__)
+
+
+def test_serving_sees_the_pixels_that_training_saw(registered: Path, demo: Path) -> None:
+    classifier = open_classifier("chest_xray", None)
+    samples = pd.read_csv("artifacts/prepared/chest_xray/samples.csv", dtype=str)
+    prepared = np.load("artifacts/prepared/chest_xray/images.npy", mmap_mode="r")
+    listing = CHEST_XRAY.read(demo / "chest_xray").samples.set_index("id")
+    for row in (0, 100, -1):
+        content = (demo / "chest_xray" / listing.path[samples.id.iloc[row]]).read_bytes()
+        assert (read_image(classifier, content) == prepared[row]).all()
+
+
+@pytest.fixture(scope="module")
+def page(registered: Path) -> TestClient:
+    return TestClient(build_app(open_classifier("chest_xray", None), ("127.0.0.1",)), base_url="http://127.0.0.1")
+
+
+def png(size: int = 8) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (size, size)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "reason"),
+    [
+        (b"", {}, 422, "no image"),
+        (b"no image", {}, 422, "neither a JPEG nor a PNG"),
+        (png()[:40], {}, 422, "cannot be decoded"),
+        (b"\0" * (MAX_BYTES + 1), {}, 413, "send a smaller image"),
+        (png(), {"Origin": "http://evil.example"}, 403, "evil.example"),
+        (png(), {"Origin": "null"}, 403, "null"),
+        (png(), {"Host": "evil.example"}, 400, "Invalid host"),
+    ],
+)
+def test_a_bad_request_gets_a_reason(
+    page: TestClient, body: bytes, headers: dict[str, str], status: int, reason: str
+) -> None:
+    answer = page.post("/predict", content=body, headers=headers)
+    assert answer.status_code == status
+    assert reason in answer.text
+
+
+def test_other_ways_in_are_closed(page: TestClient) -> None:
+    assert page.get("/predict").status_code == 405
+    for path in ("/docs", "/openapi.json", "/../params.yaml", "/static/x"):
+        assert page.get(path).status_code == 404
+    assert page.get("/health").json()["status"] == "ok"
+    assert "default-src 'none'" in page.get("/").headers["content-security-policy"]
+
+
+def test_a_network_that_is_not_the_one_that_was_written_is_never_opened(registered: Path, tmp_path: Path) -> None:
+    folder = tracking.fetch_classifier("models:/chest_xray@best", tmp_path)
+    network = folder / "model.keras"
+    network.write_bytes(network.read_bytes() + b"x")
+    with pytest.raises(UserError, match=r"model\.keras: SHA-256 .*, expected"):
+        load_classifier(folder)
+    (folder / "classifier.json").write_text("{}")
+    with pytest.raises(UserError, match="no classifier"):
+        load_classifier(folder)
+
+
+def test_what_is_not_registered_is_named(registered: Path) -> None:
+    for arguments in (["predict", "ham10000", "params.yaml"], ["serve", "ham10000"]):
+        done = CliRunner().invoke(cli, arguments)
+        assert isinstance(done.exception, UserError)
+        assert "models:/ham10000@best: cannot be had" in str(done.exception)
+    assert "no finished network; run `dvc repro`" in str(CliRunner().invoke(cli, ["register", "ham10000"]).exception)
+    assert "study.mine: missing" in str(CliRunner().invoke(cli, ["register", "mine"]).exception)
+
+
+def test_a_browser_shows_the_answer_and_says_that_it_is_no_medical_device(registered: Path, images: Path) -> None:
+    chromium = shutil.which("chromium")
+    if not chromium:
+        pytest.skip("Chromium is not installed (Debian's package: chromium)")
+    from playwright.sync_api import sync_playwright
+
+    port = free_port()
+    server = uvicorn.Server(
+        uvicorn.Config(build_app(open_classifier("chest_xray", None)), "127.0.0.1", port, log_level="warning")
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", "--disable-quic"]  # fmt: skip
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, args=quiet)
+            shown = browser.new_page(viewport={"width": 390, "height": 800})
+            errors: list[str] = []
+            shown.on("pageerror", lambda error: errors.append(str(error)))
+            foreign: list[str] = []
+            shown.on("request", lambda request: foreign.append(request.url))
+            shown.goto(f"http://127.0.0.1:{port}/")
+            assert "not for diagnosis or treatment" in shown.inner_text("body")
+            assert "SYNTHETIC" in shown.inner_text("body")
+            shown.set_input_files("#file", str(images / "a.jpg"))
+            shown.wait_for_selector("#answer:not([hidden])", timeout=60000)
+            ours = ask_command_line(str(images / "a.jpg"))["a.jpg"]
+            best = max(ours, key=ours.__getitem__)
+            assert shown.inner_text("#said").startswith(best)
+            assert f"{ours[best]:.3f}" in shown.inner_text("#rows")
+            shown.wait_for_function("document.getElementById('overlay').naturalWidth === 200")
+            shown.set_input_files("#file", str(images / "notes.txt"))
+            shown.wait_for_selector("#problem:not(:empty)", timeout=60000)
+            assert "notes.txt: cannot be decoded" in shown.inner_text("#problem")
+            assert shown.evaluate("document.documentElement.scrollWidth") <= 390
+            browser.close()
+        assert errors == []
+        assert all(url.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:")) for url in foreign)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+def test_a_busy_port_is_named(registered: Path) -> None:
+    command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1"]
+    port = free_port()
+    other = subprocess.Popen([*command, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(100):
+            try:
+                requests.get(f"http://127.0.0.1:{port}/", timeout=1)
+                break
+            except requests.ConnectionError:
+                threading.Event().wait(0.1)
+        done = CliRunner().invoke(cli, ["serve", "chest_xray", "--port", str(port)])
+        assert f"127.0.0.1:{port}: Address already in use; choose another with --port" in str(done.exception)
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_the_models_are_loaded_by_mlflow_without_our_help(registered: Path, images: Path) -> None:
+    loaded = mlflow.pyfunc.load_model("models:/chest_xray@best")
+    table = loaded.predict(pd.DataFrame({"image": [(images / "a.jpg").read_bytes()]}))
+    assert list(table.columns) == ["predicted", "p_NORMAL", "p_PNEUMONIA"]
