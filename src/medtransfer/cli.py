@@ -327,15 +327,54 @@ def _announce(name: str, files: int) -> None:
     click.echo(f"{name}: {files} files are in data/{name}; data.dvc names this version: commit it to keep it")
 
 
+@data.command("add")
+@click.argument("name")
+@click.option("--images", required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A CSV file, a row an image."
+)
+@click.option("--image-column", default="image", show_default=True)
+@click.option("--label-column", default="label", show_default=True)
+@click.option("--group", help="The column with what no two splits may share, such as the patient.")
+@click.option("--title", help="[default: NAME]")
+@click.option("--licence", default="unknown", show_default=True)
+@click.option("--citation", default="none", show_default=True)
+@click.option("--only", is_flag=True, help="Take the other data sets out of the study.")
+def data_add(
+    name: str,
+    images: Path,
+    labels: Path | None,
+    image_column: str,
+    label_column: str,
+    group: str | None,
+    title: str | None,
+    licence: str,
+    citation: str,
+    only: bool,
+) -> None:
+    """Put a data set of your own in data/, under DVC, and into the study.
+
+    Without --labels, each class is a folder of its own in --images. Then `dvc repro` studies it.
+    """
+    from medtransfer.datasets.own import Columns
+    from medtransfer.stages.own import About, add_own
+
+    if group and not labels:
+        raise UserError("--group: names a column of --labels, which is missing; give both or neither")
+    columns, about = Columns(image_column, label_column, group), About(title or name, licence, citation)
+    files = add_own(_check(), name, images, labels, columns, about, only)
+    _announce(name, files)
+    click.echo("params.yaml and dvc.yaml have it now: look at them, then `dvc repro`")
+
+
 @data.command("validate")
 @click.argument("names", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
 def data_validate(names: tuple[str, ...], as_json: bool) -> None:
     """Check images, labels, metadata and duplicates; exit with 2 where something is wrong."""
-    from medtransfer.datasets.catalogue import CATALOGUE, get_dataset
     from medtransfer.datasets.checks import validate
 
-    reports = [validate(get_dataset(name), DATA / name) for name in names or CATALOGUE]
+    reports = [validate(dataset, DATA / dataset.name) for dataset in _datasets(names)]
     if as_json:
         click.echo(json.dumps(reports, indent=2))
     else:
@@ -344,6 +383,17 @@ def data_validate(names: tuple[str, ...], as_json: bool) -> None:
     wrong = sum(len(report["problems"]) for report in reports)
     if wrong:
         raise UserError(f"{wrong} problems in the raw data; mend or import it again")
+
+
+def _datasets(names: tuple[str, ...]) -> list[Any]:
+    """Return the catalogue's entries, by default of the data sets that params.yaml lists."""
+    from medtransfer.datasets.catalogue import CATALOGUE, get_dataset
+    from medtransfer.datasets.own import dataset_of
+
+    if not PARAMS.exists():
+        return [get_dataset(name) for name in names or CATALOGUE]
+    params = _params()
+    return [dataset_of(name, params) for name in names or params.datasets]
 
 
 def _print_validation(report: dict[str, Any]) -> None:
@@ -366,12 +416,12 @@ def _print_validation(report: dict[str, Any]) -> None:
 )
 def data_describe(names: tuple[str, ...], plots: Path) -> None:
     """Print classes, counts, groups, licence and citation; plot the class distribution."""
-    from medtransfer.datasets.catalogue import CATALOGUE, get_dataset
     from medtransfer.datasets.checks import class_counts, describe
     from medtransfer.report.figures import class_distribution, mark
 
-    for name in names or CATALOGUE:
-        entry = describe(get_dataset(name), DATA / name)
+    for dataset in _datasets(names):
+        name = dataset.name
+        entry = describe(dataset, DATA / name)
         _print_description(entry)
         plots.mkdir(parents=True, exist_ok=True)
         class_distribution(

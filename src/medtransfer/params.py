@@ -19,6 +19,10 @@ BLOCKS = ("block1", "block2", "block3", "block4", "block5")
 TREES = ("decision_tree", "random_forest")
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+# A label is also the name of a column and, in MLflow, of a metric.
+LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_. -]*$"
+Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
+Line = Annotated[str, Field(pattern=r"^[^\n]+$")]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -65,12 +69,26 @@ class Split(Section):
         return self
 
 
+class CatalogueEntry(Section):
+    """What the study has to know of a data set of the user's own; `medtransfer data add` writes it.
+
+    `classes`: each label and what it stands for, in the order of every table. `group`: what several images can share.
+    """
+
+    title: Line
+    classes: Annotated[dict[Label, Line], Field(min_length=2)]
+    group: Line
+    licence: Line
+    citation: Line
+
+
 class DatasetParams(Section):
     """How one data set is prepared; `image_size` is the side of the square in pixels."""
 
     image_size: Annotated[int, Field(ge=32, le=1024)]
     resize_filter: Literal["nearest", "bilinear", "bicubic", "lanczos"]
     split: Split
+    catalogue: CatalogueEntry | None = None
 
 
 class StudyParams(Section):
@@ -238,10 +256,25 @@ def read_params(path: Path) -> Params:
         The file is missing, is no YAML, or has an unknown key or a wrong value.
     """
     try:
-        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: not found in {Path.cwd()}; run medtransfer in the project's folder") from None
-    except (YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {_yaml_reason(error)}") from None
+    return parse_params(text, path)
+
+
+def parse_params(text: str, path: Path) -> Params:
+    """Validate the text of params.yaml; messages call it `path`.
+
+    Raises
+    ------
+    UserError
+        As `read_params`.
+    """
+    try:
+        raw = YAML(typ="safe").load(text)
+    except (YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         # ruamel's constructors let what Python raises at a strange date or key through.
         raise UserError(f"{path}: cannot be read as YAML: {_yaml_reason(error)}") from None
     try:

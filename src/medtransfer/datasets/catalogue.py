@@ -79,7 +79,7 @@ def _read_ham10000(folder: Path) -> Listing:
     samples = pd.DataFrame({"id": table.image_id, "label": table.dx, "group": table.lesion_id})
     samples["path"] = samples.id.map({image: path.as_posix() for image, path in images.items()})
     samples = samples.dropna().drop_duplicates("id")
-    return _listing(samples, problems, HAM10000.classes, metadata)
+    return list_samples(samples, problems, HAM10000.classes, metadata)
 
 
 def _empty_cells(table: pd.DataFrame) -> list[tuple[str, str]]:
@@ -120,10 +120,11 @@ def _read_chest_xray(folder: Path) -> Listing:
             rows.append((path.stem, path.parent.name, patient[1], path.relative_to(folder).as_posix()))
     samples = pd.DataFrame(rows, columns=["id", "label", "group", "path"])
     problems += [f"{folder / path}: another image has this name" for path in samples.path[samples.id.duplicated()]]
-    return _listing(samples.drop_duplicates("id"), problems, CHEST_XRAY.classes, folder)
+    return list_samples(samples.drop_duplicates("id"), problems, CHEST_XRAY.classes, folder)
 
 
-def _listing(samples: pd.DataFrame, problems: list[str], classes: dict[str, str], where: Path) -> Listing:
+def list_samples(samples: pd.DataFrame, problems: list[str], classes: dict[str, str], where: Path) -> Listing:
+    """Return the samples whose labels are known, sorted, and a problem for every other one."""
     unknown = samples[~samples.label.isin(list(classes))]
     problems += [
         f"{where}: {row.id} has the label {row.label!r}; known: {', '.join(classes)}" for row in unknown.itertuples()

@@ -42,7 +42,7 @@ class Classifier:
     facts: dict[str, Any]
 
 
-def write_classifier(fit: Path, description: dict[str, Any], meanings: dict[str, str], folder: Path) -> dict[str, Any]:
+def write_classifier(fit: Path, description: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write the classifier of a finished fit into a folder and return its facts.
 
     The temperature is fitted on the validation images' predictions.
@@ -51,8 +51,6 @@ def write_classifier(fit: Path, description: dict[str, Any], meanings: dict[str,
     ----------
     description : dict
         What dataset.json holds.
-    meanings : dict
-        What each class stands for.
     """
     record = json.loads((fit / "run.json").read_text())
     predictions = read_predictions(fit / "predictions.csv")
@@ -60,8 +58,7 @@ def write_classifier(fit: Path, description: dict[str, Any], meanings: dict[str,
     shutil.copyfile(fit / NETWORK, folder / NETWORK)
     facts = {
         **{key: record[key] for key in ("dataset", "model", "seed", "fit", "synthetic")},
-        **{key: description[key] for key in ("title", "classes", "image_size", "resize_filter")},
-        "meanings": meanings,
+        **{key: description[key] for key in ("title", "classes", "meanings", "image_size", "resize_filter")},
         "temperature": fit_temperature(validation),
         "validation_macro_f1": score(validation)[MACRO],
         "network_sha256": sha256_of(folder / NETWORK),

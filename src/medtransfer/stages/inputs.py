@@ -29,7 +29,9 @@ def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, d
     check_unchanged(folder)
     description = json.loads((folder / "dataset.json").read_text())
     # Read as params.yaml is, so that what was prepared before a key existed has its default.
-    prepared = DatasetParams.model_validate({key: description[key] for key in DatasetParams.model_fields}).model_dump()
+    prepared = DatasetParams.model_validate(
+        {key: description[key] for key in DatasetParams.model_fields if key in description}
+    ).model_dump()
     for key, asked in params.datasets[name].model_dump().items():
         if prepared[key] != asked:
             raise UserError(

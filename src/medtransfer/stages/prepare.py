@@ -2,7 +2,7 @@
 
 import time
 
-from medtransfer.datasets.catalogue import get_dataset
+from medtransfer.datasets.own import dataset_of
 from medtransfer.errors import UserError
 from medtransfer.files import whole_folder
 from medtransfer.params import Params
@@ -18,7 +18,7 @@ def prepare(params: Params, dataset: str) -> None:
     check_unchanged(DATA)
     begin = time.perf_counter()
     with whole_folder(PREPARED / dataset) as folder:
-        done = prepare_dataset(get_dataset(dataset), DATA / dataset, params.datasets[dataset], folder)
+        done = prepare_dataset(dataset_of(dataset, params), DATA / dataset, params.datasets[dataset], folder)
         check_params_unchanged(params, f"datasets.{dataset}")
     speed = sum(done["images"].values()) / (time.perf_counter() - begin)
     shared, tested = done["test_images_sharing_a_group"], done["images"]["test"]

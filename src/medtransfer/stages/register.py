@@ -8,7 +8,6 @@ from typing import Any
 import keras
 
 from medtransfer import tracking
-from medtransfer.datasets.catalogue import get_dataset
 from medtransfer.errors import UserError
 from medtransfer.evaluation.metrics import MACRO, score
 from medtransfer.evaluation.predictions import read_predictions
@@ -46,7 +45,7 @@ def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, tracking.CLASSIFIER)
         folder.mkdir()
-        facts = write_classifier(fit, description, get_dataset(dataset).classes, folder)
+        facts = write_classifier(fit, description, folder)
         version = tracking.register_classifier(client, dataset, run_id, folder, facts, keras.backend.backend())
     return facts, version
 

@@ -1,0 +1,161 @@
+"""data add: a data set of the user's own → data/, params.yaml and dvc.yaml."""
+
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.mergevalue import MergeValue
+
+from medtransfer.datasets.catalogue import CATALOGUE
+from medtransfer.datasets.own import Columns, copy_own, find_samples
+from medtransfer.errors import UserError
+from medtransfer.files import whole_file
+from medtransfer.params import LABEL_PATTERN, Params, parse_params
+from medtransfer.stages.integrity import PIPELINE
+from medtransfer.stages.layout import DATA, PARAMS
+
+LISTING = ("prepare", "baseline", "explain")  # the stages that list the data sets
+TRAINING = "train-"
+ACCURACY = "reports/plots/training_accuracy/{}-{}.csv"
+COMPARED = ("cnn_random", "imagenet_all")
+
+
+@dataclass(frozen=True)
+class About:
+    """What the user says of a data set beside its images and labels."""
+
+    title: str
+    licence: str
+    citation: str
+
+
+def add_own(
+    params: Params, name: str, images: Path, labels: Path | None, columns: Columns, about: About, only: bool
+) -> int:
+    """Copy a data set to data/ and write it into params.yaml and dvc.yaml; return the number of images.
+
+    It is prepared as the first data set there, divided by group where it has groups, and studied with the
+    configurations that begin from no finished run. Comments and order of the two files are kept.
+
+    Parameters
+    ----------
+    only : bool
+        Take the other data sets out of the study.
+
+    Raises
+    ------
+    UserError
+        The name is taken or none, the images and labels do not fit, or there are no two classes. Nothing is changed.
+    """
+    if name in CATALOGUE:
+        raise UserError(f"{name}: the study's own data set; choose another name, or `medtransfer data import {name}`")
+    samples = find_samples(images, labels, columns)
+    entry = _describe(samples, about, columns.group, labels or images)
+    files = _plan(params, name, entry, by="group" if columns.group else "image", only=only)
+    copy_own(name, samples, DATA, f"folder {images.resolve().name}")
+    for path, text in files.items():
+        with whole_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    return len(samples)
+
+
+def _describe(samples: pd.DataFrame, about: About, group: str | None, where: Path) -> dict[str, Any]:
+    classes = sorted(samples.label.unique())
+    odd = [label for label in classes if not re.fullmatch(LABEL_PATTERN, label)]
+    if odd:
+        raise UserError(f"{where}: label {odd[0]!r}: expected letters, digits, blanks and _ . - only; rename it")
+    if len(classes) < 2:
+        raise UserError(f"{where}: {classes[0]} is the only label; a study needs two or more")
+    return {
+        "title": about.title,
+        "classes": {label: label for label in classes},
+        "group": group or "image",
+        "licence": about.licence,
+        "citation": about.citation,
+    }
+
+
+def _plan(params: Params, name: str, entry: dict[str, Any], by: str, only: bool) -> dict[Path, str]:
+    """Return the new text of params.yaml and dvc.yaml, checked."""
+    yaml = _round_trip()
+    values, pipeline = (yaml.load(path.read_text(encoding="utf-8")) for path in (PARAMS, PIPELINE))
+    first = next(iter(values["datasets"].values()))
+    known = values["datasets"].setdefault(name, CommentedMap())
+    if not known:
+        split = CommentedMap({**{key: value for key, value in first["split"].items() if key != "leak"}, "by": by})
+        split.fa.set_flow_style()
+        known.update({"image_size": first["image_size"], "resize_filter": first["resize_filter"], "split": split})
+    known.setdefault("catalogue", CommentedMap()).update(entry)
+    if name not in values["study"]:
+        plain = [key for key, configuration in params.configurations.items() if configuration.source is None]
+        values["study"][name] = CommentedMap({"train": CommentedSeq(plain)})
+    for other in [key for key in values["study"] if only and key != name]:
+        del values["study"][other]
+    _add_stages(pipeline, name, only)
+    texts = {PARAMS: _dump(yaml, values), PIPELINE: _dump(yaml, pipeline)}
+    parse_params(texts[PARAMS], PARAMS)
+    return texts
+
+
+def _dump(yaml: YAML, values: Any) -> str:
+    text = io.StringIO()
+    yaml.dump(values, text)
+    return text.getvalue()
+
+
+def _round_trip() -> YAML:
+    """Return a reader and writer that leaves what it does not change as it is."""
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    yaml.preserve_quotes = True
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    return yaml
+
+
+def _add_stages(pipeline: Any, name: str, only: bool) -> None:
+    stages = pipeline["stages"]
+    training = [stage for stage in stages if stage.startswith(TRAINING)]
+    if not training:
+        raise UserError(f"{PIPELINE}: no stage {TRAINING}…, whose dependencies a new one shares; restore the file")
+    for stage in LISTING:
+        listed = stages[stage]["matrix"]["dataset"]
+        if name not in listed:
+            listed.append(name)
+        if only:
+            listed[:] = [name]
+    matrix = CommentedMap(
+        {"dataset": CommentedSeq([name]), "configuration": f"${{study.{name}.train}}", "seed": "${seeds}"}
+    )
+    matrix["dataset"].fa.set_flow_style()
+    if only:
+        place = list(stages).index(training[0])
+        first = stages.pop(training[0])  # the others' dependencies are this one's
+        for stage in [stage for stage in stages if stage.startswith((TRAINING, "transfer"))]:
+            del stages[stage]
+        first["matrix"] = matrix
+        stages.insert(place, f"{TRAINING}{name}", first)
+    elif f"{TRAINING}{name}" not in stages:
+        own, shared = CommentedMap({"matrix": matrix}), MergeValue()
+        shared.append(stages[training[0]])
+        shared.merge_pos = 0
+        own.add_yaml_merge(shared)
+        stages.insert(list(stages).index(training[0]) + 1, f"{TRAINING}{name}", own)
+    _add_plot(pipeline, name, only)
+
+
+def _add_plot(pipeline: Any, name: str, only: bool) -> None:
+    plots = pipeline.setdefault("plots", CommentedSeq())
+    if only:
+        plots[:] = [plot for plot in plots if not any("training accuracy" in title for title in plot)]
+    title = f"{name} training accuracy"
+    if not any(title in plot for plot in plots):
+        files = {ACCURACY.format(name, configuration): "accuracy" for configuration in COMPARED}
+        plots.append(CommentedMap({title: {"x": "epoch", "y": files}}))

@@ -1,0 +1,194 @@
+"""A data set of the user's own: what the files say is what is studied, and what does not fit is named."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from conftest import PROJECT
+from medtransfer.cli import cli
+from medtransfer.datasets.checks import validate
+from medtransfer.datasets.own import Columns, dataset_of
+from medtransfer.errors import UserError
+from medtransfer.files import whole_folder
+from medtransfer.params import read_params
+from medtransfer.prepare import prepare_dataset
+from medtransfer.stages.own import About, add_own
+
+ABOUT = About("My scans", "unknown", "none")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with 20 patients' images in `mine`, two a patient, every second patient ill, and their table."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(PROJECT / name, tmp_path)
+    rows = []
+    rng = np.random.default_rng(0)
+    for patient in range(20):
+        for view in range(2):
+            path = tmp_path / "mine" / f"p{patient % 3}" / f"scan {patient}-{view}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (40, 30, 3), np.uint8)).save(path)
+            rows.append({"image": path.name, "label": ("well", "ill")[patient % 2], "patient": f"patient {patient}"})
+    pd.DataFrame(rows).to_csv("labels.csv", index=False)
+    return tmp_path
+
+
+def add(**changes: Any) -> int:
+    arguments: dict[str, Any] = {
+        "params": read_params(Path("params.yaml")), "name": "mine", "images": Path("mine"),
+        "labels": Path("labels.csv"), "columns": Columns(group="patient"), "about": ABOUT, "only": False, **changes,
+    }  # fmt: skip
+    return add_own(**arguments)
+
+
+def stages() -> list[str]:
+    """The names of all stages, as DVC reads dvc.yaml."""
+    for command in (["init", "--no-scm", "--quiet"], ["stage", "list", "--name-only"]):
+        done = subprocess.run([sys.executable, "-m", "dvc", *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_a_data_set_is_copied_and_enters_the_study(project: Path) -> None:
+    before = {name: (project / name).read_text() for name in ("params.yaml", "dvc.yaml")}
+    assert add() == 40
+    params = read_params(Path("params.yaml"))
+    entry = params.datasets["mine"].catalogue
+    assert entry is not None
+    assert list(entry.classes) == ["ill", "well"]
+    assert params.datasets["mine"].split.by == "group"
+    assert params.study["mine"].train == params.study["ham10000"].train
+    for name, text in before.items():
+        lines = (project / name).read_text().splitlines()
+        changed = [line for line in text.splitlines() if line not in lines]
+        assert all("dataset: [ham10000, chest_xray]" in line for line in changed), changed
+    found = stages()
+    assert "train-mine@mine-imagenet_head-0" in found
+    assert "train-chest_xray@chest_xray-cnn_random-0" in found
+    assert {"prepare@mine", "baseline@mine-random_forest-0", "explain@mine"} <= set(found)
+    dataset = dataset_of("mine", params)
+    assert validate(dataset, Path("data/mine"))["problems"] == []
+    with whole_folder(Path("prepared")) as folder:
+        done = prepare_dataset(dataset, Path("data/mine"), params.datasets["mine"], folder)
+    samples = pd.read_csv("prepared/samples.csv", dtype=str)
+    assert samples.groupby("group").split.nunique().max() == 1
+    assert samples.group.nunique() == 20
+    assert done["meanings"] == {"ill": "ill", "well": "well"}
+    labels = pd.read_csv("labels.csv").set_index("image").label
+    assert all(labels[f"{row.id}.png".split("/")[-1]] == row.label for row in samples.itertuples())
+
+
+def test_added_again_it_takes_the_place_of_the_one_before(project: Path) -> None:
+    add()
+    once = {name: (project / name).read_text() for name in ("params.yaml", "dvc.yaml")}
+    table = pd.read_csv("labels.csv")
+    table.iloc[:30].to_csv("labels.csv", index=False)
+    assert add() == 30
+    assert {name: (project / name).read_text() for name in once} == once
+    assert len(list(Path("data/mine/images").rglob("*.png"))) == 30
+
+
+def test_it_can_be_the_only_one(project: Path) -> None:
+    add(only=True)
+    assert list(read_params(Path("params.yaml")).study) == ["mine"]
+    assert {name.split("@")[0] for name in stages()} == {"prepare", "baseline", "train-mine", "explain", "evaluate"}
+    assert not [name for name in stages() if "ham10000" in name or "chest_xray" in name]
+    add(name="another")
+    assert "train-another@another-imagenet_all-0" in stages()
+
+
+def test_a_folder_a_class_needs_no_table(project: Path) -> None:
+    assert add(labels=None, columns=Columns()) == 40
+    params = read_params(Path("params.yaml"))
+    assert params.datasets["mine"].split.by == "image"
+    listing = dataset_of("mine", params).read(Path("data/mine"))
+    assert listing.problems == []
+    assert set(listing.samples.label) == {"p0", "p1", "p2"}
+    assert listing.samples.group.nunique() == 40
+
+
+def test_the_command_line_says_what_comes_next(project: Path) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
+    done = CliRunner().invoke(
+        cli, ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
+    )
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "then `dvc repro`" in done.output
+    shown = CliRunner().invoke(cli, ["data", "describe", "mine", "--plots", "plots"])
+    assert "40 images of 20 patients" in shown.output
+    alone = CliRunner().invoke(cli, ["data", "add", "mine", "--images", "mine", "--group", "patient"])
+    assert "--group: names a column of --labels, which is missing" in str(alone.exception)
+
+
+def change_table(**columns: Any) -> None:
+    pd.read_csv("labels.csv").assign(**columns).to_csv("labels.csv", index=False)
+
+
+def test_what_does_not_fit_is_one_line_and_changes_nothing(project: Path) -> None:
+    table = Path("labels.csv").read_text()
+    first, folders = "scan 0-0.png", {"labels": None, "columns": Columns()}
+    wrong: list[tuple[Any, dict[str, Any], str]] = [
+        (lambda: None, {"name": "ham10000"}, "ham10000: the study's own data set; choose another name"),
+        (lambda: None, {"name": "My-Scans"}, "params.yaml: datasets.My-Scans"),
+        (lambda: None, {"columns": Columns(label="x")}, "no column 'x'; there are image, label, patient"),
+        (lambda: None, {"columns": Columns(group="person")}, "no column 'person'"),
+        (lambda: None, {"images": Path("data")}, "data: no image; expected files that end in .jpg"),
+        (lambda: change_table(label="ill"), {}, "labels.csv: ill is the only label; a study needs two or more"),
+        (lambda: change_table(label=["a/b", "c"] * 20), {}, "label 'a/b': expected letters, digits"),
+        (lambda: change_table(image=["x.png"] * 40), {}, "row 2: 'x.png' is not among the images"),
+        (lambda: change_table(image=[first] * 40), {}, "p0/scan 0-0.png has two rows; expected one an image"),
+        (lambda: change_table(image=["../labels.csv"] * 40), {}, "row 2: '../labels.csv' is not among the images"),
+        (lambda: change_table(patient=[""] * 40), {}, "row 2 has no patient; fill it in"),
+        (lambda: change_table(label=["ill", None] * 20), {}, "row 3 has no label"),
+        (lambda: Path("labels.csv").write_bytes(b"image,label,patient\n\xff,x,y\n"), {}, "read as CSV in UTF-8"),
+        (lambda: Path("labels.csv").write_text(""), {}, "cannot be read as CSV"),
+        (lambda: shutil.copy(f"mine/p0/{first}", f"mine/p1/{first}"), {}, f"'{first}' means p0/{first} and p1/{first}"),
+        (lambda: shutil.copy(f"mine/p0/{first}", "mine"), folders, f"mine/{first}: in no class's folder"),
+    ]  # fmt: skip
+    before = {path: path.read_text() for path in (Path("params.yaml"), Path("dvc.yaml"))}
+    Path("data").mkdir()
+    for spoil, changes, message in wrong:
+        Path("labels.csv").write_text(table)
+        spoil()
+        with pytest.raises(UserError) as error:
+            add(**changes)
+        assert message in str(error.value)
+        assert "\n" not in str(error.value)
+        assert list(Path("data").iterdir()) == []
+        assert {path: path.read_text() for path in before} == before
+
+
+def test_a_link_out_of_the_folder_is_refused(project: Path) -> None:
+    outside = project / "secret.png"
+    Image.new("RGB", (8, 8)).save(outside)
+    Path("mine/p0/link.png").symlink_to(outside)
+    with pytest.raises(UserError, match="a link that leaves mine"):
+        add()
+
+
+def test_a_changed_copy_is_noticed(project: Path) -> None:
+    add()
+    params = read_params(Path("params.yaml"))
+    folder = Path("data/mine")
+    table = pd.read_csv(folder / "labels.csv")
+    gone, strange = folder / table.path[0], folder / "images" / "other.png"
+    gone.rename(strange)
+    table.loc[1, "path"] = "../../params.yaml"
+    table.to_csv(folder / "labels.csv", index=False)
+    problems = dataset_of("mine", params).read(folder).problems
+    assert any("has no images/" in problem for problem in problems)
+    assert any("other.png: no row in labels.csv" in problem for problem in problems)
+    assert any("has no ../../params.yaml" in problem for problem in problems)
+    (folder / "labels.csv").unlink()
+    with pytest.raises(UserError, match=r"labels\.csv: not found; add the data set"):
+        dataset_of("mine", params).read(folder)
