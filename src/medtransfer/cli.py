@@ -538,6 +538,26 @@ def bench(dataset: str, output: Path, names: tuple[str, ...], **options: int) ->
     click.echo(f"everything measured: {output}")
 
 
+@cli.group()
+def track() -> None:
+    """The MLflow store of this project and a server."""
+
+
+@track.command("push")
+def track_push() -> None:
+    """Copy the runs of mlruns/ to the server that MLFLOW_TRACKING_URI names, each once.
+
+    Parameters, curves, system metrics, data, figures and models come along, with their times and statuses.
+    """
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        raise UserError("MLFLOW_TRACKING_URI: not set; set it to the server's address, such as http://127.0.0.1:5000")
+    from medtransfer.track_push import push
+
+    counts = push()
+    text = f"{counts['copied']} runs copied, {counts['already']} were there already"
+    click.echo(text + (f", {counts['running']} still run and were left out" if counts["running"] else ""))
+
+
 @cli.command()
 @click.argument("dataset")
 def register(dataset: str) -> None:

@@ -1,0 +1,132 @@
+"""Pushing runs to a server: each arrives whole and once, whatever interrupted the push before."""
+
+import re
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from sklearn.tree import DecisionTreeClassifier
+
+from attacks import free_port
+from medtransfer import track_push, tracking
+from medtransfer.cli import cli
+from medtransfer.errors import UserError
+from medtransfer.models.trees import save_tree, skops_types
+from test_tracking import server
+
+FITS = {"finished": None, "failed": RuntimeError, "killed": KeyboardInterrupt}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose store has a finished, a failed and a killed run, the first with data, a file and a model."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    features = np.arange(12, dtype=np.uint8).reshape(4, 3)
+    tree = DecisionTreeClassifier(random_state=0).fit(features, [0, 1, 0, 1])
+    save_tree(tree, "tree.skops")
+    Path("figure.txt").write_text("a figure")
+    for name, ending in FITS.items():
+        try:
+            with tracking.run(
+                "ham10000", name, f"fit-{name}", {"a": {"b": 1}}, {"seed": 0}, sample_seconds=None
+            ) as run:
+                run.log_epochs([{"epoch": epoch, "loss": 1 / epoch} for epoch in range(1, 4)])
+                if name == "finished":
+                    run.log_data(pd.DataFrame({"id": ["1"], "label": ["nv"]}), "ham10000", {"data_source": "x"})
+                    run.log_model(
+                        lambda: tracking.log_sklearn_model(
+                            tree, features, tree.predict_proba(features), skops_types("tree.skops")
+                        )
+                    )
+                if ending:
+                    raise ending
+        except (RuntimeError, KeyboardInterrupt):
+            pass
+    assert tracking.attach("ham10000", "fit-finished", [Path("figure.txt")])
+    return tmp_path
+
+
+def described(client: mlflow.MlflowClient) -> dict[str, dict[str, object]]:
+    """What is to be the same on both sides, by the run's name."""
+    experiment = client.get_experiment_by_name("ham10000")
+    found = {}
+    for run in client.search_runs([experiment.experiment_id]):
+        hidden = (track_push.ORIGIN, "mlflow.log-model.history")
+        found[run.info.run_name] = {
+            "status": run.info.status,
+            "times": (run.info.start_time, run.info.end_time),
+            "params": run.data.params,
+            "tags": {key: value for key, value in run.data.tags.items() if key not in hidden},
+            "points": [
+                (key, point.step, point.value, point.timestamp)
+                for key in sorted(run.data.metrics)
+                for point in client.get_metric_history(run.info.run_id, key)
+            ],
+            "data": [entry.dataset.digest for entry in run.inputs.dataset_inputs],
+            "files": sorted(entry.path for entry in client.list_artifacts(run.info.run_id)),
+            "model": tracking.has_model(client, run),
+        }
+    assert len(found) == len(FITS)
+    return found
+
+
+def test_every_run_arrives_whole_and_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = described(tracking.connect())
+    port = free_port()
+    with server(project, port):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        first = CliRunner().invoke(cli, ["track", "push"])
+        assert first.exit_code == 0, (first.output, first.exception)
+        assert "3 runs copied, 0 were there already" in first.output
+        assert described(tracking.connect()) == ours
+        assert "0 runs copied, 3 were there already" in CliRunner().invoke(cli, ["track", "push"]).output
+        assert described(tracking.connect()) == ours
+        client = tracking.connect()
+        [model] = client.search_logged_models([client.get_experiment_by_name("ham10000").experiment_id])
+        loaded = mlflow.pyfunc.load_model(f"models:/{model.model_id}")
+        assert loaded.predict(np.arange(3, dtype=np.uint8)[None]).shape == (1, 2)
+        assert loaded.metadata.run_id == model.source_run_id
+
+
+def test_an_interrupted_push_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = described(tracking.connect())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/other.db")
+    whole = track_push._push_model
+
+    def die(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(track_push, "_push_model", die)
+    with pytest.raises(KeyboardInterrupt):
+        track_push.push()
+    monkeypatch.setattr(track_push, "_push_model", whole)
+    assert track_push.push() == {"copied": 3, "already": 0, "running": 0}
+    assert described(tracking.connect()) == ours
+
+
+def test_what_the_server_has_of_a_fit_is_left_alone(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/other.db")
+    with tracking.run("ham10000", "finished", "fit-finished", {"a": {"b": 1}}, {}, sample_seconds=None):
+        pass
+    assert track_push.push() == {"copied": 2, "already": 1, "running": 0}
+
+
+def test_where_there_is_nothing_to_push_one_line_says_so(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert "MLFLOW_TRACKING_URI: not set" in str(CliRunner().invoke(cli, ["track", "push"]).exception)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlruns/mlflow.db")
+    with pytest.raises(UserError, match="names this project's own store"):
+        track_push.push()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=re.escape("MLflow at http://127.0.0.1:9 does not answer")):
+        track_push.push()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(UserError, match=r"mlruns/mlflow\.db: not found; there is nothing to push"):
+        track_push.push()
