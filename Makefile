@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install study report test lint ui lock vulnerabilities clean
+.PHONY: help install study report test lint ui up lock vulnerabilities clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-15s %s\n", $$1, $$2}'
@@ -41,9 +41,20 @@ ui: install ## Open the MLflow UI on http://127.0.0.1:5000
 		|| { echo "port $(or $(PORT),5000) is taken: make ui PORT=5001"; exit 2; }
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(or $(PORT),5000)
 
-lock: ## Resolve requirements/lock.txt anew (needs uv)
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header \
-		--extra tensorflow --extra jax --extra dev pyproject.toml --output-file requirements/lock.txt
+up: .env ## Start the tracking server in containers (Docker), with passwords of its own in .env
+	docker compose up --detach --build --wait
+
+.env:
+	@umask 077; for name in POSTGRES_PASSWORD MLFLOW_AUTH_ADMIN_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY; do \
+		echo "$$name=$$($(PYTHON) -c 'import secrets; print(secrets.token_hex(24))')"; done > .env
+	@echo "passwords: .env"
+
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
+
+lock: ## Resolve requirements/*.txt anew (needs uv)
+	$(LOCK) --extra tensorflow --extra jax --extra cluster --extra server --extra s3 --extra dev pyproject.toml --output-file requirements/lock.txt
+	$(LOCK) --extra tensorflow --extra cluster --extra server --extra s3 --constraint requirements/lock.txt pyproject.toml --output-file requirements/cpu.txt
+	$(LOCK) --extra gpu --extra cluster --extra server --extra s3 --constraint requirements/lock.txt pyproject.toml --output-file requirements/gpu.txt
 
 vulnerabilities: ## Compare the locked versions with the known vulnerabilities (needs uv and the internet)
 	uv tool run pip-audit --disable-pip --require-hashes --requirement requirements/lock.txt

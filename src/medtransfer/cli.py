@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from medtransfer.stages.layout import TUNING
 PARAMS = Path("params.yaml")
 DATA = Path("data")
 EXIT_USER_ERROR = 2
+RATE = click.FloatRange(0, min_open=True)
 OPTIMIZERS = get_args(TrainParams.model_fields["optimizer"].annotation)
 # What the machine refuses and the user can mend: a full or read-only disk, a missing right.
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -536,6 +538,54 @@ def bench(dataset: str, output: Path, names: tuple[str, ...], **options: int) ->
     save(result)
     Console(width=None if sys.stdout.isatty() else 140).print(table(result))
     click.echo(f"everything measured: {output}")
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--dataset", "datasets", multiple=True, help="[default: all of params.yaml]")
+@click.option("--configuration", "names", multiple=True, help="[default: those of params.yaml for each data set]")
+@click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, help="[default: those of params.yaml]")
+@click.option("--rate", "rates", type=RATE, multiple=True, help="Learning rate.  [default: those of params.yaml]")
+@click.option("--cpus", type=click.IntRange(1), default=1, show_default=True, help="What one fit takes of a node.")
+@click.option("--gpus", type=click.FloatRange(0), default=0.0, show_default=True, help="May be a part of one, as 0.25.")
+@click.option("--memory-gb", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True)
+@click.option("--retries", type=click.IntRange(0), default=3, show_default=True, help="After a worker or node died.")
+@click.option("--local", is_flag=True, help="Start Ray on this machine; else the cluster of RAY_ADDRESS is used.")
+def sweep(
+    name: str,
+    datasets: tuple[str, ...],
+    names: tuple[str, ...],
+    seeds: tuple[int, ...],
+    rates: tuple[float, ...],
+    local: bool,
+    **needs: Any,
+) -> None:
+    """Run a grid of fits (data sets x configurations x seeds x rates) at the same time, on Ray.
+
+    Options for the grid may be given several times. Fits and their table go to artifacts/sweeps/NAME, their MLflow runs
+    under one parent into the experiment `sweep NAME`. Goes on where it stopped.
+    """
+    params = _params()
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(f"{name}: no name for a sweep; letters, digits, '.', '_' and '-' are")
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise UserError("Ray is not installed; pip install 'medtransfer[cluster]'") from None
+    from medtransfer.stages.sweep import Needs
+    from medtransfer.stages.sweep import sweep as run
+
+    grid = (list(datasets or params.study), list(names), list(seeds or params.seeds), list(rates))
+    try:
+        table = run(params, name, *grid, Needs(**needs), local)
+    except KeyboardInterrupt:
+        click.echo("\nStopped. What is finished is kept: run it again and it goes on.", err=True)
+        raise
+    failed = table[table.problem != ""]
+    click.echo(f"{len(table) - len(failed)} of {len(table)} fits finished: artifacts/sweeps/{name}/sweep.csv")
+    if len(failed):
+        click.echo(f"{len(failed)} failed; their logs: artifacts/sweeps/{name}/*/logs/", err=True)
+        sys.exit(1)
 
 
 @cli.group()

@@ -32,6 +32,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.types import ColSpec, Schema
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from requests.exceptions import RequestException
 from ruamel.yaml import YAML
 from sqlalchemy.exc import SQLAlchemyError
@@ -85,6 +86,27 @@ def _one_at_a_time(uri: str) -> Any:
         return nullcontext()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return FileLock(f"{path}.lock")
+
+
+def absolute_uri() -> str:
+    """Return the user's server or the project's own store, for a process in another folder."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    path = uri.removeprefix("sqlite:///")
+    return uri if path == uri else f"sqlite:///{Path(path).resolve()}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a fit's run goes: its experiment, its name, and the id of the run above it, if there is one."""
+
+    experiment: str
+    name: str
+    parent: str | None = None
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tag by which MLflow shows a run under another."""
+        return {MLFLOW_PARENT_RUN_ID: self.parent} if self.parent else {}
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,28 @@ from medtransfer.training.fit import fit, predict
 from medtransfer.training.prefix import leave_out_prefix
 
 
-def train(params: Params, dataset: str, name: str, seed: int) -> None:
-    """Fit one freezing configuration and score it on the test images."""
+def train(
+    params: Params,
+    dataset: str,
+    name: str,
+    seed: int,
+    place: tracking.Place | None = None,
+    origin: Mapping[str, str] | None = None,
+) -> None:
+    """Fit one freezing configuration and score it on the test images.
+
+    Parameters
+    ----------
+    place : Place
+        Where MLflow keeps the run; in the data set's experiment unless given.
+    origin : mapping
+        What stands in for what is found in this folder, as `git_commit`.
+    """
     if name not in params.configurations:
         raise UserError(f"params.yaml: configurations.{name}: missing; there are {', '.join(params.configurations)}")
     configuration = params.configurations[name]
     settings = configuration.recipe(params.train, dataset)
+    place = place or tracking.Place(dataset, run_name(name, seed))
     keras.config.disable_interactive_logging()
     make_deterministic()
     images, samples, description = read_dataset(params, dataset)
@@ -45,6 +62,7 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
     counts = vgg16.count_weights(model)
     record = {
         **describe_fit(description, name, seed),
+        **(origin or {}),
         "kind": "network",
         "weights": configuration.weights,
         "trainable_blocks": ",".join((*configuration.blocks, vgg16.HEAD)),
@@ -67,7 +85,7 @@ def train(params: Params, dataset: str, name: str, seed: int) -> None:
     fit_id = claim_fit(unfinished, made_from)
     with (
         whole_folder(run_folder(dataset, name, seed)) as folder,
-        tracking.run(dataset, run_name(name, seed), fit_id, hyperparameters, record) as run,
+        tracking.run(place.experiment, place.name, fit_id, hyperparameters, {**record, **place.tags}) as run,
     ):
         run.log_data(samples, dataset, {key: record[key] for key in ("data_source", "data_version")})
         begin = time.perf_counter()

@@ -1,0 +1,49 @@
+#!/bin/sh
+# Build the image and run its main job, the study on the demonstration data, in it:
+#   tools/container.sh [cpu|gpu] [FOLDER]
+# With Docker where an engine runs. Elsewhere, as root on Debian, with buildah (no daemon, chroot isolation) on a base that
+# debootstrap makes: apt install buildah debootstrap. FOLDER (new; a temporary one by default) holds the clone that the study
+# runs in. BUILD_OPTIONS go to the build, as --volume for a proxy's certificates; MIRROR is debootstrap's.
+set -eu
+
+target=${1:-cpu}
+folder=$(realpath "${2:-$(mktemp --directory)}")
+project=$(realpath "$(dirname "$0")/..")
+image=medtransfer:$target
+
+if command -v hadolint > /dev/null; then hadolint "$project/Dockerfile"; fi
+git clone --quiet "$project" "$folder/study"
+
+if docker info > /dev/null 2>&1; then
+    # shellcheck disable=SC2086
+    docker build ${BUILD_OPTIONS:-} --target "$target" --tag "$image" "$project"
+    if [ "$target" = gpu ]; then gpus="--gpus all"; else gpus=; fi
+    # shellcheck disable=SC2086
+    docker run --rm $gpus --user "$(id -u):$(id -g)" --volume "$folder/study:/study" "$image"
+    owner=$(id -u)
+else
+    export BUILDAH_ISOLATION=chroot
+    if ! buildah inspect --type image localhost/debian-python > /dev/null 2>&1; then
+        debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$folder/base" ${MIRROR:+"$MIRROR"}
+        base=$(buildah from scratch)
+        buildah copy --quiet "$base" "$folder/base" /
+        buildah commit --quiet "$base" localhost/debian-python
+        buildah rm "$base" > /dev/null
+        rm --recursive --force "$folder/base"
+    fi
+    # shellcheck disable=SC2086
+    buildah build ${BUILD_OPTIONS:-} --build-arg BASE=localhost/debian-python --target "$target" --tag "$image" "$project"
+    chown --recursive 1000:1000 "$folder"
+    container=$(buildah from "localhost/$image")
+    trap 'buildah rm "$container" > /dev/null' EXIT
+    # shellcheck disable=SC2086
+    buildah run ${RUN_OPTIONS:-} --volume "$folder/study:/study" "$container" -- medtransfer study
+    owner=1000
+fi
+
+test -s "$folder/study/reports/results.md"
+if [ "$(find "$folder/study" ! -uid "$owner" -print -quit)" ]; then
+    echo "$folder/study: holds files of another user than $owner" >&2
+    exit 1
+fi
+echo "the study ran in $image: $folder/study/reports/results.md"

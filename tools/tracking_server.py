@@ -1,0 +1,126 @@
+"""A tracking server on this machine: PostgreSQL behind `mlflow server`, on loopback, until Ctrl-C.
+
+What a hospital's server is (compose.yaml has the same in containers), to try it and to test against it.
+PostgreSQL's own programs are used (Debian: postgresql); its data and the artifacts lie in one folder.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+SECONDS_TO_START = 120
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--port", default=5000, show_default=True)
+@click.option("--workers", default=2, show_default=True)
+def main(folder: Path, port: int, workers: int) -> None:
+    """Serve from FOLDER, which is made where it is missing, until Ctrl-C."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with serve(folder, port, workers) as address:
+        click.echo(f"export MLFLOW_TRACKING_URI={address}")
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            click.echo("\nstopped; the same folder serves the same runs again")
+
+
+@contextmanager
+def serve(folder: Path, port: int, workers: int = 2) -> Iterator[str]:
+    """Run PostgreSQL and MLflow over `folder` and yield the server's address."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder.resolve()
+    with postgres(folder / "postgres") as store:
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+            "--workers", str(workers), "--backend-store-uri", store,
+            "--artifacts-destination", str(folder / "artifacts"),
+        ]  # fmt: skip
+        address = f"http://127.0.0.1:{port}"
+        env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (folder / "mlflow.log").open("ab") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True, cwd=folder)
+        try:
+            _wait(process, f"{address}/health", folder / "mlflow.log")
+            yield address
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait(timeout=60)
+
+
+@contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """Run a PostgreSQL of our own over `folder`, reached through a socket in it and by no port; yield its address."""
+    programs = _programs()
+    user = _unprivileged_user()
+    if not (folder / "PG_VERSION").exists():
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if user:
+            shutil.chown(folder, user)
+        initialise: list[str | Path] = [
+            programs / "initdb",
+            "--pgdata",
+            folder,
+            "--username",
+            "mlflow",
+            "--auth",
+            "trust",
+        ]
+        subprocess.run(initialise, check=True, stdout=subprocess.DEVNULL, user=user)
+    options = f"-c listen_addresses= -c unix_socket_directories={folder} -c max_connections=200"
+    control: list[str | Path] = [programs / "pg_ctl", "--pgdata", folder, "--wait", "--silent"]
+    started = [*control, "--log", folder / "postgres.log", "--options", options, "start"]
+    subprocess.run(started, check=True, user=user, stdout=subprocess.DEVNULL)
+    try:
+        yield f"postgresql://mlflow@/postgres?host={folder}"
+    finally:
+        subprocess.run([*control, "--mode", "fast", "stop"], check=True, user=user, stdout=subprocess.DEVNULL)
+
+
+def _programs() -> Path:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), key=lambda path: int(path.parts[-3]))
+    path = shutil.which("pg_ctl")
+    if not found and not path:
+        raise click.ClickException("PostgreSQL is not installed (Debian: apt install postgresql)")
+    return found[-1].parent if found else Path(str(path)).parent
+
+
+def _unprivileged_user() -> str | None:
+    """PostgreSQL refuses to be root's."""
+    return "postgres" if os.geteuid() == 0 else None
+
+
+def _wait(process: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
+    for _ in range(SECONDS_TO_START * 5):
+        if process.poll() is not None:
+            raise click.ClickException(f"mlflow server ended with {process.returncode}; {log} says why")
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise click.ClickException(f"mlflow server does not answer after {SECONDS_TO_START} s; {log}")
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()
