@@ -208,7 +208,7 @@ def _start(
     try:
         client = connect()
         with _one_at_a_time(mlflow.get_tracking_uri()):
-            mlflow.set_experiment(experiment)
+            _set_experiment(experiment)
         close_stale(client)
         if sample_seconds is not None:
             mlflow.set_system_metrics_sampling_interval(sample_seconds)
@@ -236,6 +236,15 @@ def _start(
         _say_away(error)
         return Run(None)
     return active
+
+
+def _set_experiment(name: str) -> None:
+    try:
+        mlflow.set_experiment(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        mlflow.set_experiment(name)  # another process made it since this one had looked
 
 
 def _check_params(client: mlflow.MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
