@@ -24,7 +24,7 @@ from medtransfer.stages.integrity import check_params_unchanged, check_unchanged
 from medtransfer.stages.layout import PREPARED, run_folder, run_name, unfinished_folder
 from medtransfer.stages.results import claim_fit, describe_fit, tell_mlflow, write_record, write_scores
 from medtransfer.training.batches import Batches
-from medtransfer.training.device import device_name, make_deterministic, place_on_device
+from medtransfer.training.device import device_name, every_device, make_deterministic, place_on_device
 from medtransfer.training.features import hash_array
 from medtransfer.training.fit import fit, predict
 from medtransfer.training.prefix import leave_out_prefix
@@ -49,11 +49,18 @@ def train(
     """
     if name not in params.configurations:
         raise UserError(f"params.yaml: configurations.{name}: missing; there are {', '.join(params.configurations)}")
-    configuration = params.configurations[name]
-    settings = configuration.recipe(params.train, dataset)
     place = place or tracking.Place(dataset, run_name(name, seed))
     keras.config.disable_interactive_logging()
     make_deterministic()
+    with every_device() as devices:
+        _train(params, dataset, name, seed, place, {**(origin or {}), "devices": devices})
+
+
+def _train(
+    params: Params, dataset: str, name: str, seed: int, place: tracking.Place, origin: Mapping[str, Any]
+) -> None:
+    configuration = params.configurations[name]
+    settings = configuration.recipe(params.train, dataset)
     images, samples, description = read_dataset(params, dataset)
     classes = description["classes"]
     model = vgg16.build_vgg16(description["image_size"], len(classes), settings, seed)
@@ -62,7 +69,7 @@ def train(
     counts = vgg16.count_weights(model)
     record = {
         **describe_fit(description, name, seed),
-        **(origin or {}),
+        **origin,
         "kind": "network",
         "weights": configuration.weights,
         "trainable_blocks": ",".join((*configuration.blocks, vgg16.HEAD)),
@@ -81,7 +88,7 @@ def train(
     check_network(model, hyperparameters)
     print(f"{dataset} {run_name(name, seed)}: trains {', '.join(trained)} ({counts['trainable']:,} weights)")
     unfinished = unfinished_folder(dataset, name, seed)
-    made_from = describe_origin(model, images, dataset, hyperparameters)
+    made_from = {**describe_origin(model, images, dataset, hyperparameters), "devices": origin["devices"]}
     fit_id = claim_fit(unfinished, made_from)
     with (
         whole_folder(run_folder(dataset, name, seed)) as folder,

@@ -1,6 +1,8 @@
 """What a fit runs on, and the settings that make it repeat to the bit."""
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,38 @@ def make_deterministic() -> None:
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
+
+
+class Replicas(keras.distribution.DataParallel):
+    """The same network on every device, each with its part of a batch.
+
+    A batch reaches every device whole and is divided by the first layer: the input of a step must divide evenly, which
+    the last batch of an epoch rarely does, what a layer gives need not.
+    """
+
+    def get_data_layout(self, data_shape: tuple[int, ...]) -> Any:
+        """Return that a batch lies on every device whole."""
+        return keras.distribution.TensorLayout([None] * len(data_shape), self.device_mesh)
+
+    def get_tensor_layout(self, path: str) -> Any:
+        """Return that the images of what a layer gives are divided among the devices."""
+        return keras.distribution.TensorLayout([self.batch_dim_name], self.device_mesh)
+
+
+@contextmanager
+def every_device() -> Iterator[int]:
+    """Divide the batches of what is built and trained inside among all devices of JAX that this process sees.
+
+    Yields how many there are. TensorFlow uses its first GPU alone: under its MirroredStrategy Keras 3 trained some of our
+    networks and ended the process in others.
+    """
+    count = 1
+    if keras.backend.backend() == "jax":
+        import jax
+
+        count = len(jax.devices())
+    with Replicas().scope() if count > 1 else nullcontext():
+        yield count
 
 
 def accelerators() -> list[str]:
@@ -46,12 +80,12 @@ def device_name() -> str:
 
 
 def place_on_device(inputs: np.ndarray) -> Any:
-    """Return the array in a GPU's memory where there is room, else as it is.
+    """Return the array in the GPU's memory where there is one GPU with room, else as it is.
 
     On JAX only: Keras feeds TensorFlow from NumPy arrays, so that a copy to the device and back
     would come first.
     """
-    if keras.backend.backend() != "jax" or not accelerators():
+    if keras.backend.backend() != "jax" or len(accelerators()) != 1:
         return inputs
     import jax
 
