@@ -18,7 +18,9 @@ SHARED = PROJECT.parent / "shared"
 
 @pytest.fixture(scope="session")
 def params() -> Params:
-    return read_params(PROJECT / "params.yaml")
+    """The project's own, in a precision that every machine computes in."""
+    params = read_params(PROJECT / "params.yaml")
+    return params.model_copy(update={"train": params.train.model_copy(update={"precision": "float32"})})
 
 
 @pytest.fixture(scope="session")

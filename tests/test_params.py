@@ -30,7 +30,7 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
         ("  epochs: 8", "  epochs: 0", "train.epochs: found 0 (int), input should be greater than or equal to 1"),
         ("  epochs: 8\n", "", "train.epochs: missing"),
         (
-            "precision: float32",
+            "precision: auto",
             "precision: float16",
             "train.precision: found 'float16' (str), input should be 'float32'",
         ),

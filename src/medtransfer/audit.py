@@ -16,6 +16,7 @@ from medtransfer.errors import UserError
 from medtransfer.files import digest_of_folder
 from medtransfer.models.settings import read_settings
 from medtransfer.models.trees import flatten_pixels, load_tree, skops_types
+from medtransfer.params import AUTO
 from medtransfer.stages.integrity import check_unchanged, read_lock
 from medtransfer.stages.layout import FIGURES, PREPARED, RUNS
 from medtransfer.stages.results import tell_mlflow
@@ -102,7 +103,7 @@ def _check_locked(folder: Path, record: dict[str, Any], lock: dict[str, dict[str
 def _differs(locked: Any, said: Any) -> bool:
     if isinstance(locked, dict) and isinstance(said, dict):
         return any(_differs(value, said.get(key)) for key, value in locked.items())
-    return bool(locked != said)
+    return locked not in (said, AUTO)
 
 
 def _check_model(folder: Path, record: dict[str, Any]) -> Iterator[str]:

@@ -11,11 +11,10 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -96,18 +95,9 @@ def _params() -> Params:
 
 def _dvc(*arguments: str) -> None:
     """Run DVC; its own message says what went wrong, so only its exit code is passed on."""
-    process = subprocess.Popen([sys.executable, "-m", "dvc", *arguments])
-    try:
-        code = process.wait()
-    except KeyboardInterrupt as stop:
-        if stop.args:  # SIGTERM came to this process alone; Ctrl-C reaches all of them
-            import psutil
+    from medtransfer.stages.study import run_dvc
 
-            for child in psutil.Process().children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
-                    child.send_signal(signal.SIGINT)
-        process.wait()
-        raise
+    code = run_dvc(*arguments)
     if code:
         sys.exit(code)
 
@@ -123,18 +113,23 @@ def _check() -> Params:
 
 
 @cli.command()
-def study() -> None:
+@click.option("--lanes", type=click.IntRange(1), help="Stages to run at once. [default: 1 with a GPU, else 2]")
+def study(lanes: int | None) -> None:
     """Run the whole study and print the comparison.
 
-    Gets the data that data.dvc names and runs every stage that is out of date.
+    Gets the data that data.dvc names and runs every stage that is out of date, some side by side.
     """
+    from medtransfer.stages.study import default_lanes, run_study
+
     _check()
     try:
         _dvc("pull", "data.dvc")
-        _dvc("repro")
+        code = run_study(lanes or default_lanes())
     except KeyboardInterrupt:
         click.echo("\nStopped. What is finished is kept: run it again and it goes on.", err=True)
         raise
+    if code:
+        sys.exit(code)
     _log_what_is_missing()
     _print_results()
     click.echo("\nCompare the runs: `make ui`, then open http://127.0.0.1:5000 (experiments ham10000 and chest_xray)")

@@ -9,11 +9,22 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)  # fmt: skip
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from medtransfer.errors import UserError
+from medtransfer.hardware import native_precision
 
 BLOCKS = ("block1", "block2", "block3", "block4", "block5")
 TREES = ("decision_tree", "random_forest")
@@ -36,6 +47,12 @@ Rates = Annotated[
 ]
 Scaling = Literal["talk", "caffe"]
 Balance = Literal["none", "class_weights", "sampling"]
+AUTO = "auto"
+# Read as what this machine computes in, so that no other module knows `auto`.
+Precision = Annotated[
+    Literal["float32", "mixed_bfloat16", "auto"],
+    AfterValidator(lambda asked: native_precision() if asked == AUTO else asked),
+]
 
 
 class Section(BaseModel):
@@ -133,7 +150,7 @@ class TrainParams(Section):
     scaling: Scaling
     balance: Balance
     fraction: Part
-    precision: Literal["float32", "mixed_bfloat16"]
+    precision: Precision
 
 
 class WeightsParams(Section):

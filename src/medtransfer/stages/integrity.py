@@ -6,9 +6,11 @@ hashes what it reads and compares.
 
 import hashlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -21,6 +23,7 @@ PIPELINE = Path("dvc.yaml")
 POINTER = Path("data.dvc")
 CACHE = Path(".dvc/cache/files/md5")
 RWLOCK = Path(".dvc/tmp/rwlock")
+DVC_LOCK = Path(".dvc/tmp/lock")
 
 
 def check_unchanged(folder: Path) -> None:
@@ -125,7 +128,10 @@ def read_lock() -> dict[str, Any]:
     if not LOCK.exists():
         return {}
     try:
-        lock = YAML(typ="safe").load(LOCK.read_text())
+        # Another `dvc repro` beside this stage's own (`medtransfer study`) writes dvc.lock in place, under this lock.
+        with FileLock(DVC_LOCK) if DVC_LOCK.parent.is_dir() else nullcontext():
+            text = LOCK.read_text()
+        lock = YAML(typ="safe").load(text)
         if not isinstance(lock, dict) or "schema" not in lock:
             raise ValueError("it has no schema")
         stages: dict[str, Any] = lock.get("stages") or {}

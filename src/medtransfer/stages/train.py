@@ -24,7 +24,13 @@ from medtransfer.stages.integrity import check_params_unchanged, check_unchanged
 from medtransfer.stages.layout import PREPARED, run_folder, run_name, unfinished_folder
 from medtransfer.stages.results import claim_fit, describe_fit, tell_mlflow, write_record, write_scores
 from medtransfer.training.batches import Batches
-from medtransfer.training.device import device_name, every_device, make_deterministic, place_on_device
+from medtransfer.training.device import (
+    device_name,
+    every_device,
+    keep_freed_memory,
+    make_deterministic,
+    place_on_device,
+)  # fmt: skip
 from medtransfer.training.features import hash_array
 from medtransfer.training.fit import fit, predict
 from medtransfer.training.prefix import leave_out_prefix
@@ -52,6 +58,7 @@ def train(
     place = place or tracking.Place(dataset, run_name(name, seed))
     keras.config.disable_interactive_logging()
     make_deterministic()
+    keep_freed_memory()
     with every_device() as devices:
         _train(params, dataset, name, seed, place, {**(origin or {}), "devices": devices})
 

@@ -15,7 +15,7 @@ from medtransfer.params import Params
 from medtransfer.stages.inputs import encode_labels, read_dataset, training_rows
 from medtransfer.stages.train import load_start
 from medtransfer.training.batches import Batches
-from medtransfer.training.device import device_name, make_deterministic
+from medtransfer.training.device import device_name, keep_freed_memory, make_deterministic
 from medtransfer.training.fit import fit, predict
 from medtransfer.training.prefix import leave_out_prefix
 
@@ -48,6 +48,7 @@ def tune(
         )
     keras.config.disable_interactive_logging()
     make_deterministic()
+    keep_freed_memory()
     table = _read(output)
     optimizer = params.train.optimizer
     for name in names:

@@ -1,5 +1,6 @@
 """What a fit runs on, and the settings that make it repeat to the bit."""
 
+import ctypes
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,6 +12,21 @@ import numpy as np
 
 # The share of a GPU's free memory that images or features may take; the rest is for the network.
 DEVICE_SHARE = 0.5
+
+
+# glibc's names for what `mallopt` sets, and bytes: larger than what a step on a CPU asks for at once.
+MALLOC = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**28), "M_MMAP_THRESHOLD": (-3, 2**30)}
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep what a step frees for the next one (benchmarks/README.md).
+
+    glibc gives large blocks back to the system at once, which fills each with zeros again when it is next asked.
+    With another C library nothing is changed.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        for parameter, size in MALLOC.values():
+            ctypes.CDLL(None).mallopt(parameter, size)
 
 
 def make_deterministic() -> None:
@@ -41,8 +57,8 @@ class Replicas(keras.distribution.DataParallel):
 def every_device() -> Iterator[int]:
     """Divide the batches of what is built and trained inside among all devices of JAX that this process sees.
 
-    Yields how many there are. TensorFlow uses its first GPU alone: under its MirroredStrategy Keras 3 trained some of our
-    networks and ended the process in others.
+    Yields how many there are. TensorFlow uses its first GPU alone: under its MirroredStrategy Keras 3 trained some of
+    our networks and ended the process in others.
     """
     count = 1
     if keras.backend.backend() == "jax":

@@ -1,0 +1,130 @@
+"""study: every stage of dvc.yaml that is out of date, those that do not wait for each other side by side.
+
+DVC runs one stage at a time, but lets several `dvc repro` work in one project. Each of ours gets a share of the stages
+that wait for nothing; what is left, and whether all is done, is for a last `dvc repro` to say.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from threading import Thread
+
+import psutil
+
+from medtransfer.hardware import gpu_capabilities
+
+PIPELINE = "dvc.yaml"
+DVC = (sys.executable, "-m", "dvc")
+MAX_LANES = 2  # a fit uses every core for a part of its time only; each more takes its own memory
+
+
+def default_lanes() -> int:
+    """Return how many stages run at once: one where they would share a GPU, else two."""
+    return 1 if gpu_capabilities() else min(MAX_LANES, os.cpu_count() or 1)
+
+
+def run_study(lanes: int) -> int:
+    """Run every stage that is out of date, `lanes` at once, and return DVC's exit code.
+
+    After a failure or an interruption nothing goes on running; what had finished is kept.
+    """
+    if lanes > 1:
+        for stages in _generations():
+            code = _side_by_side([stages[lane::lanes] for lane in range(lanes) if stages[lane::lanes]])
+            if code:
+                return code
+    return run_dvc("repro")
+
+
+def run_dvc(*arguments: str) -> int:
+    """Run DVC and return its exit code; its own message says what went wrong."""
+    process = subprocess.Popen([*DVC, *arguments])
+    with _stopped_together([process]):
+        return process.wait()
+
+
+def _generations() -> list[list[str]]:
+    """Return the names of stages that wait for none but those of the lists before; none where all is up to date."""
+    import networkx as nx
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        if all(":" in name for name in repo.status()):  # DVC names stages of other pipelines by their file
+            return []
+        order = {stage.addressing: place for place, stage in enumerate(repo.index.stages)}
+        generations = [
+            sorted((stage.addressing for stage in stages if stage.path_in_repo == PIPELINE), key=order.__getitem__)
+            for stages in nx.topological_generations(repo.index.graph.reverse())
+        ]
+    while generations and len(generations[-1]) < 2:
+        generations.pop()
+    return [stages for stages in generations if stages]
+
+
+def _side_by_side(lanes: list[list[str]]) -> int:
+    """Run each list of stages by a `dvc repro` of its own and return the exit code of the first that failed, or 0."""
+    processes = [
+        subprocess.Popen(
+            [*DVC, "--wait-for-lock", "repro", "--single-item", *stages],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        for stages in lanes
+    ]
+    codes: list[int] = []
+
+    def follow(process: "subprocess.Popen[str]") -> None:
+        if process.stdout:
+            _print_lines(process.stdout)
+        codes.append(process.wait())
+        if codes[-1]:
+            for other in processes:
+                if other.poll() is None:
+                    _interrupt(other)
+
+    threads = [Thread(target=follow, args=(process,), daemon=True) for process in processes]
+    with _stopped_together(processes):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return next((code for code in codes if code), 0)
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    """Print what stages say with their names before it, and of DVC's own words the errors."""
+    stage = ""
+    for line in lines:
+        text = line.rstrip()
+        if text.startswith("Running stage '"):
+            stage = text.split("'")[1]
+        elif text.startswith("Updating lock file"):
+            stage = ""
+        elif text and not text.startswith("> ") and (stage or text.startswith("ERROR")):
+            print(f"{stage}: {text}" if stage else text, flush=True)
+
+
+@contextmanager
+def _stopped_together(processes: "list[subprocess.Popen[str]] | list[subprocess.Popen[bytes]]") -> Iterator[None]:
+    """Wait for the processes after Ctrl-C, which reaches them too, or SIGTERM, which is passed on as Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        for process in processes:
+            if stop.args:  # SIGTERM came to this process alone
+                _interrupt(process)
+            process.wait()
+        raise
+
+
+def _interrupt(process: "subprocess.Popen[str] | subprocess.Popen[bytes]") -> None:
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        for one in [parent, *parent.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                one.send_signal(signal.SIGINT)
