@@ -88,21 +88,27 @@ def training_accuracy(histories: dict[str, pd.DataFrame], title: str, path: Path
 def activations(image: np.ndarray, layers: dict[str, np.ndarray], title: str, path: Path) -> None:
     """Draw an image (size, size, 3) and, for each entry, all filters of a layer's output (size, size, n)."""
     figure = Figure(figsize=(3 + 4.6 * len(layers), 5), layout="constrained")
-    widths = [0.6] + [1.0] * len(layers)
-    panels = list(np.asarray(figure.subfigures(1, len(widths), width_ratios=widths), dtype=object))
-    axes = panels[0].subplots()
-    axes.imshow(image)
-    axes.set_axis_off()
-    panels[0].suptitle("input", fontsize=10)
-    for panel, (label, output) in zip(panels[1:], layers.items(), strict=True):
-        side = int(np.ceil(np.sqrt(output.shape[-1])))
-        for number, axes in enumerate(panel.subplots(side, side).flat):
-            axes.set_axis_off()
-            if number < output.shape[-1]:
-                axes.imshow(output[..., number], cmap="viridis")
-        panel.suptitle(label, fontsize=10)
+    panels = figure.subplots(1, 1 + len(layers), width_ratios=[0.6] + [1.0] * len(layers))
+    panels[0].imshow(image)
+    panels[0].set_title("input", fontsize=10)
+    for axes, (label, output) in zip(panels[1:], layers.items(), strict=True):
+        axes.imshow(_mosaic(output), cmap="viridis", interpolation="none")
+        axes.set_title(label, fontsize=10)
+    for axes in panels:
+        axes.set_axis_off()
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=DPI)
+
+
+def _mosaic(output: np.ndarray) -> np.ndarray:
+    """Return all filters of (size, size, n) in one square picture, each from 0 to 1, with empty lines between them."""
+    low, high = output.min((0, 1)), output.max((0, 1))
+    scaled = (output - low) / np.where(high > low, high - low, 1)
+    side, gap = int(np.ceil(np.sqrt(output.shape[-1]))), max(1, output.shape[0] // 12)
+    filters = np.full((side * side, output.shape[0] + gap, output.shape[1] + gap), np.nan)
+    filters[: output.shape[-1], gap:, gap:] = np.moveaxis(scaled, -1, 0)
+    rows = filters.reshape(side, side, *filters.shape[1:]).swapaxes(1, 2)
+    return rows.reshape(side * filters.shape[1], side * filters.shape[2])
 
 
 def scores(table: pd.DataFrame, title: str) -> Figure:

@@ -7,6 +7,7 @@ hashes what it reads and compares.
 import hashlib
 import json
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ def read_lock() -> dict[str, Any]:
         # Another `dvc repro` beside this stage's own (`medtransfer study`) writes dvc.lock in place, under this lock.
         with FileLock(DVC_LOCK) if DVC_LOCK.parent.is_dir() else nullcontext():
             text = LOCK.read_text()
-        lock = YAML(typ="safe").load(text)
+        lock = _parse(text)
         if not isinstance(lock, dict) or "schema" not in lock:
             raise ValueError("it has no schema")
         stages: dict[str, Any] = lock.get("stages") or {}
@@ -142,6 +143,12 @@ def read_lock() -> dict[str, Any]:
             f"{LOCK}: empty or cut; restore it (git checkout {LOCK}): stages that had run come from DVC's cache"
         ) from None
     return stages
+
+
+@lru_cache(maxsize=1)
+def _parse(text: str) -> Any:
+    """Read YAML once for all folders that a stage compares."""
+    return YAML(typ="safe").load(text)
 
 
 def _recorded(folder: Path) -> str | None:
