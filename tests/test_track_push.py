@@ -14,7 +14,7 @@ from attacks import free_port
 from medtransfer import track_push, tracking
 from medtransfer.cli import cli
 from medtransfer.errors import UserError
-from medtransfer.models.trees import save_tree, skops_types
+from medtransfer.models.trees import TRUSTED_TYPES
 from test_tracking import server
 
 FITS = {"finished": None, "failed": RuntimeError, "killed": KeyboardInterrupt}
@@ -27,7 +27,6 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     features = np.arange(12, dtype=np.uint8).reshape(4, 3)
     tree = DecisionTreeClassifier(random_state=0).fit(features, [0, 1, 0, 1])
-    save_tree(tree, "tree.skops")
     Path("figure.txt").write_text("a figure")
     for name, ending in FITS.items():
         try:
@@ -38,9 +37,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 if name == "finished":
                     run.log_data(pd.DataFrame({"id": ["1"], "label": ["nv"]}), "ham10000", {"data_source": "x"})
                     run.log_model(
-                        lambda: tracking.log_sklearn_model(
-                            tree, features, tree.predict_proba(features), skops_types("tree.skops")
-                        )
+                        lambda: tracking.log_sklearn_model(tree, features, tree.predict_proba(features), TRUSTED_TYPES)
                     )
                 if ending:
                     raise ending

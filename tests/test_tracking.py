@@ -19,7 +19,7 @@ from attacks import attack, free_port, kill, started
 from medtransfer import tracking
 from medtransfer.errors import UserError
 from medtransfer.models import vgg16
-from medtransfer.models.trees import build_tree, flatten_pixels, save_tree, skops_types
+from medtransfer.models.trees import TRUSTED_TYPES, build_tree, flatten_pixels
 from medtransfer.params import Params, TrainParams
 from medtransfer.training.batches import Batches
 from medtransfer.training.fit import fit
@@ -83,11 +83,9 @@ def test_a_tree_answers_raw_pixels_as_before(store: mlflow.MlflowClient, params:
     rng = np.random.default_rng(0)
     features = flatten_pixels(rng.integers(0, 256, (30, 4, 4, 3), dtype=np.uint8))
     tree = build_tree(params.trees.random_forest, 0).fit(features, np.arange(30) % 3)
-    save_tree(tree, str(tmp_path / "t.skops"))
     expected = tree.predict_proba(features)
-    types = skops_types(str(tmp_path / "t.skops"))
     with tracking.run("ham10000", "t", "f1", {}, {}) as run:
-        run.log_model(lambda: tracking.log_sklearn_model(tree, features[:1], expected[:1], types))
+        run.log_model(lambda: tracking.log_sklearn_model(tree, features[:1], expected[:1], TRUSTED_TYPES))
     loaded = mlflow.pyfunc.load_model(f"runs:/{run.run_id}/model")
     assert (loaded.predict(features) == expected).all()
     pickles = [path for path in (tmp_path / "mlruns").rglob("*") if path.suffix in (".pkl", ".pickle", ".joblib")]

@@ -1,11 +1,14 @@
 """The baselines: features, probabilities, and files that run no code."""
 
+import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import skops.io
 
+from medtransfer.errors import UserError
 from medtransfer.models.trees import build_tree, flatten_pixels, load_tree, predict_probabilities, save_tree
 from medtransfer.params import TREES, Params
 
@@ -35,6 +38,33 @@ def test_settings_reach_scikit_learn_and_the_seed_decides(
 
 
 def test_a_file_with_foreign_types_is_refused(tmp_path: Path) -> None:
-    skops.io.dump({"path": Path()}, tmp_path / "other.skops")
-    with pytest.raises(ValueError, match="types that no tree has"):
-        load_tree(str(tmp_path / "other.skops"))
+    path = str(tmp_path / "other.skops")
+    skops.io.dump({"path": Path()}, path)
+    with pytest.raises(UserError, match=r"other\.skops: no tree that this project saved \(.*PosixPath"):
+        load_tree(path)
+    skops.io.dump({"a": 1}, path)
+    with pytest.raises(UserError, match="it holds a dict"):
+        load_tree(path)
+    Path(path).write_bytes(b"no archive")
+    with pytest.raises(UserError, match="no tree that this project saved"):
+        load_tree(path)
+
+
+@pytest.mark.parametrize("function", ["numpy.testing._private.utils.runstring", "builtins.exec"])
+def test_code_in_a_tree_is_never_run(tmp_path: Path, function: str) -> None:
+    """A file whose schema asks for a call: of a function that belongs to a package that every tree needs, too."""
+    path, canary = tmp_path / "evil.skops", tmp_path / "canary"
+    skops.io.dump([f"open({str(canary)!r}, 'w')", {}], path)
+    with zipfile.ZipFile(path) as archive:
+        schema = json.loads(archive.read("schema.json"))
+    module, _, name = function.rpartition(".")
+    arguments = {key: schema.pop(key) for key in ("__class__", "__module__", "__loader__", "content", "__id__")}
+    arguments.update({"__class__": "tuple", "__loader__": "TupleNode"})
+    call = {"__class__": name, "__module__": module, "__loader__": "ConstructorFromReduceNode", "content": arguments}
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("schema.json", json.dumps({**schema, **call}))
+    with pytest.raises(UserError, match=rf"evil\.skops: no tree .*{function}"):
+        load_tree(str(path))
+    assert not canary.exists()
+    skops.io.load(path, trusted=[function])  # the file is a working attack
+    assert canary.exists()

@@ -15,7 +15,7 @@ from medtransfer import tracking
 from medtransfer.errors import UserError
 from medtransfer.files import digest_of_folder
 from medtransfer.models.settings import read_settings
-from medtransfer.models.trees import flatten_pixels, load_tree, skops_types
+from medtransfer.models.trees import TRUSTED_TYPES, flatten_pixels, load_tree
 from medtransfer.params import AUTO
 from medtransfer.stages.integrity import check_unchanged, read_lock
 from medtransfer.stages.layout import FIGURES, PREPARED, RUNS
@@ -209,7 +209,7 @@ def _log_model(folder: Path, record: dict[str, Any]) -> None:
     if record["kind"] == "baseline":
         path = str(folder / "model.skops")
         tree, features = load_tree(path), flatten_pixels(pixels)
-        tracking.log_sklearn_model(tree, features, tree.predict_proba(features), skops_types(path))
+        tracking.log_sklearn_model(tree, features, tree.predict_proba(features), TRUSTED_TYPES)
         return
     import keras
 

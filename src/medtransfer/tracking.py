@@ -408,7 +408,9 @@ def _save_keras_model(path: str, validate_serving_input: bool, **arguments: Any)
     mlflow.keras.save_model(path=path, **arguments)
 
 
-def log_sklearn_model(model: Any, features: np.ndarray, probabilities: np.ndarray, trusted_types: list[str]) -> None:
+def log_sklearn_model(
+    model: Any, features: np.ndarray, probabilities: np.ndarray, trusted_types: Sequence[str]
+) -> None:
     """Log a tree; `features` (n, size · size · 3), uint8, is its input example, probabilities its output."""
     mlflow.sklearn.log_model(
         model,
@@ -416,7 +418,7 @@ def log_sklearn_model(model: Any, features: np.ndarray, probabilities: np.ndarra
         signature=infer_signature(features, probabilities),
         input_example=features,
         serialization_format="skops",
-        skops_trusted_types=trusted_types,
+        skops_trusted_types=list(trusted_types),
         pyfunc_predict_fn="predict_proba",
         pip_requirements=_pinned("mlflow", "scikit-learn", "skops", "numpy"),
     )

@@ -1,15 +1,20 @@
 """The talk's baselines: a decision tree and a random forest on pixel values."""
 
 from typing import TypeAlias
+from zipfile import BadZipFile
 
 import numpy as np
 import skops.io
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.tree import DecisionTreeClassifier
 
+from medtransfer.errors import UserError
 from medtransfer.params import DecisionTreeParams
 
 Tree: TypeAlias = DecisionTreeClassifier | RandomForestClassifier
+# All that a fitted tree or forest needs beyond skops's own list. Names, not packages: NumPy alone has functions
+# that run any code.
+TRUSTED_TYPES = ("sklearn.tree._tree.Tree",)
 
 
 def build_tree(settings: DecisionTreeParams, seed: int) -> Tree:
@@ -38,20 +43,18 @@ def save_tree(tree: Tree, path: str) -> None:
 
 
 def load_tree(path: str) -> Tree:
-    """Read a tree that `save_tree` wrote; a file with other types in it is refused."""
-    return skops.io.load(path, trusted=skops_types(path))
-
-
-def skops_types(path: str) -> list[str]:
-    """Return the types of a saved tree beyond skops's own list, all of them scikit-learn's or NumPy's.
+    """Read a tree that `save_tree` wrote; a file with other types in it is refused before anything in it is built.
 
     Raises
     ------
-    ValueError
-        The file holds a type from elsewhere.
+    UserError
+        It cannot be read, or is no tree of ours.
     """
-    types = skops.io.get_untrusted_types(file=path)
-    foreign = [name for name in types if name.split(".")[0] not in ("sklearn", "numpy")]
-    if foreign:
-        raise ValueError(f"{path} holds types that no tree has: {', '.join(foreign)}")
-    return types
+    try:
+        tree = skops.io.load(path, trusted=list(TRUSTED_TYPES))
+        if not isinstance(tree, DecisionTreeClassifier | RandomForestClassifier):
+            raise TypeError(f"it holds a {type(tree).__name__}")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, BadZipFile) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: no tree that this project saved ({reason}); run `dvc repro`") from None
+    return tree
