@@ -16,7 +16,7 @@ import requests
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 
 from attacks import attack, free_port, kill, started
-from medtransfer import tracking
+from medtransfer import track_push, tracking
 from medtransfer.errors import UserError
 from medtransfer.models import vgg16
 from medtransfer.models.trees import TRUSTED_TYPES, build_tree, flatten_pixels
@@ -137,7 +137,7 @@ def test_an_unfinished_run_is_taken_up_again_and_each_point_arrives_once(store: 
 
 KILLED = """
 import os, signal
-from medtransfer import tracking
+from medtransfer import track_push, tracking
 with tracking.run("ham10000", "x", "killed", {}, {}):
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -194,7 +194,7 @@ def test_a_run_whose_parameters_were_changed_is_not_taken_up(store: mlflow.Mlflo
 ENDING = """
 import os, resource, signal, sys
 import numpy as np
-from medtransfer import tracking
+from medtransfer import track_push, tracking
 from medtransfer.cli import _stop_like_ctrl_c
 from medtransfer.errors import UserError
 signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
@@ -345,3 +345,47 @@ def test_an_audit_without_mlflow_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port: nothing listens
     with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 does not answer"):
         tracking.reach()
+
+
+# --- no password is shown
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://admin:SECRET@127.0.0.1:9",
+        "http://admin:S/SECRET@x@127.0.0.1:9",
+        "postgresql://admin:SECRET@127.0.0.1:9/mlflow",
+    ],
+)
+def test_a_password_in_the_address_is_never_shown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, address: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
+    Path("mlruns").mkdir()
+    Path("mlruns/mlflow.db").touch()
+    with tracking.run("ham10000", "x", "f1", {}, {}, sample_seconds=None):
+        pass
+    said = [caplog.text]
+    for ask in (tracking.reach, lambda: tracking.fetch_classifier("models:/x@best", tmp_path), track_push.push):
+        with pytest.raises(UserError) as caught:
+            ask()
+        said.append(str(caught.value))
+    assert all("://***@127.0.0.1:9" in text and "SECRET" not in text for text in said), said
+
+
+def test_every_secret_in_a_text_is_hidden_and_nothing_else() -> None:
+    assert tracking.redact("at https://token@host/x (no)") == "at https://***@host/x (no)"
+    assert tracking.redact("postgresql://db/x?password=SECRET&a=b") == "postgresql://db/x?password=***&a=b"
+    assert tracking.redact("sqlite:///mlruns/mlflow.db, me@example.org") == "sqlite:///mlruns/mlflow.db, me@example.org"
+    long = tracking.reason(RuntimeError("x" * 180 + " http://admin:" + "SECRET" * 20 + "@host"))
+    assert "SECRET" not in long
+
+
+def test_a_password_in_an_exception_is_not_logged_with_the_run(store: mlflow.MlflowClient) -> None:
+    with pytest.raises(RuntimeError), tracking.run("ham10000", "x", "f1", {}, {}, sample_seconds=None) as run:
+        raise RuntimeError("http://admin:SECRET@host is away")
+    assert store.get_run(run.run_id).data.tags[tracking.ERROR] == "RuntimeError: http://***@host is away"

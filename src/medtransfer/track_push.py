@@ -15,7 +15,7 @@ from rich.progress import track
 from ruamel.yaml import YAML
 
 from medtransfer.errors import UserError
-from medtransfer.tracking import AWAY, DEFAULT_URI, FIT, reach
+from medtransfer.tracking import AWAY, DEFAULT_URI, FIT, address, reach, reason
 
 ORIGIN = "medtransfer.pushed_from"
 UNFINISHED = "medtransfer.push_unfinished"
@@ -53,9 +53,8 @@ def push(source_uri: str = DEFAULT_URI) -> dict[str, int]:
             for run in track(runs, f"pushing {experiment.name}", transient=True):
                 counts[_push_run(source, target, experiment.name, run)] += 1
     except AWAY as error:
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"MLflow at {mlflow.get_tracking_uri()} stopped answering after {counts['copied']} runs ({reason}); "
+            f"MLflow at {address()} stopped answering after {counts['copied']} runs ({reason(error)}); "
             "push again and it goes on"
         ) from None
     return counts

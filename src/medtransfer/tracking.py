@@ -11,6 +11,7 @@ run.json holds too.
 import importlib.metadata
 import logging
 import os
+import re
 import socket
 import subprocess
 import time
@@ -153,12 +154,27 @@ def _is_ours(error: BaseException) -> bool:
     return isinstance(error, MlflowException) and error.error_code == OUR_FAULT
 
 
+def redact(text: str) -> str:
+    """Return a text with the user, password or token of every address in it as ***."""
+    text = re.sub(r"://\S*@", "://***@", text)
+    return re.sub(r"(?i)([?&](?:user|password|token)=)[^&\s'\"]*", r"\1***", text)
+
+
+def address() -> str:
+    """Return where MLflow is, without a password, to be shown."""
+    return redact(mlflow.get_tracking_uri())
+
+
+def reason(error: BaseException) -> str:
+    """Return what an exception says, on one line and without a password; cut only then, or half of one would stay."""
+    return " ".join(redact(str(error)).split())[:200]
+
+
 def _say_away(error: BaseException) -> None:
-    reason = " ".join(str(error).split())[:200]
     log.warning(
         "MLflow at %s does not answer (%s); the fit goes on, and `medtransfer audit --repair` logs it later",
-        mlflow.get_tracking_uri(),
-        reason,
+        address(),
+        reason(error),
     )
 
 
@@ -191,7 +207,7 @@ def run(
         status = "FINISHED"
     except BaseException as error:
         status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-        active.tag({ERROR: f"{type(error).__name__}: {error}"[:1000]})
+        active.tag({ERROR: redact(f"{type(error).__name__}: {error}")[:1000]})
         raise
     finally:
         _end(active, status)
@@ -277,8 +293,7 @@ def reach() -> mlflow.MlflowClient:
     try:
         return connect()
     except AWAY as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"MLflow at {mlflow.get_tracking_uri()} does not answer ({reason})") from None
+        raise UserError(f"MLflow at {address()} does not answer ({reason(error)})") from None
 
 
 def find(client: mlflow.MlflowClient, experiment: str, fit: str) -> str | None:
@@ -477,8 +492,7 @@ def fetch_classifier(uri: str, folder: Path) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(f"{uri}/artifacts/{CLASSIFIER}", dst_path=str(folder)))
     except (*AWAY, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{uri}: cannot be had from {mlflow.get_tracking_uri()} ({reason})") from None
+        raise UserError(f"{redact(uri)}: cannot be had from {address()} ({reason(error)})") from None
 
 
 def _pinned(*packages: str) -> list[str]:

@@ -330,9 +330,9 @@ def _outcome(done: Any, fit: Fit) -> dict[str, Any]:
     try:
         return {**row, **ray.get(done)}
     except ray.exceptions.RayTaskError as error:
-        return {**row, "problem": " ".join(str(error.cause).split())[:300]}
+        return {**row, "problem": " ".join(tracking.redact(str(error.cause)).split())[:300]}
     except ray.exceptions.RayError as error:
-        return {**row, "problem": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        return {**row, "problem": f"{type(error).__name__}: {' '.join(tracking.redact(str(error)).split())[:300]}"}
 
 
 @contextmanager
