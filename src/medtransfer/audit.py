@@ -5,6 +5,8 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pandas as pd
 
 from medtransfer import tracking
 from medtransfer.errors import UserError
-from medtransfer.files import digest_of_folder
+from medtransfer.files import digest_of_folder, sha256_of
 from medtransfer.models.settings import read_settings
 from medtransfer.models.trees import TRUSTED_TYPES, flatten_pixels, load_tree
 from medtransfer.params import AUTO
@@ -29,8 +31,28 @@ def audit() -> list[str]:
     return [
         *_check_dvc(),
         *(line for folder in fit_folders() for line in _check_fit(client, folder, lock)),
-        *_check_runs(client),
+        *_check_running(client),
+        *_check_twins(client),
+        *_check_registered(client),
     ]
+
+
+def others() -> list[str]:
+    """Return, a line an experiment, how many finished runs are of fits that no output here names.
+
+    That is no difference: a fit that ran again leaves the run of the one before, and a server has others' runs.
+    """
+    client = tracking.reach()
+    here = {fit for fit, _ in _fits()}
+    lines = []
+    for name, runs in tracking.fits_of(client, "FINISHED").items():
+        ids = [run.info.run_id for run in runs if run.data.tags[tracking.FIT] not in here]
+        if ids:
+            lines.append(
+                f"MLflow's experiment {name} has {len(ids)} finished runs of fits that are not here (earlier ones, "
+                f"a sweep's or another project's): {', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''}"
+            )
+    return lines
 
 
 def _check_dvc() -> Iterator[str]:
@@ -58,15 +80,33 @@ def _locked() -> dict[str, dict[str, Any]]:
     }
 
 
+def _fits() -> Iterator[tuple[str, Path]]:
+    """Yield the id of each fit whose run.json can be read, and its folder."""
+    for folder in fit_folders():
+        with suppress(ValueError, KeyError, TypeError):
+            yield json.loads((folder / "run.json").read_text())["fit"], folder
+
+
 def _check_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> Iterator[str]:
+    damaged = False
+    try:
+        check_unchanged(folder)
+    except UserError as error:
+        damaged = True
+        yield str(error)
+    try:
+        yield from _compare_fit(client, folder, lock)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not damaged:
+            raise
+        yield f"{folder}: cannot be compared further ({type(error).__name__}: {error})"
+
+
+def _compare_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> Iterator[str]:
     record = json.loads((folder / "run.json").read_text())
     if "fit" not in record:
         yield f"{folder}: run.json names no fit: it is of an older version; run `dvc repro`"
         return
-    try:
-        check_unchanged(folder)
-    except UserError as error:
-        yield str(error)
     yield from _check_locked(folder, record, lock)
     yield from _check_model(folder, record)
     if record["data_version"] != tracking.data_version():
@@ -158,15 +198,47 @@ def _check_run(client: Any, folder: Path, record: dict[str, Any], run: Any) -> I
         yield f"{name} has no model"
 
 
-def _check_runs(client: Any) -> Iterator[str]:
+def _check_running(client: Any) -> Iterator[str]:
     for run in tracking.stale_runs(client):
         yield f"MLflow's run {run.info.run_id} ({run.info.run_name}) is RUNNING and its process is gone"
+    for run, host in tracking.runs_elsewhere(client):
+        since = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+        yield (
+            f"MLflow's run {run.info.run_id} ({run.info.run_name}) is RUNNING on {host} since {since:%Y-%m-%d %H:%M} "
+            f"UTC; where nothing runs there any more, `medtransfer audit --repair --host {host}` ends it"
+        )
 
 
-def repair() -> list[str]:
+def _check_twins(client: Any) -> Iterator[str]:
+    """Compare within an experiment: a sweep's fit may run again as the study's own."""
+    for name, runs in tracking.fits_of(client).items():
+        by_fit: dict[str, list[str]] = {}
+        for run in runs:
+            by_fit.setdefault(run.data.tags[tracking.FIT], []).append(run.info.run_id)
+        for fit, ids in by_fit.items():
+            if len(ids) > 1:
+                yield f"MLflow's experiment {name} has {len(ids)} runs of one fit ({fit}): {', '.join(ids)}"
+
+
+def _check_registered(client: Any) -> Iterator[str]:
+    here = dict(_fits())
+    for version in tracking.registered(client):
+        folder = here.get(version.tags.get(tracking.FIT, ""))
+        path = folder / "model.keras" if folder else None
+        if path and path.exists() and sha256_of(path) != version.tags.get(tracking.DIGEST):
+            yield f"MLflow's registered model {version.name} version {version.version} is not {path}, though of its fit"
+
+
+def repair(host: str | None = None) -> list[str]:
     """End stale runs and log again from the outputs what MLflow lacks; return what was done, a line each.
 
-    Only MLflow is changed. What is wrong in the outputs themselves, `dvc repro` mends.
+    Only MLflow is changed. What is wrong in the outputs themselves, `dvc repro` mends: a fit that is damaged, or
+    cannot be logged, is left out with a line.
+
+    Parameters
+    ----------
+    host : str, optional
+        Another machine, on which nothing runs any more: its running runs are ended too.
 
     Raises
     ------
@@ -174,17 +246,35 @@ def repair() -> list[str]:
         MLflow does not answer.
     """
     client = tracking.reach()
-    stale = tracking.close_stale(client)
-    done = [f"ended {run.info.run_id} ({run.info.run_name}) as KILLED" for run in stale]
+    ended = tracking.close_stale(client, host)
+    done = [f"ended {run.info.run_id} ({run.info.run_name}) as KILLED" for run in ended]
+    if host and not ended:
+        done.append(f"no run was RUNNING on {host}")
+    lock = _locked()
     for folder in fit_folders():
-        record = json.loads((folder / "run.json").read_text())
-        if "fit" not in record:
-            continue
-        run = _run_of(client, record)
-        if run is None or list(_check_run(client, folder, record, run)):
-            _log_again(folder, record)
-            done.append(f"logged {folder} from its files")
+        try:
+            if _repair_fit(client, folder, lock):
+                done.append(f"logged {folder} from its files")
+        except UserError as error:
+            done.append(f"{folder}: not logged: {error}")
     return done
+
+
+def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> bool:
+    """Log a fit from its files, which must be what DVC recorded, unless MLflow has all of it."""
+    if str(folder) not in lock:
+        raise UserError("dvc.lock does not name it, so its files cannot be checked; run `dvc repro`")
+    check_unchanged(folder)
+    record = json.loads((folder / "run.json").read_text())
+    if "fit" not in record:
+        return False
+    run = _run_of(client, record)
+    if run is not None and not list(_check_run(client, folder, record, run)):
+        return False
+    if (PREPARED / record["dataset"]).exists():
+        check_unchanged(PREPARED / record["dataset"])
+    _log_again(folder, record)
+    return True
 
 
 def _log_again(folder: Path, record: dict[str, Any]) -> None:
@@ -204,7 +294,7 @@ def _log_again(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _log_model(folder: Path, record: dict[str, Any]) -> None:
-    """Log the saved model as the fit itself did, with an image of the data set as its example."""
+    """Log the saved model, whose digest was checked, as the fit itself did, with an image as its example."""
     pixels = np.load(PREPARED / record["dataset"] / "images.npy", mmap_mode="r")[:1]
     if record["kind"] == "baseline":
         path = str(folder / "model.skops")

@@ -465,16 +465,19 @@ def weights_verify(path: Path) -> None:
 
 @cli.command()
 @click.option("--repair", is_flag=True, help="End stale runs and log again from the outputs what MLflow lacks.")
-def audit(repair: bool) -> None:
+@click.option("--host", help="With --repair: another machine, on which nothing runs any more; its runs are ended too.")
+def audit(repair: bool, host: str | None) -> None:
     """Check that DVC's outputs, MLflow's runs, parameters and data agree; exit with 1 where they differ."""
+    if host and not repair:
+        raise UserError("--host: given without --repair, which ends the runs of that machine; give both")
     with _quiet_start():
         from medtransfer import audit as store
 
     if repair:
-        for line in store.repair():
+        for line in store.repair(host):
             click.echo(line)
     differences = store.audit()
-    for line in differences:
+    for line in [*store.others(), *differences]:
         click.echo(line)
     fits = len(store.fit_folders())
     click.echo(f"{fits} fits, {len(differences)} differences")

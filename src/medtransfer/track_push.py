@@ -15,7 +15,7 @@ from rich.progress import track
 from ruamel.yaml import YAML
 
 from medtransfer.errors import UserError
-from medtransfer.tracking import AWAY, DEFAULT_URI, FIT, address, reach, reason
+from medtransfer.tracking import AWAY, DEFAULT_URI, FIT, address, every_run, reach, reason
 
 ORIGIN = "medtransfer.pushed_from"
 UNFINISHED = "medtransfer.push_unfinished"
@@ -49,7 +49,7 @@ def push(source_uri: str = DEFAULT_URI) -> dict[str, int]:
     counts = {"copied": 0, "already": 0, "running": 0}
     try:
         for experiment in source.search_experiments():
-            runs = list(_runs(source, experiment.experiment_id))
+            runs = list(every_run(source, [experiment.experiment_id]))
             for run in track(runs, f"pushing {experiment.name}", transient=True):
                 counts[_push_run(source, target, experiment.name, run)] += 1
     except AWAY as error:
@@ -58,16 +58,6 @@ def push(source_uri: str = DEFAULT_URI) -> dict[str, int]:
             "push again and it goes on"
         ) from None
     return counts
-
-
-def _runs(client: mlflow.MlflowClient, experiment_id: str) -> Iterator[MlflowRun]:
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], max_results=200, order_by=["start_time ASC"], page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _push_run(source: mlflow.MlflowClient, target: mlflow.MlflowClient, experiment: str, run: MlflowRun) -> str:

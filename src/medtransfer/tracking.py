@@ -307,31 +307,69 @@ def _this_process() -> str:
     return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
 
 
-def _runs_here(process: str) -> bool | None:
-    """Return whether a process of this machine still runs; None where it is another machine's or unknown."""
-    host, *process_id = process.rsplit(" ", 2)
-    if host != socket.gethostname() or len(process_id) != 2:
-        return None
-    pid, created = process_id
+def _host_of(run: Any) -> str:
+    """Return the machine of a run's process; empty where the run is none of ours."""
+    host, *numbers = run.data.tags.get(PROCESS, "").split(" ")
+    return host if len(numbers) == 2 and all(number.isdecimal() for number in numbers) else ""
+
+
+def _is_gone(run: Any) -> bool:
+    """Return whether the process of a run of this machine has ended."""
+    pid, created = run.data.tags[PROCESS].split()[1:]
     try:
-        return f"{psutil.Process(int(pid)).create_time():.0f}" == created
+        return f"{psutil.Process(int(pid)).create_time():.0f}" != created
     except psutil.NoSuchProcess:
-        return False
+        return True
+
+
+def every_run(client: mlflow.MlflowClient, experiment_ids: list[str], asked: str = "") -> Iterator[Any]:
+    """Yield all runs of these experiments, the oldest first, page by page."""
+    token = None
+    while experiment_ids:
+        page = client.search_runs(experiment_ids, asked, max_results=200, order_by=["start_time ASC"], page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _running(client: mlflow.MlflowClient) -> Iterator[Any]:
+    experiments = [entry.experiment_id for entry in client.search_experiments()]
+    return every_run(client, experiments, "attributes.status = 'RUNNING'")
 
 
 def stale_runs(client: mlflow.MlflowClient) -> list[Any]:
     """Return the runs that MLflow calls RUNNING though their process on this machine is gone."""
-    experiments = [entry.experiment_id for entry in client.search_experiments()]
-    running = client.search_runs(experiments, "attributes.status = 'RUNNING'", max_results=1000)
-    return [run for run in running if _runs_here(run.data.tags.get(PROCESS, "")) is False]
+    return [run for run in _running(client) if _host_of(run) == socket.gethostname() and _is_gone(run)]
 
 
-def close_stale(client: mlflow.MlflowClient) -> list[Any]:
-    """End stale runs as KILLED and return them."""
+def runs_elsewhere(client: mlflow.MlflowClient) -> list[tuple[Any, str]]:
+    """Return the runs that MLflow calls RUNNING on another machine, which cannot be asked, and its name."""
+    return [(run, host) for run in _running(client) if (host := _host_of(run)) not in ("", socket.gethostname())]
+
+
+def close_stale(client: mlflow.MlflowClient, host: str | None = None) -> list[Any]:
+    """End stale runs, and all that are RUNNING on another machine `host`, as KILLED and return them."""
     stale = stale_runs(client)
+    if host:
+        stale += [run for run, where in runs_elsewhere(client) if where == host]
     for run in stale:
         client.set_terminated(run.info.run_id, "KILLED")
     return stale
+
+
+def fits_of(client: mlflow.MlflowClient, status: str | None = None) -> dict[str, list[Any]]:
+    """Return the runs of fits, of all or of one status, by the name of their experiment."""
+    asked = f"attributes.status = '{status}'" if status else ""
+    return {
+        entry.name: [run for run in every_run(client, [entry.experiment_id], asked) if FIT in run.data.tags]
+        for entry in client.search_experiments()
+    }
+
+
+def registered(client: mlflow.MlflowClient) -> list[Any]:
+    """Return the versions of the registered models that `register_classifier` made."""
+    return [version for version in client.search_model_versions() if DIGEST in version.tags]
 
 
 def has_model(client: mlflow.MlflowClient, run: Any) -> bool:

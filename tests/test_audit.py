@@ -1,0 +1,352 @@
+"""The audit finds each kind of drift, and the repair logs nothing that is not what DVC recorded."""
+
+import json
+import shutil
+import socket
+import sqlite3
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from ruamel.yaml import YAML
+from sklearn.tree import DecisionTreeClassifier
+
+from medtransfer import audit, tracking
+from medtransfer.cli import cli
+from medtransfer.errors import UserError
+from medtransfer.files import write_json
+from medtransfer.models.trees import TRUSTED_TYPES, Tree, load_tree, save_tree
+from medtransfer.stages.integrity import _digest_of, file_digests
+from medtransfer.stages.results import tell_mlflow
+
+TREES = ("decision_tree", "random_forest")
+NETWORK = "imagenet_head"
+TRAIN = {"dropout": 0.5, "dense_units": [16], "precision": "float32", "learning_rate": 0.1}
+IMAGES = np.arange(4 * 3, dtype=np.uint8).reshape(4, 1, 1, 3)
+
+
+def place(model: str) -> Path:
+    return Path(f"artifacts/runs/ham10000/{model}-seed0")
+
+
+def write_network(dropout: float) -> None:
+    """Write what the audit reads of a network: its description, without a weight."""
+    layers = [
+        {"name": "head_dense1", "config": {"units": 16, "trainable": True, "dtype": {"config": {"name": "float32"}}}},
+        {"name": "head_dropout1", "config": {"rate": dropout}},
+    ]
+    with zipfile.ZipFile(place(NETWORK) / "model.keras", "w") as archive:
+        archive.writestr("config.json", json.dumps({"config": {"layers": layers}}))
+
+
+def write_fit(model: str, commit: str) -> None:
+    place(model).mkdir(parents=True)
+    hyperparameters: dict[str, Any] = {model: {"max_depth": 2}, "seed": 0}
+    record = {"dataset": "ham10000", "model": model, "seed": 0, "fit": f"fit-{model}", "kind": "baseline"}
+    record |= {"data_version": "abc.dir", "data_source": "here", "git_commit": commit, "seconds": 1.5}
+    if model == NETWORK:
+        record |= {"kind": "network", "epochs": 2}
+        configuration = {"trainable": ["head"], "learning_rate": 0.1}
+        hyperparameters = {"train": TRAIN, "configuration": configuration, "trainable_layers": "head_dense1"}
+        (place(model) / "history.csv").write_text("epoch,loss\n1,0.5\n2,0.25\n")
+        write_network(0.5)
+    else:
+        save_tree(fitted(), str(place(model) / "model.skops"))
+    write_json(place(model) / "metrics.json", {"macro avg": 0.5, "micro avg": 0.75})
+    write_json(place(model) / "run.json", {**record, "hyperparameters": hyperparameters})
+
+
+def fitted() -> DecisionTreeClassifier:
+    return DecisionTreeClassifier(random_state=0).fit(IMAGES.reshape(4, 3), [0, 1, 0, 1])
+
+
+def write_lock() -> None:
+    """Write dvc.lock as DVC would of what lies here."""
+    params = {
+        NETWORK: {"train": {**TRAIN, "learning_rate": 0.5}, f"configurations.{NETWORK}": {"trainable": ["head"]}},
+        **{model: {f"trees.{model}": {"max_depth": 2}} for model in TREES},
+    }
+    stages = {
+        model: {
+            "params": {"params.yaml": params[model]},
+            "outs": [{"path": str(place(model)), "md5": _digest_of(file_digests(place(model)))}],
+        }
+        for model in params
+    }
+    with Path("dvc.lock").open("w") as file:
+        YAML().dump({"schema": "2.0", "stages": stages}, file)
+
+
+def log_fit(model: str) -> None:
+    record = json.loads((place(model) / "run.json").read_text())
+    features, tree = IMAGES.reshape(4, 3)[:1], fitted()
+    with tracking.run(
+        "ham10000", place(model).name, record["fit"], record["hyperparameters"], {}, sample_seconds=None
+    ) as run:
+        tell_mlflow(run, place(model))
+        run.log_model(lambda: tracking.log_sklearn_model(tree, features, tree.predict_proba(features), TRUSTED_TYPES))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of three fits that agrees with its store."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlruns/mlflow.db")
+        Path("data.dvc").write_text("outs:\n- md5: abc.dir\n  path: data\n")
+        who = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+        for command in (("init", "--quiet"), ("add", "data.dvc"), (*who, "commit", "--quiet", "--message", "start")):
+            subprocess.run(["git", *command], check=True)
+        Path("artifacts/prepared/ham10000").mkdir(parents=True)
+        np.save("artifacts/prepared/ham10000/images.npy", IMAGES)
+        for model in (*TREES, NETWORK):
+            write_fit(model, tracking.git_commit())
+            log_fit(model)
+        write_lock()
+    return folder
+
+
+@pytest.fixture
+def study(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
+    """The client of a copy that a test may damage; dvc itself is asked in test_pipeline.py."""
+    folder = shutil.copytree(made, tmp_path / "study")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlruns/mlflow.db")
+    monkeypatch.setattr(audit, "_check_dvc", lambda: iter(()))
+    return tracking.connect()
+
+
+def run_of(client: mlflow.MlflowClient, model: str) -> str:
+    return tracking.find(client, "ham10000", f"fit-{model}") or ""
+
+
+def experiment(client: mlflow.MlflowClient) -> str:
+    return str(client.get_experiment_by_name("ham10000").experiment_id)
+
+
+def test_nothing_differs_in_a_study_that_agrees(study: mlflow.MlflowClient) -> None:
+    assert audit.audit() == []
+    assert audit.others() == []
+    assert audit.repair() == []
+
+
+# --- planted drifts
+
+
+def end_otherwise(client: mlflow.MlflowClient) -> None:
+    client.set_terminated(run_of(client, NETWORK), "FAILED")
+
+
+def log_other_files(client: mlflow.MlflowClient) -> None:
+    client.set_tag(run_of(client, NETWORK), tracking.OUTPUTS, "0")
+
+
+def change_param(client: mlflow.MlflowClient) -> None:
+    """MLflow itself refuses to."""
+    with sqlite3.connect("mlruns/mlflow.db") as store:
+        where = (run_of(client, NETWORK), "train.dropout")
+        assert store.execute("UPDATE params SET value = '0.9' WHERE run_uuid = ? AND key = ?", where).rowcount == 1
+
+
+def change_metric(client: mlflow.MlflowClient) -> None:
+    client.log_metric(run_of(client, NETWORK), "test_f1_macro_avg", 0.9, step=1)
+
+
+def log_epoch(client: mlflow.MlflowClient) -> None:
+    client.log_metric(run_of(client, NETWORK), "loss", 0.1, step=3)
+
+
+def lose_model(client: mlflow.MlflowClient) -> None:
+    for model in client.search_logged_models([experiment(client)]):
+        client.delete_logged_model(model.model_id)
+
+
+def lose_run(client: mlflow.MlflowClient) -> None:
+    client.delete_run(run_of(client, NETWORK))
+
+
+def change_data(client: mlflow.MlflowClient) -> None:
+    Path("data.dvc").write_text("outs:\n- md5: other.dir\n  path: data\n")
+
+
+def change_commit(client: mlflow.MlflowClient) -> None:
+    path = place(NETWORK) / "run.json"
+    write_json(path, {**json.loads(path.read_text()), "git_commit": "0" * 40})
+    write_lock()
+
+
+def leave_running(client: mlflow.MlflowClient) -> None:
+    tags = {tracking.PROCESS: f"{socket.gethostname()} 1 1", tracking.FIT: "stale"}
+    client.create_run(experiment(client), tags=tags, run_name="left")
+
+
+def leave_running_elsewhere(client: mlflow.MlflowClient) -> None:
+    tags = {tracking.PROCESS: "elsewhere 1 1", tracking.FIT: "far"}
+    client.create_run(experiment(client), tags=tags, run_name="far", start_time=1000)
+
+
+def lose_lock(client: mlflow.MlflowClient) -> None:
+    lock = YAML(typ="safe").load(Path("dvc.lock").read_text())
+    del lock["stages"][NETWORK]
+    with Path("dvc.lock").open("w") as file:
+        YAML().dump(lock, file)
+
+
+def change_lock(client: mlflow.MlflowClient) -> None:
+    path = Path("dvc.lock")
+    path.write_text(path.read_text().replace("dropout: 0.5", "dropout: 0.25"))
+
+
+def change_network(client: mlflow.MlflowClient) -> None:
+    write_network(0.1)
+    write_lock()
+
+
+def cut_network(client: mlflow.MlflowClient) -> None:
+    (place(NETWORK) / "model.keras").write_bytes(b"PK")
+    write_lock()
+
+
+def cut_record(client: mlflow.MlflowClient) -> None:
+    (place(NETWORK) / "run.json").write_text('{"dataset": ')
+
+
+def add_twin(client: mlflow.MlflowClient) -> None:
+    run = client.create_run(experiment(client), tags={tracking.FIT: f"fit-{NETWORK}"})
+    client.set_terminated(run.info.run_id)
+
+
+def register_other(client: mlflow.MlflowClient) -> None:
+    client.create_registered_model("ham10000")
+    tags = {tracking.FIT: f"fit-{NETWORK}", tracking.DIGEST: "0"}
+    client.create_model_version("ham10000", "here", run_of(client, NETWORK), tags)
+
+
+@pytest.mark.parametrize(
+    ("plant", "message"),
+    [
+        (end_otherwise, "is FAILED, though the fit is finished"),
+        (log_other_files, "was logged from other files"),
+        (change_param, "train.dropout is 0.9, run.json says 0.5"),
+        (change_metric, "test_f1_macro_avg is 0.9, metrics.json says 0.5"),
+        (log_epoch, "has the epochs [1, 2, 3], history.csv has [1, 2]"),
+        (lose_model, "has no model"),
+        (lose_run, f"MLflow has no run of this fit (fit-{NETWORK})"),
+        (change_data, "fitted on data version abc.dir, data.dvc names other.dir"),
+        (change_commit, f"made by git commit {'0' * 40}"),
+        (leave_running, "(left) is RUNNING and its process is gone"),
+        (leave_running_elsewhere, "(far) is RUNNING on elsewhere since 1970-01-01 00:00 UTC"),
+        (lose_lock, "dvc.lock does not name it"),
+        (change_lock, "'dropout': 0.25"),
+        (change_network, "dropout is 0.1, run.json says 0.5"),
+        (cut_network, "model.keras: cannot be read"),
+        (cut_record, "cannot be compared further (JSONDecodeError"),
+        (add_twin, f"2 runs of one fit (fit-{NETWORK})"),
+        (register_other, "registered model ham10000 version 1 is not artifacts/runs"),
+    ],
+)
+def test_a_planted_drift_is_found(
+    study: mlflow.MlflowClient, plant: Callable[[mlflow.MlflowClient], None], message: str
+) -> None:
+    plant(study)
+    found = audit.audit()
+    assert [line for line in found if message in line], found
+
+
+def test_a_run_of_a_fit_that_is_not_here_is_named_and_is_no_difference(study: mlflow.MlflowClient) -> None:
+    with tracking.run("ham10000", "old", "before", {}, {}, sample_seconds=None) as run:
+        pass
+    [line] = audit.others()
+    assert line.startswith("MLflow's experiment ham10000 has 1 finished runs of fits that are not here")
+    assert str(run.run_id) in line
+    assert audit.audit() == []
+    shown = CliRunner().invoke(cli, ["audit"])
+    assert shown.exit_code == 0
+    assert shown.output.splitlines() == [line, "3 fits, 0 differences"]
+
+
+# --- repair
+
+
+def damage(model: str, file: str) -> None:
+    path = place(model) / file
+    path.write_bytes(path.read_bytes().replace(b"0.5", b"0.9") + b" ")
+
+
+def test_a_damaged_fit_is_left_out_and_the_others_are_logged(study: mlflow.MlflowClient) -> None:
+    """The damaged one comes first, and its run is one that would be logged again."""
+    first, second = sorted(TREES)
+    damage(first, "metrics.json")
+    study.set_terminated(run_of(study, first), "FAILED")
+    study.delete_run(run_of(study, second))
+    shown = CliRunner().invoke(cli, ["audit", "--repair"])
+    assert shown.exit_code == 1
+    assert f"{place(first)}: not logged: {place(first)}: not what dvc.lock names" in shown.output
+    assert f"logged {place(second)} from its files" in shown.output
+    kept = study.get_run(run_of(study, first))
+    assert kept.info.status == "FAILED"
+    assert kept.data.metrics["test_f1_macro_avg"] == 0.5
+    again = study.get_run(run_of(study, second))
+    assert again.info.status == "FINISHED"
+    assert again.data.metrics["test_f1_macro_avg"] == 0.5
+    assert tracking.has_model(study, again)
+
+
+@pytest.mark.parametrize("file", ["model.skops", "run.json"])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_no_model_is_loaded_whose_digest_was_not_checked(
+    study: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, file: str, recorded: bool
+) -> None:
+    lose_model(study)
+    damage(TREES[0], file)
+    if not recorded:
+        Path("dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    loaded: list[str] = []
+
+    def load(path: str) -> Tree:
+        loaded.append(path)
+        return load_tree(path)
+
+    monkeypatch.setattr(audit, "load_tree", load)
+    done = audit.repair()
+    assert str(place(TREES[0]) / "model.skops") not in loaded
+    assert bool(loaded) is recorded  # the other tree's
+    assert sum("not logged" in line for line in done) >= (1 if recorded else 3)
+    assert not tracking.has_model(study, study.get_run(run_of(study, TREES[0])))
+
+
+def test_a_run_whose_parameters_were_changed_does_not_stop_the_later_ones(study: mlflow.MlflowClient) -> None:
+    with sqlite3.connect("mlruns/mlflow.db") as store:
+        store.execute("UPDATE params SET value = '9' WHERE run_uuid = ?", (run_of(study, TREES[0]),))
+    study.delete_run(run_of(study, TREES[1]))
+    done = audit.repair()
+    assert [line for line in done if line.startswith(f"{place(TREES[0])}: not logged: MLflow's run")]
+    assert f"logged {place(TREES[1])} from its files" in done
+
+
+def test_runs_of_another_machine_are_ended_where_it_is_named(study: mlflow.MlflowClient) -> None:
+    leave_running_elsewhere(study)
+    assert audit.repair() == []
+    assert audit.repair("nowhere") == ["no run was RUNNING on nowhere"]
+    [line] = audit.repair("elsewhere")
+    assert line.endswith("(far) as KILLED")
+    assert audit.audit() == []
+    assert study.get_run(tracking.find(study, "ham10000", "far")).info.status == "KILLED"
+
+
+def test_naming_this_machine_ends_no_run_that_lives(study: mlflow.MlflowClient) -> None:
+    with tracking.run("ham10000", "alive", "alive", {}, {}, sample_seconds=None) as run:
+        audit.repair(socket.gethostname())
+        assert study.get_run(run.run_id).info.status == "RUNNING"
+
+
+def test_a_machine_is_named_only_to_repair() -> None:
+    with pytest.raises(UserError, match="--host: given without --repair"):
+        cli(["audit", "--host", "elsewhere"], standalone_mode=False)
