@@ -1,10 +1,13 @@
 """The audit finds each kind of drift, and the repair logs nothing that is not what DVC recorded."""
 
 import json
+import os
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +20,7 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 from sklearn.tree import DecisionTreeClassifier
 
+from attacks import free_port
 from medtransfer import audit, tracking
 from medtransfer.cli import cli
 from medtransfer.errors import UserError
@@ -24,6 +28,7 @@ from medtransfer.files import write_json
 from medtransfer.models.trees import TRUSTED_TYPES, Tree, load_tree, save_tree
 from medtransfer.stages.integrity import _digest_of, file_digests
 from medtransfer.stages.results import tell_mlflow
+from test_tracking import server
 
 TREES = ("decision_tree", "random_forest")
 NETWORK = "imagenet_head"
@@ -85,12 +90,16 @@ def write_lock() -> None:
 
 def log_fit(model: str) -> None:
     record = json.loads((place(model) / "run.json").read_text())
-    features, tree = IMAGES.reshape(4, 3)[:1], fitted()
     with tracking.run(
         "ham10000", place(model).name, record["fit"], record["hyperparameters"], {}, sample_seconds=None
     ) as run:
         tell_mlflow(run, place(model))
-        run.log_model(lambda: tracking.log_sklearn_model(tree, features, tree.predict_proba(features), TRUSTED_TYPES))
+        run.log_model(log_tree)
+
+
+def log_tree() -> None:
+    features, tree = IMAGES.reshape(4, 3)[:1], fitted()
+    tracking.log_sklearn_model(tree, features, tree.predict_proba(features), TRUSTED_TYPES)
 
 
 @pytest.fixture(scope="module")
@@ -350,3 +359,96 @@ def test_naming_this_machine_ends_no_run_that_lives(study: mlflow.MlflowClient) 
 def test_a_machine_is_named_only_to_repair() -> None:
     with pytest.raises(UserError, match="--host: given without --repair"):
         cli(["audit", "--host", "elsewhere"], standalone_mode=False)
+
+
+# --- a store that is slow
+
+
+def write_four_epochs() -> list[dict[str, float]]:
+    """Let the network's fit have four epochs and return them."""
+    rows = [{"epoch": epoch, "loss": 1 / epoch} for epoch in range(1, 5)]
+    lines = [f"{row['epoch']},{row['loss']!r}" for row in rows]
+    (place(NETWORK) / "history.csv").write_text("\n".join(["epoch,loss", *lines, ""]))
+    write_lock()
+    return rows
+
+
+def train_network(rows: list[dict[str, float]], stalls: Callable[[int], None] = lambda epoch: None) -> float:
+    """Tell MLflow of a fit as training does, epoch by epoch, and return the seconds that it took."""
+    begin = time.monotonic()
+    record = json.loads((place(NETWORK) / "run.json").read_text())
+    with tracking.run(
+        "ham10000", place(NETWORK).name, record["fit"], record["hyperparameters"], {}, sample_seconds=None
+    ) as run:
+        for epoch in range(1, 5):
+            run.log_epochs(rows[:epoch])
+            stalls(epoch)
+        tell_mlflow(run, place(NETWORK))
+        run.log_model(log_tree)
+    return time.monotonic() - begin
+
+
+def answer_quickly_or_not_at_all(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [entry.message for entry in caplog.records if "does not answer" in entry.message]
+
+
+def check_each_point_arrived_once(client: mlflow.MlflowClient) -> None:
+    assert [line for line in audit.audit() if str(place(NETWORK)) in line] == []
+    run = client.get_run(run_of(client, NETWORK))
+    assert run.info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3, 4]
+    assert len(client.get_metric_history(run.info.run_id, "test_f1_macro_avg")) == 1
+
+
+@pytest.fixture
+def log_a_tree_for_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of these fits has no weights to be loaded."""
+    monkeypatch.setattr(audit, "_log_model", lambda folder, record: log_tree())
+
+
+@pytest.mark.usefixtures("log_a_tree_for_the_network")
+def test_a_server_that_never_answers_holds_no_fit_up_and_the_repair_logs_it(
+    study: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows, alive = write_four_epochs(), mlflow.get_tracking_uri()
+    study.delete_run(run_of(study, NETWORK))
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        answer_quickly_or_not_at_all(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert 2 <= train_network(rows) < 10
+    assert len(warnings_of(caplog)) == 1
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", alive)
+    assert audit.repair() == [f"logged {place(NETWORK)} from its files"]
+    assert audit.repair() == []
+    check_each_point_arrived_once(tracking.connect())
+
+
+@pytest.mark.usefixtures("log_a_tree_for_the_network")
+def test_a_server_that_stalls_within_a_fit_has_every_point_once_after_the_repair(
+    study: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """It is stopped as a machine that swaps: it has the request of the third epoch, and does it when it goes on."""
+    rows, port = write_four_epochs(), free_port()
+    with server(tmp_path, port) as running:
+        answer_quickly_or_not_at_all(monkeypatch, f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+        def stall(epoch: int) -> None:
+            if epoch == 2:
+                monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+                os.killpg(running.pid, signal.SIGSTOP)
+
+        try:
+            seconds = train_network(rows, stall)
+        finally:
+            os.killpg(running.pid, signal.SIGCONT)
+        assert 2 <= seconds < 30
+        assert len(warnings_of(caplog)) == 1
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+        assert f"logged {place(NETWORK)} from its files" in audit.repair()
+        check_each_point_arrived_once(tracking.connect())
