@@ -32,7 +32,7 @@ from test_tracking import server
 
 TREES = ("decision_tree", "random_forest")
 NETWORK = "imagenet_head"
-TRAIN = {"dropout": 0.5, "dense_units": [16], "precision": "float32", "learning_rate": 0.1}
+TRAIN = {"dropout": 0.5, "dense_units": [16], "precision": "float32", "scaling": "caffe", "learning_rate": 0.1}
 IMAGES = np.arange(4 * 3, dtype=np.uint8).reshape(4, 1, 1, 3)
 
 

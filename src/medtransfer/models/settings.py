@@ -14,7 +14,7 @@ def read_settings(config: dict[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        `dense_units`, `dropout` (one rate, or a list where they differ), `precision` and
+        `dense_units`, `dropout` (one rate, or a list where they differ), `precision`, `scaling` and
         `trainable_layers`, separated by commas.
     """
     layers = {layer["name"]: layer["config"] for layer in config["layers"]}
@@ -24,5 +24,6 @@ def read_settings(config: dict[str, Any]) -> dict[str, Any]:
         "dense_units": [layer["units"] for name, layer in layers.items() if name.startswith("head_dense")],
         "dropout": rates[0] if len(rates) == 1 else rates,
         "precision": layers["head_dense1"]["dtype"]["config"]["name"],
+        "scaling": "talk" if "scale_to_one" in layers else "caffe",
         "trainable_layers": ",".join(name for name in weighted if layers[name]["trainable"]),
     }

@@ -92,7 +92,7 @@ def _train(
         "weights": counts,
         "trainable_layers": ",".join(trained),
     }
-    check_network(model, hyperparameters)
+    check_network(model, hyperparameters, len(classes))
     print(f"{dataset} {run_name(name, seed)}: trains {', '.join(trained)} ({counts['trainable']:,} weights)")
     unfinished = unfinished_folder(dataset, name, seed)
     made_from = {**describe_origin(model, images, dataset, hyperparameters), "devices": origin["devices"]}
@@ -125,7 +125,7 @@ def _train(
             "epochs": len(history),
             "best_epoch": int(history.val_loss.to_numpy().argmin()) + 1,
         }
-        check_network(model, hyperparameters)
+        check_network(model, hyperparameters, len(classes))
         check_params_unchanged(params, "train", f"configurations.{name}", "weights")
         save_network(model, folder)
         write_record(folder, {**record, **outcome, **counts}, hyperparameters, description)
@@ -152,10 +152,13 @@ def describe_origin(
     }
 
 
-def check_network(model: keras.Model, hyperparameters: dict[str, Any]) -> None:
-    """Check that the network is what params.yaml, DVC and MLflow are told: anything else is a mistake of ours."""
-    for key, found in read_settings(model.get_config()).items():
-        said = hyperparameters.get(key, hyperparameters["train"].get(key))
+def check_network(model: keras.Model, hyperparameters: dict[str, Any], classes: int) -> None:
+    """Check that the network is what params.yaml, DVC and MLflow are told: anything else is a mistake of ours.
+
+    `fit` checks the optimizer and its learning rate.
+    """
+    for key, found in {**read_settings(model.get_config()), "classes": model.output_shape[-1]}.items():
+        said = {"classes": classes, **hyperparameters["train"], **hyperparameters}.get(key)
         if found != said:
             raise RuntimeError(f"the network's {key} is {found}, its parameters say {said}")
 

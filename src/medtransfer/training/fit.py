@@ -68,6 +68,7 @@ def fit(
         restore(state, *found)
         log.info("going on after epoch %d of %s", len(state.history), snapshots)
         on_epoch(state.history)
+    check_optimizer(model, params)
 
     def keep(epoch: int, logs: dict[str, float]) -> None:
         if snapshots:
@@ -114,6 +115,16 @@ def build_optimizer(params: TrainParams) -> keras.optimizers.Optimizer:
         return keras.optimizers.SGD(params.learning_rate, momentum=0.9)
     kind = {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[params.optimizer]
     return kind(params.learning_rate)
+
+
+def check_optimizer(model: keras.Model, params: TrainParams) -> None:
+    """Check that the network, compiled and perhaps restored, learns as params.yaml says: else it is our mistake."""
+    found = type(model.optimizer).__name__.lower(), float(model.optimizer.learning_rate)
+    if found[0] != params.optimizer or not math.isclose(found[1], params.learning_rate, rel_tol=1e-6):
+        raise RuntimeError(
+            f"the optimizer is {found[0]} with the learning rate {found[1]}, its parameters say {params.optimizer} "
+            f"with {params.learning_rate}"
+        )
 
 
 def predict(model: keras.Model, inputs: Any, rows: np.ndarray, batch_size: int) -> np.ndarray:
