@@ -57,7 +57,8 @@ lock: ## Resolve requirements/*.txt anew (needs uv)
 	$(LOCK) --extra gpu --extra cluster --extra server --extra s3 --constraint requirements/lock.txt pyproject.toml --output-file requirements/gpu.txt
 
 vulnerabilities: ## Compare the locked versions with the known vulnerabilities (needs uv and the internet)
-	uv tool run pip-audit --disable-pip --require-hashes --requirement requirements/lock.txt
+	for file in lock cpu gpu; do \
+		uv tool run pip-audit --strict --disable-pip --require-hashes --requirement requirements/$$file.txt || exit; done
 
 clean: ## Remove what the stages and the tests made; data, DVC's cache and mlruns stay
 	rm -rf artifacts reports/figures reports/plots/confusion reports/plots/training_accuracy .pytest_cache .mypy_cache .ruff_cache
