@@ -356,6 +356,18 @@ def test_naming_this_machine_ends_no_run_that_lives(study: mlflow.MlflowClient) 
         assert study.get_run(run.run_id).info.status == "RUNNING"
 
 
+@pytest.mark.parametrize("ask", [audit.audit, audit.repair])
+def test_a_server_that_stops_answering_is_one_line_without_its_password(
+    study: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, ask: Callable[[], list[str]]
+) -> None:
+    def die(*_: object) -> None:
+        raise mlflow.MlflowException("request to http://admin:SECRET@host failed")
+
+    monkeypatch.setattr(tracking, "find", die)
+    with pytest.raises(UserError, match=r"stopped answering \(request to http://\*\*\*@host failed\)"):
+        ask()
+
+
 def test_a_machine_is_named_only_to_repair() -> None:
     with pytest.raises(UserError, match="--host: given without --repair"):
         cli(["audit", "--host", "elsewhere"], standalone_mode=False)

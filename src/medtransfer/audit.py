@@ -24,6 +24,7 @@ from medtransfer.stages.layout import FIGURES, PREPARED, RUNS
 from medtransfer.stages.results import tell_mlflow
 
 
+@tracking.answering()
 def audit() -> list[str]:
     """Return what differs, a line each; empty where everything agrees."""
     client = tracking.reach()
@@ -37,6 +38,7 @@ def audit() -> list[str]:
     ]
 
 
+@tracking.answering()
 def others() -> list[str]:
     """Return, a line an experiment, how many finished runs are of fits that no output here names.
 
@@ -229,6 +231,7 @@ def _check_registered(client: Any) -> Iterator[str]:
             yield f"MLflow's registered model {version.name} version {version.version} is not {path}, though of its fit"
 
 
+@tracking.answering()
 def repair(host: str | None = None) -> list[str]:
     """End stale runs and log again from the outputs what MLflow lacks; return what was done, a line each.
 

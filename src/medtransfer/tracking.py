@@ -296,6 +296,23 @@ def reach() -> mlflow.MlflowClient:
         raise UserError(f"MLflow at {address()} does not answer ({reason(error)})") from None
 
 
+@contextmanager
+def answering() -> Iterator[None]:
+    """Let an MLflow that stops answering end a command with one line: its traceback would show the address.
+
+    Raises
+    ------
+    UserError
+        It does.
+    """
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
+        if _is_ours(error):
+            raise
+        raise UserError(f"MLflow at {address()} stopped answering ({reason(error)}); run again") from None
+
+
 def find(client: mlflow.MlflowClient, experiment: str, fit: str) -> str | None:
     """Return the id of the run of a fit in the experiment of this name."""
     known = client.get_experiment_by_name(experiment)
