@@ -42,14 +42,22 @@ PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3),
 JPEG, PNG = encoded(PICTURE, "JPEG"), encoded(PICTURE, "PNG")
 
 
-def png_of(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds nothing."""
+def png_of(width: int, height: int, depth: int = 8, colour: int = 2, rows: bytes = b"", more: bytes = b"") -> bytes:
+    """A PNG of any header and rows; by default one that claims a size and holds nothing."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    body = png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + header + more + body
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_of_16_bits(values: np.ndarray, more: bytes = b"") -> bytes:
+    """A PNG of (height, width, channels) values of 16 bits, which Pillow cannot write in colour."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return png_of(width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], rows, more)
 
 
 def frames(kind: str) -> bytes:
@@ -59,6 +67,10 @@ def frames(kind: str) -> bytes:
 transparent = PICTURE.convert("RGBA")
 transparent.putpixel((3, 3), (0, 0, 0, 10))
 palette = PICTURE.convert("P")
+
+# Values of every kind: many are not what their high byte alone says.
+WIDE = np.random.default_rng(1).integers(0, 65536, (40, 48, 4))
+WIDE_OPAQUE = np.where(np.arange(4) == 3, 65535, WIDE)
 
 BAD_IMAGES = {
     "a zero-byte file": ("a.jpg", b"", "neither a JPEG nor a PNG"),
@@ -81,10 +93,15 @@ BAD_IMAGES = {
     "transparency": ("a.png", encoded(transparent, "PNG"), "transparent pixels"),
     "grey with transparency": ("a.png", encoded(transparent.convert("LA"), "PNG"), "transparent pixels"),
     "a transparent palette": ("a.png", encoded(palette, "PNG", transparency=palette.getpixel((0, 0))), "transparent"),
+    "16-bit transparency": ("a.png", png_of_16_bits(WIDE), "transparent pixels"),
+    "grey with 16-bit transparency": ("a.png", png_of_16_bits(WIDE[..., 2:]), "transparent pixels"),
+    "a transparent 16-bit colour": (
+        "a.png", png_of_16_bits(WIDE[..., :3], png_chunk(b"tRNS", WIDE[5, 5, :3].astype(">u2").tobytes())),
+        "transparent pixels"),
     "a bomb": ("a.png", png_of(30_000, 30_000), "cannot be decoded"),
     "a small bomb": ("a.png", png_of(12_000, 10_000), "at most 100,000,000"),
     "a picture without rows": ("a.png", png_of(10, 0), "cannot be decoded"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD_IMAGES)
@@ -112,6 +129,9 @@ CONVERTED = {
     "one bit": ("a.png", encoded(PICTURE.convert("1"), "PNG"), "1 bit"),
     "opaque alpha": ("a.png", encoded(PICTURE.convert("RGBA"), "PNG"), "RGBA"),
     "sixteen bits": ("a.png", encoded(sixteen_bit(), "PNG"), "16 bit"),
+    "sixteen bits of colour": ("a.png", png_of_16_bits(WIDE[..., :3]), "16 bit"),
+    "sixteen bits of colour with alpha": ("a.png", png_of_16_bits(WIDE_OPAQUE), "16 bit"),
+    "sixteen bits of grey with alpha": ("a.png", png_of_16_bits(WIDE_OPAQUE[..., 2:]), "16 bit"),
     "a turned camera": ("a.jpg", encoded(PICTURE, "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12"
                         b"\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00"), "EXIF orientation"),
 }  # fmt: skip
@@ -137,6 +157,18 @@ def test_sixteen_bits_are_scaled_not_saturated() -> None:
     image = load_rgb(encoded(sixteen_bit(), "PNG")).image
     assert (np.asarray(image) == grey[..., None]).all()
     assert (load_pixels(encoded(sixteen_bit(), "PNG"), 32, "nearest") < 255).any()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_sixteen_bits_are_rounded_alike_in_grey_and_colour(tmp_path: Path, channels: int) -> None:
+    values = WIDE_OPAQUE[..., {1: [0], 2: [0, 3], 3: [0, 1, 2], 4: [0, 1, 2, 3]}[channels]].copy()
+    values[0, 0, 0] = 255
+    (tmp_path / "a.png").write_bytes(png_of_16_bits(values))
+    expected = np.round(values[..., [0, 0, 0] if channels < 3 else [0, 1, 2]] / 257)
+    for source in (tmp_path / "a.png", png_of_16_bits(values)):
+        pixels = np.asarray(load_rgb(source).image)
+        assert pixels[0, 0, 0] == 1
+        assert (pixels == expected).all()
 
 
 # --- metadata and layout

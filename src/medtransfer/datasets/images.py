@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from medtransfer.errors import UserError
 
@@ -16,6 +16,13 @@ FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
 # Colour and grey as they are; everything else is converted and counted.
 DIRECT_MODES = ("RGB", "L")
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+# Of 16-bit colour in a PNG, Pillow decodes the high bytes alone. Told this layout it decodes the low ones, in these
+# channels: grey with alpha comes as the four bytes that a pixel has.
+LOW_BYTES = {
+    "RGB;16B": ("RGB;16L", [0, 1, 2]),
+    "RGBA;16B": ("RGBA;16L", [0, 1, 2, 3]),
+    "LA;16B": ("RGBA", [1, 1, 1, 3]),
+}
 MAX_PIXELS = 100_000_000
 
 
@@ -29,8 +36,8 @@ class Decoded(NamedTuple):
 def load_rgb(source: Path | bytes, size: int | None = None, name: str = "") -> Decoded:
     """Decode a JPEG or PNG to 8-bit RGB, turned as its EXIF orientation says.
 
-    Sixteen bits are scaled to eight (Pillow's own conversion saturates them), palettes, CMYK and
-    opaque alpha are converted.
+    Sixteen bits are scaled to eight and rounded (Pillow's own conversion saturates grey and cuts colour), palettes,
+    CMYK and opaque alpha are converted.
 
     Parameters
     ----------
@@ -51,16 +58,28 @@ def load_rgb(source: Path | bytes, size: int | None = None, name: str = "") -> D
     """
     name = name or str(source if isinstance(source, Path) else "image")
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=list(FORMATS)) as image:
+        with _open(source) as image:
             _check(image, name)
             if size:
                 image.draft(None, (3 * size, 3 * size))
+            layout = image.tile[0].args if image.tile else None
             image.load()
-            return _to_rgb(image, name)
+            low = _low_bytes(source, *LOW_BYTES[layout]) if layout in LOW_BYTES else None
+            return _to_rgb(image, low, name)
     except UnidentifiedImageError:
         raise UserError(f"{name}: cannot be decoded: neither a JPEG nor a PNG; convert it to one of them") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise UserError(f"{name}: cannot be decoded as an image: {' '.join(str(error).split())}") from None
+
+
+def _open(source: Path | bytes) -> ImageFile.ImageFile:
+    return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=list(FORMATS))
+
+
+def _low_bytes(source: Path | bytes, layout: str, channels: list[int]) -> np.ndarray:
+    with _open(source) as image:
+        image.tile = [tile._replace(args=layout) for tile in image.tile]
+        return np.asarray(ImageOps.exif_transpose(image))[..., channels]
 
 
 def _check(image: Image.Image, name: str) -> None:
@@ -75,21 +94,26 @@ def _check(image: Image.Image, name: str) -> None:
         raise UserError(f"{name}: {image.width} × {image.height} pixels; expected at most {MAX_PIXELS:,}, so reduce it")
 
 
-def _to_rgb(image: Image.Image, name: str) -> Decoded:
+def _to_rgb(image: Image.Image, low: np.ndarray | None, name: str) -> Decoded:
     upright = ImageOps.exif_transpose(image)
     mode = image.mode
     converted = [] if mode in DIRECT_MODES else [{"P": "palette", "1": "1 bit"}.get(mode, mode)]
+    transparent = False
+    if mode in SIXTEEN_BIT or low is not None:
+        converted = ["16 bit"]
+        values = np.asarray(upright).astype(np.uint32)
+        values = values if low is None else 256 * values + low
+        # A transparent colour is one of 16 bits: scaled, others may equal it.
+        colour = image.info.get("transparency")
+        transparent = colour is not None and bool(np.equal(np.atleast_3d(values), colour).all(axis=-1).any())
+        upright = Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8))
     if image.getexif().get(0x0112, 1) != 1:
         converted.append("EXIF orientation")
-    if mode in SIXTEEN_BIT:
-        converted = ["16 bit", *converted[1:]]
-        grey = np.asarray(upright).astype(np.uint32)
-        upright = Image.fromarray(((grey + 128) // 257).clip(0, 255).astype(np.uint8))
-    if "A" in upright.getbands() or "transparency" in image.info:
-        rgba = upright.convert("RGBA")
-        if np.asarray(rgba)[..., 3].min() < 255:
-            raise UserError(f"{name}: has transparent pixels; expected an opaque image, so put it on a background")
-        upright = rgba
+    if "A" in upright.getbands() or "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+        transparent = transparent or np.asarray(upright)[..., 3].min() < 255
+    if transparent:
+        raise UserError(f"{name}: has transparent pixels; expected an opaque image, so put it on a background")
     return Decoded(upright.convert("RGB"), ", ".join(converted))
 
 
