@@ -1,6 +1,8 @@
 """Near-duplicates: the same picture again is found however it was changed, and other pictures are not."""
 
 import io
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +11,11 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageOps
 
+from medtransfer.datasets.catalogue import HAM10000
 from medtransfer.datasets.duplicates import find_near_duplicates, thumbnail
 from medtransfer.datasets.images import load_rgb
+from medtransfer.params import Params
+from medtransfer.prepare import assign_splits, prepare_dataset
 
 
 def recompressed(image: Image.Image) -> Image.Image:
@@ -36,10 +41,12 @@ def pictures(demo: Path) -> list[Image.Image]:
     return [load_rgb(path).image for path in sorted(demo.glob("ham10000/*/*.jpg"))[:120]]
 
 
-def search(tested: list[Image.Image], others: list[Image.Image]) -> pd.DataFrame:
+def search(
+    tested: list[Image.Image], others: list[Image.Image], between: tuple[str, str] = ("test", "train")
+) -> pd.DataFrame:
     thumbnails = np.stack([thumbnail(image) for image in (*tested, *others)])
     names = [f"t{number}" for number in range(len(tested))] + [f"o{number}" for number in range(len(others))]
-    splits = ["test"] * len(tested) + ["train"] * len(others)
+    splits = [between[0]] * len(tested) + [between[1]] * len(others)
     samples = pd.DataFrame({"id": names, "label": "nv", "group": names, "split": splits, "sha256": names})
     return find_near_duplicates(thumbnails, samples)
 
@@ -50,6 +57,19 @@ def test_every_planted_duplicate_is_found(pictures: list[Image.Image], change: s
     found = search(tested, [*(CHANGES[change](image) for image in tested), *pictures[60:]])
     pairs = set(zip(found.id, found.other_id, strict=True))
     assert {(f"t{number}", f"o{number}") for number in range(60)} <= pairs
+
+
+@pytest.mark.parametrize("between", [("test", "train"), ("test", "validation"), ("validation", "train")])
+def test_every_pair_of_splits_is_searched(pictures: list[Image.Image], between: tuple[str, str]) -> None:
+    found = search(pictures[:5], [*pictures[5:9], ImageOps.mirror(pictures[2])], between)
+    assert found[["id", "split", "other_id", "other_split", "flip"]].to_numpy().tolist() == [
+        ["t2", between[0], "o4", between[1], "left-right"]
+    ]
+
+
+def test_within_a_split_or_left_out_is_no_pair(pictures: list[Image.Image]) -> None:
+    for between in (("train", "train"), ("test", "test"), ("left out", "test"), ("test", "left out")):
+        assert search(pictures[:2], pictures[:2], between).empty
 
 
 def test_other_pictures_are_not_taken_for_duplicates(pictures: list[Image.Image]) -> None:
@@ -63,6 +83,36 @@ def test_a_pair_says_how_it_differs(pictures: list[Image.Image]) -> None:
     )
     (pair,) = find_near_duplicates(thumbnails, samples).to_dict("records")
     assert pair == {
-        "id": "a", "label": "nv", "other_id": "b", "other_label": "mel", "other_split": "validation",
+        "id": "a", "label": "nv", "split": "test", "other_id": "b", "other_label": "mel", "other_split": "validation",
         "flip": "left-right", "exact": False, "same_group": True,
     }  # fmt: skip
+
+
+def test_planted_pictures_are_in_what_prepare_writes(demo: Path, params: Params, tmp_path: Path) -> None:
+    settings = params.datasets["ham10000"]
+    raw, target = Path(shutil.copytree(demo / "ham10000", tmp_path / "raw")), tmp_path / "target"
+    target.mkdir()
+    samples = HAM10000.read(raw).samples
+    samples["split"] = assign_splits(samples, settings.split, "ham10000")
+    train, validation, test = (samples[samples.split == split].iloc[:3] for split in ("train", "validation", "test"))
+    shutil.copy(raw / test.path.iloc[0], raw / train.path.iloc[0])
+    ImageOps.mirror(load_rgb(raw / test.path.iloc[1]).image).save(raw / validation.path.iloc[1], quality=60)
+    ImageOps.flip(load_rgb(raw / validation.path.iloc[2]).image).save(raw / train.path.iloc[2], quality=60)
+    description = prepare_dataset(HAM10000, raw, settings, target)
+    found = pd.read_csv(target / "duplicates.csv")
+    columns = ["id", "split", "other_id", "other_split", "flip", "exact"]
+    assert sorted(found[columns].to_numpy().tolist()) == sorted(
+        [
+            [test.id.iloc[0], "test", train.id.iloc[0], "train", np.nan, True],
+            [test.id.iloc[1], "test", validation.id.iloc[1], "validation", "left-right", False],
+            [validation.id.iloc[2], "validation", train.id.iloc[2], "train", "top-bottom", False],
+        ]
+    )
+    groups = samples.set_index("id").group
+    tested = found[found.split == "test"]
+    other_group = int((groups[tested.id].to_numpy() != groups[tested.other_id].to_numpy()).sum())
+    written = json.loads((target / "dataset.json").read_text())
+    assert written == json.loads(json.dumps(description))
+    assert written["test_images_with_a_near_duplicate"] == 2
+    assert written["test_images_with_a_near_duplicate_of_another_group"] == other_group
+    assert written["validation_images_with_a_near_duplicate"] == 1

@@ -1,5 +1,7 @@
 """Splits: sizes, stratification, no group in two splits; arrays in the order of samples.csv."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +9,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import medtransfer.prepare
+from conftest import PROJECT
 from medtransfer.datasets.catalogue import HAM10000
 from medtransfer.datasets.images import load_pixels, load_rgb
 from medtransfer.errors import UserError
 from medtransfer.files import sha256_of
 from medtransfer.params import Params, Split
 from medtransfer.prepare import LEFT_OUT, SPLITS, assign_splits, leave_out, prepare_dataset, shared_with_training
+from medtransfer.stages.prepare import prepare
 
 
 def split(by: str, seed: int = 0, leak: str = "keep") -> Split:
@@ -97,6 +102,48 @@ def test_rows_of_the_array_are_the_rows_of_the_table(demo: Path, params: Params,
     assert description["synthetic"] is True
 
 
+def test_a_split_by_group_that_shares_a_group_stops_prepare(
+    demo: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_image = assign_splits(HAM10000.read(demo / "ham10000").samples, split("image"), "x")
+    monkeypatch.setattr(medtransfer.prepare, "assign_splits", lambda *_: by_image)
+    settings = params.datasets["ham10000"].model_copy(update={"split": split("group")})
+    with pytest.raises(UserError, match=r"^ham10000: \d+ of 68 test images share a lesion with training, as ISIC_"):
+        prepare_dataset(HAM10000, demo / "ham10000", settings, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prepare_prints_what_it_counts(
+    demo: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = Path(shutil.copytree(demo / "ham10000", tmp_path / "data" / "ham10000"))
+    images = sorted(raw.rglob("*.jpg"))
+    for path in images[:2]:
+        Image.open(path).convert("CMYK").save(path, "JPEG")
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(images[2]).save(images[2], "JPEG", exif=exif)
+    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    prepare(params, "ham10000")
+    folder = tmp_path / "artifacts" / "prepared" / "ham10000"
+    written = json.loads((folder / "dataset.json").read_text())
+    table = pd.read_csv(folder / "samples.csv", dtype=str)
+    others = set(table.group[table.split != "test"])
+    sharing = table[(table.split == "test") & table.group.isin(others)]
+    assert written["converted"] == {"CMYK": 2, "EXIF orientation": 1}
+    assert written["test_images_sharing_a_group"] == len(sharing) > 0
+    by_class = {label: int((sharing.label == label).sum()) for label in HAM10000.classes}
+    assert written["test_images_sharing_a_group_by_class"] == by_class
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1:] == [
+        f"{len(sharing)} of 68 test images share a lesion with training or validation images",
+        "0 of 68 test images are the same picture as one of them, 0 of these under another lesion; "
+        "0 of 68 validation images are the same picture as one of training (duplicates.csv)",
+        "converted: 2 × CMYK, 1 × EXIF orientation",
+    ]
+
+
 def test_a_large_jpeg_is_decoded_small_with_an_equal_result(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
@@ -109,8 +156,6 @@ def test_a_large_jpeg_is_decoded_small_with_an_equal_result(tmp_path: Path) -> N
 
 
 def test_an_image_that_does_not_decode_stops_prepare(demo: Path, params: Params, tmp_path: Path) -> None:
-    import shutil
-
     raw = Path(shutil.copytree(demo / "ham10000", tmp_path / "raw"))
     broken = next(raw.rglob("*.jpg"))
     broken.write_bytes(b"x")

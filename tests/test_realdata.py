@@ -54,3 +54,21 @@ def test_splitting_by_image_leaks_and_by_group_does_not(data: Path, name: str, l
 
     assert shared("image").mean() == pytest.approx(leak, abs=0.03)
     assert not shared("group").any()
+
+
+def leaking(samples: pd.DataFrame) -> pd.Series:
+    """Say for each test image of a split by image, seed 0, whether its group is in training or validation."""
+    split = Split.model_validate({"by": "image", "validation": 0.2, "test": 0.2, "seed": 0})
+    return shared_with_training(samples.assign(split=assign_splits(samples, split, "x")))
+
+
+def test_most_melanomas_of_the_test_images_are_in_training_too(data: Path) -> None:
+    samples = HAM10000.read(data / "ham10000").samples
+    shared = leaking(samples)
+    assert shared[samples.label[shared.index] == "mel"].mean() == pytest.approx(0.69, abs=0.02)
+
+
+def test_a_patient_by_person_and_cause_leaks_less_than_by_person(data: Path) -> None:
+    samples = CHEST_XRAY.read(data / "chest_xray").samples
+    by_cause = samples.id.str.extract(r"^(person\d+_[a-z]+)")[0].fillna(samples.group)
+    assert leaking(samples.assign(group=by_cause)).mean() == pytest.approx(0.40, abs=0.02)

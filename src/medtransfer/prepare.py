@@ -29,8 +29,8 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
     """Verify, split, decode and resize a raw data set once.
 
     Writes into `target`: `images.npy`, uint8 of shape (n, size, size, 3), in the order of
-    `samples.csv` (id, label, group, split, sha256 of the raw file), `duplicates.csv` (test images that
-    are the same picture as one of training or validation), and `dataset.json`.
+    `samples.csv` (id, label, group, split, sha256 of the raw file), `duplicates.csv` (pairs of images
+    in two splits that are the same picture), and `dataset.json`.
 
     Returns
     -------
@@ -40,7 +40,8 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
     Raises
     ------
     UserError
-        An image does not decode, labels and images do not match, or a class cannot be split.
+        An image does not decode, labels and images do not match, a class cannot be split, or a split by group
+        lets a group lie on both sides.
     """
     listing = dataset.read(raw)
     if listing.problems:
@@ -55,6 +56,12 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
             f"{raw}: no image of {', '.join(empty)}; {dataset.name} has the classes {', '.join(dataset.classes)}"
         )
     samples["split"] = leave_out(samples, assign_splits(samples, params.split, dataset.name), params.split)
+    shared = shared_with_training(samples)
+    if params.split.by == "group" and shared.any():
+        raise UserError(
+            f"{dataset.name}: {shared.sum()} of {len(shared)} test images share a {dataset.group} with training, as "
+            f"{samples.id[shared.index[shared]].iloc[0]}; expected none with split.by: group, so try another split.seed"
+        )
     paths = [raw / path for path in samples.path]
     size = params.image_size
     digests, thumbnails, conversions = [], [], Counter[str]()
@@ -71,9 +78,7 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
     samples["sha256"] = digests
     duplicates = find_near_duplicates(np.stack(thumbnails), samples)
     duplicates.to_csv(target / "duplicates.csv", index=False)
-    shared = shared_with_training(samples)
-    if params.split.by == "group" and shared.any():
-        raise RuntimeError(f"{dataset.name}: {shared.sum()} test images share a {dataset.group} with training")
+    tested, validated = (duplicates[duplicates.split == split] for split in ("test", "validation"))
     samples[["id", "label", "group", "split", "sha256"]].to_csv(target / "samples.csv", index=False)
     description = {
         "name": dataset.name,
@@ -90,8 +95,9 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
         "converted": dict(conversions),
         "test_images_sharing_a_group": int(shared.sum()),
         "test_images_sharing_a_group_by_class": count_by_class(samples, shared, dataset),
-        "test_images_with_a_near_duplicate": int(duplicates.id.nunique()),
-        "test_images_with_a_near_duplicate_of_another_group": int(duplicates.id[~duplicates.same_group].nunique()),
+        "test_images_with_a_near_duplicate": int(tested.id.nunique()),
+        "test_images_with_a_near_duplicate_of_another_group": int(tested.id[~tested.same_group].nunique()),
+        "validation_images_with_a_near_duplicate": int(validated.id.nunique()),
     }
     write_json(target / "dataset.json", description)
     return description

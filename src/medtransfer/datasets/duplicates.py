@@ -24,13 +24,17 @@ FLIPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+# Which images are looked for among which: all pairs across splits, each once.
+SEARCHED = {"test": ("train", "validation"), "validation": ("train",)}
+
+
 def thumbnail(image: Image.Image) -> np.ndarray:
     """Return what pictures are compared by: grey pixels (SIDE, SIDE), uint8."""
     return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
 def find_near_duplicates(thumbnails: np.ndarray, samples: pd.DataFrame) -> pd.DataFrame:
-    """Return each test image that is the same picture as an image of training or validation.
+    """Return the pairs of images in two splits that are the same picture.
 
     Parameters
     ----------
@@ -41,21 +45,21 @@ def find_near_duplicates(thumbnails: np.ndarray, samples: pd.DataFrame) -> pd.Da
     Returns
     -------
     DataFrame
-        A row a pair: id and label of the test image, the other image's id, label, split and group,
-        `flip`, whether the files are equal (`exact`), whether the groups are (`same_group`).
+        A row a pair: id, label and split of an image of test or validation, the other image's id, label and
+        split, `flip`, whether the files are equal (`exact`), whether the groups are (`same_group`).
     """
-    tested, others = (
-        np.flatnonzero(mask) for mask in (samples.split == "test", samples.split.isin(("train", "validation")))
-    )
-    hashes = np.stack([_hash(thumbnails[row]) for row in others])
-    normal = np.stack([_normalise(thumbnails[row]) for row in others])
+    hashes = np.stack([_hash(pixels) for pixels in thumbnails])
+    normal = np.stack([_normalise(pixels) for pixels in thumbnails])
     found = []
-    for row in tested:
-        for flip, turn in FLIPS.items():
-            turned = turn(thumbnails[row])
-            near = np.flatnonzero(np.bitwise_count(hashes ^ _hash(turned)).sum(axis=1) <= MAX_BITS)
-            same = near[normal[near] @ _normalise(turned) >= MIN_CORRELATION]
-            found += [(int(row), int(others[position]), flip) for position in same]
+    for split, others in SEARCHED.items():
+        among = np.flatnonzero(samples.split.isin(others))
+        hashed = hashes[among]
+        for row in np.flatnonzero(samples.split == split):
+            for flip, turn in FLIPS.items():
+                turned = turn(thumbnails[row])
+                near = among[np.bitwise_count(hashed ^ _hash(turned)).sum(axis=1) <= MAX_BITS]
+                same = near[normal[near] @ _normalise(turned) >= MIN_CORRELATION]
+                found += [(int(row), int(other), flip) for other in same]
     return _describe(found, samples)
 
 
@@ -73,17 +77,18 @@ def _normalise(pixels: np.ndarray) -> np.ndarray:
 
 
 def _describe(found: list[tuple[int, int, str]], samples: pd.DataFrame) -> pd.DataFrame:
-    pairs = pd.DataFrame(found, columns=["test", "other", "flip"]).drop_duplicates(["test", "other"])
-    test, other = (samples.iloc[pairs[column].to_numpy(int)].reset_index(drop=True) for column in ("test", "other"))
+    pairs = pd.DataFrame(found, columns=["row", "other", "flip"]).drop_duplicates(["row", "other"])
+    image, other = (samples.iloc[pairs[column].to_numpy(int)].reset_index(drop=True) for column in ("row", "other"))
     return pd.DataFrame(
         {
-            "id": test.id,
-            "label": test.label,
+            "id": image.id,
+            "label": image.label,
+            "split": image.split,
             "other_id": other.id,
             "other_label": other.label,
             "other_split": other.split,
             "flip": pairs.flip.to_numpy(),
-            "exact": (test.sha256 == other.sha256).to_numpy(),
-            "same_group": (test.group == other.group).to_numpy(),
+            "exact": (image.sha256 == other.sha256).to_numpy(),
+            "same_group": (image.group == other.group).to_numpy(),
         }
     )

@@ -29,8 +29,9 @@ def prepare(params: Params, dataset: str) -> None:
     print(f"{shared} of {tested} test images share a {done['group']} with training or validation images")
     print(
         f"{done['test_images_with_a_near_duplicate']} of {tested} test images are the same picture as one of them, "
-        f"{done['test_images_with_a_near_duplicate_of_another_group']} of these under another {done['group']} "
-        f"(duplicates.csv)"
+        f"{done['test_images_with_a_near_duplicate_of_another_group']} of these under another {done['group']}; "
+        f"{done['validation_images_with_a_near_duplicate']} of {done['images']['validation']} validation images are "
+        "the same picture as one of training (duplicates.csv)"
     )
     if done["converted"]:
         print("converted: " + ", ".join(f"{count} × {kind}" for kind, count in done["converted"].items()))
