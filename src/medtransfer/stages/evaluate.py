@@ -31,6 +31,8 @@ def evaluate(params: Params) -> None:
         for model in (*params.baselines, *study.train, *study.transfer)
         for seed in params.seeds
     ]
+    for dataset in params.study:
+        check_unchanged(ACTIVATIONS / dataset)
     table, summary, pairs = evaluate_runs(runs)
     write_tables(table, summary, pairs, runs, REPORTS)
     write_json(REPORTS / "metrics.json", nest(table))

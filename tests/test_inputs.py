@@ -1,0 +1,97 @@
+"""What a stage reads is what DVC recorded: an object damaged in DVC's cache stops every stage that reads it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import pytest
+
+from clones import dvc
+from medtransfer.errors import UserError
+from medtransfer.params import Params
+from medtransfer.stages.baseline import baseline
+from medtransfer.stages.evaluate import evaluate
+from medtransfer.stages.explain import explain
+from medtransfer.stages.inputs import read_dataset
+from medtransfer.stages.prepare import prepare
+from medtransfer.stages.train import load_start, train
+
+PREDICTIONS = "id,group,split,label,p_nv,p_mel\na,g,test,nv,0.7,0.3\n"
+RUN = json.dumps({"kind": "baseline", "dataset": "ham10000", "model": "decision_tree", "seed": 0})
+FILES = {
+    "data/ham10000/HAM10000_metadata.csv": "lesion_id,image_id,dx\n",
+    "artifacts/prepared/ham10000/dataset.json": "{}",
+    "artifacts/prepared/ham10000/images.npy": "pixels",
+    "artifacts/runs/ham10000/imagenet_all-seed0/model.keras": "weights",
+    "artifacts/runs/ham10000/decision_tree-seed0/run.json": RUN,
+    "artifacts/runs/ham10000/decision_tree-seed0/predictions.csv": PREDICTIONS,
+    "artifacts/activations/ham10000/activations.npz": "activations",
+}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose outputs DVC has recorded and links into its cache."""
+    folder = tmp_path_factory.mktemp("recorded")
+    (folder / ".dvc").mkdir()
+    (folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n[cache]\n    type = symlink\n")
+    for name, content in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    outs = sorted({str(Path(name).parent) for name in FILES if name.startswith("artifacts/")})
+    (folder / "dvc.yaml").write_text(json.dumps({"stages": {"all": {"cmd": "true", "outs": outs}}}))
+    dvc(folder, "add", "--quiet", "data")
+    dvc(folder, "commit", "--quiet", "--force")
+    assert all((folder / name).is_symlink() for name in FILES)
+    return folder
+
+
+def tree_alone(params: Params) -> Params:
+    """The study with one fit: the recorded one."""
+    study = params.study["ham10000"].model_copy(update={"train": [], "transfer": []})
+    return params.model_copy(update={"study": {"ham10000": study}, "baselines": ["decision_tree"], "seeds": [0]})
+
+
+def start(params: Params) -> None:
+    load_start(keras.Model(), params.configurations["ham10000_all"], params, 0)
+
+
+READERS: dict[str, tuple[str, Callable[[Params], object]]] = {
+    "prepare": ("data/ham10000/HAM10000_metadata.csv", lambda params: prepare(params, "ham10000")),
+    "read_dataset": (
+        "artifacts/prepared/ham10000/images.npy", lambda params: read_dataset(params, "ham10000")),
+    "baseline": (
+        "artifacts/prepared/ham10000/images.npy", lambda params: baseline(params, "ham10000", "decision_tree", 0)),
+    "train": (
+        "artifacts/prepared/ham10000/images.npy", lambda params: train(params, "ham10000", "imagenet_all", 0)),
+    "explain": ("artifacts/prepared/ham10000/images.npy", lambda params: explain(params, "ham10000")),
+    "a network to begin from": ("artifacts/runs/ham10000/imagenet_all-seed0/model.keras", start),
+    "evaluate, a fit": (
+        "artifacts/runs/ham10000/decision_tree-seed0/predictions.csv", lambda params: evaluate(tree_alone(params))),
+    "evaluate, activations": (
+        "artifacts/activations/ham10000/activations.npz", lambda params: evaluate(tree_alone(params))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_damaged_object_of_the_cache_stops_the_stage_that_reads_it(
+    recorded: Path, params: Params, monkeypatch: pytest.MonkeyPatch, reader: str
+) -> None:
+    name, read = READERS[reader]
+    monkeypatch.chdir(recorded)
+    cached = Path(name).resolve()
+    whole = cached.read_bytes()
+    cached.chmod(0o644)
+    cached.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    before = sorted(recorded.rglob("*"))
+    try:
+        with pytest.raises(UserError) as caught:
+            read(params)
+    finally:
+        cached.write_bytes(whole)
+    assert str(caught.value).startswith(f"{'data' if name.startswith('data') else Path(name).parent}: not what ")
+    assert Path(name).name in str(caught.value)
+    assert str(cached.relative_to(recorded)) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert sorted(recorded.rglob("*")) == before
