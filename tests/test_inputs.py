@@ -1,11 +1,13 @@
 """What a stage reads is what DVC recorded: an object damaged in DVC's cache stops every stage that reads it."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import pytest
+from ruamel.yaml import YAML
 
 from clones import dvc
 from medtransfer.errors import UserError
@@ -14,6 +16,7 @@ from medtransfer.stages.baseline import baseline
 from medtransfer.stages.evaluate import evaluate
 from medtransfer.stages.explain import explain
 from medtransfer.stages.inputs import read_dataset
+from medtransfer.stages.integrity import check_unchanged, read_lock
 from medtransfer.stages.prepare import prepare
 from medtransfer.stages.train import load_start, train
 
@@ -95,3 +98,60 @@ def test_a_damaged_object_of_the_cache_stops_the_stage_that_reads_it(
     assert str(cached.relative_to(recorded)) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted(recorded.rglob("*")) == before
+
+
+# --- DVC's own files, cut
+
+
+@pytest.fixture
+def small_lock(recorded: Path) -> str:
+    """A dvc.lock of three stages as DVC writes them."""
+    yaml = YAML(typ="safe")
+    entry = yaml.load((recorded / "dvc.lock").read_text())["stages"]["all"]["outs"][0]
+    file = {"path": "src/a.py", "hash": "md5", "md5": "0123456789abcdef0123456789abcdef", "size": 120}
+    stages = {
+        f"prepare@{name}": {
+            "cmd": f"medtransfer stage prepare {name}",
+            "deps": [file, {**entry, "path": f"data/{name}"}],
+            "params": {"params.yaml": {f"datasets.{name}": {"image_size": 32}}},
+            "outs": [{**entry, "path": f"artifacts/prepared/{name}"}],
+        }
+        for name in ("ham10000", "chest_xray", "scans")
+    }
+    text = io.StringIO()
+    block = YAML()
+    block.dump({"schema": "2.0", "stages": stages}, text)
+    return text.getvalue()
+
+
+def test_a_cut_lock_is_refused_or_what_is_left_of_it_is_whole(
+    small_lock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.lock").write_text(small_lock)
+    whole, left = read_lock(), []
+    assert len(whole) == 3
+    for end in range(len(small_lock)):
+        Path("dvc.lock").write_text(small_lock[:end])
+        try:
+            stages = read_lock()
+        except UserError as error:
+            assert "git checkout dvc.lock" in str(error)
+        else:
+            assert stages == {name: whole[name] for name in stages}
+            left.append(len(stages))
+    assert left == [0, 1, 2]  # cut between stages
+
+
+def test_a_cut_pointer_is_refused_at_every_place(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pointer = (recorded / "data.dvc").read_text()
+    monkeypatch.chdir(tmp_path)
+    for end in range(len(pointer)):
+        Path("data.dvc").write_text(pointer[:end])
+        with pytest.raises(UserError, match=r"git checkout data\.dvc"):
+            check_unchanged(Path("data"))
+    Path("data.dvc").write_text(pointer)
+    with pytest.raises(UserError, match=r"data: not what data\.dvc names"):
+        check_unchanged(Path("data"))

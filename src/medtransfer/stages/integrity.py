@@ -6,6 +6,7 @@ hashes what it reads and compares.
 
 import hashlib
 import json
+import re
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,7 @@ POINTER = Path("data.dvc")
 CACHE = Path(".dvc/cache/files/md5")
 RWLOCK = Path(".dvc/tmp/rwlock")
 DVC_LOCK = Path(".dvc/tmp/lock")
+MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
 def check_unchanged(folder: Path) -> None:
@@ -124,28 +126,49 @@ def read_lock() -> dict[str, Any]:
     Raises
     ------
     UserError
-        It is empty or cut.
+        It is empty or cut. Only a cut between two whole outputs of one stage cannot be told; of ours, `evaluate` alone
+        has several, which no stage reads.
     """
     if not LOCK.exists():
         return {}
     try:
         # Another `dvc repro` beside this stage's own (`medtransfer study`) writes dvc.lock in place, under this lock.
         with FileLock(DVC_LOCK) if DVC_LOCK.parent.is_dir() else nullcontext():
-            text = LOCK.read_text()
-        lock = _parse(text)
-        if not isinstance(lock, dict) or "schema" not in lock:
-            raise ValueError("it has no schema")
-        stages: dict[str, Any] = lock.get("stages") or {}
+            lock = _read_whole(LOCK)
+        _require(lock, "schema")
+        stages: dict[str, Any] = lock.get("stages", {})
         for stage in stages.values():
-            [(out["path"], out["md5"]) for out in stage.get("outs", [])]
-    except (YAMLError, UnicodeDecodeError, ValueError, TypeError, KeyError, AttributeError):
+            _require(stage, "cmd", "outs")
+            for entry in (*stage.get("deps", []), *stage["outs"]):
+                _check_entry(entry)
+    except (YAMLError, UnicodeDecodeError, ValueError, TypeError, AttributeError):
         raise UserError(
             f"{LOCK}: empty or cut; restore it (git checkout {LOCK}): stages that had run come from DVC's cache"
         ) from None
     return stages
 
 
-@lru_cache(maxsize=1)
+def _read_whole(path: Path) -> Any:
+    text = path.read_text()
+    if not text.endswith("\n"):
+        raise ValueError("it does not end with a line")
+    return _parse(text)
+
+
+def _require(values: Any, *keys: str) -> None:
+    for key in keys:
+        if not isinstance(values, dict) or not values.get(key):
+            raise ValueError(f"it has no {key}")
+
+
+def _check_entry(entry: Any) -> None:
+    """Check that DVC's record of a file or folder is whole."""
+    _require(entry, "path", "md5")
+    if not MD5.fullmatch(entry["md5"]) or "size" not in entry or ("nfiles" in entry) != entry["md5"].endswith(".dir"):
+        raise ValueError("the record of a file is cut")
+
+
+@lru_cache(maxsize=2)
 def _parse(text: str) -> Any:
     """Read YAML once for all folders that a stage compares."""
     return YAML(typ="safe").load(text)
@@ -154,14 +177,18 @@ def _parse(text: str) -> Any:
 def _recorded(folder: Path) -> str | None:
     """Return the hash that DVC recorded for a folder."""
     if folder == DATA:
-        if not POINTER.exists():
-            return None
-        try:
-            return str(YAML(typ="safe").load(POINTER.read_text())["outs"][0]["md5"])
-        except (YAMLError, UnicodeDecodeError, TypeError, KeyError, IndexError):
-            raise UserError(f"{POINTER}: empty or cut; restore it (git checkout {POINTER})") from None
-    outs = {out["path"]: out["md5"] for stage in read_lock().values() for out in stage.get("outs", [])}
+        return _pointed() if POINTER.exists() else None
+    outs = {out["path"]: out["md5"] for stage in read_lock().values() for out in stage["outs"]}
     return outs.get(folder.as_posix())
+
+
+def _pointed() -> str:
+    try:
+        (entry,) = _read_whole(POINTER)["outs"]
+        _check_entry(entry)
+    except (YAMLError, UnicodeDecodeError, ValueError, TypeError, KeyError):
+        raise UserError(f"{POINTER}: empty or cut; restore it (git checkout {POINTER})") from None
+    return str(entry["md5"])
 
 
 def file_digests(folder: Path) -> dict[str, str]:
