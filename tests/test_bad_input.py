@@ -2,14 +2,19 @@
 
 import io
 import os
+import pickle
+import re
 import shutil
+import stat
 import struct
 import subprocess
 import sys
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -22,6 +27,7 @@ from medtransfer.datasets.catalogue import CHEST_XRAY, HAM10000
 from medtransfer.datasets.images import load_pixels, load_rgb
 from medtransfer.datasets.importing import import_dataset
 from medtransfer.errors import UserError
+from medtransfer.files import files_under
 from medtransfer.models import vgg16
 from medtransfer.models.weights import read_weights
 from medtransfer.params import Params, Split, TrainParams
@@ -306,6 +312,23 @@ def flip(path: Path, offset: int) -> None:
     path.write_bytes(content)
 
 
+def tar_of(path: Path, kind: bytes) -> None:
+    """A tar whose member, called an image, is a link or a device."""
+    with tarfile.open(path, "w") as archive:
+        for name, linked in ((IMAGE, kind), ("HAM10000_metadata.csv", tarfile.REGTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = linked, "/etc/passwd" if linked != tarfile.REGTYPE else ""
+            archive.addfile(member)
+
+
+def zip_of_kind(path: Path, kind: int) -> None:
+    """A zip whose member, called an image, is a link, a device or a pipe."""
+    with zipfile.ZipFile(path, "w") as archive:
+        member = zipfile.ZipInfo(IMAGE)
+        member.external_attr = (kind | 0o644) << 16
+        archive.writestr(member, "/etc/passwd")
+
+
 def encrypt(path: Path) -> None:
     archive_of({IMAGE: JPEG}, path)
     content = bytearray(path.read_bytes())
@@ -324,6 +347,13 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
     "an empty file": (lambda path: path.write_bytes(b""), "neither a folder nor a whole zip"),
     "an empty zip": (lambda path: archive_of({}, path), "holds nothing of HAM10000"),
     "another data set": (lambda path: archive_of({"train/cat.jpg": JPEG}, path), "holds nothing of HAM10000"),
+    "a symbolic link": (lambda path: zip_of_kind(path, stat.S_IFLNK), "is a link or a device"),
+    "a character device": (lambda path: zip_of_kind(path, stat.S_IFCHR), "is a link or a device"),
+    "a block device": (lambda path: zip_of_kind(path, stat.S_IFBLK), "is a link or a device"),
+    "a named pipe": (lambda path: zip_of_kind(path, stat.S_IFIFO), "is a link or a device"),
+    "a tar with a symbolic link": (lambda path: tar_of(path, tarfile.SYMTYPE), "neither a folder nor a whole zip"),
+    "a tar with a hard link": (lambda path: tar_of(path, tarfile.LNKTYPE), "neither a folder nor a whole zip"),
+    "a tar with a device": (lambda path: tar_of(path, tarfile.CHRTYPE), "neither a folder nor a whole zip"),
     "an encrypted zip": (encrypt, "is damaged"),
     "two different files of one name": (
         lambda path: archive_of({f"a/{IMAGE}": JPEG, f"b/{IMAGE}": PNG}, path), "differ but would become one file"),
@@ -337,20 +367,42 @@ def test_a_bad_archive_is_one_clear_line_and_changes_nothing(tmp_path: Path, cas
     make(tmp_path / "a.zip")
     (tmp_path / "data" / "ham10000").mkdir(parents=True)
     (tmp_path / "data" / "ham10000" / "old.txt").write_text("old")
+    for name in ("a.zip", "a.tar"):
+        (tmp_path / "a.zip").rename(tmp_path / name)
+        with pytest.raises(UserError, match=message) as caught:
+            import_dataset(HAM10000, tmp_path / name, tmp_path / "data")
+        (tmp_path / name).rename(tmp_path / "a.zip")
+        assert one_line(caught.value)
+        assert (tmp_path / "data" / "ham10000" / "old.txt").read_text() == "old"
+        assert files_under(tmp_path) == [tmp_path / "a.zip", tmp_path / "data" / "ham10000" / "old.txt"]
+
+
+@pytest.mark.parametrize("target", ["/etc/hostname", "../../outside.jpg", "../.."])
+def test_a_folder_with_a_link_out_of_it_is_refused(tmp_path: Path, target: str) -> None:
+    folder = tmp_path / "source" / "HAM10000_images_part_1"
+    folder.mkdir(parents=True)
+    (tmp_path / "outside.jpg").write_bytes(JPEG)
+    (tmp_path / "source" / "HAM10000_metadata.csv").write_text("x")
+    (folder / "ISIC_1.jpg").symlink_to(target)
+    message = "a link that leaves" if target != "../.." else "not found|column"  # a linked folder is passed over
     with pytest.raises(UserError, match=message) as caught:
-        import_dataset(HAM10000, tmp_path / "a.zip", tmp_path / "data")
+        import_dataset(HAM10000, tmp_path / "source", tmp_path / "data")
     assert one_line(caught.value)
-    assert (tmp_path / "data" / "ham10000" / "old.txt").read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "data"]
+    assert not (tmp_path / "data" / "ham10000").exists()
 
 
 def test_a_zip_cut_anywhere_is_refused(demo: Path, tmp_path: Path) -> None:
     archive_of({IMAGE: JPEG, "HAM10000_metadata.csv": b"x"}, tmp_path / "a.zip")
     content = (tmp_path / "a.zip").read_bytes()
+    old = tmp_path / "data" / "ham10000" / "old.txt"
+    old.parent.mkdir(parents=True)
+    old.write_text("old")
     for end in range(0, len(content) - 1, 97):
         (tmp_path / "a.zip").write_bytes(content[:end])
         with pytest.raises(UserError, match=r"neither a folder nor a whole zip|is damaged"):
             import_dataset(HAM10000, tmp_path / "a.zip", tmp_path / "data")
+        assert sorted((tmp_path / "data").rglob("*")) == [old.parent, old]
+        assert old.read_text() == "old"
 
 
 def test_a_million_entries_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,10 +424,22 @@ def test_an_archive_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkey
 # --- weights, paths and disks
 
 
+class Canary:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.write_text, (self.path, "unpickled")
+
+
 def test_a_pickle_called_weights_is_never_loaded(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
-    evil = f"cos\nsystem\n(S'touch {canary}'\ntR.".encode()
-    array = np.array([None], dtype=object)
+    evil = pickle.dumps(Canary(canary))
+    array = np.array([Canary(canary)], dtype=object)
+    pickle.loads(evil)  # the canary does write
+    canary.unlink()
     files: dict[str, Callable[[Path], object]] = {
         "a.npz": lambda path: np.savez(path, block1_conv1_kernel=array),
         "b.npz": lambda path: path.write_bytes(evil),
@@ -408,11 +472,63 @@ def test_a_network_with_code_in_it_is_never_run(tmp_path: Path, tiny: TrainParam
     assert vgg16.load_network(tmp_path / "ours.keras").name == "vgg16"
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def command(folder: Path, *arguments: str, prefix: list[str]) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
     return subprocess.run(
-        [sys.executable, "-m", "medtransfer", *arguments], cwd=folder, env=env, capture_output=True, text=True
+        [*prefix, sys.executable, "-m", "medtransfer", *arguments], cwd=folder, env=env, capture_output=True, text=True
     )
+
+
+# Root may read and write everything: without these capabilities it has its own files' rights alone, like any user.
+AS_A_USER = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+FORBIDDEN: dict[str, tuple[str, list[str]]] = {
+    "an image": ("data/ham10000/HAM10000_images_part_1/ISIC_9000001.jpg", ["stage", "prepare", "ham10000"]),
+    "a folder of images": ("data/ham10000/HAM10000_images_part_1", ["stage", "prepare", "ham10000"]),
+    "the raw data's folder": ("data", ["stage", "prepare", "ham10000"]),
+    "params.yaml": ("params.yaml", ["stage", "prepare", "ham10000"]),
+    "the outputs' folder": ("artifacts", ["stage", "prepare", "ham10000"]),
+    "a zip": ("a.zip", ["data", "import", "ham10000", "a.zip"]),
+}
+
+
+@pytest.mark.skipif(AS_A_USER != [] and shutil.which("setpriv") is None, reason="as root this needs setpriv")
+@pytest.mark.parametrize("case", FORBIDDEN)
+def test_a_missing_right_is_one_line_that_names_it(demo: Path, tmp_path: Path, case: str) -> None:
+    name, arguments = FORBIDDEN[case]
+    shutil.copytree(demo, tmp_path / "data")
+    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    archive_of({IMAGE: JPEG}, tmp_path / "a.zip")
+    (tmp_path / "artifacts").mkdir()
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    rights = (tmp_path / name).stat().st_mode
+    (tmp_path / name).chmod(0o500 if name == "artifacts" else 0)
+    try:
+        result = command(tmp_path, *arguments, prefix=AS_A_USER)
+    finally:
+        (tmp_path / name).chmod(rights)
+    assert result.returncode == 2, result.stderr
+    line = result.stderr.strip().splitlines()[-1]
+    assert re.search(rf"{name}.*(Permission denied; get the right|is not readable)", line), line
+    assert "Traceback" not in result.stderr
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
+
+
+@pytest.mark.skipif(AS_A_USER != [] and shutil.which("setpriv") is None, reason="as root this needs setpriv")
+def test_a_zip_that_may_not_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    """The command line asks for the right first; a download from Kaggle comes without that."""
+    archive_of({IMAGE: JPEG}, tmp_path / "a.zip")
+    (tmp_path / "a.zip").chmod(0)
+    code = (
+        "from pathlib import Path; from medtransfer.datasets.catalogue import HAM10000; "
+        "from medtransfer.datasets.importing import import_dataset; "
+        "import_dataset(HAM10000, Path('a.zip'), Path('data'))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
+    result = subprocess.run(
+        [*AS_A_USER, sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert result.stderr.splitlines()[-1] == "PermissionError: [Errno 13] Permission denied: 'a.zip'"
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_path_with_spaces_and_umlauts_works(demo: Path, params: Params, tmp_path: Path) -> None:

@@ -43,6 +43,11 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
         ("by: image, validation: 0.2", "by: patient, validation: 0.2", "datasets.ham10000.split.by: found 'patient'"),
         ("validation: 0.2, test: 0.2", "validation: 0.5, test: 0.5", "must leave a part for training"),
         ("by: image, validation: 0.2, test: 0.2", "by: group, validation: 0.2, test: 0.3", "equal folds"),
+        (
+            "by: image, validation: 0.2, test: 0.2, seed: 0",
+            "by: group, validation: 0.2, test: 0.2, seed: 0, leak: remove",
+            "leak: remove is for by: image; divided by group, nothing leaks",
+        ),
         ("- imagenet_head", "- imagenet_heads", "'imagenet_heads' is no configuration; there are cnn_random"),
         ("ham10000/imagenet_all", "ham10000/other", "'ham10000/other' is not trained by this study"),
         ("train: [cnn_random, imagenet_all]", "train: [ham10000_all]", "list it under study.chest_xray.transfer"),

@@ -5,9 +5,9 @@ import shutil
 import threading
 import zipfile
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import onnx
@@ -20,8 +20,9 @@ from medtransfer.errors import UserError
 from medtransfer.models import vgg16, weights
 from medtransfer.params import TrainParams
 
-CHANNELS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
-BASE_SHAPES = [shape for cin, cout in pairwise(CHANNELS) for shape in ((3, 3, cin, cout), (cout,))]
+BASE_SHAPES = [(3, 3, 3, 64), (64,), (3, 3, 64, 64), (64,), (3, 3, 64, 128), (128,), (3, 3, 128, 128), (128,),
+               (3, 3, 128, 256), (256,), *[(3, 3, 256, 256), (256,)] * 2, (3, 3, 256, 512), (512,),
+               *[(3, 3, 512, 512), (512,)] * 5]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,33 @@ def test_a_file_with_one_other_bit_is_refused(tmp_path: Path, stand_in: list[np.
     path = hdf5_of(changed, tmp_path / "a.weights.h5")
     with pytest.raises(UserError, match=r"not VGG16's ImageNet weights: digest"):
         weights.imagenet_weights(str(path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("npz", r"tensor 2 has the shape \(3, 64, 3, 64\), expected"), ("weights.h5", "block1_conv2")]
+)
+def test_the_same_bytes_in_another_shape_are_refused(
+    tmp_path: Path, stand_in: list[np.ndarray], kind: str, message: str
+) -> None:
+    """A kernel (3, 3, 64, 64) as (3, 64, 3, 64): the digest is the same."""
+    changed = [*stand_in[:2], stand_in[2].reshape(3, 64, 3, 64), *stand_in[3:]]
+    assert weights.digest(changed) == weights.IMAGENET_DIGEST
+    path = tmp_path / f"a.{kind}"
+    if kind == "npz":
+        names = [f"{layer}_{part}" for layer in weights.LAYERS for part in ("kernel", "bias")]
+        np.savez(path, **dict(zip(names, changed, strict=True)))  # type: ignore[arg-type]
+    else:
+        hdf5_of(stand_in, path)
+        with h5py.File(path, "r+") as file:
+            found: list[str] = []
+            file.visititems(
+                lambda name, item: found.append(name) if getattr(item, "shape", ()) == (3, 3, 64, 64) else None
+            )
+            del file[found[0]]
+            file[found[0]] = changed[2]
+    with pytest.raises(UserError, match=message) as caught:
+        weights.read_weights(path)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_or_foreign_file_does_not_fall_through_to_the_next_source(

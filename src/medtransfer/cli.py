@@ -46,10 +46,8 @@ def main() -> None:
     except OSError as error:
         if error.errno not in MACHINE_ERRORS:
             raise
-        where = error.filename or Path.cwd()
-        click.echo(
-            f"medtransfer: {where}: {error.strerror}; make room or get the right to write, then run again", err=True
-        )
+        mend = "get the right" if error.errno in (errno.EACCES, errno.EPERM) else "make room or use another disk"
+        click.echo(f"medtransfer: {error.filename or Path.cwd()}: {error.strerror}; {mend}, then run again", err=True)
         sys.exit(EXIT_USER_ERROR)
 
 

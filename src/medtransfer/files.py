@@ -55,6 +55,21 @@ def whole_file(target: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def files_under(folder: Path) -> list[Path]:
+    """Return the files under a folder, sorted; unlike Path.rglob, an error where one in it may not be read."""
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            raise error
+
+    return sorted(
+        path
+        for parent, _, names in os.walk(folder, onerror=refuse)
+        for path in (Path(parent, name) for name in names)
+        if path.is_file()
+    )
+
+
 def write_array_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
     """Begin a .npy file whose rows are then appended: unlike a memory map, a full disk is an error there."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}

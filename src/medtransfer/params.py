@@ -276,6 +276,8 @@ def read_params(path: Path) -> Params:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: not found in {Path.cwd()}; run medtransfer in the project's folder") from None
+    except PermissionError:
+        raise
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be read as YAML: {_yaml_reason(error)}") from None
     return parse_params(text, path)

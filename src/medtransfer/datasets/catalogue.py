@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from medtransfer.errors import UserError
+from medtransfer.files import files_under
 
 SOURCE_FILE = "source.json"
 METADATA_COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]
@@ -70,7 +71,10 @@ def _read_ham10000(folder: Path) -> Listing:
     missing = [column for column in METADATA_COLUMNS if column not in table.columns]
     if missing:
         raise UserError(f"{metadata}: column {', '.join(missing)} is missing; expected {', '.join(METADATA_COLUMNS)}")
-    images = {path.stem: path.relative_to(folder) for path in sorted(folder.glob("HAM10000_images_part_*/*.jpg"))}
+    paths = [path.relative_to(folder) for path in files_under(folder)]
+    images = {
+        path.stem: path for path in paths if re.fullmatch(r"HAM10000_images_part_[^/]*/[^/]+\.jpg", path.as_posix())
+    }
     problems = [f"{metadata}: {image} has no {column}" for image, column in _empty_cells(table)]
     problems += [f"{metadata}: {image} has two rows" for image in table.image_id[table.image_id.duplicated()]]
     known = set(table.image_id.dropna())
@@ -110,7 +114,7 @@ def _read_chest_xray(folder: Path) -> Listing:
     if not folder.is_dir():
         raise UserError(f"{folder}: not found; import the data set with `medtransfer data import`")
     rows, problems = [], []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SOURCE_FILE):
+    for path in (path for path in files_under(folder) if path.name != SOURCE_FILE):
         patient = _CHEST_PATIENT.match(path.name)
         if path.suffix.lower() not in (".jpeg", ".jpg", ".png"):
             problems.append(f"{path}: not an image; expected .jpeg, .jpg or .png")

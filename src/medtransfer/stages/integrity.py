@@ -17,6 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from medtransfer.errors import UserError
+from medtransfer.files import files_under
 from medtransfer.params import Params, read_params
 from medtransfer.stages.layout import DATA, PARAMS
 
@@ -194,9 +195,9 @@ def _pointed() -> str:
 def file_digests(folder: Path) -> dict[str, str]:
     """Return the MD5 of each file under a folder by its path in it; unfinished files are no part of it."""
     found = {}
-    for path in folder.rglob("*"):
+    for path in files_under(folder):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and not any(part.startswith(".partial-") for part in path.parts):
+        if not any(part.startswith(".partial-") for part in path.parts):
             with path.open("rb") as file:
                 found[name] = hashlib.file_digest(file, "md5").hexdigest()
     return found
