@@ -16,12 +16,15 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from conftest import PROJECT
-from medtransfer.datasets.catalogue import HAM10000, METADATA_COLUMNS
+from medtransfer.datasets.catalogue import CHEST_XRAY, HAM10000, METADATA_COLUMNS
 from medtransfer.datasets.images import load_rgb
 from medtransfer.datasets.importing import import_dataset
+from medtransfer.datasets.own import COLUMNS, Columns, find_samples, own_dataset
 from medtransfer.errors import UserError
-from medtransfer.params import Params, Split, read_params
+from medtransfer.files import files_under
+from medtransfer.params import CatalogueEntry, Params, Split, read_params
 from medtransfer.prepare import SPLITS, assign_splits, shared_with_training
+from test_bad_input import png_of_16_bits
 
 # Set MEDTRANSFER_FUZZ to try more: docs/reliability.md has the numbers of a long run.
 EXAMPLES = int(os.environ.get("MEDTRANSFER_FUZZ", "100"))
@@ -139,17 +142,120 @@ def test_metadata_is_read_or_named(tmp_path: Path, rows: list[list[str]], column
     assert all((tmp_path / path).is_file() for path in listing.samples.path)
 
 
+CHEST_FOLDERS = st.sampled_from(["NORMAL", "PNEUMONIA", "train/NORMAL", "val/PNEUMONIA", "COVID", "", "a/b/c"])
+CHEST_NAMES = st.one_of(
+    st.sampled_from(["person1_virus_2.jpeg", "IM-0001-0001.jpeg", "NORMAL2-IM-3-1.png", "._person1_virus_2.jpeg"]),
+    st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=8),
+).filter(lambda name: name not in (".", ".."))
+
+
+@FUZZ
+@given(names=st.lists(st.tuples(CHEST_FOLDERS, CHEST_NAMES), max_size=5))
+def test_chest_files_are_listed_or_named(tmp_path: Path, names: list[tuple[str, str]]) -> None:
+    with tempfile.TemporaryDirectory(dir=tmp_path) as work:
+        for folder, name in names:
+            Path(work, folder).mkdir(parents=True, exist_ok=True)
+            if not Path(work, folder, name).is_dir():
+                Path(work, folder, name).touch()
+        listing = CHEST_XRAY.read(Path(work))
+        assert set(listing.samples.label) <= set(CHEST_XRAY.classes)
+        assert listing.samples.id.is_unique
+        assert all("\n" not in line for line in listing.problems)
+        assert all((Path(work) / path).is_file() for path in listing.samples.path)
+        assert len(listing.samples) + len(listing.problems) >= max(1, len(files_under(Path(work))))
+
+
+SCANS = CatalogueEntry(
+    title="Scans", classes={"nv": "nevus", "mel": "melanoma"}, group="patient", licence="none", citation="none"
+)
+OWN_CELLS = st.one_of(
+    st.sampled_from(["a.jpg", "a", "b/c.png", "c", "../x.jpg", "images/a.jpg", "nv", "mel", "", "a\0b", "x" * 300]),
+    st.text(max_size=6),
+)
+OWN_COLUMNS = st.lists(st.one_of(st.sampled_from(["file", "dx", "who", "id", "path"]), st.text(max_size=4)), max_size=4)
+
+
+@FUZZ
+@given(
+    rows=st.lists(st.lists(OWN_CELLS, min_size=4, max_size=4), max_size=4),
+    more=OWN_COLUMNS,
+    group=st.sampled_from(["", "who"]),
+    junk=st.binary(max_size=12),
+)
+def test_a_table_of_ones_own_is_read_or_named(
+    tmp_path: Path, rows: list[list[str]], more: list[str], group: str, junk: bytes
+) -> None:
+    images = tmp_path / "own"
+    for name in ("a.jpg", "b/c.png"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).touch()
+    columns = [*more, "file", "dx", "who", "more"][:4]
+    table = pd.DataFrame(rows, columns=columns).to_csv(index=False).encode("utf-8", "surrogatepass")
+    (tmp_path / "labels.csv").write_bytes(table + junk)
+    try:
+        found = find_samples(images, tmp_path / "labels.csv", Columns("file", "dx", group))
+    except UserError as error:
+        expect_one_line(error)
+        return
+    assert found.id.is_unique
+    assert all(file.is_file() and file.is_relative_to(images) for file in found.file)
+
+
+@FUZZ
+@given(
+    rows=st.lists(st.lists(OWN_CELLS, min_size=4, max_size=4), max_size=4),
+    columns=st.one_of(st.permutations(COLUMNS), st.just(["id", "label", "group", "x"])),
+    junk=st.binary(max_size=12),
+)
+def test_labels_of_an_added_data_set_are_read_or_named(
+    tmp_path: Path, rows: list[list[str]], columns: list[str], junk: bytes
+) -> None:
+    dataset = own_dataset("scans", SCANS)
+    folder = tmp_path / "scans"
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    (folder / "images" / "a.jpg").touch()
+    table = pd.DataFrame(rows, columns=columns).to_csv(index=False).encode("utf-8", "surrogatepass")
+    (folder / "labels.csv").write_bytes(table + junk)
+    try:
+        listing = dataset.read(folder)
+    except UserError as error:
+        expect_one_line(error)
+        return
+    assert set(listing.samples.label) <= {"nv", "mel"}
+    assert listing.samples.id.is_unique
+    assert all("\n" not in line for line in listing.problems)
+    assert all((folder / path).resolve().is_relative_to(folder.resolve()) for path in listing.samples.path)
+
+
 # --- images and archives
 
 
-def picture(kind: str) -> bytes:
+def picture(kind: str, mode: str = "RGB", **options: Any) -> bytes:
     buffer = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, kind, **({"exif": Image.Exif()} if kind == "JPEG" else {}))
+    Image.fromarray(pixels).convert(mode).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-CORPUS = [picture("JPEG"), picture("PNG")]
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+WIDE = np.random.default_rng(0).integers(0, 65536, (24, 20, 4))
+CORPUS = [
+    picture("JPEG"),
+    picture("JPEG", progressive=True),
+    picture("JPEG", exif=TURNED),
+    picture("JPEG", "CMYK"),
+    picture("JPEG", "L"),
+    picture("PNG"),
+    picture("PNG", "P"),
+    picture("PNG", "P", transparency=3),
+    picture("PNG", "1"),
+    picture("PNG", "RGBA"),
+    picture("PNG", "I;16"),
+    png_of_16_bits(WIDE[..., :2]),
+    png_of_16_bits(WIDE[..., :3]),
+    png_of_16_bits(WIDE),
+]
 CHANGES = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8)
 
 

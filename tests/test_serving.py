@@ -1,5 +1,6 @@
 """Asking a network: the command line, the served model and the page give one answer, and bad requests get a reason."""
 
+import asyncio
 import base64
 import io
 import json
@@ -9,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import keras
 import mlflow
@@ -225,10 +227,30 @@ def test_a_bad_request_gets_a_reason(
     assert reason in answer.text
 
 
+def status_of(page: TestClient, path: str) -> int:
+    """Ask for a path as it is: the client would shorten it first."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "GET", "scheme": "http", "path": path, "root_path": "",
+        "raw_path": path.encode(), "query_string": b"", "headers": [(b"host", b"127.0.0.1")],
+    }  # fmt: skip
+    asyncio.run(page.app(scope, receive, send))
+    return int(sent[0]["status"])
+
+
 def test_other_ways_in_are_closed(page: TestClient) -> None:
     assert page.get("/predict").status_code == 405
-    for path in ("/docs", "/openapi.json", "/../params.yaml", "/static/x"):
+    for path in ("/docs", "/openapi.json", "/static/x"):
         assert page.get(path).status_code == 404
+    for path in ("/../params.yaml", "/health/../../params.yaml", "//etc/passwd"):
+        assert status_of(page, path) == 404
     assert page.get("/health").json()["status"] == "ok"
     assert "default-src 'none'" in page.get("/").headers["content-security-policy"]
 

@@ -4,6 +4,7 @@ Before and after, a canary folder beside the servers is compared: no request may
 that was sent may run (it would write there).
 """
 
+import http.client
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import mlflow
@@ -54,9 +56,8 @@ def attack(folder: Path) -> dict[str, Any]:
     with tracking_server(work) as ui, model_server(work, model) as served:
         attacks = {**tracking_attacks(ui, run_id, canary), **serving_attacks(served, canary)}
         for name, request in attacks.items():
-            answer = requests.request(**request, timeout=TIMEOUT)
-            answers[name] = answer.status_code
-            if "SECRET" in answer.text or "root:" in answer.text:
+            answers[name], text = send(request)
+            if "SECRET" in text or "root:" in text:
                 leaks.append(name)
         good = requests.post(f"{served}/invocations", headers=JSON, data=good_body(), timeout=TIMEOUT)
         home = requests.get(ui, timeout=TIMEOUT)
@@ -72,6 +73,32 @@ def attack(folder: Path) -> dict[str, Any]:
         "the_page": home.status_code,
         "answers": answers,
     }
+
+
+def send(request: dict[str, Any]) -> tuple[int, str]:
+    """Return the status and the text of the answer; the key `as_is` is a path that requests would shorten."""
+    if "as_is" not in request:
+        answer = requests.request(**request, timeout=TIMEOUT)
+        return answer.status_code, answer.text
+    connection = http.client.HTTPConnection(urlsplit(request["url"]).netloc, timeout=TIMEOUT)
+    connection.request("GET", request["as_is"])
+    response = connection.getresponse()
+    text = response.read().decode(errors="replace")
+    connection.close()
+    return response.status, text
+
+
+def paths_above(name: str, address: str, below: str) -> dict[str, dict[str, Any]]:
+    """Return requests for files above what a server shows, under `below` and at its root."""
+    up = "/.." * 12
+    paths = {
+        "above the root": f"{up}/etc/passwd",
+        "above a route": f"{below}{up}/etc/passwd",
+        "above a route, encoded": f"{below}{up.replace('..', '%2e%2e')}/etc/passwd",
+        "above a route, slashes encoded": f"{below}/{up[1:].replace('/', '%2f')}%2fetc%2fpasswd",
+        "by absolute path": f"{below}//etc/passwd",
+    }
+    return {f"{name}: {what}": {"url": address, "as_is": path} for what, path in paths.items()}
 
 
 def log_a_model(folder: Path) -> tuple[str, str]:
@@ -127,6 +154,7 @@ def tracking_attacks(ui: str, run_id: str, canary: Path) -> dict[str, dict[str, 
         "tracking: list above the run": {
             "method": "GET", "url": f"{api}/artifacts/list", "params": {"run_id": run_id, "path": up},
         },
+        **paths_above("tracking", ui, "/static-files"),
         "tracking: upload above the run": {
             "method": "POST", "url": f"{ui}/ajax-api/2.0/mlflow/upload-artifact",
             "params": {"run_uuid": run_id, "path": f"{up}{outside.lstrip('/')}/written"}, "data": b"x",
@@ -202,7 +230,10 @@ def serving_attacks(served: str, canary: Path) -> dict[str, dict[str, Any]]:
         "serving: a pickle called JSON": post(pickle.dumps(Canary(canary / "unpickled"))),
         "serving: CSV": post("a,b\n1,2\n", {"Content-Type": "text/csv"}),
         "serving: no content type": post(b"\x00" * 100, {}),
-        "serving: other path": {"method": "GET", "url": f"{served}/../../etc/passwd"},
+        **paths_above("serving", served, "/invocations"),
+        "serving: foreign Host": post(good_body(), {**JSON, "Host": "evil.example"}),
+        "serving: foreign Origin": post(good_body(), {**JSON, "Origin": EVIL}),
+        "serving: 1,000 images at once": inputs(np.zeros((1000, 32, 32, 3), int).tolist()),
         "serving: other method": {"method": "DELETE", "url": f"{served}/invocations"},
         "serving: 64 MB of zeros": post(b"0" * 64_000_000),
     }
