@@ -177,8 +177,8 @@ def _read(folder: Path, classes: dict[str, str]) -> Listing:
     missing = [column for column in COLUMNS if column not in table.columns]
     if missing:
         raise UserError(f"{labels}: column {', '.join(missing)} is missing; expected {', '.join(COLUMNS)}")
-    inside = [_inside(folder, path) for path in table.path]
-    lacking = table[[not there for there in inside]]
+    inside = pd.Series([_inside(folder, path) for path in table.path], index=table.index, dtype=bool)
+    lacking = table[~inside]
     problems = [f"{labels}: {row.id} has no {row.path}" for row in lacking.itertuples()]
     problems += [f"{labels}: {name} has two rows" for name in table.id[table.id.duplicated()]]
     listed = set(table.path)
