@@ -28,11 +28,15 @@ import requests
 TIMEOUT = 60
 EVIL = "http://evil.example"
 JSON = {"Content-Type": "application/json"}
-# What MLflow's own scoring server answers otherwise (docs/security.md); no code runs and nothing is written.
+# What MLflow's own servers answer otherwise (docs/security.md); no code runs and nothing is written.
 KNOWN = {
     "serving: deeply nested": 500,
     "serving: no content type": 500,
     "serving: fractions of pixels": 200,
+    "serving: foreign Host": 200,
+    "serving: foreign Origin": 200,
+    "serving: 1,000 images at once": 200,
+    "tracking: by absolute path": 308,
 }
 
 

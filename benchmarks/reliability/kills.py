@@ -18,6 +18,7 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import click
 import mlflow
 import pandas as pd
 
-from clones import EMPTY_LOCK, clone, dvc, environment
+from clones import EMPTY_LOCK, PROJECT, clone, dvc, environment, run
 from medtransfer.errors import UserError
 from medtransfer.stages import integrity
 
@@ -65,7 +66,8 @@ def main(passes: int, seed: int, epochs: int) -> None:
     with tempfile.TemporaryDirectory(prefix="medtransfer-kills-") as folder:
         changes = {**STUDY, "train": {"epochs": epochs, "dense_units": [16, 16]}}
         result = compare(Path(folder), changes, [PLAN] * passes, seed)
-    click.echo(json.dumps({"seed": seed, "epochs": epochs, **result}, indent=2))
+    made_by = {"date": date.today().isoformat(), "commit": run(PROJECT, "git", "rev-parse", "HEAD").strip()}
+    click.echo(json.dumps({**made_by, "seed": seed, "epochs": epochs, **result}, indent=2))
 
 
 def compare(
@@ -88,6 +90,7 @@ def compare(
     kills: list[dict[str, str]] = []
     differing: set[str] = set()
     ended: list[int] = []
+    inside_a_save = 0
     mended: list[str] = []
     for plan in plans:
         forget(killed)
@@ -95,9 +98,10 @@ def compare(
             process = repro(killed, target)
             if not Watch(killed, process, rng).reached(stage, moment):
                 raise RuntimeError(f"the study ended before it could be killed in {stage} {moment}")
-            kills.append({"stage": stage, "moment": moment, "in": running_stage(killed)})
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            kills.append({"stage": stage, "moment": moment, "in": running_stage(killed)})
+            inside_a_save += left_in_a_save(killed)
             mended += mend(killed)
         ended.append(repro(killed, target).wait())
         found = fingerprints(killed)
@@ -106,6 +110,7 @@ def compare(
         "kills": len(kills),
         "by_stage_and_moment": Counter(f"{entry['stage']} {entry['moment']}" for entry in kills),
         "killed_in": Counter(entry["in"] for entry in kills),
+        "inside_a_save": inside_a_save,
         "exit_codes": ended,
         "files_of_dvc_left_in_pieces": Counter(mended),
         "compared_files": len(expected),
@@ -166,6 +171,11 @@ def repro(folder: Path, target: tuple[str, ...]) -> "subprocess.Popen[bytes]":
         )
 
 
+def left_in_a_save(folder: Path) -> bool:
+    """Say whether a kill left a snapshot that was being written."""
+    return any(folder.glob("artifacts/unfinished/*/*/.partial-epoch-*"))
+
+
 def running_stage(folder: Path) -> str:
     """Return the stage that DVC named last."""
     stages = [line for line in (folder / "log.txt").read_text().splitlines() if line.startswith("Running stage")]
@@ -219,14 +229,14 @@ def mlflow_state(folder: Path) -> dict[str, Any]:
     """Return the last study's runs by status, and how many fits have more than one run or an epoch logged twice."""
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
     runs = client.search_runs([entry.experiment_id for entry in client.search_experiments()], max_results=5000)
-    fits = Counter(run.data.tags["medtransfer.fit"] for run in runs)
+    fits = Counter(logged.data.tags["medtransfer.fit"] for logged in runs)
     twice = 0
-    for run in runs:
-        if "loss" in run.data.metrics:
-            steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
+    for logged in runs:
+        if "loss" in logged.data.metrics:
+            steps = [point.step for point in client.get_metric_history(logged.info.run_id, "loss")]
             twice += len(steps) - len(set(steps))
     return {
-        "runs": Counter(run.info.status for run in runs),
+        "runs": Counter(logged.info.status for logged in runs),
         "fits_with_two_runs": sum(count > 1 for count in fits.values()),
         "epochs_logged_twice": twice,
     }
