@@ -241,7 +241,11 @@ def status_of(page: TestClient, path: str) -> int:
         "type": "http", "http_version": "1.1", "method": "GET", "scheme": "http", "path": path, "root_path": "",
         "raw_path": path.encode(), "query_string": b"", "headers": [(b"host", b"127.0.0.1")],
     }  # fmt: skip
-    asyncio.run(page.app(scope, receive, send))
+
+    async def ask() -> None:
+        await page.app(scope, receive, send)
+
+    asyncio.run(ask())
     return int(sent[0]["status"])
 
 
