@@ -39,7 +39,7 @@ WORKDIR /study
 COPY --chown=study:study . .
 USER 1000:1000
 # Volumes begin as these folders are; another user (--user) may write where a run writes.
-RUN mkdir --parents artifacts .dvc/cache mlruns reports \
+RUN mkdir --parents artifacts .dvc/cache data mlruns reports \
     && chmod --recursive a+rwX .
 LABEL org.opencontainers.image.title="medtransfer" \
       org.opencontainers.image.description="A transfer-learning study on medical images" \

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install study report test lint ui up lock vulnerabilities clean
+.PHONY: help install study report docs test lint ui up lock vulnerabilities clean
 
 help: ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-15s %s\n", $$1, $$2}'
@@ -25,6 +25,10 @@ study: install ## Run the whole study: data, every model, the comparison with th
 
 report: install ## Write reports/index.html, one page with everything in it, from the runs under results/
 	$(BIN)/medtransfer report $(or $(FROM),$(patsubst %/runs,%,$(sort $(wildcard results/*/runs))))
+
+docs: install ## Make a site of the docs, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "the docs: site/index.html"
 
 test: install lint ## Check style, types and imports, then run the tests
 	$(BIN)/pytest --numprocesses 2 --dist loadfile

@@ -85,7 +85,7 @@ def postgres(folder: Path) -> Iterator[str]:
     started = [*control, "--log", folder / "postgres.log", "--options", options, "start"]
     subprocess.run(started, check=True, user=user, stdout=subprocess.DEVNULL)
     try:
-        yield f"postgresql://mlflow@/postgres?host={folder}"
+        yield f"postgresql+psycopg://mlflow@/postgres?host={folder}"
     finally:
         subprocess.run([*control, "--mode", "fast", "stop"], check=True, user=user, stdout=subprocess.DEVNULL)
 
