@@ -1,5 +1,6 @@
 """MLflow: a run ends as it really ended, and a logged model answers raw pixels as the network did."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -389,3 +390,21 @@ def test_a_password_in_an_exception_is_not_logged_with_the_run(store: mlflow.Mlf
     with pytest.raises(RuntimeError), tracking.run("ham10000", "x", "f1", {}, {}, sample_seconds=None) as run:
         raise RuntimeError("http://admin:SECRET@host is away")
     assert store.get_run(run.run_id).data.tags[tracking.ERROR] == "RuntimeError: http://***@host is away"
+
+
+def test_an_experiment_that_dvc_runs_in_a_copy_keeps_its_runs_in_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    copy = tmp_path / ".dvc" / "tmp" / "exps" / "tmp123"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with tracking.run("ham10000", "one", "fit-1", {}, {}, sample_seconds=None):
+        Path("figure.txt").write_text("a figure")
+    assert tracking.attach("ham10000", "fit-1", [Path("figure.txt")])
+    monkeypatch.chdir(tmp_path)
+    shutil.rmtree(copy)
+    client = tracking.connect()
+    run_id = tracking.find(client, "ham10000", "fit-1")
+    assert run_id
+    assert mlflow.artifacts.load_text(f"runs:/{run_id}/figure.txt") == "a figure"

@@ -43,6 +43,8 @@ from medtransfer.errors import UserError
 log = logging.getLogger(__name__)
 
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
+# Below it DVC runs queued experiments, in copies of the project that it then removes.
+COPIES = "/.dvc/tmp/exps/"
 FIT = "medtransfer.fit"
 PROCESS = "medtransfer.process"
 ERROR = "medtransfer.error"
@@ -70,7 +72,7 @@ def connect() -> mlflow.MlflowClient:
     """Point MLflow at the user's server or the project's own store, which is made where it is missing."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or own_uri()
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     mlflow.set_tracking_uri(uri)
@@ -78,6 +80,12 @@ def connect() -> mlflow.MlflowClient:
         client = mlflow.MlflowClient()  # makes the tables of a store that is new
         client.search_experiments(max_results=1)
     return client
+
+
+def own_uri() -> str:
+    """Return the project's own store; in a copy of the project that DVC made for an experiment, not the copy's."""
+    project, copied, _ = str(Path.cwd()).partition(COPIES)
+    return DEFAULT_URI.replace("mlruns", f"{project}/mlruns") if copied else DEFAULT_URI
 
 
 def _one_at_a_time(uri: str) -> Any:
@@ -91,7 +99,7 @@ def _one_at_a_time(uri: str) -> Any:
 
 def absolute_uri() -> str:
     """Return the user's server or the project's own store, for a process in another folder."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or own_uri()
     path = uri.removeprefix("sqlite:///")
     return uri if path == uri else f"sqlite:///{Path(path).resolve()}"
 
@@ -255,6 +263,10 @@ def _start(
 
 
 def _set_experiment(name: str) -> None:
+    project, copied, _ = str(Path.cwd()).partition(COPIES)
+    own = mlflow.get_tracking_uri() == own_uri()
+    if copied and own and not mlflow.get_experiment_by_name(name):  # its files would lie in the copy
+        mlflow.create_experiment(name, artifact_location=f"{project}/mlruns/{name}")
     try:
         mlflow.set_experiment(name)
     except MlflowException as error:
