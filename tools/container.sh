@@ -1,6 +1,7 @@
 #!/bin/sh
 # Build the image and run its main job, the study on the demonstration data, in it:
 #   tools/container.sh [cpu|gpu] [FOLDER]
+# Where buildah builds it, the image is looked into as well: its user, labels, health check, and that no compiler is left.
 # With Docker where an engine runs. Elsewhere, as root on Debian, with buildah (no daemon, chroot isolation) on a base that
 # debootstrap makes: apt install buildah debootstrap. FOLDER (new; a temporary one by default) holds the clone that the study
 # runs in. BUILD_OPTIONS go to the build, as --volume for a proxy's certificates; MIRROR is debootstrap's.
@@ -11,7 +12,11 @@ folder=$(realpath "${2:-$(mktemp --directory)}")
 project=$(realpath "$(dirname "$0")/..")
 image=medtransfer:$target
 
-if command -v hadolint > /dev/null; then hadolint "$project/Dockerfile"; fi
+if command -v hadolint > /dev/null; then
+    hadolint "$project/Dockerfile"
+else
+    echo "hadolint is not installed: the Dockerfile is not linted" >&2
+fi
 git clone --quiet "$project" "$folder/study"
 
 if docker info > /dev/null 2>&1; then
@@ -32,10 +37,22 @@ else
         rm --recursive --force "$folder/base"
     fi
     # shellcheck disable=SC2086
-    buildah build ${BUILD_OPTIONS:-} --build-arg BASE=localhost/debian-python --target "$target" --tag "$image" "$project"
+    # OCI's format would drop the health check.
+    buildah build ${BUILD_OPTIONS:-} --format docker --build-arg BASE=localhost/debian-python --target "$target" --tag "$image" "$project"
+    look='{{.Docker.Config.User}} {{index .Docker.Config.Labels "org.opencontainers.image.title"}} {{.Docker.Config.Healthcheck.Test}}'
+    found=$(buildah inspect --type image --format "$look" "localhost/$image")
+    if [ "$found" != "1000:1000 medtransfer [CMD medtransfer check]" ]; then
+        echo "$image: user, title and health check are: $found" >&2
+        exit 1
+    fi
     chown --recursive 1000:1000 "$folder"
     container=$(buildah from "localhost/$image")
     trap 'buildah rm "$container" > /dev/null' EXIT
+    tools=$(buildah run "$container" -- sh -c 'for tool in gcc cc make; do command -v $tool; done; true')
+    if [ "$tools" ]; then
+        echo "$image: holds build tools: $tools" >&2
+        exit 1
+    fi
     # shellcheck disable=SC2086
     buildah run ${RUN_OPTIONS:-} --volume "$folder/study:/study" "$container" -- medtransfer study
     owner=1000
