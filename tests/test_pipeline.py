@@ -170,6 +170,8 @@ def test_a_finished_network_is_asked_which_layers_matter_and_the_page_shows_it(s
     assert similarity.cka.between(0, 1.000001).all()
     probes = pd.read_csv(folder / "probes.csv")
     assert list(probes.network) == ["start"] * 5 + ["tuned"] * 5
+    run(study, "medtransfer", "gradcam", "ham10000", "imagenet_all")
+    assert (study / "artifacts" / "gradcam" / "ham10000" / "imagenet_all-seed0" / "gradcam.png").exists()
     run(study, "medtransfer", "report")
     page = (study / "reports" / "index.html").read_text()
     assert "Which layers of imagenet_all (seed 0) matter" in page

@@ -1,0 +1,210 @@
+"""Every command line of the README and of docs/ is run, page by page in one small study or by the test that is named.
+
+A line of neither kind is in NOT_RUN, with the reason.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+from PIL import Image
+from ruamel.yaml import YAML
+
+from clones import clone, dvc, environment, run
+from conftest import PROJECT
+
+ENGINE = "needs a Docker engine (tests/test_containers.py looks at what can be seen without one)"
+MACHINES = "needs several machines (tests/test_sweep.py: several nodes on one)"
+SERVED = "test_serving.py::test_the_command_line_the_served_model_and_the_page_give_one_answer"
+PASSWORDS = "test_tracking.py::test_a_server_with_passwords_lets_nobody_in_without"
+WHOLE = "test_pipeline.py::test_the_study_prints_the_comparison_and_where_to_look"
+LEAK = "test_page.py::test_the_leak_is_measured_between_two_folders_and_shown"
+IMPORT = "test_datasets.py::test_an_import_copies_everything_and_notes_its_origin"
+BUCKET = "test_bucket.py::test_data_come_back_from_a_bucket"
+LAYERS = "test_pipeline.py::test_a_finished_network_is_asked_which_layers_matter_and_the_page_shows_it"
+SWEEP = "test_sweep.py::test_ctrl_c_leaves_nothing_running_and_it_goes_on"
+
+NOT_RUN = {
+    "git clone <this repository> medtransfer && cd medtransfer": "the address is the reader's",
+    "source .venv/bin/activate": "the tests' environment is active",
+    "make test": "runs these tests",
+    "make up": ENGINE,
+    "docker build --target gpu --tag medtransfer:gpu .": ENGINE,
+    "docker build --target cpu --tag medtransfer:cpu .": ENGINE,
+    'docker run --rm --gpus all --user "$(id -u):$(id -g)" --volume "$PWD:/study" medtransfer:gpu': ENGINE,
+    'docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/study" medtransfer:cpu': ENGINE,
+    'docker run --rm --gpus all --user "$(id -u):$(id -g)" --volume "$PWD/data:/study/data" '
+    '--volume "$PWD/.dvc/cache:/study/.dvc/cache" --volume "$PWD/mlruns:/study/mlruns" '
+    '--volume "$PWD/reports:/study/reports" medtransfer:gpu': ENGINE,
+    "docker compose --profile gpu up trainer": ENGINE,
+    "docker compose --profile cpu up trainer-cpu": ENGINE,
+    "docker compose down": ENGINE,
+    "tools/container.sh cpu": "needs root, buildah and half an hour",
+    "medtransfer sweep rates --cpus 4 --gpus 0.25 --memory-gb 8 --retries 3": "needs a GPU",
+    "medtransfer sweep rates": MACHINES,
+    "ray start --head --port 6379": MACHINES,
+    "ray start --address first:6379": MACHINES,
+    "ray stop": MACHINES + "; would end other people's Ray",
+    "export RAY_ADDRESS=first:6379": MACHINES,
+    "export MLFLOW_TRACKING_URI=http://first:5000": MACHINES,
+    "dvc remote add --default hospital ssh://user@host/srv/medtransfer": "needs dvc-ssh, which the lock file lacks",
+}
+
+ELSEWHERE = {
+    "make study": WHOLE,
+    "medtransfer study": WHOLE,
+    "make ui": "test_tracking.py::test_requests_that_should_do_nothing_are_refused",
+    "medtransfer data fetch ham10000": "test_fetch.py::test_a_data_set_comes_from_its_kaggle_handle",
+    "medtransfer data import ham10000 archive.zip": IMPORT,
+    "medtransfer data import chest_xray archive.zip": IMPORT,
+    "KERAS_BACKEND=jax dvc repro --force": "test_jax.py::test_a_tiny_configuration_trains_on_jax_without_tensorflow",
+    "dvc remote add --default hospital s3://bucket/medtransfer": BUCKET,
+    "dvc remote modify hospital endpointurl https://s3.hospital.example": BUCKET,
+    "dvc remote add --default hospital /srv/medtransfer": "test_bucket.py::test_data_come_back_from_a_folder",
+    "dvc push": BUCKET,
+    "dvc pull data.dvc": BUCKET,
+    "medtransfer weights verify FILE": "test_weights.py::test_a_named_file_goes_first_and_the_variable_before_params",
+    "medtransfer register chest_xray": "test_serving.py::test_the_best_on_validation_is_registered_once",
+    "medtransfer predict chest_xray image.png": SERVED,
+    "medtransfer predict chest_xray folder --json": SERVED,
+    "medtransfer predict chest_xray folder --output answers.csv --overlays where": SERVED,
+    "medtransfer serve chest_xray": SERVED,
+    "curl --data-binary @image.png http://127.0.0.1:8000/predict": SERVED,
+    "MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db mlflow models serve --model-uri models:/chest_xray@best "
+    "--env-manager local --port 8001": SERVED,
+    "curl --header 'Content-Type: application/json' http://127.0.0.1:8001/invocations "
+    '--data "{\\"dataframe_records\\": [{\\"image\\": \\"$(base64 --wrap 0 image.png)\\"}]}"': SERVED,
+    "medtransfer collect leak-match": LEAK,
+    "medtransfer leak results/leak-match results/leak-remove": LEAK,
+    "medtransfer layers ham10000 imagenet_all": LAYERS,
+    "medtransfer gradcam ham10000 imagenet_all": LAYERS,
+    "export MLFLOW_AUTH_ADMIN_PASSWORD=...": PASSWORDS,
+    "export MLFLOW_FLASK_SERVER_SECRET_KEY=...": PASSWORDS,
+    "mlflow server --app-name basic-auth --host 127.0.0.1 --backend-store-uri sqlite:///mlruns/server.db "
+    "--artifacts-destination mlruns/artifacts": PASSWORDS,
+    "export MLFLOW_TRACKING_USERNAME=admin": PASSWORDS,
+    "export MLFLOW_TRACKING_PASSWORD=...": PASSWORDS,
+    "export MLFLOW_TRACKING_URI=http://127.0.0.1:5000": "test_track_push.py::test_every_run_arrives_whole_and_once",
+    "medtransfer track push": "test_track_push.py::test_every_run_arrives_whole_and_once",
+    "python tools/tracking_server.py ~/medtransfer-server --port 5000": "test_server.py::"
+    "test_eight_processes_at_once_lose_nothing_and_a_restart_keeps_it",
+    "medtransfer sweep rates --local --dataset ham10000 --configuration imagenet_head --seed 0 --seed 1 --rate 1e-4 "
+    "--rate 1e-3": SWEEP,
+}
+
+PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))]
+
+
+def lines(page: str) -> list[str]:
+    """The command lines of a page, without comments, each on one line."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (PROJECT / page).read_text(), re.MULTILINE | re.DOTALL)
+    joined = re.sub(r"\s*\\\n\s*", " ", "".join(blocks))
+    found = [re.sub(r"(^|\s+)#\s.*", "", line).strip() for line in joined.splitlines()]
+    return [line for line in found if line]
+
+
+def lines_to_run(page: str) -> list[str]:
+    return [line for line in lines(page) if line not in NOT_RUN and line not in ELSEWHERE]
+
+
+def test_every_exception_is_a_line_of_a_page_and_names_a_test_that_exists() -> None:
+    known = {line for page in PAGES for line in lines(page)}
+    assert {*NOT_RUN, *ELSEWHERE} <= known
+    assert not {*NOT_RUN} & {*ELSEWHERE}
+    for test in ELSEWHERE.values():
+        file, name = test.split("::")
+        assert f"\ndef {name}(" in (PROJECT / "tests" / file).read_text(), test
+
+
+SMALL = {
+    "baselines": ["random_forest"],
+    "study": {"ham10000": {"train": ["imagenet_head"], "transfer": []}},
+    "train": {"epochs": 1, "dense_units": [16, 16]},
+    "trees": {"random_forest": {"n_estimators": 10}},
+}
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with one small study, finished and committed, and the files that the pages name."""
+    folder = clone(tmp_path_factory.mktemp("docs") / "medtransfer", SMALL)
+    yaml = YAML()
+    for name in ("params.yaml", "dvc.yaml"):
+        values = yaml.load((folder / name).read_text())
+        if name == "params.yaml":
+            del values["study"]["chest_xray"]
+        else:
+            del values["stages"]["train-chest_xray"], values["stages"]["transfer"]
+            for stage in ("prepare", "baseline", "explain"):
+                values["stages"][stage]["matrix"]["dataset"] = ["ham10000"]
+        with (folder / name).open("w") as file:
+            yaml.dump(values, file)
+    run(folder, "git", "config", "user.name", "test")
+    run(folder, "git", "config", "user.email", "test@localhost")
+    # What `make install` makes.
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    (folder / ".venv" / ".installed").touch()
+    run(folder, "git", "add", "--all")
+    run(folder, "git", "commit", "--quiet", "--message", "start")
+    run(folder, "medtransfer", "study")
+    (folder / ".git" / "info" / "exclude").write_text("path\nlabels.csv\n")
+    images = folder / "path" / "to" / "images"
+    images.mkdir(parents=True)
+    table = ["image,label,patient"]
+    for number, label in enumerate(["healthy", "ill"] * 12):
+        Image.new("L", (40, 40), 60 + number + 100 * (label == "ill")).save(images / f"scan-{number}.png")
+        table.append(f"scan-{number}.png,{label},P{number}")
+    (folder / "labels.csv").write_text("\n".join(table))
+    run(folder, "git", "add", "--all")
+    run(folder, "git", "commit", "--quiet", "--message", "finished")
+    run(folder, "git", "tag", "finished")
+    return folder
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if lines_to_run(page)])
+def test_the_lines_of_a_page_run(study: Path, page: str) -> None:
+    run(study, "git", "reset", "--quiet", "--hard", "finished")
+    run(study, "git", "reset", "--quiet", "HEAD~")  # a study that has just ended, not committed yet
+    shutil.rmtree(study / "artifacts")
+    dvc(study, "checkout", "--quiet", "--force")
+    script = "\n".join(lines_to_run(page))
+    # A pipe after a line would hide its exit code; -x shows the line that failed.
+    done = subprocess.run(
+        ["bash", "-euxc", script], cwd=study, env=environment(study), capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    after = CHECKS.get(page)
+    if after:
+        after(study)
+
+
+def check_experiments(study: Path) -> None:
+    """Each experiment is known to DVC with its value, and its MLflow runs are in the project's own store."""
+    shown = json.loads(dvc(study, "exp", "show", "--json"))
+    rates = {}
+    for state in shown:
+        for experiment in state.get("experiments") or []:
+            revision = experiment["revs"][0]
+            train = revision["data"]["params"]["params.yaml"]["data"]["train"]
+            rates[revision["name"]] = (train["learning_rate"], train["dropout"])
+    assert rates == {"dropout-0.3": (1e-4, 0.3), "rate-3e-4": (3e-4, 0.5)}
+    assert (study / "dvc_plots" / "index.html").stat().st_size > 1000
+    client = mlflow.MlflowClient(f"sqlite:///{study}/mlruns/mlflow.db")
+    experiment = client.get_experiment_by_name("ham10000")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "attributes.run_name = 'imagenet_head-seed0'")
+    logged = [(run.data.params["train.learning_rate"], run.data.params["train.dropout"]) for run in runs]
+    for values in (("0.0001", "0.3"), ("0.0003", "0.5"), ("0.001", "0.5")):
+        assert logged.count(values) == 1, logged
+    for found in runs:
+        assert found.info.status == "FINISHED"
+        assert {"confusion.png"} <= {entry.path for entry in client.list_artifacts(found.info.run_id)}
+
+
+CHECKS = {"docs/experiments.md": check_experiments}
