@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sklearn.tree import DecisionTreeClassifier
 
 from attacks import free_port
@@ -87,6 +88,43 @@ def test_every_run_arrives_whole_and_once(project: Path, monkeypatch: pytest.Mon
         loaded = mlflow.pyfunc.load_model(f"models:/{model.model_id}")
         assert loaded.predict(np.arange(3, dtype=np.uint8)[None]).shape == (1, 2)
         assert loaded.metadata.run_id == model.source_run_id
+
+
+def names_by_parent(client: mlflow.MlflowClient) -> dict[str, list[str]]:
+    """The names of the runs of the experiment `sweep grid`, by the name of the run that each lies under."""
+    experiment = client.get_experiment_by_name("sweep grid")
+    found = client.search_runs([experiment.experiment_id]) if experiment else []
+    names = {"": "", **{run.info.run_id: run.info.run_name for run in found}}
+    parents: dict[str, list[str]] = {}
+    for run in found:
+        parents.setdefault(names[run.data.tags.get(MLFLOW_PARENT_RUN_ID, "")], []).append(run.info.run_name)
+    return {parent: sorted(children) for parent, children in parents.items()}
+
+
+def test_the_fits_of_a_sweep_lie_under_the_copy_of_its_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = tracking.connect()
+    sweep = ours.create_experiment("sweep grid")
+
+    def log(name: str, begin: int, parent: str = "") -> str:
+        made = ours.create_run(sweep, begin, {MLFLOW_PARENT_RUN_ID: parent} if parent else {}, name).info
+        ours.set_terminated(made.run_id, "FINISHED", begin + 1)
+        return str(made.run_id)
+
+    grid, gone = log("grid", 9), log("gone", 0)
+    log("fit 1", 5, grid)  # a parent that was logged again by an audit began later than its fits
+    log("fit 2", 10, grid)
+    log("alone", 1, gone)
+    ours.delete_run(gone)
+    ours.update_run(grid, "RUNNING")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/other.db")
+    assert track_push.push() == {"copied": 4, "already": 0, "running": 3}
+    assert names_by_parent(tracking.connect()) == {"": ["alone"]}
+
+    ours.set_terminated(grid, "FINISHED")
+    assert track_push.push() == {"copied": 3, "already": 4, "running": 0}
+    log("fit 3", 11, grid)
+    assert track_push.push() == {"copied": 1, "already": 7, "running": 0}
+    assert names_by_parent(tracking.connect()) == {"": ["alone", "grid"], "grid": ["fit 1", "fit 2", "fit 3"]}
 
 
 def test_an_interrupted_push_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

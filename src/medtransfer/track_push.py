@@ -4,13 +4,14 @@ MLflow has no such command; this is made of its client's calls alone.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow.entities import Metric, Param, RunInputs
 from mlflow.entities import Run as MlflowRun
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from rich.progress import track
 from ruamel.yaml import YAML
 
@@ -25,13 +26,15 @@ PART = 500  # metrics or params in one request
 def push(source_uri: str = DEFAULT_URI) -> dict[str, int]:
     """Copy every ended run with its params, tags, metrics, data, files and models; times and statuses stay.
 
-    A run that the server has, pushed before or logged there by `audit --repair`, is left alone. A push that was
-    interrupted goes on: the run in which it stopped is copied anew.
+    A run that the server has, pushed before or logged there by `audit --repair`, is left alone. A run under another,
+    as a sweep's fits are, lies under that one's copy. A push that was interrupted goes on: the run in which it stopped
+    is copied anew.
 
     Returns
     -------
     dict
-        How many runs were `copied`, were there `already`, and are still `running` and so left out.
+        How many runs were `copied`, were there `already`, and are still `running` or under one that is, and so left
+        out.
 
     Raises
     ------
@@ -47,11 +50,13 @@ def push(source_uri: str = DEFAULT_URI) -> dict[str, int]:
         raise UserError("MLFLOW_TRACKING_URI: names this project's own store; set it to the server's address")
     source = mlflow.MlflowClient(tracking_uri=own)
     counts = {"copied": 0, "already": 0, "running": 0}
+    ids: dict[str, str | None] = {}
     try:
         for experiment in source.search_experiments():
-            runs = list(every_run(source, [experiment.experiment_id]))
+            runs = _parents_first(list(every_run(source, [experiment.experiment_id])))
             for run in track(runs, f"pushing {experiment.name}", transient=True):
-                counts[_push_run(source, target, experiment.name, run)] += 1
+                outcome, ids[run.info.run_id] = _push_run(source, target, experiment.name, run, ids)
+                counts[outcome] += 1
     except AWAY as error:
         raise UserError(
             f"MLflow at {address()} stopped answering after {counts['copied']} runs ({reason(error)}); "
@@ -60,16 +65,41 @@ def push(source_uri: str = DEFAULT_URI) -> dict[str, int]:
     return counts
 
 
-def _push_run(source: mlflow.MlflowClient, target: mlflow.MlflowClient, experiment: str, run: MlflowRun) -> str:
-    if run.info.status not in ("FINISHED", "FAILED", "KILLED"):
-        return "running"
+def _parents_first(runs: list[MlflowRun]) -> list[MlflowRun]:
+    known = {run.info.run_id: run for run in runs}
+
+    def depth(run: MlflowRun) -> int:
+        parent = known.get(run.data.tags.get(MLFLOW_PARENT_RUN_ID))
+        return depth(parent) + 1 if parent else 0
+
+    return sorted(runs, key=depth)
+
+
+def _push_run(
+    source: mlflow.MlflowClient,
+    target: mlflow.MlflowClient,
+    experiment: str,
+    run: MlflowRun,
+    ids: Mapping[str, str | None],
+) -> tuple[str, str | None]:
+    """Copy a run and return the outcome and its id on the server; `ids` has those of the runs before it.
+
+    An id is None where the run is not on the server.
+    """
+    parent = run.data.tags.get(MLFLOW_PARENT_RUN_ID, "")
+    waits = parent in ids and ids[parent] is None
+    if waits or run.info.status not in ("FINISHED", "FAILED", "KILLED"):
+        return "running", None
     known = target.get_experiment_by_name(experiment)
     experiment_id = known.experiment_id if known else target.create_experiment(experiment)
     for other in _twins(target, experiment_id, run):
         if UNFINISHED not in other.data.tags:
-            return "already"
+            return "already", other.info.run_id
         target.delete_run(other.info.run_id)
     tags = {**run.data.tags, ORIGIN: run.info.run_id}
+    tags.pop(MLFLOW_PARENT_RUN_ID, None)
+    if ids.get(parent):
+        tags[MLFLOW_PARENT_RUN_ID] = ids[parent]
     made = target.create_run(experiment_id, run.info.start_time, {**tags, UNFINISHED: "yes"}, run.info.run_name)
     run_id = made.info.run_id
     params = [Param(*item) for item in run.data.params.items()]
@@ -87,7 +117,7 @@ def _push_run(source: mlflow.MlflowClient, target: mlflow.MlflowClient, experime
         _push_model(target, model, run_id, experiment_id)
     target.set_terminated(run_id, run.info.status, run.info.end_time)
     target.delete_tag(run_id, UNFINISHED)
-    return "copied"
+    return "copied", run_id
 
 
 def _twins(target: mlflow.MlflowClient, experiment_id: str, run: MlflowRun) -> list[MlflowRun]:
