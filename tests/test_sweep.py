@@ -16,20 +16,22 @@ from ray.cluster_utils import Cluster
 from ruamel.yaml import YAML
 
 from conftest import PROJECT
-from medtransfer.datasets.catalogue import CHEST_XRAY
+from medtransfer.datasets.catalogue import CHEST_XRAY, HAM10000
 from medtransfer.errors import UserError
 from medtransfer.files import whole_folder
 from medtransfer.params import Params
 from medtransfer.prepare import prepare_dataset
 from medtransfer.stages import sweep as stage
 
-SEEDS = (0, 1)
-GRID = ("--seed", "0", "--seed", "1", "--memory-gb", "0.5")
+# Seeds share nothing; rates share the features of a frozen prefix.
+SEEDS = ("--dataset", "chest_xray", "--seed", "0", "--seed", "1")
+RATES = ("--dataset", "chest_xray", "--dataset", "ham10000", "--configuration", "random_last_block", "--seed", "0",
+         "--rate", "1e-3", "--rate", "1e-4")  # fmt: skip
 
 
 @pytest.fixture
 def project(tmp_path: Path, demo: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with the small X-rays prepared and two quick configurations, one behind a frozen prefix."""
+    """A project with both small data sets prepared and two quick configurations behind frozen prefixes."""
     monkeypatch.chdir(tmp_path)
     head, last = (params.configurations[name] for name in ("imagenet_head", "imagenet_last_block"))
     small = params.model_copy(
@@ -39,22 +41,25 @@ def project(tmp_path: Path, demo: Path, params: Params, monkeypatch: pytest.Monk
                 "random_head": head.model_copy(update={"weights": "random"}),
                 "random_last_block": last.model_copy(update={"weights": "random"}),
             },
-            "study": {"chest_xray": params.study["chest_xray"].model_copy(update={"transfer": []})},
+            "study": {
+                name: studied.model_copy(update={"train": ["random_head", "random_last_block"], "transfer": []})
+                for name, studied in params.study.items()
+            },
         }
     )
-    small.study["chest_xray"].train[:] = list(small.configurations)
     YAML().dump(small.model_dump(), tmp_path / "params.yaml")
-    with whole_folder(tmp_path / "artifacts" / "prepared" / "chest_xray") as folder:
-        prepare_dataset(CHEST_XRAY, demo / "chest_xray", params.datasets["chest_xray"], folder)
+    for dataset in (CHEST_XRAY, HAM10000):
+        with whole_folder(tmp_path / "artifacts" / "prepared" / dataset.name) as folder:
+            prepare_dataset(dataset, demo / dataset.name, params.datasets[dataset.name], folder)
     return tmp_path
 
 
 def start(project: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     env = {**os.environ, "PYTHONPATH": str(PROJECT / "src"), "XDG_CACHE_HOME": str(project / "cache"), **variables}
     env.pop("MLFLOW_TRACKING_URI", None)
-    command = [str(Path(sys.executable).parent / "medtransfer"), "sweep", "grid", "--dataset", "chest_xray"]
+    command = [str(Path(sys.executable).parent / "medtransfer"), "sweep", "grid", "--memory-gb", "0.5"]
     return subprocess.Popen(
-        [*command, *GRID, *arguments],
+        [*command, *arguments],
         cwd=project, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
@@ -87,30 +92,51 @@ def runs(project: Path) -> dict[str, list[str]]:
     return statuses
 
 
-def check_every_fit_finished_once(project: Path) -> pd.DataFrame:
+def check_every_fit_finished_once(project: Path, names: set[str]) -> None:
     table = pd.read_csv(project / "artifacts" / "sweeps" / "grid" / "sweep.csv", keep_default_na=False)
-    assert len(table) == 4
+    assert len(table) == len(names)
     assert (table.problem == "").all()
-    names = {f"chest_xray-{name}-seed{seed}" for name in ("random_head", "random_last_block") for seed in SEEDS}
     assert runs(project) == {name: ["FINISHED"] for name in names | {"grid"}}
-    return table
+
+
+def projects(project: Path) -> Path:
+    return project / "artifacts" / "sweeps" / "grid"
 
 
 def predictions(project: Path) -> dict[str, bytes]:
-    found = sorted((project / "artifacts" / "sweeps" / "grid" / "as-params" / "artifacts" / "runs").glob("*/*"))
-    return {path.name: (path / "predictions.csv").read_bytes() for path in found}
+    found = projects(project).glob("*/artifacts/runs/*/*/predictions.csv")
+    return {str(path.relative_to(projects(project))): path.read_bytes() for path in found}
 
 
-def processes_of(project: Path) -> list[int]:
-    """Processes that work in the project's folder."""
+def with_snapshot(project: Path) -> int:
+    """How many fits are under way that a process can take up again."""
+    return len({path.parent for path in projects(project).glob("*/artifacts/unfinished/*/*/epoch-*.npz")})
+
+
+def log_lines(project: Path, fit: str, words: str) -> list[str]:
+    """The lines with these words in the log of a fit; `*` for all of them."""
+    logs = projects(project).glob(f"*/logs/{fit}.log")
+    return [line for log in logs for line in log.read_text().splitlines() if words in line]
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """Processes that work in the folder or below it."""
     found = []
     for process in psutil.process_iter():
         try:
-            if Path(process.cwd()).is_relative_to(project):
-                found.append(process.pid)
+            if process.pid != os.getpid() and Path(process.cwd()).is_relative_to(folder):
+                found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):
             continue
-    return [pid for pid in found if pid != os.getpid()]
+    return found
+
+
+def check_nothing_is_left_running(project: Path, folder: Path) -> None:
+    end = time.monotonic() + 20  # Ray's own processes are told to end and then do
+    while processes_in(folder) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert processes_in(folder) == []
+    assert "RUNNING" not in {status for found in runs(project).values() for status in found}
 
 
 @pytest.fixture
@@ -125,40 +151,82 @@ def cluster() -> Iterator[Cluster]:
 
 
 def test_a_lost_node_costs_nothing_and_changes_nothing(project: Path, cluster: Cluster) -> None:
-    process = start(project, RAY_ADDRESS=cluster.address)
-    unfinished = project / "artifacts" / "sweeps" / "grid" / "as-params" / "artifacts" / "unfinished"
-    wait_for(lambda: len(list(unfinished.glob("*/*/epoch-*.npz"))) > 0, process)
+    names = {f"chest_xray-{name}-seed{seed}" for name in ("random_head", "random_last_block") for seed in (0, 1)}
+    process = start(project, *SEEDS, RAY_ADDRESS=cluster.address)
+    wait_for(lambda: with_snapshot(project) == 2, process)  # so that no node is idle
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     output = finish(process)
     assert "4 of 4 fits finished" in output
-    check_every_fit_finished_once(project)
+    assert log_lines(project, "*", "going on after epoch")
+    check_every_fit_finished_once(project, names)
     disturbed = predictions(project)
-    (project / "artifacts" / "sweeps" / "grid").rename(project / "disturbed")
+    assert len(disturbed) == 4
+    projects(project).rename(project / "disturbed")
     (project / "mlruns").rename(project / "disturbed-mlruns")
 
-    finish(start(project, "--local"))
-    check_every_fit_finished_once(project)
+    output = finish(start(project, *SEEDS, "--local"))
+    assert [line.split(": ")[0] for line in output.splitlines()][:4] == [f"{number} of 4" for number in range(1, 5)]
+    assert output.count(" min left") == 3
+    assert log_lines(project, "*", "going on after epoch") == []
+    check_every_fit_finished_once(project, names)
     assert predictions(project) == disturbed
 
 
-def test_ctrl_c_leaves_nothing_running_and_it_goes_on(project: Path) -> None:
-    process = start(project, "--local")
-    unfinished = project / "artifacts" / "sweeps" / "grid" / "as-params" / "artifacts" / "unfinished"
-    wait_for(lambda: len(list(unfinished.glob("*/*/epoch-*.npz"))) > 0, process)
+def test_ctrl_c_and_a_lost_process_cost_nothing(project: Path) -> None:
+    process = start(project, *RATES, "--local")
+    wait_for(lambda: with_snapshot(project) == 2, process)
     process.send_signal(signal.SIGINT)
     assert "run it again and it goes on" in finish(process, code=1)
-    end = time.monotonic() + 20  # Ray's own processes are told to end and then do
-    while processes_of(project) and time.monotonic() < end:
-        time.sleep(0.2)
-    assert processes_of(project) == []
-    assert "RUNNING" not in {status for found in runs(project).values() for status in found}
+    check_nothing_is_left_running(project, project)
+    unfinished = projects(project).glob("*/artifacts/unfinished/chest_xray/*/epoch-*.npz")
+    assert len({path.parent for path in unfinished}) == 2
 
-    assert "4 of 4 fits finished" in finish(start(project, "--local"))
-    check_every_fit_finished_once(project)
+    process = start(project, *RATES, "--local")
+    folder = projects(project) / "rate-0.001"
+    finished = "*/artifacts/runs/chest_xray/*/run.json"
+    snapshot = "artifacts/unfinished/ham10000/*/epoch-*.npz"
+    wait_for(lambda: len(list(projects(project).glob(finished))) == 2 and len(list(folder.glob(snapshot))) > 0, process)
+    for worker in processes_in(folder):
+        worker.kill()
+    assert "4 of 4 fits finished" in finish(process)
+    fits = [
+        f"{dataset}-random_last_block-seed0-rate{rate}"
+        for dataset in ("chest_xray", "ham10000")
+        for rate in ("0.001", "0.0001")
+    ]
+    for disturbed in fits[:3]:
+        assert log_lines(project, disturbed, "going on after epoch")
+    # What is frozen was computed once for both rates.
+    for dataset in ("chest_xray", "ham10000"):
+        assert len(log_lines(project, f"{dataset}-*", "features: computing")) == 1
+    assert len(list((project / "cache" / "medtransfer" / "features").glob("*/features.npy"))) == 2
+    names = set(fits)
+    check_every_fit_finished_once(project, names)
     began = predictions(project)
-    assert "4 of 4 fits finished" in finish(start(project, "--local"))
-    check_every_fit_finished_once(project)
+    assert len(began) == 4
+    again = finish(start(project, *RATES, "--local"))
+    assert "4 of 4 fits finished" in again
+    assert "min left" not in again
+    check_every_fit_finished_once(project, names)
     assert predictions(project) == began
+
+
+def test_ctrl_c_leaves_nothing_running_on_a_cluster(project: Path, cluster: Cluster) -> None:
+    process = start(project, *SEEDS, RAY_ADDRESS=cluster.address)
+    wait_for(lambda: with_snapshot(project) == 2, process)
+    assert len(processes_in(projects(project))) >= 2
+    process.send_signal(signal.SIGINT)
+    assert "run it again and it goes on" in finish(process, code=1)
+    check_nothing_is_left_running(project, projects(project))  # the cluster itself stays
+
+
+def test_the_time_left_is_that_of_fits_that_ran() -> None:
+    fits = [stage.Fit("chest_xray", "random_head", seed, None) for seed in range(10)]
+    to_run = set(fits[4:])  # four were finished before
+    assert stage.time_left(1, to_run, set(fits[2:])) == ""
+    assert stage.time_left(240, to_run, set(fits[6:])) == "; about 8 min left"
+    assert stage.time_left(240, to_run, {fits[0], fits[9]}) == "; about 1 min left"
+    assert stage.time_left(900, to_run, set()) == ""
 
 
 def test_the_grid_has_a_fit_for_every_combination(project: Path, params: Params) -> None:
@@ -182,13 +250,13 @@ def test_the_grid_has_a_fit_for_every_combination(project: Path, params: Params)
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("--dataset", "mnist", "--local"), "params.yaml: study.mnist: missing; there are chest_xray"),
-        (("--configuration", "none", "--local"), "params.yaml: configurations.none: missing; there are random_head"),
-        (("--cpus", "999", "--local"), "no node has 999 CPU, 0 GPU and 0.5 GB for a fit: there are"),
+        (["--dataset", "mnist"], "params.yaml: study.mnist: missing; there are ham10000, chest_xray"),
+        (["--configuration", "none"], "params.yaml: configurations.none: missing; there are random_head"),
+        (["--cpus", "999"], "no node has 999 CPU, 0 GPU and 0.5 GB for a fit: there are"),
     ],
 )
-def test_what_cannot_run_is_one_line(project: Path, arguments: tuple[str, ...], line: str) -> None:
-    assert line in finish(start(project, *arguments), code=2)
+def test_what_cannot_run_is_one_line(project: Path, arguments: list[str], line: str) -> None:
+    assert line in finish(start(project, *arguments, "--local"), code=2)
 
 
 def test_without_a_cluster_one_line_says_what_to_do(project: Path) -> None:

@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 import ray
 from filelock import FileLock
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from ruamel.yaml import YAML
 
 from medtransfer import tracking
@@ -303,6 +303,7 @@ def _run_all(fits: list[Fit], root: Path, needs: Needs, experiment: str, parent:
     commit = tracking.git_commit()
     pending = {task.remote(fit, str(root), commit, tracking.Place(experiment, fit.name, parent)): fit for fit in fits}
     rows: list[dict[str, Any]] = []
+    to_run = {fit for fit in fits if not _record(fit, root).exists()}
     begin = time.perf_counter()
     try:
         with _progress(len(fits)) as advance:
@@ -310,13 +311,18 @@ def _run_all(fits: list[Fit], root: Path, needs: Needs, experiment: str, parent:
                 for done in ray.wait(list(pending), num_returns=1, timeout=1)[0]:
                     fit = pending.pop(done)
                     rows.append(_outcome(done, fit))
-                    advance()
-                    left = (time.perf_counter() - begin) / len(rows) * len(pending)
+                    left = time_left(time.perf_counter() - begin, to_run, set(pending.values()))
+                    advance(left)
                     _say(rows[-1], fit, len(rows), len(fits), left)
     except KeyboardInterrupt:
         _stop(list(pending))
         raise
     return pd.DataFrame(rows)
+
+
+def _record(fit: Fit, root: Path) -> Path:
+    """Return the file that a fit writes last."""
+    return root / fit.project / run_folder(fit.dataset, fit.configuration, fit.seed) / "run.json"
 
 
 def _outcome(done: Any, fit: Fit) -> dict[str, Any]:
@@ -335,20 +341,33 @@ def _outcome(done: Any, fit: Fit) -> dict[str, Any]:
         return {**row, "problem": f"{type(error).__name__}: {' '.join(tracking.redact(str(error)).split())[:300]}"}
 
 
+def time_left(seconds: float, to_run: Set[Fit], pending: Set[Fit]) -> str:
+    """Return `; about 3 min left`, or "" where nothing is left or no fit has run yet that could tell.
+
+    Parameters
+    ----------
+    seconds : float
+        Since the sweep began.
+    to_run : set
+        The fits that were not finished then: those that were come at once and say nothing of the others.
+    """
+    ran, left = len(to_run - pending), len(to_run & pending)
+    return f"; about {seconds / ran * left / 60:.0f} min left" if ran and left else ""
+
+
 @contextmanager
 def _progress(fits: int) -> Iterator[Any]:
     columns = (
-        TextColumn("fits"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left:"),
-        TimeRemainingColumn(),
+        TextColumn("fits"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[left]}"),
     )  # fmt: skip
     with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as bar:
-        task = bar.add_task("fits", total=fits)
-        yield lambda: bar.advance(task)
+        task = bar.add_task("fits", total=fits, left="")
+        yield lambda left: bar.update(task, advance=1, left=left)
 
 
-def _say(row: Mapping[str, Any], fit: Fit, done: int, fits: int, left: float) -> None:
+def _say(row: Mapping[str, Any], fit: Fit, done: int, fits: int, left: str) -> None:
     text = row["problem"] or f"validation macro F1 {row['val_macro_f1']:.3f}, {row['seconds']:.0f} s"
-    print(f"{done} of {fits}: {fit.name}: {text}" + (f"; about {left / 60:.0f} min left" if done < fits else ""))
+    print(f"{done} of {fits}: {fit.name}: {text}{left}")
 
 
 def _stop(pending: list[Any]) -> None:
