@@ -1,5 +1,10 @@
-"""How many images a second `medtransfer serve` answers, and how long a client waits, with 1, 8 and 64 clients."""
+"""How many images a second `medtransfer serve` answers, and how long a client waits, with 1, 8 and 64 clients.
 
+The commit and the versions are those of the folder and the Python that this runs in: start the server there too.
+"""
+
+import datetime
+import importlib.metadata
 import itertools
 import json
 import os
@@ -13,7 +18,10 @@ import click
 import numpy as np
 import requests
 
+from medtransfer.tracking import git_commit
+
 TIMEOUT = 60
+PACKAGES = ("keras", "tensorflow", "numpy", "pillow", "fastapi", "uvicorn")
 
 
 @click.command()
@@ -28,6 +36,9 @@ def main(url: str, images: tuple[Path, ...], clients: tuple[int, ...], seconds: 
     health = requests.get(f"{url}/health", timeout=TIMEOUT).json()
     measure(url, contents, 1, 2.0)  # the first answers take longer
     found = {
+        "date": datetime.date.today().isoformat(),
+        "commit": git_commit(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "network_sha256": health["network_sha256"],
         "images": len(contents),
         "mean_bytes": round(float(np.mean([len(content) for content in contents]))),

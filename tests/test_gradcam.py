@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from medtransfer.explain.gradcam import grad_cam
+from medtransfer.explain.gradcam import grad_cam, overlay
 from medtransfer.models import vgg16
 from medtransfer.params import TrainParams
 from medtransfer.stages.gradcam import choose
@@ -32,6 +33,18 @@ def test_the_map_is_what_the_paper_says(tiny: TrainParams) -> None:
         heat = np.maximum((slopes.mean(axis=(0, 1)) * maps[image]).sum(axis=-1), 0)
         assert found[image] == pytest.approx(heat / heat.max() if heat.max() else heat, abs=0.05)
     keras.backend.clear_session()
+
+
+def test_the_heat_colours_its_own_corner_of_the_image() -> None:
+    heat = np.array([[0, 1], [0, 0]], np.float32)
+    drawn = overlay(Image.new("RGB", (60, 20), (200, 100, 100)), heat)
+    assert drawn.size == (60, 20)
+    pixels = np.asarray(drawn).astype(int)
+    cold = pixels[-1, 0]
+    assert cold.max() - cold.min() <= 2  # grey
+    assert (pixels[[0, -1], [0, -1]] == cold).all()
+    assert (pixels[0, -1] - cold).min() > 50
+    assert pixels[0, -1, 0] - pixels[0, -1, 2] > 30  # inferno's yellow
 
 
 def test_the_surest_right_and_wrong_answer_of_each_class_is_chosen() -> None:

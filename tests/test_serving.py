@@ -30,7 +30,7 @@ from medtransfer.cli import cli
 from medtransfer.datasets.catalogue import CHEST_XRAY
 from medtransfer.errors import UserError
 from medtransfer.evaluation.predictions import write_predictions
-from medtransfer.files import whole_folder, write_json
+from medtransfer.files import sha256_of, whole_folder, write_json
 from medtransfer.models import vgg16
 from medtransfer.params import Params, TrainParams
 from medtransfer.prepare import prepare_dataset
@@ -59,6 +59,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, demo: Path, params: Params
 
 def write_fit(folder: Path, prepared: Path, tiny: TrainParams, model: str, seed: int, right: bool) -> None:
     network = vgg16.build_vgg16(32, 2, tiny, seed)
+    network.get_layer("head_output").bias.assign([0.1, 0.0])  # unsure, but not so much that no temperature shows
     samples = pd.read_csv(prepared / "samples.csv", dtype=str)
     codes = samples.label.map(CLASSES.index).to_numpy()
     told = np.eye(2)[codes if right else 1 - codes] * 0.8 + 0.1
@@ -150,8 +151,11 @@ def test_folders_are_searched_and_a_file_that_is_no_image_stops_nothing(register
     assert done.exit_code == 2
     assert "bad.jpg: cannot be decoded: neither a JPEG nor a PNG; convert it to one of them" in done.output
     table = pd.read_csv("answers.csv", keep_default_na=False)
-    assert list(table.columns) == ["image", "predicted", "p_NORMAL", "p_PNEUMONIA", "problem"]
+    assert list(table.columns) == ["image", "predicted", "p_NORMAL", "p_PNEUMONIA", "overlay", "problem"]
+    assert list(table.overlay) == ["", "overlays/0001-a.png"]
     assert list(table.predicted != "") == [False, True]
+    told = json.loads(CliRunner().invoke(cli, [*asked, "--json", "--overlays", "overlays"]).stdout)["answers"]
+    assert [found.get("overlay") for found in told] == [None, "overlays/0001-a.png"]
     drawn = list(Path("overlays").iterdir())
     assert [path.name for path in drawn] == ["0001-a.png"]
     assert Image.open(drawn[0]).size == (200, 150)
@@ -162,6 +166,25 @@ def test_folders_are_searched_and_a_file_that_is_no_image_stops_nothing(register
     empty.mkdir()
     nothing = CliRunner().invoke(cli, ["predict", "chest_xray", str(empty)])
     assert "empty: no image; expected files that end in .jpg, .jpeg, .png" in str(nothing.exception)
+
+
+JSON = {"Content-Type": "application/json"}
+MISSING, NO_BYTES = "Model is missing inputs ['image']", "Failed to convert column image"
+# What is sent to `mlflow models serve`, what answers, and a part of the reason.
+BAD_BODIES: dict[str, tuple[dict[str, Any], int, str]] = {
+    "no image": ({"json": {"dataframe_records": [{"image": "AAAA"}]}}, 400, "image 0: cannot be decoded"),
+    "not base64": ({"json": {"dataframe_records": [{"image": "?"}]}}, 400, "image 0: cannot be decoded"),
+    "missing column": ({"json": {"dataframe_records": [{"picture": "AAAA"}]}}, 400, MISSING),
+    "no rows": ({"json": {"dataframe_records": []}}, 400, MISSING),
+    "null": ({"json": {"dataframe_records": [{"image": None}]}}, 400, NO_BYTES),
+    "number": ({"json": {"dataframe_records": [{"image": 1}]}}, 400, NO_BYTES),
+    "a list": ({"json": {"dataframe_records": [{"image": ["AAAA"]}]}}, 400, NO_BYTES),
+    "one null": ({"json": {"dataframe_records": [{"image": "AAAA"}, {"image": None}]}}, 400, NO_BYTES),
+    "no table": ({"json": {"image": "AAAA"}}, 400, "exactly one of the input fields"),
+    "broken JSON": ({"data": b"{", "headers": JSON}, 400, "valid JSON"),
+    "another type": ({"data": b"x", "headers": {"Content-Type": "image/png"}}, 415, "Got 'image/png'"),
+    "no type": ({"data": b"{}"}, 500, "Internal Server Error"),  # MLflow's own; docs/security.md
+}
 
 
 def test_the_command_line_the_served_model_and_the_page_give_one_answer(registered: Path, images: Path) -> None:
@@ -175,9 +198,10 @@ def test_the_command_line_the_served_model_and_the_page_give_one_answer(register
         rows = [{"image": base64.b64encode(file.read_bytes()).decode()} for file in files]
         url = f"http://127.0.0.1:{port}/invocations"
         served = requests.post(url, json={"dataframe_records": rows}, timeout=60).json()["predictions"]
-        refused = requests.post(url, json={"dataframe_records": [{"image": "AAAA"}]}, timeout=60)
-    assert refused.status_code == 400
-    assert "cannot be decoded" in refused.text
+        refused = {name: requests.post(url, timeout=60, **request) for name, (request, _, _) in BAD_BODIES.items()}
+    for name, (_, status, reason) in BAD_BODIES.items():
+        assert refused[name].status_code == status, (name, refused[name].text)
+        assert reason in refused[name].text, name
     for file, answer in zip(files, served, strict=True):
         shown = page.post("/predict", content=file.read_bytes()).json()
         for name in CLASSES:
@@ -260,14 +284,49 @@ def test_other_ways_in_are_closed(page: TestClient) -> None:
 
 
 def test_a_network_that_is_not_the_one_that_was_written_is_never_opened(registered: Path, tmp_path: Path) -> None:
-    folder = tracking.fetch_classifier("models:/chest_xray@best", tmp_path)
+    folder, digest = tracking.fetch_classifier("models:/chest_xray@best", tmp_path)
     network = folder / "model.keras"
     network.write_bytes(network.read_bytes() + b"x")
     with pytest.raises(UserError, match=r"model\.keras: SHA-256 .*, expected"):
         load_classifier(folder)
+    # Who can write beside the network can write another digest there, but not into the registry.
+    facts = json.loads((folder / "classifier.json").read_text()) | {"network_sha256": sha256_of(network)}
+    write_json(folder / "classifier.json", facts)
+    with pytest.raises(UserError, match=rf"model\.keras: SHA-256 {sha256_of(network)}, expected {digest}"):
+        load_classifier(folder, digest)
     (folder / "classifier.json").write_text("{}")
     with pytest.raises(UserError, match="no classifier"):
         load_classifier(folder)
+
+
+def test_the_command_line_compares_with_the_registry(registered: Path, images: Path) -> None:
+    client = tracking.connect()
+    version = client.get_model_version_by_alias("chest_xray", "best").version
+    digest = client.get_model_version("chest_xray", version).tags[tracking.DIGEST]
+    asked = ["predict", "chest_xray", str(images / "a.jpg")]
+    try:
+        client.set_model_version_tag("chest_xray", version, tracking.DIGEST, "0" * 64)
+        assert f"SHA-256 {digest}, expected {'0' * 64}" in str(CliRunner().invoke(cli, asked).exception)
+        client.delete_model_version_tag("chest_xray", version, tracking.DIGEST)
+        assert f"has no tag {tracking.DIGEST}" in str(CliRunner().invoke(cli, asked).exception)
+    finally:
+        client.set_model_version_tag("chest_xray", version, tracking.DIGEST, digest)
+    elsewhere = CliRunner().invoke(cli, [*asked, "--model", "runs:/1/model"])
+    assert "runs:/1/model: no registered model's address; expected models:/NAME@ALIAS" in str(elsewhere.exception)
+
+
+def test_probabilities_are_those_of_the_network_at_the_fitted_temperature(registered: Path, images: Path) -> None:
+    classifier = open_classifier("chest_xray", None)
+    temperature = classifier.facts["temperature"]
+    assert abs(np.log(temperature)) > 0.1
+    pixels = read_image(classifier, (images / "a.jpg").read_bytes())
+    network = vgg16.load_network(registered / "artifacts/runs/chest_xray/imagenet_all-seed0/model.keras")
+    raw = network.predict_on_batch(pixels[None])[0].astype(np.float64)
+    scores = np.exp(np.log(raw) / temperature)
+    expected = scores / scores.sum()
+    assert np.abs(expected - raw).max() > 0.1
+    told = ask_command_line(str(images / "a.jpg"))["a.jpg"]
+    assert [told[name] for name in CLASSES] == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_is_not_registered_is_named(registered: Path) -> None:
@@ -277,6 +336,29 @@ def test_what_is_not_registered_is_named(registered: Path) -> None:
         assert "models:/ham10000@best: cannot be had" in str(done.exception)
     assert "no finished network; run `dvc repro`" in str(CliRunner().invoke(cli, ["register", "ham10000"]).exception)
     assert "study.mine: missing" in str(CliRunner().invoke(cli, ["register", "mine"]).exception)
+
+
+def drop(page: Any, file: Path) -> None:
+    """Drop a file on the page as a file manager would."""
+    content = base64.b64encode(file.read_bytes()).decode()
+    made = """([name, content]) => {
+        const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0));
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([bytes], name));
+        return transfer;
+    }"""
+    transfer = page.evaluate_handle(made, [file.name, content])
+    for event in ("dragenter", "dragover", "drop"):
+        page.dispatch_event("#drop", event, {"dataTransfer": transfer})
+
+
+def wait_for_overlay(page: Any, width: int) -> None:
+    """Wait for the overlay of an image of this width; the page's policy forbids Playwright's own way to wait."""
+    for _ in range(600):
+        if page.evaluate("document.getElementById('overlay').naturalWidth") == width:
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(page.inner_text("body"))
 
 
 def test_a_browser_shows_the_answer_and_says_that_it_is_no_medical_device(registered: Path, images: Path) -> None:
@@ -310,7 +392,12 @@ def test_a_browser_shows_the_answer_and_says_that_it_is_no_medical_device(regist
             best = max(ours, key=ours.__getitem__)
             assert shown.inner_text("#said").startswith(best)
             assert f"{ours[best]:.3f}" in shown.inner_text("#rows")
-            shown.wait_for_function("document.getElementById('overlay').naturalWidth === 200")
+            wait_for_overlay(shown, 200)
+            drop(shown, images / "b.png")
+            wait_for_overlay(shown, 31)
+            dropped = ask_command_line(str(images / "b.png"))["b.png"]
+            assert f"{max(dropped.values()):.3f}" in shown.inner_text("#rows")
+            assert shown.get_attribute("#drop", "class") == ""
             shown.set_input_files("#file", str(images / "notes.txt"))
             shown.wait_for_selector("#problem:not(:empty)", timeout=60000)
             assert "notes.txt: cannot be decoded" in shown.inner_text("#problem")

@@ -547,17 +547,32 @@ def _versions(client: mlflow.MlflowClient, name: str) -> list[Any]:
     return list(client.search_model_versions(f"name = '{name}'"))
 
 
-def fetch_classifier(uri: str, folder: Path) -> Path:
-    """Download a registered classifier, `models:/ham10000@best`, into a folder and return where it lies.
+def fetch_classifier(uri: str, folder: Path) -> tuple[Path, str]:
+    """Download a registered classifier into a folder and return where it lies and its network's SHA-256.
+
+    The digest is the registry's: what lies in the store of files cannot change it.
+
+    Parameters
+    ----------
+    uri : str
+        `models:/ham10000@best` or `models:/ham10000/2`.
 
     Raises
     ------
     UserError
-        MLflow does not answer, or has no such model.
+        MLflow does not answer, or has no such classifier.
     """
-    reach()
+    address = re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))", uri)
+    if not address:
+        raise UserError(f"{uri}: no registered model's address; expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    client = reach()
+    name, alias, version = address["name"], address["alias"], address["version"]
     try:
-        return Path(mlflow.artifacts.download_artifacts(f"{uri}/artifacts/{CLASSIFIER}", dst_path=str(folder)))
+        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+        if DIGEST not in found.tags:
+            raise UserError(f"{uri}: version {found.version} has no tag {DIGEST}; run `medtransfer register`")
+        source = f"models:/{name}/{found.version}/artifacts/{CLASSIFIER}"
+        return Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder))), found.tags[DIGEST]
     except (*AWAY, ValueError) as error:
         raise UserError(f"{redact(uri)}: cannot be had from {address()} ({reason(error)})") from None
 

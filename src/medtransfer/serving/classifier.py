@@ -67,8 +67,13 @@ def write_classifier(fit: Path, description: dict[str, Any], folder: Path) -> di
     return facts
 
 
-def load_classifier(folder: Path) -> Classifier:
+def load_classifier(folder: Path, registered: str | None = None) -> Classifier:
     """Read what `write_classifier` wrote; the network is opened only after its digest is compared.
+
+    Parameters
+    ----------
+    registered : str, optional
+        The network's SHA-256 in MLflow's registry, which whoever can write into the folder need not be able to change.
 
     Raises
     ------
@@ -77,7 +82,7 @@ def load_classifier(folder: Path) -> Classifier:
     """
     try:
         facts = json.loads((folder / FACTS).read_text())
-        expected = facts["network_sha256"]
+        expected = registered or facts["network_sha256"]
         found = sha256_of(folder / NETWORK)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: no classifier ({error}); run `medtransfer register`") from None

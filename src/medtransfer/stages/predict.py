@@ -29,11 +29,12 @@ SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 @dataclass(frozen=True)
 class Answer:
-    """What the classifier says of one file: `said` as `describe` has it, or None and the problem."""
+    """What the classifier says of one file: `said` as `describe` has it and the overlay, or None and the problem."""
 
     path: Path
     said: dict[str, Any] | None
     problem: str = ""
+    overlay: Path | None = None
 
 
 def open_classifier(dataset: str, model: str | None) -> Classifier:
@@ -42,10 +43,11 @@ def open_classifier(dataset: str, model: str | None) -> Classifier:
     Raises
     ------
     UserError
-        MLflow does not have it.
+        MLflow does not have it, or its network is not the one that was registered.
     """
     with tempfile.TemporaryDirectory() as folder:
-        return load_classifier(tracking.fetch_classifier(model or f"models:/{dataset}@{tracking.BEST}", Path(folder)))
+        uri = model or f"models:/{dataset}@{tracking.BEST}"
+        return load_classifier(*tracking.fetch_classifier(uri, Path(folder)))
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
@@ -87,10 +89,11 @@ def answer(classifier: Classifier, paths: list[Path], overlays: Path | None = No
             if problem:
                 yield Answer(path, None, problem)
                 continue
-            if overlays:
-                with whole_file(overlays / f"{number:04d}-{path.stem}.png") as partial:
+            overlay = overlays / f"{number:04d}-{path.stem}.png" if overlays else None
+            if overlay:
+                with whole_file(overlay) as partial:
                     next(drawn).save(partial, format="PNG")
-            yield Answer(path, describe(classifier, next(probabilities)))
+            yield Answer(path, describe(classifier, next(probabilities)), overlay=overlay)
 
 
 def _read(classifier: Classifier, path: Path) -> tuple[bytes, np.ndarray, str]:
@@ -104,12 +107,13 @@ def _read(classifier: Classifier, path: Path) -> tuple[bytes, np.ndarray, str]:
 
 
 def as_table(answers: list[Answer], classes: list[str]) -> pd.DataFrame:
-    """Return a row a file: image, predicted, p_<class>, problem."""
+    """Return a row a file: image, predicted, p_<class>, overlay, problem."""
     rows = [
         {
             "image": str(found.path),
             "predicted": found.said["predicted"] if found.said else "",
             **{f"p_{name}": found.said["probabilities"][name] if found.said else np.nan for name in classes},
+            "overlay": str(found.overlay or ""),
             "problem": found.problem,
         }
         for found in answers
@@ -123,5 +127,10 @@ def as_json(answers: list[Answer], classifier: Classifier) -> dict[str, Any]:
     return {
         "model": {key: facts[key] for key in ("dataset", "model", "seed", "fit", "synthetic", "network_sha256")},
         "note": NOTE,
-        "answers": [{"image": str(found.path), **(found.said or {"problem": found.problem})} for found in answers],
+        "answers": [_as_values(found) for found in answers],
     }
+
+
+def _as_values(found: Answer) -> dict[str, Any]:
+    said = found.said or {"problem": found.problem}
+    return {"image": str(found.path), **said, **({"overlay": str(found.overlay)} if found.overlay else {})}
