@@ -53,7 +53,7 @@ def serve(folder: Path, port: int, workers: int = 2) -> Iterator[str]:
         with (folder / "mlflow.log").open("ab") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env=env, start_new_session=True, cwd=folder)
         try:
-            _wait(process, f"{address}/health", folder / "mlflow.log")
+            wait_until_it_answers(process, f"{address}/health", folder / "mlflow.log")
             yield address
         finally:
             if process.poll() is None:
@@ -103,7 +103,8 @@ def _unprivileged_user() -> str | None:
     return "postgres" if os.geteuid() == 0 else None
 
 
-def _wait(process: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
+def wait_until_it_answers(process: "subprocess.Popen[bytes]", address: str, log: Path) -> None:
+    """Return when something answers at the address; raise where the process ends or takes too long."""
     for _ in range(SECONDS_TO_START * 5):
         if process.poll() is not None:
             raise click.ClickException(f"mlflow server ended with {process.returncode}; {log} says why")
