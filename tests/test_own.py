@@ -1,17 +1,20 @@
 """A data set of the user's own: what the files say is what is studied, and what does not fit is named."""
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from clones import change_params, clone, dvc, run
 from conftest import PROJECT
 from medtransfer.cli import cli
 from medtransfer.datasets.checks import validate
@@ -128,6 +131,31 @@ def test_the_command_line_says_what_comes_next(project: Path) -> None:
     assert "40 images of 20 patients" in shown.output
     alone = CliRunner().invoke(cli, ["data", "add", "mine", "--images", "mine", "--group", "patient"])
     assert "--group: names a column of --labels, which is missing" in str(alone.exception)
+
+
+def test_the_whole_study_runs_on_it(project: Path) -> None:
+    folder = clone(project / "clone", {})
+    images = ("--images", "../mine", "--labels", "../labels.csv", "--group", "patient")
+    run(folder, "medtransfer", "data", "add", "mine", *images, "--only")
+    quick = {"train": {"epochs": 1, "dense_units": [8, 8]}, "baselines": ["decision_tree"]}
+    change_params(folder, {**quick, "study": {"mine": {"train": ["cnn_random"]}}})
+    dvc(folder, "repro")
+    results = pd.read_csv(folder / "reports" / "results.csv")
+    assert set(results.dataset) == {"mine"}
+    assert set(results.model) == {"cnn_random", "decision_tree"}
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    experiment = client.get_experiment_by_name("mine")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted((found.info.run_name, found.info.status) for found in runs) == [
+        ("cnn_random-seed0", "FINISHED"),
+        ("decision_tree-seed0", "FINISHED"),
+    ]
+    run(folder, "medtransfer", "register", "mine")
+    told = json.loads(run(folder, "medtransfer", "predict", "mine", "../mine/p0/scan 0-0.png", "--json"))
+    [answer] = told["answers"]
+    assert set(answer["probabilities"]) == {"well", "ill"}
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
 
 def change_table(**columns: Any) -> None:
