@@ -57,8 +57,8 @@ class Replicas(keras.distribution.DataParallel):
 def every_device() -> Iterator[int]:
     """Divide the batches of what is built and trained inside among all devices of JAX that this process sees.
 
-    Yields how many there are. TensorFlow uses its first GPU alone: under its MirroredStrategy Keras 3 trained some of
-    our networks and ended the process in others.
+    Yields how many there are. TensorFlow uses its first GPU alone: under its MirroredStrategy a batch with fewer images
+    than devices ends the fit (docs/decisions/choices.md).
     """
     count = 1
     if keras.backend.backend() == "jax":
