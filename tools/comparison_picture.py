@@ -22,8 +22,8 @@ from tracking_server import free_port, serve
 DATASET = "ham10000"
 CONFIGURATIONS = ["cnn_random", "imagenet_last_block", "imagenet_all"]
 SECONDS_TO_SHOW = 60
-PICTURE = {"width": 1244, "height": 1702}
-LEFT, RIGHT = 198, 330  # MLflow's menu and its assistant, which the picture leaves out
+WIDTH, HEIGHT = 1244, 1702
+LEFT, RIGHT = 198, 490  # MLflow's menu and its assistant, which the picture leaves out
 NO_USERS = "/ajax-api/2.0/mlflow/users/current"  # MLflow's page asks for the user; a server without passwords has none
 
 
@@ -77,7 +77,7 @@ def photograph(chromium: str, url: str, names: list[str], picture: Path) -> int:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": LEFT + PICTURE["width"] + RIGHT, "height": PICTURE["height"]})
+        page = browser.new_page(viewport={"width": LEFT + WIDTH + RIGHT, "height": HEIGHT})
         said: list[str] = []
         page.on("console", lambda message: said.append(f"{message.type}: {message.text} {message.location['url']}"))
         page.on("pageerror", lambda error: said.append(f"error: {error}"))
@@ -86,7 +86,7 @@ def photograph(chromium: str, url: str, names: list[str], picture: Path) -> int:
         for name in names:
             page.get_by_text(name, exact=True).first.wait_for(timeout=SECONDS_TO_SHOW * 1000)
         arrange(page)
-        page.screenshot(path=picture, clip={"x": LEFT, "y": 0, **PICTURE})
+        page.screenshot(path=picture, clip={"x": LEFT, "y": 0, "width": WIDTH, "height": HEIGHT})
         browser.close()
     errors = [line for line in said if line.startswith("error") and not line.endswith(NO_USERS)]
     assert errors == [], errors
