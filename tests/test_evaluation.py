@@ -34,7 +34,9 @@ def predictions(n: int = 90, seed: int = 0, groups: int = 30) -> pd.DataFrame:
 
 
 def run(table: pd.DataFrame, **record: Any) -> Run:
-    return Run({"dataset": "d", "model": "m", "seed": 0, "synthetic": False, **record}, table, None)
+    return Run(
+        {"dataset": "d", "model": "m", "seed": 0, "synthetic": False, "kind": "baseline", **record}, table, None
+    )
 
 
 def test_scores_by_hand() -> None:
@@ -225,18 +227,36 @@ def test_the_summary_tells_seeds_from_groups() -> None:
     assert list(summarise(with_validation, score_intervals(with_validation)).measure) == [*MEASURES, *SCALED.values()]
 
 
+def other(seed: int) -> pd.DataFrame:
+    """Other answers to the same images."""
+    return predictions(seed=seed).assign(label=predictions().label, group=predictions().group)
+
+
 def test_every_pair_of_models_is_compared_and_corrected_together() -> None:
-    runs = [
-        run(predictions(seed=seed).assign(label=predictions().label, group=predictions().group), model=model)
-        for seed, model in enumerate(("one", "two", "three"))
-    ]
-    table = compare_models([*runs, run(predictions(), model="more", seed=0), run(predictions(), model="more", seed=1)])
+    table = compare_models([run(other(seed), model=model) for seed, model in enumerate(("one", "two", "three"))])
     assert list(zip(table["first"], table["second"], strict=True)) == [
         ("one", "two"),
         ("one", "three"),
         ("two", "three"),
     ]
     assert (table.p_corrected >= table.p).all()
+    assert (table.seeds == 1).all()
+
+
+def test_models_are_paired_on_the_seeds_that_both_have() -> None:
+    answers = {("one", 0): 0, ("one", 1): 1, ("two", 2): 2, ("two", 0): 3, ("three", 0): 4, ("four", 5): 5}
+    fits = {key: run(other(number), model=key[0], seed=key[1]) for key, number in answers.items()}
+    table = compare_models(list(fits.values())).set_index(["first", "second"])
+    assert set(table.index) == {("one", "two"), ("one", "three"), ("two", "three")}
+    assert (table.seeds == 1).all()
+    expected = score(other(0))[MACRO] - score(other(3))[MACRO]
+    assert table.difference["one", "two"] == pytest.approx(expected)
+    both = compare_models([*fits.values(), run(other(6), model="three", seed=1)]).set_index(["first", "second"])
+    pair = both.loc[("one", "three")]
+    by_seed = [score(other(ours))[MACRO] - score(other(theirs))[MACRO] for ours, theirs in ((0, 4), (1, 6))]
+    assert pair.seeds == 2
+    assert pair.difference == pytest.approx(np.mean(by_seed))
+    assert pair.sd == pytest.approx(np.std(by_seed, ddof=1))
 
 
 def test_seeds_tested_on_different_images_are_not_averaged() -> None:

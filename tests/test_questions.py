@@ -1,25 +1,31 @@
 """Questions that several configurations answer together: the right runs are compared, and the numbers are theirs."""
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from medtransfer.evaluation.agreement import WAYS, agree
 from medtransfer.evaluation.comparison import Run
+from medtransfer.evaluation.families import LATTICE, RECIPES, SIZES, TALK, family, question
 from medtransfer.evaluation.metrics import MACRO
 from medtransfer.evaluation.questions import block_counts, data_sizes, find_pair, recipe_changes
-from medtransfer.params import BLOCKS, Params
+from medtransfer.params import BLOCKS, Configuration, Params
 
 NOTHING = pd.DataFrame()
 
 
 def fit(params: Params, model: str, **configuration: object) -> Run:
     """A run of which only the record counts here."""
-    chosen = {"weights": "imagenet", "trainable": "all", **configuration}
+    chosen = Configuration.model_validate({"weights": "imagenet", "trainable": "all", **configuration})
     record = {
         "dataset": "ham10000", "model": model, "seed": 0, "kind": "network",
-        "training_images": int(1000 * float(str(chosen.get("fraction") or 1))),
-        "hyperparameters": {"train": params.train.model_dump(), "configuration": chosen},
+        "training_images": int(1000 * (chosen.fraction or 1)),
+        "hyperparameters": {
+            "train": chosen.recipe(params.train, "ham10000").model_dump(),
+            "configuration": chosen.model_dump(exclude_none=True),
+        },
     }  # fmt: skip
     return Run(record, NOTHING, NOTHING)
 
@@ -49,6 +55,7 @@ def test_blocks_are_counted_from_either_end(params: Params) -> None:
         fit(params, "random", weights="random"),
         fit(params, "caffe", scaling="caffe"),
         fit(params, "few", fraction=0.1),
+        fit(params, "sgd_first", trainable=["block1"], optimizer="sgd"),
     ]
     table = block_counts(runs, scores(runs)).set_index(["start", "blocks"])
     assert table.model.to_dict() == {
@@ -65,6 +72,7 @@ def test_data_sizes_are_those_of_whole_networks_with_the_common_recipe(params: P
         fit(params, "all_10", fraction=0.1),
         fit(params, "random_10", weights="random", fraction=0.1),
         fit(params, "weighted_10", fraction=0.1, balance="class_weights"),
+        fit(params, "caffe", scaling="caffe"),
         fit(params, "head_10", fraction=0.1, trainable="head"),
         fit(params, "chain_10", fraction=0.1, weights="ham10000/all"),
     ]
@@ -83,15 +91,50 @@ def test_a_recipe_is_compared_with_what_differs_from_it_in_one_thing(params: Par
         fit(params, "weighted", balance="class_weights", learning_rate=3e-5),
         fit(params, "both", balance="sampling", scaling="caffe"),
         fit(params, "few", fraction=0.1),
+        fit(params, "head_sgd", trainable="head", optimizer="sgd"),
     ]
     pair = {"dataset": "ham10000", "difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.01, "p_corrected": 0.02}
     names = [run.model for run in runs]
     pairs = pd.DataFrame([{**pair, "first": one, "second": two} for one in names for two in names if one < two])
     table = recipe_changes(runs, pairs).set_index("model")
-    assert table.base.to_dict() == {"caffe": "all", "weighted": "all"}
-    assert table["change"].to_dict() == {"caffe": "scaling: caffe", "weighted": "balance: class_weights"}
+    assert table.base.to_dict() == {"caffe": "all", "weighted": "all", "head_sgd": "head"}
+    assert table["change"].to_dict() == {
+        "caffe": "scaling: caffe", "weighted": "balance: class_weights", "head_sgd": "optimizer: sgd",
+    }  # fmt: skip
     assert list(table[["difference", "low", "high"]].loc["weighted"]) == [-0.2, -0.3, -0.1]  # the pair has all first
     assert find_pair(pairs, "ham10000", "all", "nothing") is None
+
+
+def test_each_pair_answers_one_question_or_none(params: Params) -> None:
+    runs = {
+        "tree": baseline(),
+        "random": fit(params, "random", weights="random"),
+        "all": fit(params, "all"),
+        "first": fit(params, "first", trainable=["block1"]),
+        "chain": fit(params, "chain", weights="ham10000/all"),
+        "last_two": fit(params, "last_two", trainable=["block4", "block5"]),
+        "first_two": fit(params, "first_two", trainable=["block1", "block2"]),
+        "caffe": fit(params, "caffe", scaling="caffe"),
+        "both": fit(params, "both", scaling="caffe", balance="sampling"),
+        "all_10": fit(params, "all_10", fraction=0.1),
+        "random_10": fit(params, "random_10", weights="random", fraction=0.1),
+        "random_5": fit(params, "random_5", weights="random", fraction=0.05),
+    }
+    pairs = {
+        frozenset(pair): asked
+        for pair in combinations(runs, 2)
+        if (asked := question(*(runs[name].record for name in pair)))
+    }
+    talk = ("tree", "random", "all", "first", "chain")
+    assert pairs == {
+        **{frozenset(pair): TALK for pair in combinations(talk, 2)},
+        **{frozenset(pair): LATTICE for pair in combinations(("all", "first", "last_two", "first_two"), 2)},
+        frozenset(("all", "first")): TALK,
+        frozenset(("all", "caffe")): RECIPES,
+        frozenset(("all_10", "random_10")): SIZES,
+    }
+    assert {family(runs[name].record) for name in talk} == {TALK}
+    assert family(runs["both"].record) == RECIPES
 
 
 def layer_tables(order: dict[str, list[float]]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

@@ -46,6 +46,7 @@ Rates = Annotated[
     Discriminator(lambda value: RATES if isinstance(value, dict) else RATE),
 ]
 Scaling = Literal["talk", "caffe"]
+Optimizer = Literal["adam", "sgd", "rmsprop"]
 Balance = Literal["none", "class_weights", "sampling"]
 AUTO = "auto"
 # Read as what this machine computes in, so that no other module knows `auto`.
@@ -143,7 +144,7 @@ class TrainParams(Section):
     batch_size: PositiveInt
     epochs: PositiveInt
     patience: PositiveInt
-    optimizer: Literal["adam", "sgd", "rmsprop"]
+    optimizer: Optimizer
     learning_rate: Rate
     dense_units: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
@@ -177,6 +178,7 @@ class Configuration(Section):
     weights: Annotated[str, Field(pattern=r"^(random|imagenet|[a-z][a-z0-9_]*/[a-z][a-z0-9_]*)$")]
     trainable: str | list[str]
     learning_rate: Rates | None = None
+    optimizer: Optimizer | None = None
     scaling: Scaling | None = None
     balance: Balance | None = None
     fraction: Part | None = None

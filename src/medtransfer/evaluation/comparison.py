@@ -5,11 +5,13 @@ from typing import Any
 
 import pandas as pd
 
+from medtransfer.evaluation.families import family
 from medtransfer.evaluation.intervals import intervals
 from medtransfer.evaluation.metrics import MACRO, MICRO, score
 from medtransfer.evaluation.predictions import classes_of
 from medtransfer.evaluation.published import published_f1
 
+COLUMNS = ["dataset", "model", "family", "class", "seeds", "f1", "low", "high", "published", "test_images", "synthetic"]
 # The low and high ends of each score's interval, by data set and model.
 Spans = dict[tuple[str, str], dict[str, tuple[float, float]]]
 
@@ -64,7 +66,7 @@ def compare(runs: list[Run], spans: Spans) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        dataset, model, class (or an average), seeds, f1 (mean over seeds), low and high (95%
+        dataset, model, family (see `families`), class (or an average), seeds, f1 (mean over seeds), low and high (95%
         interval over groups), published (missing where the talk has none),
         test_images, synthetic.
     """
@@ -75,6 +77,7 @@ def compare(runs: list[Run], spans: Spans) -> pd.DataFrame:
             {
                 "dataset": dataset,
                 "model": model,
+                "family": family(fits[0].record),
                 "class": name,
                 "seeds": len(fits),
                 "f1": scores[name],
@@ -86,7 +89,7 @@ def compare(runs: list[Run], spans: Spans) -> pd.DataFrame:
             for name in [*classes_of(fits[0].predictions), MICRO, MACRO]
         ]
     table = pd.DataFrame(rows).merge(published_f1(), how="left", on=["dataset", "model", "class"])
-    return table[["dataset", "model", "class", "seeds", "f1", "low", "high", "published", "test_images", "synthetic"]]
+    return table[COLUMNS]
 
 
 def by_model(runs: list[Run]) -> list[tuple[str, str, list[Run]]]:

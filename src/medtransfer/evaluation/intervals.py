@@ -58,8 +58,9 @@ def compare_pair(first: list[pd.DataFrame], second: list[pd.DataFrame], seed: in
     Returns
     -------
     dict
-        `difference` (first less second), `low` and `high` of its 95% bootstrap interval over groups, and
-        `p`, of a permutation test that swaps the two models' answers to whole groups.
+        `difference` (first less second), `low` and `high` of its 95% bootstrap interval over groups, `sd` of the
+        differences of single seeds (NaN for one), and `p`, of a permutation test that swaps the two models'
+        answers to whole groups.
 
     Raises
     ------
@@ -72,10 +73,12 @@ def compare_pair(first: list[pd.DataFrame], second: list[pd.DataFrame], seed: in
     ours, theirs = (np.stack([counts_by_group(predictions) for predictions in fits]) for fits in (first, second))
     weights = draw_weights(first[0], seed)
     low, high = span((_macro(_weigh(ours, weights)) - _macro(_weigh(theirs, weights))).mean(axis=0))
+    by_seed = _macro(ours.sum(axis=1)) - _macro(theirs.sum(axis=1))
     return {
-        "difference": float((_macro(ours.sum(axis=1)) - _macro(theirs.sum(axis=1))).mean()),
+        "difference": float(by_seed.mean()),
         "low": float(low),
         "high": float(high),
+        "sd": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else float("nan"),
         "p": _permute(ours, theirs, seed),
     }
 

@@ -1,15 +1,13 @@
 """What several configurations answer together: how many blocks to train, how many images, which recipe."""
 
-from typing import Any
-
 import pandas as pd
 
 from medtransfer.evaluation.comparison import Run, by_model
+from medtransfer.evaluation.families import changed_recipe, configuration_of, overrides
 from medtransfer.evaluation.metrics import MACRO
-from medtransfer.params import BLOCKS, Configuration, TrainParams
+from medtransfer.params import BLOCKS
 
 SCORES = ["f1", "low", "high"]
-RECIPE = ("scaling", "balance")
 
 
 def block_counts(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
@@ -24,8 +22,8 @@ def block_counts(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for dataset, model, fits in _networks(runs):
-        configuration, recipe, common = _settings(fits[0].record)
-        if configuration.weights != "imagenet" or recipe != common:
+        configuration = configuration_of(fits[0].record)
+        if configuration.weights != "imagenet" or overrides(fits[0].record):
             continue
         trained = configuration.blocks
         for start, blocks in (("first", BLOCKS[: len(trained)]), ("last", BLOCKS[len(BLOCKS) - len(trained) :])):
@@ -44,16 +42,16 @@ def data_sizes(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for dataset, model, fits in _networks(runs):
-        configuration, recipe, common = _settings(fits[0].record)
-        same = all(getattr(recipe, name) == getattr(common, name) for name in RECIPE)
-        if configuration.weights in ("random", "imagenet") and configuration.blocks == BLOCKS and same:
+        record = fits[0].record
+        configuration, changed = configuration_of(record), set(overrides(record))
+        if configuration.weights in ("random", "imagenet") and configuration.blocks == BLOCKS and changed <= {"fraction"}:
             rows.append(
                 {
                     "dataset": dataset,
                     "model": model,
                     "weights": configuration.weights,
-                    "fraction": recipe.fraction,
-                    "images": fits[0].record["training_images"],
+                    "fraction": record["hyperparameters"]["train"]["fraction"],
+                    "images": record["training_images"],
                 }
             )
     columns = ["dataset", "model", "weights", "fraction", "images"]
@@ -61,7 +59,7 @@ def data_sizes(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
 
 
 def recipe_changes(runs: list[Run], pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return every pair of networks that differ in the scaling of pixels or in the balance of classes alone.
+    """Return every network beside the one that differs from it in scaling, balance or optimizer alone.
 
     Returns
     -------
@@ -71,7 +69,7 @@ def recipe_changes(runs: list[Run], pairs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for dataset, model, fits in _networks(runs):
         for other_dataset, base, others in _networks(runs):
-            change = _change(fits[0].record, others[0].record) if dataset == other_dataset else None
+            change = changed_recipe(fits[0].record, others[0].record) if dataset == other_dataset else None
             found = find_pair(pairs, dataset, model, base) if change else None
             if found:
                 rows.append({"dataset": dataset, "model": model, "base": base, "change": change, **found})
@@ -95,29 +93,6 @@ def find_pair(pairs: pd.DataFrame, dataset: str, first: str, second: str) -> dic
 
 def _networks(runs: list[Run]) -> list[tuple[str, str, list[Run]]]:
     return [entry for entry in by_model(runs) if entry[2][0].record["kind"] == "network"]
-
-
-def _settings(record: dict[str, Any]) -> tuple[Configuration, TrainParams, TrainParams]:
-    """Return a fit's configuration, the recipe that it was trained with and the study's common one.
-
-    The learning rate, which is tuned for each configuration, is the common one in both.
-    """
-    train = TrainParams.model_validate(record["hyperparameters"]["train"])
-    configuration = Configuration.model_validate(record["hyperparameters"]["configuration"])
-    recipe = configuration.recipe(train, record["dataset"])
-    return configuration, recipe.model_copy(update={"learning_rate": train.learning_rate}), train
-
-
-def _change(record: dict[str, Any], base: dict[str, Any]) -> str | None:
-    """Say what a fit's recipe has and its base's has not, where that is one of RECIPE and all else is the same."""
-    configuration, recipe, _ = _settings(record)
-    other, plain, common = _settings(base)
-    if (configuration.weights, configuration.blocks) != (other.weights, other.blocks) or plain != common:
-        return None
-    changed = {name: value for name, value in recipe if getattr(plain, name) != value}
-    if len(changed) != 1 or not set(changed) <= set(RECIPE):
-        return None
-    return ", ".join(f"{name}: {value}" for name, value in changed.items())
 
 
 def _with_scores(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:

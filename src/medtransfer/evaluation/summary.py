@@ -1,16 +1,20 @@
 """Every measure of every model with its interval, and every pair of models compared."""
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from medtransfer.evaluation.calibration import fit_temperature, scale
 from medtransfer.evaluation.comparison import Run, Spans, by_model
+from medtransfer.evaluation.families import family, question
 from medtransfer.evaluation.intervals import MEASURES, compare_pair, correct, intervals
 from medtransfer.evaluation.metrics import BRIER, CALIBRATION, score
 
-PAIR_COLUMNS = ["dataset", "first", "second", "difference", "low", "high", "p", "p_corrected"]
+PAIR_COLUMNS = [
+    "dataset", "family", "first", "second", "seeds", "difference", "low", "high", "sd", "p", "p_corrected"
+]  # fmt: skip
 # Scaling keeps the order of the classes: only what looks at the probabilities themselves changes.
 SCALED = {name: f"{name}, scaled" for name in (BRIER, CALIBRATION)}
 
@@ -26,30 +30,31 @@ def summarise(runs: list[Run], spans: Spans) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        dataset, model, measure (MEASURES; SCALED after temperature scaling on the validation images, for
+        dataset, model, family (see `families`), measure (MEASURES; SCALED after temperature scaling on the validation images, for
         models that kept their predictions for those), value (mean over seeds), low and high (95% interval
         over groups), seeds, sd (over the seeds, whose test images are the same; missing for one seed).
     """
     rows = []
     for dataset, model, fits in by_model(runs):
         tables = [run.predictions for run in fits]
-        rows += _rows(dataset, model, tables, {name: name for name in MEASURES}, spans[dataset, model])
+        rows += _rows(fits[0], tables, {name: name for name in MEASURES}, spans[dataset, model])
         if all(run.validation is not None for run in fits):
             scaled = [
                 scale(run.predictions, fit_temperature(run.validation)) for run in fits if run.validation is not None
             ]
-            rows += _rows(dataset, model, scaled, SCALED, intervals(scaled, fits[0].seed))
+            rows += _rows(fits[0], scaled, SCALED, intervals(scaled, fits[0].seed))
     return pd.DataFrame(rows)
 
 
 def _rows(
-    dataset: str, model: str, tables: list[pd.DataFrame], names: dict[str, str], spans: dict[str, tuple[float, float]]
+    run: Run, tables: list[pd.DataFrame], names: dict[str, str], spans: dict[str, tuple[float, float]]
 ) -> list[dict[str, object]]:
     scores = pd.DataFrame([score(table) for table in tables])
     return [
         {
-            "dataset": dataset,
-            "model": model,
+            "dataset": run.dataset,
+            "model": run.model,
+            "family": family(run.record),
             "measure": shown,
             "value": scores[name].mean(),
             "low": spans[name][0],
@@ -62,24 +67,33 @@ def _rows(
 
 
 def compare_models(runs: list[Run]) -> pd.DataFrame:
-    """Return every pair of models of a data set, compared by macro F1 on the same images.
+    """Return the pairs of models of a data set, compared by macro F1 on the same images and with the same seeds.
 
     Returns
     -------
     DataFrame
-        dataset, first, second, difference, low, high, p, p_corrected (for all pairs of the data set).
-        Models with different numbers of seeds are left out.
+        dataset, family (the question that the pair answers, see `families`), first, second, seeds (how many both
+        have), difference, low, high, sd (of the differences of single seeds; missing for one seed), p, p_corrected
+        (for all pairs of the data set and family). Pairs that answer no question are left out, as are those
+        without a seed in common.
     """
     rows = []
     for dataset in dict.fromkeys(run.dataset for run in runs):
-        models = {model: fits for name, model, fits in by_model(runs) if name == dataset}
-        own: list[dict[str, object]] = []
-        for first, second in combinations(models, 2):
-            if len(models[first]) == len(models[second]):
-                one, other = ([run.predictions for run in models[name]] for name in (first, second))
-                found = compare_pair(one, other, seed=models[first][0].seed)
-                own.append({"dataset": dataset, "first": first, "second": second, **found})
-        if own:
-            corrected = correct(np.array([row["p"] for row in own]))
-            rows += [{**row, "p_corrected": value} for row, value in zip(own, corrected, strict=True)]
+        models = [fits for name, _, fits in by_model(runs) if name == dataset]
+        pairs = [pair for one, other in combinations(models, 2) if (pair := _compare(one, other))]
+        for asked in dict.fromkeys(pair["family"] for pair in pairs):
+            own = [pair for pair in pairs if pair["family"] == asked]
+            corrected = correct(np.array([pair["p"] for pair in own]))
+            rows += [{**pair, "p_corrected": value} for pair, value in zip(own, corrected, strict=True)]
     return pd.DataFrame(rows, columns=PAIR_COLUMNS)
+
+
+def _compare(first: list[Run], second: list[Run]) -> dict[str, Any] | None:
+    asked = question(first[0].record, second[0].record)
+    ours, theirs = ({run.seed: run.predictions for run in fits} for fits in (first, second))
+    seeds = sorted(set(ours) & set(theirs))
+    if asked is None or not seeds:
+        return None
+    found = compare_pair([ours[seed] for seed in seeds], [theirs[seed] for seed in seeds], seed=seeds[0])
+    names = {"dataset": first[0].dataset, "family": asked, "first": first[0].model, "second": second[0].model}
+    return {**names, "seeds": len(seeds), **found}
