@@ -33,7 +33,7 @@ TOLERANCE = 1e-5
 def one_fit(blocks):
     model = vgg16.build_vgg16(32, 2, settings, seed=0)
     vgg16.set_trainable(model, blocks)
-    network, inputs = leave_out_prefix(model, blocks, settings, pixels, 1)
+    network, inputs, _ = leave_out_prefix(model, blocks, settings, pixels, 1)
     # Neither part can be divided by four.
     parts = Batches(inputs, np.arange(21), labels, 8, 0), Batches(inputs, np.arange(21, 27), labels, 8)
     history = fit(network, *parts, settings)

@@ -71,8 +71,8 @@ def test_the_parts_behind_each_other_are_the_network(
 
 
 def test_features_are_computed_once(tmp_path: Path) -> None:
-    first = features.stored_features(made_from(), SHAPE, rows, features.GB)
-    again = features.stored_features(made_from(), SHAPE, never, features.GB)
+    first, _ = features.stored_features(made_from(), SHAPE, rows, features.GB)
+    again, _ = features.stored_features(made_from(), SHAPE, never, features.GB)
     assert first is not None
     assert again is not None
     assert isinstance(again, np.memmap)
@@ -83,13 +83,27 @@ def test_features_are_computed_once(tmp_path: Path) -> None:
         features.stored_features(made_from("b"), SHAPE, never, features.GB)
 
 
+def test_the_seconds_of_computing_are_kept_for_those_who_find_them_done() -> None:
+    def slow(start: int) -> Iterator[np.ndarray]:
+        time.sleep(0.2)
+        return rows(start)
+
+    assert features.stored_features(made_from(), SHAPE, slow, features.GB)[1] == 0
+    (entry,) = features.entries()
+    again = features.stored_features(made_from(), SHAPE, never, features.GB)[1]
+    assert again == entry["made_from"]["seconds"]
+    assert again is not None
+    assert again >= 0.2
+    assert features.stored_features(made_from("b"), SHAPE, never, 100)[1] == 0
+
+
 def test_bfloat16_is_kept_in_two_bytes_and_to_the_bit() -> None:
     dtype = features.DTYPES["mixed_bfloat16"]
 
     def halves(start: int) -> Iterator[np.ndarray]:
         return (batch.astype(dtype) / 3 for batch in rows(start))
 
-    stored = features.stored_features(made_from(precision="mixed_bfloat16"), SHAPE, halves, features.GB)
+    stored, _ = features.stored_features(made_from(precision="mixed_bfloat16"), SHAPE, halves, features.GB)
     assert stored is not None
     assert stored.dtype == dtype
     assert (np.asarray(stored) == np.concatenate(list(halves(0)))).all()
@@ -117,8 +131,10 @@ def test_an_interrupted_fill_goes_on_where_it_stopped() -> None:
     (unfinished,) = features.store().glob("*/features.npy")
     with unfinished.open("ab") as file:
         file.write(b"\0" * 7)
-    stored = features.stored_features(made_from(), SHAPE, watched, features.GB)
+    stored, _ = features.stored_features(made_from(), SHAPE, watched, features.GB)
     assert starts == [4]
+    # What was computed before the interruption was not timed.
+    assert features.stored_features(made_from(), SHAPE, never, features.GB)[1] is None
     assert stored is not None
     assert (stored == np.concatenate(list(rows(0)))).all()
 
@@ -138,11 +154,11 @@ def test_without_room_the_run_goes_on_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "medtransfer")
-    assert features.stored_features(made_from(), SHAPE, never, 100) is None
+    assert features.stored_features(made_from(), SHAPE, never, 100)[0] is None
     assert "cache.max_gb is 1e-07" in caplog.text
     usage = shutil.disk_usage("/")._replace(free=features.SPARE_BYTES)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    assert features.stored_features(made_from(), SHAPE, never, features.GB) is None
+    assert features.stored_features(made_from(), SHAPE, never, features.GB)[0] is None
     assert "GB free" in caplog.text
     assert features.entries() == []
 
@@ -154,7 +170,7 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(caplog: pytest.LogCaptureFix
         yield from list(rows(start))[:2]
         raise OSError(28, "No space left on device")
 
-    assert features.stored_features(made_from(), SHAPE, full, features.GB) is None
+    assert features.stored_features(made_from(), SHAPE, full, features.GB)[0] is None
     assert "No space left" in caplog.text
     assert list(features.store().glob("*/*")) == []
 
@@ -165,10 +181,10 @@ def test_what_another_process_fills_is_left_alone() -> None:
     def meanwhile(start: int) -> Iterator[np.ndarray]:
         yield from rows(start)
         # The lock is this process's own, which a second lock object cannot take either.
-        assert features.stored_features(made_from("b"), SHAPE, never, 1.5 * one) is None
+        assert features.stored_features(made_from("b"), SHAPE, never, 1.5 * one)[0] is None
         assert features.clear() == 0
 
-    assert features.stored_features(made_from(), SHAPE, meanwhile, 1.5 * one) is not None
+    assert features.stored_features(made_from(), SHAPE, meanwhile, 1.5 * one)[0] is not None
     assert features.clear() == one
     assert features.entries() == []
 
@@ -180,7 +196,7 @@ def _fill_slowly(counter: Path) -> None:
         time.sleep(0.3)
         return rows(start)
 
-    assert features.stored_features(made_from(), SHAPE, slow, features.GB) is not None
+    assert features.stored_features(made_from(), SHAPE, slow, features.GB)[0] is not None
 
 
 def test_processes_that_want_the_same_features_compute_them_once(tmp_path: Path) -> None:
@@ -206,7 +222,7 @@ def test_a_run_is_the_same_with_and_without_the_store(
         make_deterministic()
         model = vgg16.build_vgg16(SIZE, CLASSES, settings, seed=3)
         vgg16.set_trainable(model, blocks)
-        network, inputs = leave_out_prefix(model, blocks, settings, images, max_gb)
+        network, inputs, _ = leave_out_prefix(model, blocks, settings, images, max_gb)
         assert (network is model) == (max_gb == 0)
         training = Batches(inputs, np.arange(50), labels, 8, seed=3)
         validation = Batches(inputs, np.arange(50, 70), labels, 8)
@@ -224,7 +240,7 @@ def test_damaged_features_are_computed_again(caplog: pytest.LogCaptureFixture) -
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    again = features.stored_features(made_from(), SHAPE, rows, features.GB)
+    again, _ = features.stored_features(made_from(), SHAPE, rows, features.GB)
     assert again is not None
     assert (again == np.concatenate(list(rows(0)))).all()
     assert "damaged" in caplog.text

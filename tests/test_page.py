@@ -18,7 +18,9 @@ from medtransfer.cli import cli
 from medtransfer.evaluation.agreement import WAYS
 from medtransfer.evaluation.claims import CLAIMS, judge
 from medtransfer.evaluation.comparison import Run
-from medtransfer.params import read_params
+from medtransfer.evaluation.families import TALK
+from medtransfer.params import Configuration, read_params
+from medtransfer.report import tables
 from medtransfer.report.page import build_page
 from medtransfer.report.sentences import answer, collapses, guess, which_layers
 from medtransfer.report.study import Layers, Study
@@ -39,11 +41,12 @@ QUESTIONS = """<script>addEventListener("load", () => {
 });</script>"""
 
 
-TRAIN = read_params(PROJECT / "params.yaml").train.model_dump()
+TRAIN = read_params(PROJECT / "params.yaml").train
 
 
 def run(dataset: str, model: str, right: float, images: int = 200, **own: object) -> Run:
-    """A run that is right about a share of the images."""
+    """A run that is right about a share of the images; `own` is what its configuration says."""
+    configuration = Configuration.model_validate({"weights": "imagenet", "trainable": "all", **own})
     classes = ["NORMAL", "PNEUMONIA"]
     codes = np.arange(images) % 2
     told = np.where(np.random.default_rng(len(model)).random(images) < right, codes, 1 - codes)
@@ -55,7 +58,10 @@ def run(dataset: str, model: str, right: float, images: int = 200, **own: object
         "dataset": dataset, "model": model, "seed": 0, "synthetic": False, "image_size": 32, "split_by": "group",
         "data_version": "abc.dir", "precision": "float32", "backend": "tensorflow", "device": "CPU", "seconds": 2.0,
         "git_commit": "0123456789", "epochs": 2, "best_epoch": 1, "kind": "network", "training_images": 100,
-        "hyperparameters": {"train": TRAIN, "configuration": {"weights": "imagenet", "trainable": "all", **own}},
+        "hyperparameters": {
+            "train": configuration.recipe(TRAIN, dataset).model_dump(),
+            "configuration": configuration.model_dump(exclude_none=True),
+        },
     }  # fmt: skip
     history = pd.DataFrame({"epoch": [1, 2], "val_loss": [0.5, 0.6]})
     return Run(record, frame, history)
@@ -92,6 +98,25 @@ def test_the_cheapest_of_those_that_are_not_clearly_worse_is_named() -> None:
     fits[0].record["seconds"] = 1.0
     assert "slow scores" in answer(evaluate_study("s", fits))[-1]
     assert "nothing cheaper comes near" in answer(evaluate_study("s", [run("d", "best", 0.99), fits[2]]))[-1]
+
+
+def test_the_cheapest_counts_the_features_and_was_compared_with_the_best() -> None:
+    fits = [run("d", "slow", 0.94), run("d", "quick", 0.9), run("d", "other", 0.6)]
+    for fit, seconds in zip(fits, (100.0, 10.0, 1.0), strict=True):
+        fit.record["seconds"] = seconds
+    fits[2].record["seed"] = 7  # no seed in common with the best: nobody knows whether it is worse
+    assert "quick scores" in answer(evaluate_study("s", fits))[-1]
+    assert "already stored" not in answer(evaluate_study("s", fits))[-1]
+    fits[1].record["stored_features"] = True
+    assert (
+        "10 s of training (without the time to compute features that were already stored)"
+        in (answer(evaluate_study("s", fits))[-1])
+    )
+    fits[1].record["feature_seconds"] = 30.0
+    assert "quick scores 0.9" in answer(evaluate_study("s", fits))[-1]
+    assert "after 40 s of training, not clearly" in answer(evaluate_study("s", fits))[-1]
+    fits[1].record["feature_seconds"] = 95.0
+    assert "nothing cheaper comes near" in answer(evaluate_study("s", fits))[-1]
 
 
 def test_a_claim_is_decided_whichever_model_comes_first_in_its_pair() -> None:
@@ -171,6 +196,32 @@ def test_what_only_a_larger_study_can_answer_is_drawn() -> None:
     assert "scaling: caffe" in small
     large = build_page([evaluate_study("s", [*fits, run("chest_xray", "imagenet_all_5", 0.6, fraction=0.05)])])
     assert "When transfer pays" in large
+
+
+def test_more_configurations_change_no_answer_and_no_table_of_the_talk() -> None:
+    fits = [
+        run("chest_xray", "cnn_random", 0.8, weights="random"),
+        run("chest_xray", "imagenet_all", 0.9),
+        run("chest_xray", "imagenet_head", 0.85, trainable="head"),
+    ]
+    more = [
+        run("chest_xray", "all_caffe", 0.9, scaling="caffe"),
+        run("chest_xray", "all_10", 0.7, fraction=0.1),
+        run("chest_xray", "random_10", 0.5, weights="random", fraction=0.1),
+        run("chest_xray", "last_two", 0.9, trainable=["block4", "block5"]),
+    ]
+    small, large = evaluate_study("s", fits), evaluate_study("s", [*fits, *more])
+    of_the_talk = large.pairs[large.pairs.family == TALK].reset_index(drop=True)
+    pd.testing.assert_frame_equal(of_the_talk, small.pairs)
+    assert answer(large) == answer(small)
+    for shown in (tables.pivot, lambda table, dataset: tables.differences(large.pairs, dataset)):
+        assert not {"all_caffe", "all_10", "last_two"} & set(shown(large.table, "chest_xray").columns)
+    assert set(tables.measures(large.summary, "chest_xray").index) == {run.model for run in fits}
+    beyond = dict(tables.beyond_the_talk(large.table, large.summary, large.pairs, large.runs))
+    assert [list(frame.index) for frame in beyond.values()] == [
+        [run.model for run in more], ["all_caffe"], ["100 (10%)", "100 (100%)"], ["imagenet_all", "imagenet_head"],
+    ]  # fmt: skip
+    assert tables.beyond_the_talk(small.table, small.summary, small.pairs, small.runs) == []
 
 
 def test_the_readme_says_what_the_committed_results_say() -> None:

@@ -11,11 +11,11 @@ from rich.console import Console
 from conftest import PROJECT
 from medtransfer.evaluation.comparison import Run, compare, score_intervals
 from medtransfer.evaluation.summary import compare_models, summarise
-from medtransfer.params import read_params
+from medtransfer.params import Configuration, read_params
 from medtransfer.report import figures, tables
 
-TRAIN = read_params(PROJECT / "params.yaml").train.model_dump()
-RATE = {"learning_rate": {"ham10000": 3e-4, "chest_xray": 7e-5}}
+TRAIN = read_params(PROJECT / "params.yaml").train
+CONFIGURATION = Configuration(weights="random", trainable="all", learning_rate={"ham10000": 3e-4, "chest_xray": 7e-5})
 
 
 def run(model: str, synthetic: bool, network: bool) -> Run:
@@ -27,9 +27,12 @@ def run(model: str, synthetic: bool, network: bool) -> Run:
         "dataset": "chest_xray", "model": model, "seed": 0, "synthetic": synthetic,
         "image_size": 32, "split_by": "image",
         "data_version": "abc.dir", "precision": "float32", "backend": "tensorflow", "device": "CPU x", "seconds": 1.25,
-        "git_commit": "0123456789abcdef-modified", "epochs": 4, "best_epoch": 2,
+        "git_commit": "0123456789abcdef-modified", "epochs": 4, "training_images": 100, "best_epoch": 2,
         "kind": "network" if network else "baseline",
-        "hyperparameters": {"train": TRAIN, "configuration": {"weights": "random", "trainable": "all", **RATE}},
+        "hyperparameters": {
+            "train": CONFIGURATION.recipe(TRAIN, "chest_xray").model_dump(),
+            "configuration": CONFIGURATION.model_dump(exclude_none=True),
+        },
     }  # fmt: skip
     history = pd.DataFrame({"epoch": [1, 2], "accuracy": [0.5, 0.6]})
     return Run(record, frame, history if network else None, frame.assign(split="validation") if network else None)

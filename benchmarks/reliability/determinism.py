@@ -89,7 +89,7 @@ def predictions(
     model = vgg16.build_vgg16(images.shape[1], len(classes), settings, seed)
     blocks = Configuration(weights="random", trainable=trainable).blocks
     vgg16.set_trainable(model, blocks)
-    network, inputs = leave_out_prefix(model, blocks, settings, images, max_gb)
+    network, inputs, _ = leave_out_prefix(model, blocks, settings, images, max_gb)
     labels = encode_labels(samples, classes)
     training = Batches(inputs, rows["train"], labels, settings.batch_size, seed)
     validation = Batches(inputs, rows["validation"], labels, settings.batch_size)

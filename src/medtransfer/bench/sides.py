@@ -78,7 +78,7 @@ def ours(
     with deterministic():
         model = _build(sample, settings, trainable, weights, seed)
         begin = time.perf_counter()
-        network, inputs = leave_out_prefix(model, trainable, settings, sample.images, MAX_GB)
+        network, inputs, _ = leave_out_prefix(model, trainable, settings, sample.images, MAX_GB)
         seconds = time.perf_counter() - begin
         compile_network(network, settings)
     inputs, rows = place_on_device(inputs), np.arange(len(sample.images))

@@ -44,7 +44,11 @@ def data_sizes(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
     for dataset, model, fits in _networks(runs):
         record = fits[0].record
         configuration, changed = configuration_of(record), set(overrides(record))
-        if configuration.weights in ("random", "imagenet") and configuration.blocks == BLOCKS and changed <= {"fraction"}:
+        if (
+            configuration.weights in ("random", "imagenet")
+            and configuration.blocks == BLOCKS
+            and changed <= {"fraction"}
+        ):
             rows.append(
                 {
                     "dataset": dataset,

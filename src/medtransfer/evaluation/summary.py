@@ -30,9 +30,9 @@ def summarise(runs: list[Run], spans: Spans) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        dataset, model, family (see `families`), measure (MEASURES; SCALED after temperature scaling on the validation images, for
-        models that kept their predictions for those), value (mean over seeds), low and high (95% interval
-        over groups), seeds, sd (over the seeds, whose test images are the same; missing for one seed).
+        dataset, model, family (see `families`), measure (MEASURES; SCALED after temperature scaling on the
+        validation images, for models that kept their predictions for those), value (mean over seeds), low and
+        high (95% interval over groups), seeds, sd (over the seeds, whose test images are the same; missing for one).
     """
     rows = []
     for dataset, model, fits in by_model(runs):

@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from medtransfer.evaluation.agreement import agree
 from medtransfer.evaluation.comparison import by_model
 from medtransfer.evaluation.confusion import confusion
+from medtransfer.evaluation.families import TALK, family
 from medtransfer.evaluation.metrics import MACRO
 from medtransfer.evaluation.predictions import classes_of
-from medtransfer.evaluation.questions import block_counts, data_sizes, recipe_changes
+from medtransfer.evaluation.questions import block_counts, data_sizes
 from medtransfer.report import figures, tables
 from medtransfer.report.sentences import answer, collapses, guess, title, which_layers
-from medtransfer.report.study import Layers, Study
+from medtransfer.report.study import Layers, Study, cost, leaves_out_features
 
 POINTS = 3  # of a line, or it is not drawn
 # What a figure shows, and the figure.
@@ -34,7 +35,7 @@ def build_page(studies: list[Study]) -> str:
         synthetic=any(run.record["synthetic"] for study in studies for run in study.runs),
         synthetic_note=tables.SYNTHETIC_NOTE,
         answer=answer(studies[0]),
-        p_value=tables.p_value,
+        claims_note=tables.CLAIMS_NOTE,
         studies=[_view(study) for study in studies],
     )
 
@@ -42,14 +43,14 @@ def build_page(studies: list[Study]) -> str:
 def _view(study: Study) -> dict[str, Any]:
     return {
         "name": study.name,
-        "claims": study.claims.to_dict("records"),
+        "claims": _cells(tables.claims(study.claims)) if len(study.claims) else None,
         "datasets": [_dataset_view(study, dataset) for dataset in study.table.dataset.drop_duplicates()],
     }
 
 
 def overview(table: pd.DataFrame) -> Figure:
-    """Return a figure of the macro F1 of every model of every data set; `table` from `compare`."""
-    macro = table[table["class"] == MACRO]
+    """Return a figure of the macro F1 of the talk's models on every data set; `table` from `compare`."""
+    macro = table[(table["class"] == MACRO) & (table.family == TALK)]
     return figures.overview(
         {
             figures.mark(f"{dataset}, {own.test_images.iloc[0]} test images", bool(own.synthetic.any())): own
@@ -60,7 +61,6 @@ def overview(table: pd.DataFrame) -> Figure:
 
 def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
     runs = [run for run in study.runs if run.dataset == dataset]
-    changes = recipe_changes(runs, study.pairs)
     drawn = [*_scores(study, dataset), *_questions(study, dataset), *_each_model(study, dataset)]
     # Of a block that did not train there is nothing to ask.
     asked = [
@@ -76,7 +76,10 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
         "f1": _cells(tables.pivot(study.table, dataset)),
         "measures": _cells(tables.measures(study.summary, dataset)),
         "differences": _cells(tables.differences(study.pairs, dataset)),
-        "recipes": _cells(tables.recipes(changes, dataset)) if len(changes) else None,
+        "beyond": [
+            {"text": text, "table": _cells(frame)}
+            for text, frame in tables.beyond_the_talk(study.table, study.summary, study.pairs, runs)
+        ],
         "blocks": [_blocks(found) for found in asked],
         "provenance": _cells(tables.provenance(runs)),
         "figures": [{"text": text, "uri": _embed(_png(figure))} for text, figure in drawn]
@@ -94,9 +97,13 @@ def _blocks(found: Layers) -> dict[str, Any]:
 
 
 def _scores(study: Study, dataset: str) -> list[Drawn]:
-    part = study.table[(study.table.dataset == dataset) & (study.table["class"] == MACRO)]
+    part = study.table[
+        (study.table.dataset == dataset) & (study.table["class"] == MACRO) & (study.table.family == TALK)
+    ]
     fits = {model: own for name, model, own in by_model(study.runs) if name == dataset}
-    seconds = {model: sum(run.record["seconds"] for run in own) / len(own) for model, own in fits.items()}
+    seconds = {model: cost(own) for model, own in fits.items()}
+    warm = [model for model in part.model if leaves_out_features(fits[model])]
+    without = f" Without the time to compute features that were already stored: {', '.join(warm)}." if warm else ""
     mark = _synthetic(study, dataset)
     return [
         (
@@ -104,7 +111,7 @@ def _scores(study: Study, dataset: str) -> list[Drawn]:
             figures.scores(part, figures.mark(f"{dataset}: macro F1", mark)),
         ),
         (
-            "What each model costs: seconds of training against macro F1.",
+            f"What each model costs: seconds of training against macro F1.{without}",
             figures.cost(part, seconds, figures.mark(f"{dataset}: cost against macro F1", mark)),
         ),
     ]
@@ -154,7 +161,11 @@ def _largest_parts(tuning: pd.DataFrame) -> pd.DataFrame:
 
 
 def _each_model(study: Study, dataset: str) -> list[Drawn]:
-    models = [(model, fits) for name, model, fits in by_model(study.runs) if name == dataset]
+    models = [
+        (model, fits)
+        for name, model, fits in by_model(study.runs)
+        if name == dataset and family(fits[0].record) == TALK
+    ]
     confusions = {model: np.sum([confusion(run.predictions) for run in fits], axis=0) for model, fits in models}
     histories = {model: [run.history for run in fits if run.history is not None] for model, fits in models}
     histories = {model: found for model, found in histories.items() if found}

@@ -5,10 +5,11 @@ from typing import Any
 from medtransfer.evaluation.agreement import agree
 from medtransfer.evaluation.claims import LEVEL
 from medtransfer.evaluation.comparison import by_model
+from medtransfer.evaluation.families import TALK, family
 from medtransfer.evaluation.metrics import MACRO
 from medtransfer.evaluation.predictions import classes_of
 from medtransfer.evaluation.questions import find_pair
-from medtransfer.report.study import Layers, Study
+from medtransfer.report.study import Layers, Study, cost, leaves_out_features
 
 FROM_RANDOM, FROM_IMAGENET = "cnn_random", "imagenet_all"
 FIRST_BLOCK, LAST_BLOCK = "imagenet_first_block", "imagenet_last_block"
@@ -64,22 +65,28 @@ def _effect(pair: dict[Any, Any], where: str) -> str:
 
 
 def _cheapest(study: Study, dataset: str) -> str | None:
-    """Say which network takes the least time of those that are not worse than the best one, p < .05."""
-    fits = {model: own for name, model, own in by_model(study.runs) if name == dataset and own[0].history is not None}
+    """Say which of the talk's networks takes the least time of those that are not worse than the best one, p < .05."""
+    fits = {
+        model: own
+        for name, model, own in by_model(study.runs)
+        if name == dataset and own[0].history is not None and family(own[0].record) == TALK
+    }
     table = study.table[(study.table.dataset == dataset) & (study.table["class"] == MACRO)].set_index("model")
     if len(fits) < 2:
         return None
     best = str(table.f1[list(fits)].idxmax())
-    pairs = study.pairs[(study.pairs.dataset == dataset) & (study.pairs.p_corrected < LEVEL)]
-    worse = {*pairs["second"][pairs["first"] == best], *pairs["first"][pairs["second"] == best]}
-    equal = [model for model in fits if model not in worse]
-    seconds = {model: sum(run.record["seconds"] for run in fits[model]) / len(fits[model]) for model in equal}
+    compared = {model: find_pair(study.pairs, dataset, best, model) for model in fits if model != best}
+    equal = [best, *(model for model, pair in compared.items() if pair and pair["p_corrected"] >= LEVEL)]
+    seconds = {model: cost(fits[model]) for model in equal}
     cheap = min(seconds, key=lambda model: seconds[model])
     if cheap == best:
         return f"On {title(dataset)}, {best} scores best ({table.f1[best]:.2f}), and nothing cheaper comes near."
+    without = (
+        " (without the time to compute features that were already stored)" if leaves_out_features(fits[cheap]) else ""
+    )
     return (
-        f"On {title(dataset)}, {cheap} scores {table.f1[cheap]:.2f} after {seconds[cheap]:.0f} s of training, not "
-        f"clearly worse than the best, {best}, with {table.f1[best]:.2f} after {seconds[best]:.0f} s."
+        f"On {title(dataset)}, {cheap} scores {table.f1[cheap]:.2f} after {seconds[cheap]:.0f} s of training{without}, "
+        f"not clearly worse than the best, {best}, with {table.f1[best]:.2f} after {seconds[best]:.0f} s."
     )
 
 

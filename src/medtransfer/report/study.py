@@ -46,3 +46,14 @@ class Study:
     def claims(self) -> pd.DataFrame:
         """The talk's claims that the study can decide."""
         return judge(self.pairs)
+
+
+def cost(fits: list[Run]) -> float:
+    """Return the seconds of a fit, mean over seeds, with those of its features where another run computed them."""
+    # Of a null, and of what was committed before these seconds were kept, nobody knows: `leaves_out_features`.
+    return sum(run.record["seconds"] + (run.record.get("feature_seconds") or 0) for run in fits) / len(fits)
+
+
+def leaves_out_features(fits: list[Run]) -> bool:
+    """Return whether the cost of a model leaves out what computing features that were already stored took."""
+    return any(run.record.get("stored_features") and run.record.get("feature_seconds") is None for run in fits)

@@ -1,13 +1,16 @@
 """The comparison with the talk as Markdown and as a terminal table."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 from rich.table import Table
 
 from medtransfer.evaluation.agreement import WAYS, Agreement
+from medtransfer.evaluation.claims import judge
 from medtransfer.evaluation.comparison import Run
-from medtransfer.params import Configuration, TrainParams
+from medtransfer.evaluation.families import LATTICE, TALK
+from medtransfer.evaluation.questions import data_sizes, find_pair, recipe_changes
 
 SYNTHETIC_NOTE = (
     "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."
@@ -19,20 +22,47 @@ CELL_NOTE = (
 )
 
 
+CLAIMS_NOTE = (
+    "What the talk claims, tested as: the first model's macro F1 is higher than the second's; p corrected for the "
+    "number of claims."
+)
+
+
+def claims(decided: pd.DataFrame) -> pd.DataFrame:
+    """Return the talk's claims and what became of each: a row a claim, from `judge`."""
+    rows = [
+        {
+            "claim": row["sentence"],
+            "data set": row["dataset"],
+            "first": row["better"],
+            "second": row["worse"],
+            "difference": _difference(row),
+            "p": p_value(row["p_corrected"]),
+            "verdict": f"**{row['verdict']}**",
+        }
+        for row in decided.to_dict("records")
+    ]
+    return pd.DataFrame(rows).set_index("claim")
+
+
 def pivot(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Return one data set's comparison: a row a class, a column a model, cells as text in two lines."""
-    part = table[table.dataset == dataset]
+    """Return one data set's comparison with the talk: a row a class, a column a model of the talk's, then the seeds."""
+    part = table[(table.dataset == dataset) & (table.family == TALK)]
     text = part.apply(_cell, axis=1)
     frame = part.assign(text=text).pivot(index="class", columns="model", values="text")
-    return frame.loc[part["class"].drop_duplicates(), part.model.drop_duplicates()]
+    frame = frame.loc[part["class"].drop_duplicates(), part.model.drop_duplicates()]
+    frame.loc["seeds"] = part.drop_duplicates("model").seeds.map(str).to_list()
+    return frame
 
 
-def measures(summary: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Return one data set's measures: a row a model, a column a measure, cells as text in two lines."""
-    part = summary[summary.dataset == dataset]
+def measures(summary: pd.DataFrame, dataset: str, *, talk: bool = True) -> pd.DataFrame:
+    """Return the measures of the talk's models, or of the others: a row a model, a column a measure, then the seeds."""
+    part = summary[(summary.dataset == dataset) & ((summary.family == TALK) == talk)]
     text = [_measure(row) for row in part.to_dict("records")]
     frame = part.assign(text=text).pivot(index="model", columns="measure", values="text").fillna("-")
-    return frame.loc[part.model.drop_duplicates(), part.measure.drop_duplicates()]
+    frame = frame.loc[part.model.drop_duplicates(), part.measure.drop_duplicates()]
+    frame["seeds"] = part.drop_duplicates("model").seeds.map(str).to_list()
+    return frame
 
 
 def _measure(row: dict[Any, Any]) -> str:
@@ -40,9 +70,12 @@ def _measure(row: dict[Any, Any]) -> str:
     return f"{_short(row['value'])}{deviation}\n[{_short(row['low'])}, {_short(row['high'])}]"
 
 
-def differences(pairs: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Return one data set's differences in macro F1: a row and a column a model, bold where p < .05."""
-    part = pairs[pairs.dataset == dataset]
+def differences(pairs: pd.DataFrame, dataset: str, family: str = TALK) -> pd.DataFrame:
+    """Return the differences in macro F1 that answer one question: a row and a column a model, bold where p < .05.
+
+    An empty cell: the pair answers another question or has no seed in common.
+    """
+    part = pairs[(pairs.dataset == dataset) & (pairs.family == family)]
     names = list(dict.fromkeys([*part["first"], *part["second"]]))
     frame = pd.DataFrame("", index=pd.Index(names, name="model"), columns=names)
     for row in part.to_dict("records"):
@@ -69,6 +102,9 @@ def markdown(table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, ru
         From `compare`, `summarise` and `compare_models`.
     """
     lines = ["# Results", ""]
+    decided = judge(pairs)
+    if len(decided):
+        lines += [CLAIMS_NOTE, "", *_markdown_table(claims(decided)), ""]
     for dataset in table.dataset.drop_duplicates():
         own = [run for run in runs if run.dataset == dataset]
         record = own[0].record
@@ -92,26 +128,82 @@ def markdown(table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, ru
             "",
             *_markdown_table(differences(pairs, dataset)),
             "",
-            *_markdown_table(provenance(own)),
-            "",
         ]
+        for text, frame in beyond_the_talk(table, summary, pairs, own):
+            lines += [text, "", *_markdown_table(frame), ""]
+        lines += [*_markdown_table(provenance(own)), ""]
     return "\n".join(lines)
 
 
-def recipes(changes: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Return what a change of scaling or balance does to macro F1: a row a change, from `recipe_changes`."""
-    own = changes[changes.dataset == dataset]
+def beyond_the_talk(
+    table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, runs: list[Run]
+) -> list[tuple[str, pd.DataFrame]]:
+    """Return the tables of one data set's models that the talk has not, each with what it shows; `runs` are its own."""
+    dataset = runs[0].dataset
+    other = summary[(summary.dataset == dataset) & (summary.family != TALK)]
+    found = (
+        [("Models beyond the talk's: the same measures.", measures(summary, dataset, talk=False))] if len(other) else []
+    )
+    changes = recipe_changes(runs, pairs)
+    if len(changes):
+        text = (
+            "Another scaling of the pixels, balance of the classes or optimizer: the change of macro F1; p corrected "
+        )
+        found.append((text + "for the number of these changes.", recipes(changes)))
+    sizes = data_sizes(runs, table)
+    if sizes.fraction.nunique() > 1:
+        text = (
+            "Fewer training images: macro F1 from either weights, and what ImageNet's add; p corrected for the number "
+        )
+        found.append((text + "of fractions below 1, and for the talk's pairs at 1.", fewer_images(sizes, pairs)))
+    if ((pairs.dataset == dataset) & (pairs.family == LATTICE)).any():
+        text = "Other blocks: differences in macro F1, the row's model less the column's; bold where p < .05 after "
+        found.append((text + "correction for the number of these pairs.", differences(pairs, dataset, LATTICE)))
+    return found
+
+
+def recipes(changes: pd.DataFrame) -> pd.DataFrame:
+    """Return what a change of the recipe does to macro F1: a row a change, from `recipe_changes`."""
     rows = [
         {
             "model": row["model"],
             "instead of": row["base"],
             "change": row["change"],
-            "difference": f"{row['difference']:+.2f}\n[{row['low']:+.2f}, {row['high']:+.2f}]",
+            "difference": _difference(row),
             "p": p_value(row["p_corrected"]),
         }
-        for row in own.to_dict("records")
+        for row in changes.to_dict("records")
     ]
     return pd.DataFrame(rows, columns=["model", "instead of", "change", "difference", "p"]).set_index("model")
+
+
+def fewer_images(sizes: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return macro F1 from either weights against the training images: a row a fraction; `sizes` from `data_sizes`."""
+    rows = []
+    for fraction, part in sizes.sort_values("fraction").groupby("fraction"):
+        cells = {row["weights"]: _score(row) for row in part.to_dict("records")}
+        models = dict(zip(part.weights, part.model, strict=True))
+        pair = (
+            find_pair(pairs, part.dataset.iloc[0], models["imagenet"], models["random"]) if len(models) == 2 else None
+        )
+        rows.append(
+            {
+                "images": f"{part.images.iloc[0]} ({fraction:.0%})",
+                "random": cells.get("random", "-"),
+                "imagenet": cells.get("imagenet", "-"),
+                "difference": _difference(pair) if pair else "-",
+                "p": p_value(pair["p_corrected"]) if pair else "-",
+            }
+        )
+    return pd.DataFrame(rows).set_index("images")
+
+
+def _score(row: Mapping[Any, Any]) -> str:
+    return f"{_short(row['f1'])}\n[{_short(row['low'])}, {_short(row['high'])}]"
+
+
+def _difference(row: Mapping[Any, Any]) -> str:
+    return f"{row['difference']:+.2f}\n[{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
 def blocks(found: Agreement) -> pd.DataFrame:
@@ -159,9 +251,7 @@ def provenance(runs: list[Run]) -> pd.DataFrame:
 def _rate(record: dict[str, Any]) -> str:
     if record["kind"] != "network":
         return "-"
-    train = TrainParams.model_validate(record["hyperparameters"]["train"])
-    configuration = Configuration.model_validate(record["hyperparameters"]["configuration"])
-    return f"{configuration.recipe(train, record['dataset']).learning_rate:g}"
+    return f"{record['hyperparameters']['train']['learning_rate']:g}"
 
 
 def terminal(table: pd.DataFrame, dataset: str) -> Table:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from medtransfer import tracking
 from medtransfer.errors import UserError
+from medtransfer.evaluation.claims import judge
 from medtransfer.evaluation.comparison import Run, compare, score_intervals
 from medtransfer.evaluation.confusion import confusion, report
 from medtransfer.evaluation.predictions import classes_of, predicted_labels, read_predictions
@@ -58,8 +59,8 @@ def evaluate_runs(runs: list[Run]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataF
 def write_tables(
     table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, runs: list[Run], folder: Path
 ) -> None:
-    """Write TABLES as CSV, and all of them as results.md."""
-    for name, content in zip(TABLES, (table, summary, pairs), strict=True):
+    """Write TABLES and the talk's claims as CSV, and all of them as results.md."""
+    for name, content in zip((*TABLES, "claims"), (table, summary, pairs, judge(pairs)), strict=True):
         with whole_file(folder / f"{name}.csv") as path:
             content.round(6).to_csv(path, index=False)
     with whole_file(folder / "results.md") as path:

@@ -103,7 +103,9 @@ def _train(
     ):
         run.log_data(samples, dataset, {key: record[key] for key in ("data_source", "data_version")})
         begin = time.perf_counter()
-        network, inputs = leave_out_prefix(model, configuration.blocks, settings, images, params.cache.max_gb)
+        network, inputs, elsewhere = leave_out_prefix(
+            model, configuration.blocks, settings, images, params.cache.max_gb
+        )
         seconds = time.perf_counter() - begin
         # With the features in the store or not, the last digits differ.
         made_from["stored_features"] = network is not model
@@ -120,6 +122,7 @@ def _train(
         outcome = {
             "fit": fit_id,
             "stored_features": network is not model,
+            "feature_seconds": elsewhere,
             "training_images": len(used),
             "seconds": seconds + float(history.seconds.sum()),
             "epochs": len(history),

@@ -85,7 +85,7 @@ def _try(params: Params, dataset: str, name: str, rate: float, fraction: float, 
     model = vgg16.build_vgg16(description["image_size"], len(description["classes"]), settings, seed)
     load_start(model, configuration, params, seed)
     vgg16.set_trainable(model, configuration.blocks)
-    network, inputs = leave_out_prefix(model, configuration.blocks, settings, images, params.cache.max_gb)
+    network, inputs, _ = leave_out_prefix(model, configuration.blocks, settings, images, params.cache.max_gb)
     labels, rows = encode_labels(samples, description["classes"]), training_rows(samples, fraction, seed)
     validation = np.flatnonzero(samples.split == "validation")
     history = fit(

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def stored_features(
     shape: tuple[int, ...],
     compute: Callable[[int], Iterator[np.ndarray]],
     max_bytes: float,
-) -> np.ndarray | None:
+) -> tuple[np.ndarray | None, float | None]:
     """Return the memory-mapped features of `made_from`, computing them where the store has none.
 
     A fill that is interrupted goes on where it stopped. Two processes that want the same features
@@ -104,6 +105,9 @@ def stored_features(
     -------
     ndarray of `shape`, float32 or bfloat16, or None
         None where the bound or the disk is too small; the log says so.
+    float or None
+        The seconds that computing them took in an earlier run: 0 where it was this one or there are none, None
+        where nobody knows, since a fill was interrupted.
     """
     dtype = DTYPES[made_from["precision"]]
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
@@ -115,20 +119,26 @@ def stored_features(
             reason = _make_room(size, max_bytes, folder)
             if reason:
                 log.info("features: %s, so the prefix is computed in every epoch", reason)
-                return None
+                return None, 0.0
             log.info("features: computing %s for %d images, %.3g GB", made_from["prefix"], shape[0], size / GB)
+            begin = time.perf_counter()
             try:
-                _fill(folder, shape, dtype, compute)
+                resumed = _fill(folder, shape, dtype, compute)
             except OSError as error:
                 shutil.rmtree(folder, ignore_errors=True)
                 log.info("features: %s, so the prefix is computed in every epoch", error)
-                return None
-            write_json(folder / "made_from.json", {**made_from, "sha256": sha256_of(folder / "features.npy")})
+                return None, 0.0
+            seconds = None if resumed else time.perf_counter() - begin
+            told = {"sha256": sha256_of(folder / "features.npy"), "seconds": seconds}
+            write_json(folder / "made_from.json", {**made_from, **told})
+            elsewhere = None if resumed else 0.0
         else:
             log.info("features: %s from %s", made_from["prefix"], folder)
+            # Entries of earlier versions do not say.
+            elsewhere = json.loads((folder / "made_from.json").read_text()).get("seconds")
         os.utime(folder / "made_from.json")
         # NumPy's file format knows no bfloat16 and gives back two plain bytes.
-        return np.load(folder / "features.npy", mmap_mode="r").view(dtype)
+        return np.load(folder / "features.npy", mmap_mode="r").view(dtype), elsewhere
 
 
 def _is_whole(folder: Path) -> bool:
@@ -166,8 +176,8 @@ def _make_room(size: int, max_bytes: float, folder: Path) -> str | None:
 
 def _fill(
     folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any], compute: Callable[[int], Iterator[np.ndarray]]
-) -> None:
-    """Write features.npy, appending to what an interrupted fill left."""
+) -> bool:
+    """Write features.npy, appending to what an interrupted fill left; return whether there was any."""
     folder.mkdir(exist_ok=True)
     row_bytes = math.prod(shape[1:]) * dtype.itemsize
     with (folder / "features.npy").open("a+b") as file:
@@ -183,3 +193,4 @@ def _fill(
             file.write(batch.astype(dtype, copy=False).tobytes())
             file.flush()
         os.fsync(file.fileno())
+    return bool(rows)

@@ -18,16 +18,16 @@ BATCH = 64
 
 def leave_out_prefix(
     model: keras.Model, trainable: tuple[str, ...], settings: TrainParams, images: np.ndarray, max_gb: float
-) -> tuple[keras.Model, np.ndarray]:
-    """Return the network to train and what goes into it.
+) -> tuple[keras.Model, np.ndarray, float | None]:
+    """Return the network to train, what goes into it, and the seconds that an earlier run took to compute that.
 
     That is the part behind the frozen prefix and its stored features (n, h, w, channels), or the
     whole network and the images (n, size, size, 3) where no block is frozen in front, `max_gb` is 0,
-    or the features find no room.
+    or the features find no room. The seconds are those of `stored_features`.
     """
     blocks = frozen_prefix(trainable)
     if not blocks or max_gb == 0:
-        return model, images
+        return model, images, 0.0
     prefix, rest = divide(model, blocks)
     backend = keras.backend.backend()
     made_from = {
@@ -41,8 +41,10 @@ def leave_out_prefix(
         "device": device_name(),
     }
     shape = (len(images), *prefix.output_shape[1:])
-    features = stored_features(made_from, shape, lambda row: compute_features(prefix, images, row), max_gb * GB)
-    return (model, images) if features is None else (rest, features)
+    features, seconds = stored_features(
+        made_from, shape, lambda row: compute_features(prefix, images, row), max_gb * GB
+    )
+    return (model, images, 0.0) if features is None else (rest, features, seconds)
 
 
 def frozen_prefix(trainable: tuple[str, ...]) -> tuple[str, ...]:
