@@ -1,6 +1,7 @@
 """Fixtures: the project's own params.yaml, shrunk rather than written a second time, and the demo data."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from medtransfer.params import Params, TrainParams, read_params
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT.parent / "shared"
+# The collected results that answer the question, relative to the project.
+ANSWER = re.findall(r"^ANSWER := (.+)$", (PROJECT / "Makefile").read_text(), re.MULTILINE)[0]
 
 
 @pytest.fixture(scope="session")

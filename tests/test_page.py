@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -13,12 +14,14 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from conftest import PROJECT
+from conftest import ANSWER, PROJECT
 from medtransfer.cli import cli
+from medtransfer.errors import UserError
 from medtransfer.evaluation.agreement import WAYS
 from medtransfer.evaluation.claims import CLAIMS, judge
 from medtransfer.evaluation.comparison import Run
 from medtransfer.evaluation.families import TALK
+from medtransfer.files import write_json
 from medtransfer.params import Configuration, read_params
 from medtransfer.report import tables
 from medtransfer.report.page import build_page
@@ -27,8 +30,6 @@ from medtransfer.report.study import Layers, Study
 from medtransfer.stages.evaluate import evaluate_runs
 from medtransfer.stages.report import read_study
 from test_questions import layer_tables
-
-ANSWER = "results/real-64px-by-group"
 
 # Asked of the browser once the page is there, since --dump-dom prints attributes.
 QUESTIONS = """<script>addEventListener("load", () => {
@@ -230,6 +231,16 @@ def test_the_readme_says_what_the_committed_results_say() -> None:
         assert sentence in readme
 
 
+def test_make_report_lets_the_answering_folder_answer(tmp_path: Path) -> None:
+    (tmp_path / "requirements").mkdir()
+    for file in ("Makefile", "pyproject.toml", "requirements/lock.txt"):
+        shutil.copy(PROJECT / file, tmp_path / file)
+    for folder in (ANSWER, "results/leak-match", "results/real-224px-by-group"):
+        (tmp_path / folder / "runs").mkdir(parents=True)
+    printed = subprocess.run(["make", "--dry-run", "report"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f"medtransfer report {ANSWER} results/leak-match results/real-224px-by-group\n" in printed.stdout
+
+
 def test_every_claim_is_about_models_of_the_study(params) -> None:  # type: ignore[no-untyped-def]
     known = {
         (dataset, model)
@@ -307,7 +318,7 @@ def test_a_browser_shows_every_picture_and_nothing_wider_than_the_screen(width: 
 
 
 def test_results_are_collected_and_reported_without_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = PROJECT / "results" / "real-64px-by-group"
+    source = PROJECT / ANSWER
     shutil.copytree(source / "runs" / "chest_xray", tmp_path / "artifacts" / "runs" / "chest_xray")
     (tmp_path / "artifacts" / "prepared" / "chest_xray").mkdir(parents=True)
     record = tmp_path / "artifacts" / "runs" / "chest_xray" / "dataset.json"
@@ -334,8 +345,113 @@ def test_results_are_collected_and_reported_without_the_models(tmp_path: Path, m
     pd.testing.assert_frame_equal(ours, committed, check_dtype=False)
 
 
+def test_tables_and_layers_of_other_fits_are_noticed(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(PROJECT / ANSWER, folder)
+    assert len(read_study(folder).layers) > 0
+    asked = folder / "layers/chest_xray/imagenet_all-seed0/layers.json"
+    text = asked.read_text()
+    asked.write_text(re.sub(r'"fit": "\w+"', '"fit": "another"', text))
+    with pytest.raises(
+        UserError, match=r"layers\.json: of the fit another, .* layers chest_xray imagenet_all --seed 0"
+    ):
+        read_study(folder)
+    asked.write_text(text)
+    add_seed(folder / "runs/chest_xray/imagenet_all-seed0", 1)
+    with pytest.raises(UserError, match=r"results\.csv: not of the models and seeds whose runs lie beside it"):
+        read_study(folder)
+
+
+def add_seed(fit: Path, seed: int) -> Path:
+    """Put a copy of a fit beside it, as if another seed had given the same."""
+    target = fit.with_name(fit.name.replace("seed0", f"seed{seed}"))
+    shutil.copytree(fit, target)
+    record = json.loads((target / "run.json").read_text())
+    write_json(target / "run.json", {**record, "seed": seed, "fit": f"{record['fit']}{seed}"})
+    return target
+
+
+def finished_study(folder: Path, seed: int, models: list[str]) -> None:
+    """Lay a study out as its stages leave it, of fits of the committed results."""
+    source = PROJECT / ANSWER
+    for model in models:
+        fit = folder / "artifacts/runs/chest_xray" / f"{model}-seed0"
+        shutil.copytree(source / "runs/chest_xray" / fit.name, fit)
+        if seed:
+            add_seed(fit, seed)
+            shutil.rmtree(fit)
+    (folder / "artifacts/prepared/chest_xray").mkdir(parents=True)
+    shutil.copy(source / "runs/chest_xray/dataset.json", folder / "artifacts/prepared/chest_xray")
+    text = (source / "params.yaml").read_text().replace("seeds: [0]", f"seeds: [{seed}]")
+    (folder / "params.yaml").write_text(text)
+    shutil.copy(source / "data-version.yaml", folder / "data.dvc")
+    tuning = pd.read_csv(source / "tuning.csv", dtype=str).iloc[seed : seed + 2]
+    tuning.to_csv(folder / "artifacts/tuning.csv", index=False)
+
+
+def test_another_seed_is_added_to_what_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished_study(tmp_path, 0, ["cnn_random", "imagenet_all", "decision_tree"])
+    layers = "layers/chest_xray/imagenet_all-seed0"
+    shutil.copytree(PROJECT / ANSWER / layers, Path("artifacts") / layers)
+    missing = CliRunner().invoke(cli, ["collect", "mine", "--add"])
+    assert "results/mine: not found; leave out --add" in str(missing.exception)
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    shutil.rmtree("artifacts")
+    finished_study(tmp_path, 1, ["imagenet_all", "imagenet_head", "decision_tree"])
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(
+        text.replace("  ham10000_random:", "  more: {weights: random, trainable: head}\n  ham10000_random:")
+    )
+    added = CliRunner().invoke(cli, ["collect", "mine", "--add"])
+    assert added.exit_code == 0, added.output
+    found = {path.parent.name for path in Path("results/mine").rglob("run.json")}
+    trees = {"decision_tree-seed0", "decision_tree-seed1"}
+    assert found == {*trees, "cnn_random-seed0", "imagenet_all-seed0", "imagenet_all-seed1", "imagenet_head-seed1"}
+    assert (Path("results/mine") / layers / "layers.json").exists()
+    assert len(pd.read_csv("results/mine/tuning.csv")) == 3
+    params = read_params(Path("results/mine/params.yaml"))
+    assert params.seeds == [0, 1]
+    assert "more" in params.configurations
+    assert CliRunner().invoke(cli, ["tables", "results/mine"]).exit_code == 0
+    table = pd.read_csv("results/mine/results.csv").drop_duplicates("model").set_index("model")
+    assert table.seeds.to_dict() == {
+        "decision_tree": 2, "cnn_random": 1, "imagenet_all": 2, "imagenet_head": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data_version", "other.dir", "data_version: found other.dir, expected 66ab5bba"),
+        ("image_size", 224, "image_size: found 224, expected 64"),
+        ("split_by", "image", "split_by: found image, expected group"),
+        ("learning_rate", 0.5, "learning_rate: found 0.5, expected 3e-05"),
+    ],
+)
+def test_what_was_made_otherwise_is_not_added(
+    key: str, value: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished_study(tmp_path, 0, ["imagenet_all"])
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    before = sorted(path.read_bytes() for path in Path("results").rglob("*") if path.is_file())
+    shutil.rmtree("artifacts")
+    finished_study(tmp_path, 1, ["imagenet_all"])
+    path = Path("artifacts/runs/chest_xray/imagenet_all-seed1/run.json")
+    record = json.loads(path.read_text())
+    place = record["hyperparameters"]["train"] if key == "learning_rate" else record
+    place[key] = value
+    write_json(path, record)
+    refused = CliRunner().invoke(cli, ["collect", "mine", "--add"])
+    assert isinstance(refused.exception, UserError)
+    assert message in str(refused.exception)
+    assert str(path) in str(refused.exception)
+    assert sorted(path.read_bytes() for path in Path("results").rglob("*") if path.is_file()) == before
+
+
 def test_the_leak_is_measured_between_two_folders_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = PROJECT / "results" / "real-64px-by-group"
+    source = PROJECT / ANSWER
     params = (source / "params.yaml").read_text()
     for leak in ("match", "remove"):
         shutil.copytree(source / "runs/chest_xray/imagenet_all-seed0", tmp_path / leak / "runs/chest_xray/m-seed0")

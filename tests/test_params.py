@@ -80,10 +80,13 @@ def test_numbers_are_numbers(params: Params) -> None:
 
 def test_a_configurations_own_values_stand_in_for_the_common_ones(params: Params) -> None:
     plain = params.configurations["imagenet_all"]
-    own = plain.model_copy(update={"learning_rate": 3e-4, "scaling": "caffe", "balance": "sampling", "fraction": 0.1})
+    own = plain.model_copy(
+        update={"learning_rate": 3e-4, "optimizer": "sgd", "scaling": "caffe", "balance": "sampling", "fraction": 0.1}
+    )
     assert plain.recipe(params.train, "ham10000") == params.train
     recipe = own.recipe(params.train, "ham10000")
     assert (recipe.learning_rate, recipe.scaling, recipe.balance, recipe.fraction) == (3e-4, "caffe", "sampling", 0.1)
+    assert recipe.optimizer == "sgd"
     assert recipe.epochs == params.train.epochs
 
 

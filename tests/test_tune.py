@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 
+from conftest import PROJECT
+from medtransfer.cli import cli
 from medtransfer.datasets.catalogue import CHEST_XRAY
 from medtransfer.errors import UserError
 from medtransfer.files import whole_folder
@@ -13,6 +16,7 @@ from medtransfer.params import Params
 from medtransfer.prepare import prepare_dataset
 from medtransfer.stages import tune as stage
 from medtransfer.stages.inputs import training_rows
+from medtransfer.stages.layout import TUNING_KEY
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def test_the_grid_is_run_once_and_goes_on(project: Path, params: Params, monkeyp
     original = stage._try
 
     def note(*arguments: object) -> dict[str, object]:
-        tried.append(arguments[3])
+        tried.append(arguments[3].learning_rate)  # type: ignore[attr-defined]
         return original(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(stage, "_try", note)
@@ -76,6 +80,30 @@ def test_another_optimizer_is_another_try(project: Path, params: Params) -> None
     pd.read_csv(output).drop(columns="optimizer").to_csv(output, index=False)
     with pytest.raises(UserError, match=r"tuning\.csv: column optimizer is missing; name another file"):
         stage.tune(few, "chest_xray", ["random_head"], [1e-3], 1.0, 1, output)
+
+
+def test_a_configurations_own_optimizer_is_tried(project: Path, params: Params) -> None:
+    few = small(params)
+    own = few.configurations["random_head"].model_copy(update={"optimizer": "sgd"})
+    other = few.model_copy(update={"configurations": {"random_head": own}})
+    table = stage.tune(other, "chest_xray", ["random_head"], [1e-3], 1.0, 1, project / "a.csv")
+    named = stage.tune(few, "chest_xray", ["random_head"], [1e-3], 1.0, 1, project / "b.csv", "sgd")
+    assert list(table.optimizer) == ["sgd"]
+    assert table.drop(columns="seconds").equals(named.drop(columns="seconds"))
+
+
+def test_transfers_are_tuned_as_well(params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def note(_: Params, dataset: str, names: list[str], *rest: object) -> pd.DataFrame:
+        asked.extend(names)
+        return pd.DataFrame(columns=[*TUNING_KEY, "val_loss"])
+
+    monkeypatch.setattr(stage, "tune", note)
+    monkeypatch.chdir(PROJECT)
+    result = CliRunner().invoke(cli, ["tune", "chest_xray", "--output", str(tmp_path / "tuning.csv")])
+    assert result.exit_code == 0, result.output
+    assert asked == [*params.study["chest_xray"].train, *params.study["chest_xray"].transfer]
 
 
 def test_an_unknown_configuration_is_named(params: Params, tmp_path: Path) -> None:

@@ -191,11 +191,12 @@ def leak(leaky: Path, clean: Path) -> None:
 
 @cli.command()
 @click.argument("name")
-def collect(name: str) -> None:
+@click.option("--add", is_flag=True, help="Keep what results/NAME holds and add to it, as another seed.")
+def collect(name: str, add: bool) -> None:
     """Copy what is small of all finished fits to results/NAME, to be committed."""
     from medtransfer.stages.collect import collect as copy
 
-    click.echo(f"collected: {copy(name)}")
+    click.echo(f"collected: {copy(name, add=add)}")
 
 
 @cli.command()
@@ -718,7 +719,7 @@ def _print_answers(table: Any, facts: dict[str, Any]) -> None:
 @click.argument("dataset")
 @click.option("--configuration", "names", multiple=True, help="Only this one; may be given several times.")
 @click.option("--rate", "rates", type=float, multiple=True, default=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3), show_default=True)
-@click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="[default: train.optimizer in params.yaml]")
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="[default: what params.yaml says]")
 @click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--epochs", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), default=TUNING, show_default=True)
@@ -738,22 +739,19 @@ def tune(
     params = _params()
     if dataset not in params.study:
         raise UserError(f"params.yaml: study.{dataset}: missing; there are {', '.join(params.study)}")
-    if optimizer:
-        params = params.model_copy(update={"train": params.train.model_copy(update={"optimizer": optimizer})})
     with _quiet_start():
         from medtransfer.stages.tune import tune as run
 
-    table = run(params, dataset, list(names or params.study[dataset].train), list(rates), fraction, epochs, output)
-    own = table[
-        (table.dataset == dataset)
-        & (table.optimizer == params.train.optimizer)
-        & (table.fraction == fraction)
-        & (table.epochs == epochs)
-    ]
-    best = own.loc[own.groupby("configuration", sort=False).val_loss.idxmin()]
+    study = params.study[dataset]
+    chosen = list(names) or [*study.train, *study.transfer]
+    table = run(params, dataset, chosen, list(rates), fraction, epochs, output, optimizer)
+    own = table[(table.dataset == dataset) & (table.fraction == fraction) & (table.epochs == epochs)]
+    if optimizer:
+        own = own[own.optimizer == optimizer]
+    best = own.loc[own.groupby(["configuration", "optimizer"], sort=False).val_loss.idxmin()]
     for row in best.itertuples():
         rate = f"learning_rate: {{{dataset}: {row.learning_rate:g}}}"
-        click.echo(f"{row.configuration}: {rate}  # validation loss {row.val_loss:.4f}")
+        click.echo(f"{row.configuration}: {rate}  # {row.optimizer}, validation loss {row.val_loss:.4f}")
 
 
 @cli.command()

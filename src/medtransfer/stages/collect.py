@@ -3,45 +3,139 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ruamel.yaml import YAML
 
 from medtransfer.errors import UserError
 from medtransfer.files import whole_folder
-from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, PREPARED, RUNS, TUNING
+from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, PREPARED, RUNS, TUNING, TUNING_KEY
 
 RESULTS = Path("results")
 KEPT = ("predictions.csv", "history.csv", "metrics.json", "run.json")
+SAME_DATA = ("data_version", "image_size", "split_by")
 
 
-def collect(name: str) -> Path:
+def collect(name: str, *, add: bool = False) -> Path:
     """Copy predictions, histories, metrics and provenance of all finished fits; models and images stay.
 
     What `tune`, `layers` and `gradcam` found comes along.
 
+    Parameters
+    ----------
+    add : bool
+        Keep what the folder holds, apart from its tables, which then want computing again. A fit that both have is
+        taken from here.
+
     Raises
     ------
     UserError
-        There is no finished fit.
+        There is no finished fit, or what is to be added was made otherwise than what is there.
     """
     fits = sorted(path.parent for path in RUNS.glob("*/*/run.json"))
     if not fits:
         raise UserError(f"{RUNS}: no finished fit; run `dvc repro`")
+    if add:
+        if not (RESULTS / name / "runs").is_dir():
+            raise UserError(f"{RESULTS / name}: not found; leave out --add to make it")
+        _check_same_study(fits, RESULTS / name)
     with whole_folder(RESULTS / name) as folder:
-        shutil.copy(PARAMS, folder / "params.yaml")
-        shutil.copy("data.dvc", folder / "data-version.yaml")
-        for fit in fits:
-            target = folder / "runs" / fit.relative_to(RUNS)
-            target.mkdir(parents=True)
-            for file in KEPT:
-                if (fit / file).exists():
-                    shutil.copyfile(fit / file, target / file)
-        if TUNING.exists():
-            shutil.copy(TUNING, folder / TUNING.name)
-        if LAYERS.is_dir():
-            shutil.copytree(LAYERS, folder / "layers")
-        for found in sorted(GRADCAM.glob("*/*")):
-            shutil.copytree(found, folder / "gradcam" / found.relative_to(GRADCAM))
-        for drawn in sorted(FIGURES.glob("*/activations.png")):
-            shutil.copyfile(drawn, folder / f"{drawn.parent.name}-activations.png")
-        for dataset in {json.loads((fit / "run.json").read_text())["dataset"] for fit in fits}:
-            shutil.copyfile(PREPARED / dataset / "dataset.json", folder / "runs" / dataset / "dataset.json")
+        _copy(fits, folder)
+        if add:
+            _keep(RESULTS / name, folder)
     return RESULTS / name
+
+
+def _copy(fits: list[Path], folder: Path) -> None:
+    shutil.copy(PARAMS, folder / PARAMS)
+    shutil.copy("data.dvc", folder / "data-version.yaml")
+    for fit in fits:
+        target = folder / "runs" / fit.relative_to(RUNS)
+        target.mkdir(parents=True)
+        for file in KEPT:
+            if (fit / file).exists():
+                shutil.copyfile(fit / file, target / file)
+    if TUNING.exists():
+        shutil.copy(TUNING, folder / TUNING.name)
+    if LAYERS.is_dir():
+        shutil.copytree(LAYERS, folder / "layers")
+    for found in sorted(GRADCAM.glob("*/*")):
+        shutil.copytree(found, folder / "gradcam" / found.relative_to(GRADCAM))
+    for drawn in sorted(FIGURES.glob("*/activations.png")):
+        shutil.copyfile(drawn, folder / f"{drawn.parent.name}-activations.png")
+    for dataset in {_record(fit)["dataset"] for fit in fits}:
+        shutil.copyfile(PREPARED / dataset / "dataset.json", folder / "runs" / dataset / "dataset.json")
+
+
+def _check_same_study(fits: list[Path], folder: Path) -> None:
+    """Check that fits can stand beside those of a folder: the same data, and the same recipe of the same model."""
+    known: dict[tuple[str, ...], dict[str, Any]] = {}
+    for path in sorted(folder.glob("runs/*/*/run.json")):
+        record = _record(path.parent)
+        split = _split(folder / "runs" / record["dataset"])
+        known.setdefault((record["dataset"],), {key: record[key] for key in SAME_DATA} | split)
+        known.setdefault((record["dataset"], record["model"]), _recipe(record))
+    for fit in fits:
+        record = _record(fit)
+        dataset, model = record["dataset"], record["model"]
+        found = _recipe(record) | {key: record[key] for key in SAME_DATA} | _split(PREPARED / dataset)
+        for key, value in (known.get((dataset, model), {}) | known.get((dataset,), {})).items():
+            if found.get(key) != value:
+                raise UserError(
+                    f"{fit / 'run.json'}: {key}: found {found.get(key)}, expected {value} as in {folder}; "
+                    "collect it under another name"
+                )
+
+
+def _split(folder: Path) -> dict[str, Any]:
+    return {"split": json.loads((folder / "dataset.json").read_text())["split"]}
+
+
+def _recipe(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides a fit beside its data and seed, one level deep."""
+    found = {"weights from": record.get("weights")}
+    for key, value in record["hyperparameters"].items():
+        # The configuration may also hold rates for other data sets; what counts of it is in `train` and the layers.
+        if key not in ("seed", "configuration"):
+            found |= value if isinstance(value, dict) else {key: value}
+    return found
+
+
+def _keep(known: Path, folder: Path) -> None:
+    """Put into a folder what another one has more than it."""
+    for kind in ("runs", "layers", "gradcam"):
+        for found in sorted(known.glob(f"{kind}/*/*")):
+            target = folder / found.relative_to(known)
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (shutil.copytree if found.is_dir() else shutil.copyfile)(found, target)
+    for drawn in known.glob("*-activations.png"):
+        if not (folder / drawn.name).exists():
+            shutil.copyfile(drawn, folder / drawn.name)
+    tried = [path for path in (known / TUNING.name, folder / TUNING.name) if path.exists()]
+    if tried:
+        # As text: no digit changes.
+        rows = pd.concat([pd.read_csv(path, dtype=str) for path in tried])
+        rows.drop_duplicates(TUNING_KEY).to_csv(folder / TUNING.name, index=False)
+    _join_params(known / PARAMS, folder / PARAMS)
+
+
+def _join_params(known: Path, added: Path) -> None:
+    """Write what both files say to `added`: the seeds and configurations of either, all else as it is in `known`."""
+    yaml = YAML()
+    params, new = yaml.load(known), yaml.load(added)
+    params["seeds"] = sorted({*params["seeds"], *new["seeds"]})
+    for name, configuration in new["configurations"].items():
+        params["configurations"].setdefault(name, configuration)
+    for dataset, study in new["study"].items():
+        params["datasets"].setdefault(dataset, new["datasets"][dataset])
+        own = params["study"].setdefault(dataset, study)
+        for key, names in study.items():
+            own[key] = [*own.get(key, []), *(name for name in names if name not in own.get(key, []))]
+    yaml.dump(params, added)
+
+
+def _record(fit: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((fit / "run.json").read_text())
+    return record

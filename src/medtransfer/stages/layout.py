@@ -11,6 +11,7 @@ ACTIVATIONS = Path("artifacts/activations")
 LAYERS = Path("artifacts/layers")
 GRADCAM = Path("artifacts/gradcam")
 TUNING = Path("artifacts/tuning.csv")
+TUNING_KEY = ["dataset", "configuration", "optimizer", "learning_rate", "fraction", "epochs", "seed"]
 SWEEPS = Path("artifacts/sweeps")
 REPORTS = Path("reports")
 FIGURES = REPORTS / "figures"

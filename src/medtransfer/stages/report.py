@@ -1,6 +1,7 @@
 """report: collected results under results/ (or the study here) → tables beside them, and one HTML page."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,11 @@ def read_study(folder: Path) -> Study:
     if missing:
         raise UserError(f"{where / missing[0]}.csv: not found; {remedy}")
     table, summary, pairs = (pd.read_csv(where / f"{name}.csv") for name in TABLES)
-    if {(run.dataset, run.model) for run in runs} != set(zip(table.dataset, table.model, strict=True)):
-        raise UserError(f"{where / TABLES[0]}.csv: not of the models whose runs lie beside it; {remedy}")
-    layers = _read_layers(folder / "layers" if collected else folder / LAYERS)
+    fits = Counter((run.dataset, run.model) for run in runs)
+    told = {(row["dataset"], row["model"]): row["seeds"] for row in table.to_dict("records")}
+    if fits != told:
+        raise UserError(f"{where / TABLES[0]}.csv: not of the models and seeds whose runs lie beside it; {remedy}")
+    layers = _read_layers(folder / "layers" if collected else folder / LAYERS, runs)
     pictures = [
         *_activations(folder.glob("*-activations.png") if collected else (folder / FIGURES).glob("*/activations.png")),
         *_gradcams(folder / "gradcam" if collected else folder / GRADCAM),
@@ -119,11 +122,26 @@ def _gradcams(folder: Path) -> list[Picture]:
     ]
 
 
-def _read_layers(folder: Path) -> list[Layers]:
-    return [
-        Layers(json.loads(path.read_text()), *(pd.read_csv(path.parent / f"{name}.csv") for name in LAYER_TABLES))
-        for path in sorted(folder.glob("*/*/layers.json"))
-    ]
+def _read_layers(folder: Path, runs: list[Run]) -> list[Layers]:
+    """Read what was asked of single networks.
+
+    Raises
+    ------
+    UserError
+        It was asked of a fit that is not among the runs.
+    """
+    fits = {(run.dataset, run.model, run.seed): run.record["fit"] for run in runs}
+    found = []
+    for path in sorted(folder.glob("*/*/layers.json")):
+        record = json.loads(path.read_text())
+        dataset, model, seed = record["dataset"], record["model"], record["seed"]
+        if fits.get((dataset, model, seed)) != record["fit"]:
+            raise UserError(
+                f"{path}: of the fit {record['fit']}, which is not the one among the runs; "
+                f"run `medtransfer layers {dataset} {model} --seed {seed}`"
+            )
+        found.append(Layers(record, *(pd.read_csv(path.parent / f"{name}.csv") for name in LAYER_TABLES)))
+    return found
 
 
 def read_runs(folder: Path, params: Path) -> list[Run]:

@@ -11,19 +11,25 @@ from medtransfer.errors import UserError
 from medtransfer.evaluation.metrics import MACRO, score
 from medtransfer.files import whole_file
 from medtransfer.models import vgg16
-from medtransfer.params import Params
+from medtransfer.params import Params, TrainParams
 from medtransfer.stages.inputs import encode_labels, read_dataset, training_rows
+from medtransfer.stages.layout import TUNING_KEY
 from medtransfer.stages.train import load_start
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import device_name, keep_freed_memory, make_deterministic
 from medtransfer.training.fit import fit, predict
 from medtransfer.training.prefix import leave_out_prefix
 
-KEY = ["dataset", "configuration", "optimizer", "learning_rate", "fraction", "epochs", "seed"]
-
 
 def tune(
-    params: Params, dataset: str, names: list[str], rates: list[float], fraction: float, epochs: int, output: Path
+    params: Params,
+    dataset: str,
+    names: list[str],
+    rates: list[float],
+    fraction: float,
+    epochs: int,
+    output: Path,
+    optimizer: str | None = None,
 ) -> pd.DataFrame:
     """Train every configuration with every learning rate and write how well each did on the validation images.
 
@@ -35,11 +41,13 @@ def tune(
         The part of the training images that is used, the same classes' shares in it.
     epochs : int
         Early stopping, with the patience of params.yaml, may end a run before.
+    optimizer : str
+        Instead of what params.yaml says of each configuration.
 
     Returns
     -------
     DataFrame
-        A row a run: KEY, best_epoch, val_loss and val_macro_f1 after it, image_size, precision, device, seconds.
+        A row a run: TUNING_KEY, best_epoch, val_loss and val_macro_f1 after it, image_size, precision, device, seconds.
     """
     unknown = [name for name in names if name not in params.configurations]
     if unknown:
@@ -50,18 +58,20 @@ def tune(
     make_deterministic()
     keep_freed_memory()
     table = _read(output)
-    optimizer = params.train.optimizer
     for name in names:
+        recipe = params.configurations[name].recipe(params.train, dataset)
+        used = optimizer or recipe.optimizer
         for rate in rates:
-            key = dict(zip(KEY, (dataset, name, optimizer, rate, fraction, epochs, params.seeds[0]), strict=True))
-            if (table[KEY] == pd.Series(key)).all(axis=1).any():
+            settings = recipe.model_copy(update={"learning_rate": rate, "epochs": epochs, "optimizer": used})
+            key = dict(zip(TUNING_KEY, (dataset, name, used, rate, fraction, epochs, params.seeds[0]), strict=True))
+            if (table[TUNING_KEY] == pd.Series(key)).all(axis=1).any():
                 continue
-            row = {**key, **_try(params, dataset, name, rate, fraction, epochs)}
+            row = {**key, **_try(params, dataset, name, settings, fraction)}
             table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
             with whole_file(output) as path:
                 table.to_csv(path, index=False)
             print(
-                f"{dataset} {name} with {optimizer} at {rate:g}: "
+                f"{dataset} {name} with {used} at {rate:g}: "
                 f"validation loss {row['val_loss']:.4f}, macro F1 {row['val_macro_f1']:.3f}"
             )
             keras.backend.clear_session()
@@ -70,18 +80,17 @@ def tune(
 
 def _read(output: Path) -> pd.DataFrame:
     if not output.exists():
-        return pd.DataFrame(columns=KEY)
+        return pd.DataFrame(columns=TUNING_KEY)
     table = pd.read_csv(output)
-    missing = [name for name in KEY if name not in table]
+    missing = [name for name in TUNING_KEY if name not in table]
     if missing:
         raise UserError(f"{output}: column {missing[0]} is missing; name another file with --output")
     return table
 
 
-def _try(params: Params, dataset: str, name: str, rate: float, fraction: float, epochs: int) -> dict[str, Any]:
+def _try(params: Params, dataset: str, name: str, settings: TrainParams, fraction: float) -> dict[str, Any]:
     images, samples, description = read_dataset(params, dataset)
     seed, configuration = params.seeds[0], params.configurations[name]
-    settings = configuration.recipe(params.train, dataset).model_copy(update={"learning_rate": rate, "epochs": epochs})
     model = vgg16.build_vgg16(description["image_size"], len(description["classes"]), settings, seed)
     load_start(model, configuration, params, seed)
     vgg16.set_trainable(model, configuration.blocks)
