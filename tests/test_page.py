@@ -183,6 +183,27 @@ def test_rates_that_learn_one_class_alone_are_named() -> None:
     assert "None of the 3 rates" in str(collapses(learnt, "chest_xray"))
 
 
+@pytest.mark.parametrize(
+    ("flat", "told"),
+    [
+        ({("imagenet_first_block", "sgd"), ("imagenet_all", "sgd")}, "make the collapse, not the configuration."),
+        ({("imagenet_first_block", "sgd")}, "so the configuration alone does not make the collapse."),
+        ({("imagenet_first_block", "sgd"), ("imagenet_first_block", "adam")}, "no rate or optimizer that was tried"),
+        ({("imagenet_all", "sgd")}, "1 ended there: imagenet_all with sgd at 0.001."),
+    ],
+)
+def test_what_the_talks_collapse_is_due_to(flat: set[tuple[str, str]], told: str) -> None:
+    tries = [(model, optimizer) for model in ("imagenet_first_block", "imagenet_all") for optimizer in ("adam", "sgd")]
+    tuning = pd.DataFrame(tries, columns=["configuration", "optimizer"]).assign(
+        dataset="chest_xray", learning_rate=1e-3, fraction=0.2
+    )
+    tuning["val_macro_f1"] = [1 / 3 if key in flat else 0.8 for key in tries]
+    text = str(collapses(dataclasses.replace(evaluate_study("s", runs()), tuning=tuning), "chest_xray"))
+    assert told in text
+    assert text.endswith(told) or "tried lets it learn." in text
+    assert ("of 2 tries of imagenet_first_block" in text) == (("imagenet_first_block", "sgd") in flat)
+
+
 def test_what_only_a_larger_study_can_answer_is_drawn() -> None:
     fits = [
         run("chest_xray", "imagenet_all", 0.9),

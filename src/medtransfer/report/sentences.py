@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pandas as pd
+
 from medtransfer.evaluation.agreement import agree
 from medtransfer.evaluation.claims import LEVEL
 from medtransfer.evaluation.comparison import by_model
@@ -134,22 +136,40 @@ def guess(study: Study, dataset: str) -> float:
 
 
 def collapses(study: Study, dataset: str) -> str | None:
-    """Say which of the rates and optimizers that were tried learnt the largest class alone."""
+    """Say which of the rates and optimizers that were tried learnt the largest class alone, and what that is due to."""
     if study.tuning is None or dataset not in set(study.tuning.dataset):
         return None
     own, level = study.tuning[study.tuning.dataset == dataset], guess(study, dataset)
-    flat = own[(own.val_macro_f1 - level).abs() < AT_THE_GUESS]
     start = f"Answering the largest class alone gives a macro F1 of {level:.2f}. "
-    if flat.empty:
+    flat = (own.val_macro_f1 - level).abs() < AT_THE_GUESS
+    if not flat.any():
         return start + f"None of the {len(own)} rates and optimizers that were tried ended there."
-    tries = flat.sort_values(["configuration", "optimizer", "learning_rate"]).groupby(
-        ["configuration", "optimizer"], sort=False
-    )
+    tries = own[flat].sort_values(["configuration", "optimizer", "learning_rate"])
     named = [
         f"{model} with {optimizer} at {', '.join(f'{rate:g}' for rate in dict.fromkeys(part.learning_rate))}"
-        for (model, optimizer), part in tries
+        for (model, optimizer), part in tries.groupby(["configuration", "optimizer"], sort=False)
     ]
-    return start + f"Of the {len(own)} tries on validation images, {len(flat)} ended there: {'; '.join(named)}."
+    text = f"Of the {len(own)} tries on validation images, {int(flat.sum())} ended there: {'; '.join(named)}."
+    return f"{start}{text} {_first_block(own, flat)}".strip()
+
+
+def _first_block(tried: pd.DataFrame, flat: pd.Series) -> str:
+    """Say whether the first block alone collapses, as the talk's did, for what it is or for how it is trained."""
+    first, whole = (tried.configuration == model for model in (FIRST_BLOCK, FROM_IMAGENET))
+    if not (flat & first).any():
+        return ""
+    count = (
+        f"{int((flat & first).sum())} of {int(first.sum())} tries of {FIRST_BLOCK}, the one that collapsed in the talk"
+    )
+    if not (~flat & first).any():
+        return f"That is all {count}: no rate or optimizer that was tried lets it learn."
+    how = f"That is {count}; with other rates and optimizers it learns"
+    if (flat & whole).any():
+        return (
+            f"{how}, and the whole network collapses too in {int((flat & whole).sum())} of {int(whole.sum())}: "
+            "the optimizer and its rate make the collapse, not the configuration."
+        )
+    return f"{how}, so the configuration alone does not make the collapse."
 
 
 def title(dataset: str) -> str:
