@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,11 +22,12 @@ from medtransfer.evaluation.agreement import WAYS
 from medtransfer.evaluation.claims import CLAIMS, judge
 from medtransfer.evaluation.comparison import Run
 from medtransfer.evaluation.families import TALK
+from medtransfer.evaluation.metrics import MACRO
 from medtransfer.files import write_json
 from medtransfer.params import Configuration, read_params
 from medtransfer.report import tables
 from medtransfer.report.page import build_page
-from medtransfer.report.sentences import answer, collapses, guess, which_layers
+from medtransfer.report.sentences import answer, beyond, collapses, guess, which_layers
 from medtransfer.report.study import Layers, Study
 from medtransfer.stages.evaluate import evaluate_runs
 from medtransfer.stages.report import read_study
@@ -58,7 +60,8 @@ def run(dataset: str, model: str, right: float, images: int = 200, **own: object
     record = {
         "dataset": dataset, "model": model, "seed": 0, "synthetic": False, "image_size": 32, "split_by": "group",
         "data_version": "abc.dir", "precision": "float32", "backend": "tensorflow", "device": "CPU", "seconds": 2.0,
-        "git_commit": "0123456789", "epochs": 2, "best_epoch": 1, "kind": "network", "training_images": 100,
+        "git_commit": "0123456789", "epochs": 2, "best_epoch": 1, "kind": "network",
+        "training_images": int(100 * (configuration.fraction or 1)),
         "hyperparameters": {
             "train": configuration.recipe(TRAIN, dataset).model_dump(),
             "configuration": configuration.model_dump(exclude_none=True),
@@ -241,7 +244,7 @@ def test_more_configurations_change_no_answer_and_no_table_of_the_talk() -> None
     assert set(tables.measures(large.summary, "chest_xray").index) == {run.model for run in fits}
     beyond = dict(tables.beyond_the_talk(large.table, large.summary, large.pairs, large.runs))
     assert [list(frame.index) for frame in beyond.values()] == [
-        [run.model for run in more], ["all_caffe"], ["100 (10%)", "100 (100%)"], ["imagenet_all", "imagenet_head"],
+        [run.model for run in more], ["all_caffe"], ["10 (10%)", "100 (100%)"], ["imagenet_all", "imagenet_head"],
     ]  # fmt: skip
     assert tables.beyond_the_talk(small.table, small.summary, small.pairs, small.runs) == []
 
@@ -250,6 +253,45 @@ def test_the_readme_says_what_the_committed_results_say() -> None:
     readme = " ".join((PROJECT / "README.md").read_text().split())
     for sentence in answer(read_study(PROJECT / ANSWER)):
         assert sentence in readme
+
+
+def test_a_study_with_more_answers_more_questions() -> None:
+    fits = [
+        run("ham10000", "cnn_random", 0.8, weights="random"),
+        run("ham10000", "imagenet_all", 0.9),
+        run("chest_xray", "cnn_random", 0.6, weights="random"),
+        run("chest_xray", "imagenet_all", 0.95),
+        run("chest_xray", "ham10000_random", 0.62, weights="ham10000/cnn_random"),
+        run("chest_xray", "ham10000_all", 0.9, weights="ham10000/imagenet_all"),
+    ]
+    study = evaluate_study("s", fits)
+    assert beyond(study, "ham10000") == []
+    (told,) = beyond(study, "chest_xray")
+    assert re.search(
+        r"is \S+ \[.*\] from random; \S+ \[.*\] from imagenet \(clearly .* from random → ham10000 "
+        r"\(not clearly other than from random\); .* from imagenet → ham10000 \(clearly other than from random\)\.$",
+        told,
+    )
+    few = [
+        run("chest_xray", "imagenet_all_10", 0.9, fraction=0.1),
+        run("chest_xray", "random_10", 0.5, weights="random", fraction=0.1),
+    ]
+    sized = evaluate_study("s", [*fits[2:4], *few])
+    (told,) = beyond(sized, "chest_xray")
+    assert re.search(r"by \+0\.\d\d \[.*\] on 10 training images \(10%\) \(a clear rise.*; by \+.* \(100%\)", told)
+    leak = pd.DataFrame(
+        [{"dataset": "chest_xray", "model": "m", "class": MACRO, "difference": 0.04, "low": 0.01, "high": 0.07}]
+    )
+    assert "changes by +0.04 [+0.01, +0.07] for m." in beyond(dataclasses.replace(study, leak=leak), "chest_xray")[-1]
+
+
+def test_the_four_ways_are_averaged_over_seeds() -> None:
+    found = [found_layers(rising=True), found_layers(rising=False)]
+    found[1].record["seed"] = 1
+    one, both = (dataclasses.replace(evaluate_study("s", runs()), layers=layers) for layers in (found[:1], found))
+    assert "(seed 0)?" in which_layers(one, "chest_xray")[0]
+    (text,) = [line for line in which_layers(both, "chest_xray") if line.startswith("Which")]
+    assert "(mean over seeds 0, 1)?" in text
 
 
 def test_make_report_lets_the_answering_folder_answer(tmp_path: Path) -> None:
@@ -320,12 +362,24 @@ def contrast(first: str, second: str) -> float:
     return (bright + 0.05) / (dark + 0.05)
 
 
+@pytest.fixture(scope="module")
+def real_page() -> str:
+    """The page of the committed results, built in the time that `make report` may take."""
+    begin = time.perf_counter()
+    page = build_page([read_study(PROJECT / ANSWER)])
+    assert time.perf_counter() - begin < 60
+    return page
+
+
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_every_picture_and_nothing_wider_than_the_screen(width: int, tmp_path: Path) -> None:
+def test_a_browser_shows_every_picture_and_nothing_wider_than_the_screen(
+    width: int, real_page: str, tmp_path: Path
+) -> None:
     chromium = shutil.which("chromium")
     if not chromium:
         pytest.skip("Chromium is not installed (Debian's package: chromium)")
-    page = build_page([evaluate_study("study", runs())]).replace("</body>", QUESTIONS + "</body>")
+    pictures = str(real_page.count("<img "))
+    page = real_page.replace("</body>", QUESTIONS + "</body>")
     (tmp_path / "page.html").write_text(page)
     command = [
         chromium, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
@@ -334,7 +388,7 @@ def test_a_browser_shows_every_picture_and_nothing_wider_than_the_screen(width: 
     ]  # fmt: skip
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = dict(re.findall(r'data-(images|missing|wider|requests)="(-?\d+)"', shown.stdout))
-    assert found == {"images": "4", "missing": "0", "wider": "0", "requests": "0"}
+    assert found == {"images": pictures, "missing": "0", "wider": "0", "requests": "0"}
     assert "CONSOLE" not in shown.stderr, shown.stderr[-2000:]
 
 

@@ -62,6 +62,35 @@ def data_sizes(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
     return _with_scores(pd.DataFrame(rows, columns=columns), table)
 
 
+def chain(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
+    """Return macro F1 of networks that train whole, by the chain of weights that each begins from.
+
+    Parameters
+    ----------
+    runs : list of Run
+        Of all data sets: a chain's source is a run of another one.
+
+    Returns
+    -------
+    DataFrame
+        dataset, model, start (`imagenet → ham10000`), SCORES of `table`, which is `compare`'s. Only data sets with a
+        chain.
+    """
+    networks = {(dataset, model): fits[0].record for dataset, model, fits in _networks(runs)}
+    rows = []
+    for (dataset, model), record in networks.items():
+        configuration = configuration_of(record)
+        if configuration.blocks != BLOCKS or overrides(record):
+            continue
+        start = configuration.weights
+        if configuration.source in networks:
+            start = f"{configuration_of(networks[configuration.source]).weights} → {configuration.source[0]}"
+        rows.append({"dataset": dataset, "model": model, "start": start})
+    found = pd.DataFrame(rows, columns=["dataset", "model", "start"])
+    linked = found.dataset[found.start.str.contains("→")]
+    return _with_scores(found[found.dataset.isin(linked)], table)
+
+
 def recipe_changes(runs: list[Run], pairs: pd.DataFrame) -> pd.DataFrame:
     """Return every network beside the one that differs from it in scaling, balance or optimizer alone.
 

@@ -138,7 +138,10 @@ def _draw_scores(axes: Axes, table: pd.DataFrame) -> None:
     rows = np.arange(len(table))[::-1]
     axes.errorbar(table.f1, rows, xerr=_spans(table), fmt="o", color=PALETTE[0], capsize=3, label="ours, 95% interval")
     published = table.published.notna()
-    axes.plot(table.published[published], rows[published], "D", color=PALETTE[1], fillstyle="none", label="the talk")
+    if published.any():
+        axes.plot(
+            table.published[published], rows[published], "D", color=PALETTE[1], fillstyle="none", label="the talk"
+        )
     axes.set_yticks(rows, list(table.model))
     axes.set(xlabel="macro F1")
     axes.grid(axis="x", color="#dddddd")

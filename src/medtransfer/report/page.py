@@ -17,7 +17,7 @@ from medtransfer.evaluation.metrics import MACRO
 from medtransfer.evaluation.predictions import classes_of
 from medtransfer.evaluation.questions import block_counts, data_sizes
 from medtransfer.report import figures, tables
-from medtransfer.report.sentences import answer, collapses, guess, title, which_layers
+from medtransfer.report.sentences import answer, beyond, collapses, guess, title, which_layers
 from medtransfer.report.study import Layers, Study, cost, leaves_out_features
 
 POINTS = 3  # of a line, or it is not drawn
@@ -72,7 +72,11 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
         "record": runs[0].record,
         "tests": len(runs[0].predictions),
         "groups": runs[0].predictions.group.nunique(),
-        "sentences": [*which_layers(study, dataset), *filter(None, [collapses(study, dataset)])],
+        "sentences": [
+            *which_layers(study, dataset),
+            *beyond(study, dataset),
+            *filter(None, [collapses(study, dataset)]),
+        ],
         "f1": _cells(tables.pivot(study.table, dataset)),
         "measures": _cells(tables.measures(study.summary, dataset)),
         "differences": _cells(tables.differences(study.pairs, dataset)),
@@ -121,6 +125,12 @@ def _questions(study: Study, dataset: str) -> list[Drawn]:
     """Draw what only some studies can answer: how many blocks, how many images, which rate, the leak."""
     mark = _synthetic(study, dataset)
     drawn = []
+    others = study.table[
+        (study.table.dataset == dataset) & (study.table["class"] == MACRO) & (study.table.family != TALK)
+    ]
+    if len(others):
+        text = "Macro F1 of each model beyond the talk's with its 95% interval."
+        drawn.append((text, figures.scores(others, figures.mark(f"{dataset}: beyond the talk, macro F1", mark))))
     runs = [run for run in study.runs if run.dataset == dataset]
     counts, sizes = block_counts(runs, study.table), data_sizes(runs, study.table)
     if len(counts) and counts.groupby("start").size().max() >= POINTS:

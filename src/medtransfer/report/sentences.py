@@ -10,7 +10,7 @@ from medtransfer.evaluation.comparison import by_model
 from medtransfer.evaluation.families import TALK, family
 from medtransfer.evaluation.metrics import MACRO
 from medtransfer.evaluation.predictions import classes_of
-from medtransfer.evaluation.questions import find_pair
+from medtransfer.evaluation.questions import chain, data_sizes, find_pair
 from medtransfer.report.study import Layers, Study, cost, leaves_out_features
 
 FROM_RANDOM, FROM_IMAGENET = "cnn_random", "imagenet_all"
@@ -97,16 +97,27 @@ def which_layers(study: Study, dataset: str) -> list[str]:
     asked = [
         found for found in study.layers if (found.record["dataset"], found.record["model"]) == (dataset, FROM_IMAGENET)
     ]
-    return [*(_four_ways(found) for found in asked), *_freezing(study, dataset)]
+    return [*([_four_ways(asked)] if asked else []), *_freezing(study, dataset)]
 
 
-def _four_ways(found: Layers) -> str:
-    seen = agree(found.rewinding, found.similarity, found.probes)
+def _four_ways(asked: list[Layers]) -> str:
+    """Say what the four ways found of one network, mean over its seeds."""
+    mean = [
+        pd.concat([getattr(found, name) for found in asked]).groupby(keys, sort=False, as_index=False).mean()
+        for name, keys in (
+            ("rewinding", ["block"]),
+            ("similarity", ["layer", "block"]),
+            ("probes", ["block", "network"]),
+        )
+    ]
+    seen = agree(*mean)
     top = {way: (block, seen.blocks[way][block]) for way, block in seen.blocks.idxmax().items()}
-    whole = found.rewinding.set_index("block").macro_f1["none"]
+    whole = mean[0].set_index("block").macro_f1["none"]
     agreed = "agree" if seen.p < LEVEL else "do not clearly agree"
+    seeds = ", ".join(str(found.record["seed"]) for found in asked)
+    which = f"seed {seeds}" if len(asked) == 1 else f"mean over seeds {seeds}"
     return (
-        f"Which layers of {found.record['model']} matter (seed {found.record['seed']})? Put back to its start, "
+        f"Which layers of {asked[0].record['model']} matter ({which})? Put back to its start, "
         f"{top['rewinding'][0]} costs most ({top['rewinding'][1]:.2f} of a macro F1 of {whole:.2f}); the outputs of "
         f"{top['outputs'][0]} changed most; the weights of {top['weights'][0]} moved farthest; and a linear classifier "
         f"gains most from the training of {top['probes'][0]} and what comes before it ({top['probes'][1]:+.2f}). "
@@ -170,6 +181,54 @@ def _first_block(tried: pd.DataFrame, flat: pd.Series) -> str:
             "the optimizer and its rate make the collapse, not the configuration."
         )
     return f"{how}, so the configuration alone does not make the collapse."
+
+
+def beyond(study: Study, dataset: str) -> list[str]:
+    """Return what only some studies can answer: when transfer pays, what a chain of transfers and the leak add."""
+    return [*filter(None, (_data_size(study, dataset), _chain(study, dataset), _leak(study, dataset)))]
+
+
+def _data_size(study: Study, dataset: str) -> str | None:
+    sizes = data_sizes([run for run in study.runs if run.dataset == dataset], study.table)
+    found = []
+    for fraction, part in sizes.sort_values("fraction").groupby("fraction"):
+        models = dict(zip(part.weights, part.model, strict=True))
+        pair = find_pair(study.pairs, dataset, models["imagenet"], models["random"]) if len(models) == 2 else None
+        if pair:
+            found.append(_effect(pair, f"{part.images.iloc[0]} training images ({fraction:.0%})"))
+    if len(found) < 2:
+        return None
+    return f"When does transfer pay? ImageNet weights instead of random ones change macro F1 by {'; by '.join(found)}."
+
+
+def _chain(study: Study, dataset: str) -> str | None:
+    links = chain(study.runs, study.table)
+    links = links[links.dataset == dataset]
+    if links.empty:
+        return None
+    found = []
+    for row in links.to_dict("records"):
+        text = f"{row['f1']:.2f} [{row['low']:.2f}, {row['high']:.2f}] from {row['start']}"
+        pair = find_pair(study.pairs, dataset, row["model"], FROM_RANDOM)
+        clear = pair and pair["p_corrected"] < LEVEL
+        found.append(f"{text} ({'' if clear else 'not '}clearly other than from random)" if pair else text)
+    return f"What does a chain of transfers add? Macro F1 on {title(dataset)} is {'; '.join(found)}."
+
+
+def _leak(study: Study, dataset: str) -> str | None:
+    if study.leak is None:
+        return None
+    own = study.leak[(study.leak.dataset == dataset) & (study.leak["class"] == MACRO)]
+    found = [
+        f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] for {row['model']}"
+        for row in own.to_dict("records")
+    ]
+    if not found:
+        return None
+    return (
+        "How much does the leak flatter? With images of the test images' lesions or patients in training, macro F1 on "
+        f"the same test images changes by {'; '.join(found)}."
+    )
 
 
 def title(dataset: str) -> str:
