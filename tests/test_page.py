@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from medtransfer.errors import UserError
 from medtransfer.evaluation.agreement import WAYS
 from medtransfer.evaluation.claims import CLAIMS, judge
 from medtransfer.evaluation.comparison import Run
-from medtransfer.evaluation.families import TALK
+from medtransfer.evaluation.families import LATTICE, RECIPES, SIZES, TALK, family
 from medtransfer.evaluation.metrics import MACRO
 from medtransfer.files import write_json
 from medtransfer.params import Configuration, read_params
@@ -30,7 +31,7 @@ from medtransfer.report.page import build_page
 from medtransfer.report.sentences import answer, beyond, collapses, guess, which_layers
 from medtransfer.report.study import Layers, Study
 from medtransfer.stages.evaluate import evaluate_runs
-from medtransfer.stages.report import read_study
+from medtransfer.stages.report import read_study, write_result_tables
 from test_questions import layer_tables
 
 # Asked of the browser once the page is there, since --dump-dom prints attributes.
@@ -292,6 +293,28 @@ def test_the_four_ways_are_averaged_over_seeds() -> None:
     assert "(seed 0)?" in which_layers(one, "chest_xray")[0]
     (text,) = [line for line in which_layers(both, "chest_xray") if line.startswith("Which")]
     assert "(mean over seeds 0, 1)?" in text
+
+
+def test_the_committed_tables_are_what_the_code_gives(tmp_path: Path) -> None:
+    for file in ("runs", "params.yaml"):
+        (shutil.copytree if file == "runs" else shutil.copy)(PROJECT / ANSWER / file, tmp_path / file)
+    write_result_tables(tmp_path)
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert set(made) > {"results.csv", "summary.csv", "differences.csv", "claims.csv", "results.md", "scores.png"}
+    assert made == {name: (PROJECT / ANSWER / name).read_bytes() for name in made}
+
+
+def test_every_further_configuration_can_stand_beside_the_committed_ones() -> None:
+    ours = read_params(PROJECT / ANSWER / "params.yaml")
+    more = read_params(PROJECT / "results" / "params-extra.yaml")
+    assert (more.train, more.datasets, more.seeds) == (ours.train, ours.datasets, ours.seeds)
+    assert not set(more.configurations) & set(ours.configurations)
+    records = {
+        name: {"kind": "network", "hyperparameters": {"configuration": found.model_dump(exclude_none=True)}}
+        for name, found in more.configurations.items()
+    }
+    assert Counter(map(family, records.values())) == {RECIPES: 4, SIZES: 8, LATTICE: 6}
+    assert set(more.study["ham10000"].train) == set(more.configurations)
 
 
 def test_make_report_lets_the_answering_folder_answer(tmp_path: Path) -> None:
