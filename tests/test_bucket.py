@@ -20,7 +20,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from clones import clone, dvc
 from medtransfer import tracking
-from medtransfer.models.trees import save_tree, skops_types
+from medtransfer.models.trees import TRUSTED_TYPES
 from tracking_server import free_port
 
 
@@ -107,7 +107,6 @@ def test_a_servers_artifacts_lie_in_a_bucket_and_clients_need_no_key(
     monkeypatch.chdir(tmp_path)
     features = np.arange(12, dtype=np.uint8).reshape(4, 3)
     tree = DecisionTreeClassifier(random_state=0).fit(features, [0, 1, 0, 1])
-    save_tree(tree, "tree.skops")
     Path("figure.txt").write_text("a figure")
     with server(tmp_path, endpoint) as address:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
@@ -116,7 +115,7 @@ def test_a_servers_artifacts_lie_in_a_bucket_and_clients_need_no_key(
         with tracking.run("ham10000", "tree", "fit-1", {}, {}, sample_seconds=None) as run:
             run.log_model(
                 lambda: tracking.log_sklearn_model(
-                    tree, features, tree.predict_proba(features), skops_types("tree.skops")
+                    tree, features, tree.predict_proba(features), TRUSTED_TYPES
                 )
             )
         assert tracking.attach("ham10000", "fit-1", [Path("figure.txt")])

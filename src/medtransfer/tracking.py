@@ -562,11 +562,11 @@ def fetch_classifier(uri: str, folder: Path) -> tuple[Path, str]:
     UserError
         MLflow does not answer, or has no such classifier.
     """
-    address = re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))", uri)
-    if not address:
+    asked = re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))", uri)
+    if not asked:
         raise UserError(f"{uri}: no registered model's address; expected models:/NAME@ALIAS or models:/NAME/VERSION")
     client = reach()
-    name, alias, version = address["name"], address["alias"], address["version"]
+    name, alias, version = asked["name"], asked["alias"], asked["version"]
     try:
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
         if DIGEST not in found.tags:
