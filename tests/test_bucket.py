@@ -114,9 +114,7 @@ def test_a_servers_artifacts_lie_in_a_bucket_and_clients_need_no_key(
             monkeypatch.delenv(name)
         with tracking.run("ham10000", "tree", "fit-1", {}, {}, sample_seconds=None) as run:
             run.log_model(
-                lambda: tracking.log_sklearn_model(
-                    tree, features, tree.predict_proba(features), TRUSTED_TYPES
-                )
+                lambda: tracking.log_sklearn_model(tree, features, tree.predict_proba(features), TRUSTED_TYPES)
             )
         assert tracking.attach("ham10000", "fit-1", [Path("figure.txt")])
         assert run.run_id
