@@ -79,8 +79,11 @@ def write_lock() -> None:
     }
     stages = {
         model: {
+            "cmd": "medtransfer",
             "params": {"params.yaml": params[model]},
-            "outs": [{"path": str(place(model)), "md5": _digest_of(file_digests(place(model)))}],
+            "outs": [
+                {"path": str(place(model)), "md5": _digest_of(file_digests(place(model))), "size": 1, "nfiles": 1}
+            ],
         }
         for model in params
     }
