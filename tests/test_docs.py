@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from clones import clone, dvc, environment, run
 from conftest import PROJECT
 
+LOAD = "measures for a minute what the machine bears"
 ENGINE = "needs a Docker engine (tests/test_containers.py looks at what can be seen without one)"
 MACHINES = "needs several machines (tests/test_sweep.py: several nodes on one)"
 SERVED = "test_serving.py::test_the_command_line_the_served_model_and_the_page_give_one_answer"
@@ -27,7 +28,7 @@ LEAK = "test_page.py::test_the_leak_is_measured_between_two_folders_and_shown"
 IMPORT = "test_datasets.py::test_an_import_copies_everything_and_notes_its_origin"
 BUCKET = "test_bucket.py::test_data_come_back_from_a_bucket"
 LAYERS = "test_pipeline.py::test_a_finished_network_is_asked_which_layers_matter_and_the_page_shows_it"
-SWEEP = "test_sweep.py::test_ctrl_c_leaves_nothing_running_and_it_goes_on"
+SWEEP = "test_sweep.py::test_ctrl_c_and_a_lost_process_cost_nothing"
 
 NOT_RUN = {
     "git clone <this repository> medtransfer && cd medtransfer": "the address is the reader's",
@@ -53,6 +54,8 @@ NOT_RUN = {
     "export RAY_ADDRESS=first:6379": MACHINES,
     "export MLFLOW_TRACKING_URI=http://first:5000": MACHINES,
     "dvc remote add --default hospital ssh://user@host/srv/medtransfer": "needs dvc-ssh, which the lock file lacks",
+    "medtransfer serve ham10000 &": LOAD,
+    ".venv/bin/python benchmarks/serving.py http://127.0.0.1:8000 folder/*.jpg --output serving.json": LOAD,
 }
 
 ELSEWHERE = {

@@ -14,12 +14,17 @@ PATTERNS = {
     "AWS key": r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b",
     "token": r"\b(?:gh[pousr]_\w{36}|github_pat_\w{22,}|glpat-[\w-]{20}|hf_[A-Za-z]{30,}|xox[abpr]-[\w-]{10,}"
     r"|sk-[A-Za-z0-9]{20,}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})",
-    "password": r"(?i)(?:password|passwd|secret|secret_key|token|api_?key)['\"]?\s*[=:,]\s*['\"]([^'\"\n]{4,})['\"]",
+    # Not /etc/passwd, which the attacks ask for.
+    "password": r"(?i)(?<!etc/)(?<!etc%2f)(?:password|passwd|secret|secret_key|token|api_?key)"
+    r"['\"]?\s*[=:,]\s*['\"]([^'\"\n]{4,})['\"]",
     "variable": r"(?m)^\s*(?:export\s+)?[A-Z_]*(?:PASSWORD|SECRET|SECRET_KEY|TOKEN)[A-Z_]*=([^\s'\"$][^\s'\"]{3,})",
     "address": r"\w://[^\s/:@'\"]+:([^\s/@'\"]{3,})@",
 }
 # What stands for a password where one is explained or tested.
-PLACEHOLDERS = {"SECRET", "a long password", "any secret", "password", "..."}
+PLACEHOLDERS = {
+    "SECRET", "a long password", "any secret", "any long random text", "correct horse battery", "of no use through a socket",
+    "password", "...",
+}  # fmt: skip
 # A value that is made or asked for when it is needed: f"{...}", ${...}, %s.
 FILLED_IN = re.compile(r"[{}$%<>]|^\.\.\.$")
 SECRET_FILES = (".env", ".dvc/config.local")

@@ -76,7 +76,7 @@ def serve_as_composed(folder: Path) -> Iterator[str]:
         "--artifacts-destination=/mlflow/artifacts": f"--artifacts-destination={folder}/artifacts",
     }
     assert set(here) < set(service["command"])
-    assert said["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql://")
+    assert said["MLFLOW_BACKEND_STORE_URI"].startswith("postgresql+psycopg://")
     port = free_port()
     command = [sys.executable, "-m", *(here.get(part, part) for part in service["command"]), f"--port={port}"]
     with postgres(folder / "postgres") as store, (folder / "mlflow.log").open("ab") as log:
