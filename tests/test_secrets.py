@@ -22,7 +22,8 @@ PATTERNS = {
 }
 # What stands for a password where one is explained or tested.
 PLACEHOLDERS = {
-    "SECRET", "a long password", "any secret", "any long random text", "correct horse battery", "of no use through a socket",
+    "SECRET", "a long password", "any secret", "any long random text", "correct horse battery",
+    "of no use through a socket",
     "password", "...",
 }  # fmt: skip
 # A value that is made or asked for when it is needed: f"{...}", ${...}, %s.

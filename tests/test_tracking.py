@@ -408,3 +408,14 @@ def test_an_experiment_that_dvc_runs_in_a_copy_keeps_its_runs_in_the_project(
     run_id = tracking.find(client, "ham10000", "fit-1")
     assert run_id
     assert mlflow.artifacts.load_text(f"runs:/{run_id}/figure.txt") == "a figure"
+
+
+def test_an_experiment_that_another_process_makes_first_is_the_run_s(
+    store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = store.create_experiment("at the same moment")
+    monkeypatch.setattr(mlflow, "get_experiment_by_name", lambda name: None)  # asked before it was made
+    with tracking.run("at the same moment", "x", "f1", {}, {}, sample_seconds=None) as run:
+        pass
+    assert run.run_id
+    assert store.get_run(run.run_id).info.experiment_id == made

@@ -263,16 +263,20 @@ def _start(
 
 
 def _set_experiment(name: str) -> None:
-    project, copied, _ = str(Path.cwd()).partition(COPIES)
-    own = mlflow.get_tracking_uri() == own_uri()
-    if copied and own and not mlflow.get_experiment_by_name(name):  # its files would lie in the copy
-        mlflow.create_experiment(name, artifact_location=f"{project}/mlruns/{name}")
-    try:
-        mlflow.set_experiment(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        mlflow.set_experiment(name)  # another process made it since this one had looked
+    """Use an experiment, made first where it is missing.
+
+    Where two processes make it at once, mlflow.set_experiment returns it to the slower one without using it, and that
+    one's runs would go to the default experiment.
+    """
+    if not mlflow.get_experiment_by_name(name):
+        project, copied, _ = str(Path.cwd()).partition(COPIES)
+        own = mlflow.get_tracking_uri() == own_uri()
+        try:  # in a copy its files would lie in the copy
+            mlflow.create_experiment(name, artifact_location=f"{project}/mlruns/{name}" if copied and own else None)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+    mlflow.set_experiment(name)
 
 
 def _check_params(client: mlflow.MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
