@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import requests
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 
 from attacks import attack, free_port, kill, started
 from medtransfer import track_push, tracking
@@ -252,25 +251,6 @@ def server(folder: Path, port: int, *more: str) -> Iterator["subprocess.Popen[by
     command = ("server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *places, *more)
     with started(folder, command, f"http://127.0.0.1:{port}/health") as process:
         yield process
-
-
-def test_an_experiment_that_another_process_makes_meanwhile_is_used(
-    store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = mlflow.set_experiment
-    other: list[str] = []
-
-    def lose_the_race(name: str) -> object:
-        if not other:
-            other.append(store.create_experiment(name))
-            raise mlflow.MlflowException("exists", error_code=RESOURCE_ALREADY_EXISTS)
-        return real(name)
-
-    monkeypatch.setattr(mlflow, "set_experiment", lose_the_race)
-    with tracking.run("ham10000", "x", "f1", {}, {}, sample_seconds=None):
-        pass
-    [run] = store.search_runs(other)
-    assert run.info.status == "FINISHED"
 
 
 def test_a_server_that_dies_early_or_late_gets_every_point_once(
