@@ -15,8 +15,8 @@ from threading import Thread
 import psutil
 
 from medtransfer.hardware import gpu_capabilities
+from medtransfer.stages.integrity import PIPELINE
 
-PIPELINE = "dvc.yaml"
 DVC = (sys.executable, "-m", "dvc")
 MAX_LANES = 2  # a fit uses every core for a part of its time only; each more takes its own memory
 
@@ -56,7 +56,7 @@ def _generations() -> list[list[str]]:
             return []
         order = {stage.addressing: place for place, stage in enumerate(repo.index.stages)}
         generations = [
-            sorted((stage.addressing for stage in stages if stage.path_in_repo == PIPELINE), key=order.__getitem__)
+            sorted((stage.addressing for stage in stages if stage.path_in_repo == PIPELINE.name), key=order.__getitem__)
             for stages in nx.topological_generations(repo.index.graph.reverse())
         ]
     while generations and len(generations[-1]) < 2:
