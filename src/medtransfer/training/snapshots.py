@@ -85,8 +85,9 @@ def collect(fit: Fit) -> tuple[Arrays, dict[str, Any]]:
         for part, variables in VARIABLES.items()
         for number, variable in enumerate(variables(fit))
     }
-    best = fit.stopping.best_weights
-    arrays |= {f"best/{position}": best[position] for position in _trainable_positions(fit.network)}
+    if fit.stopping.wait:  # else this epoch is the best
+        best = fit.stopping.best_weights
+        arrays |= {f"best/{position}": best[position] for position in _trainable_positions(fit.network)}
     facts = {
         "stopping": {
             "wait": fit.stopping.wait,
@@ -109,8 +110,9 @@ def _restore_variables(part: str) -> Callable[[Fit, Arrays, dict[str, Any]], Non
 
 def _restore_best(fit: Fit, arrays: Arrays, facts: dict[str, Any]) -> None:
     best = fit.network.get_weights()
-    for position in _trainable_positions(fit.network):
-        best[position] = arrays[f"best/{position}"]
+    if facts["stopping"]["wait"]:
+        for position in _trainable_positions(fit.network):
+            best[position] = arrays[f"best/{position}"]
     fit.stopping.remembered["best_weights"] = best
 
 
