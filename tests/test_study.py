@@ -9,7 +9,7 @@ import pytest
 from zc.lockfile import LockFile
 
 from medtransfer.stages import integrity
-from medtransfer.stages.study import DVC, _print_lines, run_study
+from medtransfer.stages.study import DVC, _print_lines, divide, run_study
 
 PIPELINE = """
 stages:
@@ -52,6 +52,21 @@ def test_stages_that_wait_for_none_run_at_once_and_the_others_after_them(
     assert "fit@b: I am b\n" in said
     assert run_study(2) == 0
     assert "I am" not in capfd.readouterr().out, "what is up to date runs again"
+
+
+def test_a_stage_that_waits_for_one_lane_goes_on_in_it_and_one_that_waits_for_two_comes_after_them() -> None:
+    generations = [["prepare"], ["a", "b", "c"], ["on b"], ["all"], ["x", "y"], ["z"]]
+    waits_for = {
+        "prepare": set(), "a": {"prepare"}, "b": {"prepare"}, "c": {"prepare"}, "on b": {"prepare", "b"},
+        "all": {"a", "c", "on b"}, "x": {"all"}, "y": {"all"}, "z": {"x", "y"},
+    }  # fmt: skip
+    assert divide(generations, waits_for, 2) == [[["prepare"]], [["a", "c"], ["b", "on b"]], [["all"]], [["x"], ["y"]]]
+    assert divide(generations[:4], waits_for, 2) == [[["prepare"]], [["a", "c"], ["b", "on b"]]]
+    assert divide([["a", "b", "c"], ["on b", "on c"]], {**waits_for, "on c": {"c"}}, 2) == [
+        [["a", "c"], ["b"]],
+        [["on b"], ["on c"]],
+    ]
+    assert divide([], {}, 2) == []
 
 
 def test_a_stage_that_fails_stops_the_others(project: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,6 @@ from medtransfer import tracking
 from medtransfer.errors import UserError
 from medtransfer.files import digest_of_folder, sha256_of
 from medtransfer.models.settings import read_settings
-from medtransfer.models.trees import TRUSTED_TYPES, flatten_pixels, load_tree
 from medtransfer.params import AUTO
 from medtransfer.stages.integrity import check_unchanged, read_lock
 from medtransfer.stages.layout import FIGURES, PREPARED, RUNS
@@ -298,6 +297,8 @@ def _log_again(folder: Path, record: dict[str, Any]) -> None:
 
 def _log_model(folder: Path, record: dict[str, Any]) -> None:
     """Log the saved model, whose digest was checked, as the fit itself did, with an image as its example."""
+    from medtransfer.models.trees import TRUSTED_TYPES, flatten_pixels, load_tree
+
     pixels = np.load(PREPARED / record["dataset"] / "images.npy", mmap_mode="r")[:1]
     if record["kind"] == "baseline":
         path = str(folder / "model.skops")

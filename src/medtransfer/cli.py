@@ -36,7 +36,7 @@ MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.E
 
 def main() -> None:
     """Run the command line."""
-    # Imports make objects by the million that stay: to look through them again and again takes a sixth of a short stage.
+    # Imports make objects by the million that stay; to look through them again and again takes a sixth of a stage.
     gc.set_threshold(100_000)
     signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from threading import Thread
 
@@ -32,8 +32,8 @@ def run_study(lanes: int) -> int:
     After a failure or an interruption nothing goes on running; what had finished is kept.
     """
     if lanes > 1:
-        for stages in _generations():
-            code = _side_by_side([stages[lane::lanes] for lane in range(lanes) if stages[lane::lanes]])
+        for batch in _batches(lanes):
+            code = _side_by_side(batch)
             if code:
                 return code
     return run_dvc("repro")
@@ -46,8 +46,11 @@ def run_dvc(*arguments: str) -> int:
         return process.wait()
 
 
-def _generations() -> list[list[str]]:
-    """Return the names of stages that wait for none but those of the lists before; none where all is up to date."""
+def _batches(lanes: int) -> list[list[list[str]]]:
+    """Return batches of lanes of stages' names: what waits for another lane is in a later batch.
+
+    None where all is up to date. A last batch of one lane is left out.
+    """
     import networkx as nx
     from dvc.repo import Repo
 
@@ -55,13 +58,33 @@ def _generations() -> list[list[str]]:
         if all(":" in name for name in repo.status()):  # DVC names stages of other pipelines by their file
             return []
         order = {stage.addressing: place for place, stage in enumerate(repo.index.stages)}
+        waits_for = {
+            stage.addressing: {other.addressing for other in after} for stage, after in repo.index.graph.adj.items()
+        }
         generations = [
             sorted((stage.addressing for stage in stages if stage.path_in_repo == PIPELINE.name), key=order.__getitem__)
             for stages in nx.topological_generations(repo.index.graph.reverse())
         ]
-    while generations and len(generations[-1]) < 2:
-        generations.pop()
-    return [stages for stages in generations if stages]
+    return divide([stages for stages in generations if stages], waits_for, lanes)
+
+
+def divide(generations: list[list[str]], waits_for: Mapping[str, set[str]], lanes: int) -> list[list[list[str]]]:
+    """Divide generations of stages into batches of lanes.
+
+    One too small for every lane, whose stages wait for a lane each, goes on in the lanes of the batch before.
+    """
+    batches: list[list[list[str]]] = []
+    for stages in generations:
+        before = batches[-1] if batches else []
+        awaited = [[lane for lane in before if waits_for[stage].intersection(lane)] for stage in stages]
+        if len(stages) < lanes and all(len(found) == 1 for found in awaited):
+            for stage, (lane,) in zip(stages, awaited, strict=True):
+                lane.append(stage)
+        else:
+            batches.append([stages[lane::lanes] for lane in range(lanes) if stages[lane::lanes]])
+    while batches and len(batches[-1]) < 2:
+        batches.pop()
+    return batches
 
 
 def _side_by_side(lanes: list[list[str]]) -> int:
