@@ -54,18 +54,16 @@ def test_stages_that_wait_for_none_run_at_once_and_the_others_after_them(
     assert "I am" not in capfd.readouterr().out, "what is up to date runs again"
 
 
-def test_a_stage_that_waits_for_one_lane_goes_on_in_it_and_one_that_waits_for_two_comes_after_them() -> None:
-    generations = [["prepare"], ["a", "b", "c"], ["on b"], ["all"], ["x", "y"], ["z"]]
+def test_a_stage_that_waits_for_one_follows_it_in_its_lane_and_one_that_waits_for_more_comes_after_them() -> None:
     waits_for = {
-        "prepare": set(), "a": {"prepare"}, "b": {"prepare"}, "c": {"prepare"}, "on b": {"prepare", "b"},
-        "all": {"a", "c", "on b"}, "x": {"all"}, "y": {"all"}, "z": {"x", "y"},
+        "a": {"prepare"}, "b": {"prepare"}, "c": {"prepare"}, "d": {"prepare"}, "on b": {"prepare", "b"}, "on c": {"c"},
+        "all": {"a", "c", "d", "on b"}, "x": {"all"}, "y": {"all"}, "z": {"x", "y"}, "prepare": set(),
     }  # fmt: skip
-    assert divide(generations, waits_for, 2) == [[["prepare"]], [["a", "c"], ["b", "on b"]], [["all"]], [["x"], ["y"]]]
-    assert divide(generations[:4], waits_for, 2) == [[["prepare"]], [["a", "c"], ["b", "on b"]]]
-    assert divide([["a", "b", "c"], ["on b", "on c"]], {**waits_for, "on c": {"c"}}, 2) == [
-        [["a", "c"], ["b"]],
-        [["on b"], ["on c"]],
-    ]
+    generations = [["prepare"], ["a", "b", "c", "d"], ["on b"], ["all"], ["x", "y"], ["z"]]
+    shared = [["a", "c", "d"], ["b", "on b"]]
+    assert divide(generations, waits_for, 2) == [[["prepare"]], shared, [["all"]], [["x"], ["y"]]]
+    assert divide(generations[:4], waits_for, 2) == [[["prepare"]], shared]
+    assert divide([["a", "b", "c"], ["on b", "on c"]], waits_for, 2) == [[["a", "c"], ["b"]], [["on b"], ["on c"]]]
     assert divide([], {}, 2) == []
 
 

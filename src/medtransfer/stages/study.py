@@ -71,20 +71,27 @@ def _batches(lanes: int) -> list[list[list[str]]]:
 def divide(generations: list[list[str]], waits_for: Mapping[str, set[str]], lanes: int) -> list[list[list[str]]]:
     """Divide generations of stages into batches of lanes.
 
-    One too small for every lane, whose stages wait for a lane each, goes on in the lanes of the batch before.
+    One too small for every lane, whose stages wait for one of the generation before each, goes into their lanes.
     """
     batches: list[list[list[str]]] = []
     for stages in generations:
         before = batches[-1] if batches else []
-        awaited = [[lane for lane in before if waits_for[stage].intersection(lane)] for stage in stages]
-        if len(stages) < lanes and all(len(found) == 1 for found in awaited):
-            for stage, (lane,) in zip(stages, awaited, strict=True):
-                lane.append(stage)
+        awaited = [[group for group in before if waits_for[stage].intersection(group)] for stage in stages]
+        if len(stages) < lanes and all(len(groups) == 1 for groups in awaited):
+            for stage, (group,) in zip(stages, awaited, strict=True):
+                group.append(stage)
         else:
-            batches.append([stages[lane::lanes] for lane in range(lanes) if stages[lane::lanes]])
+            batches.append([[stage] for stage in stages])
     while batches and len(batches[-1]) < 2:
         batches.pop()
-    return batches
+    return [_share(groups, lanes) for groups in batches]
+
+
+def _share(groups: list[list[str]], lanes: int) -> list[list[str]]:
+    shared: list[list[str]] = [[] for _ in range(min(lanes, len(groups)))]
+    for group in groups:
+        min(shared, key=len).extend(group)
+    return shared
 
 
 def _side_by_side(lanes: list[list[str]]) -> int:
