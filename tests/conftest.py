@@ -1,7 +1,9 @@
 """Fixtures: the project's own params.yaml, shrunk rather than written a second time, and the demo data."""
 
+import gc
 import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,11 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from medtransfer.datasets.demo import draw_demo
 from medtransfer.params import Params, TrainParams, read_params
+
+# As `medtransfer` itself does it (cli.main).
+gc.set_threshold(100_000)
+# A shell starts `make test &` with Ctrl-C ignored, which the processes that the tests interrupt would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT.parent / "shared"

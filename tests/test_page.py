@@ -27,7 +27,7 @@ from medtransfer.evaluation.metrics import MACRO
 from medtransfer.files import write_json
 from medtransfer.params import Configuration, read_params
 from medtransfer.report import tables
-from medtransfer.report.page import build_page
+from medtransfer.report.page import _scores, build_page
 from medtransfer.report.sentences import answer, beyond, collapses, guess, which_layers
 from medtransfer.report.study import Layers, Study
 from medtransfer.stages.evaluate import evaluate_runs
@@ -222,6 +222,18 @@ def test_what_only_a_larger_study_can_answer_is_drawn() -> None:
     assert "scaling: caffe" in small
     large = build_page([evaluate_study("s", [*fits, run("chest_xray", "imagenet_all_5", 0.6, fraction=0.05)])])
     assert "When transfer pays" in large
+
+
+def test_each_seed_has_a_dot_where_there_are_several() -> None:
+    first = run("chest_xray", "imagenet_all", 0.9)
+    second = dataclasses.replace(first, record={**first.record, "seed": 1})
+    study = evaluate_study("s", [first, second, run("chest_xray", "imagenet_head", 0.8, trainable="head")])
+    (_, figure), *_ = _scores(study, "chest_xray")
+    (dots,) = [line for line in figure.axes[0].lines if line.get_label() == "each seed of ours"]
+    f1 = study.table[(study.table["class"] == MACRO) & (study.table.model == "imagenet_all")].f1.item()
+    assert np.asarray(dots.get_xdata()) == pytest.approx(np.array([f1, f1]))  # one fit twice
+    alone = evaluate_study("s", [first])
+    assert "each seed of ours" not in [line.get_label() for line in _scores(alone, "chest_xray")[0][1].axes[0].lines]
 
 
 def test_more_configurations_change_no_answer_and_no_table_of_the_talk() -> None:

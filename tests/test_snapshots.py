@@ -1,5 +1,6 @@
 """Exact resume: a fit that was stopped anywhere ends with the bits of one that never was."""
 
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,15 @@ def whole(data: tuple[np.ndarray, np.ndarray], recipe: TrainParams) -> tuple[np.
     return predictions, losses
 
 
+@pytest.fixture(scope="module")
+def stopped(data: tuple[np.ndarray, np.ndarray], recipe: TrainParams, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The snapshots of a fit that was stopped after its second epoch; tests work on copies."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(Stopped):
+        one_fit(data, recipe, folder, stop_after=2)
+    return folder
+
+
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_stopped_fit_ends_with_the_bits_of_one_that_never_was(
     data: tuple[np.ndarray, np.ndarray], recipe: TrainParams, whole: tuple[Any, Any], tmp_path: Path, after: int
@@ -92,15 +102,15 @@ def test_every_part_of_the_state_is_needed(
     data: tuple[np.ndarray, np.ndarray],
     recipe: TrainParams,
     whole: tuple[Any, Any],
+    stopped: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     part: str,
 ) -> None:
     """The negative control: with one part left out, the comparison above fails."""
-    with pytest.raises(Stopped):
-        one_fit(data, recipe, tmp_path, stop_after=2)
+    snapshot = shutil.copytree(stopped, tmp_path / "snapshots")
     monkeypatch.delitem(snapshots.RESTORE, part)
-    predictions, losses = one_fit(data, recipe, tmp_path)
+    predictions, losses = one_fit(data, recipe, snapshot)
     assert losses != whole[1] or (predictions != whole[0]).any()
 
 

@@ -1,5 +1,6 @@
 """Figures as PNG files."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -111,11 +112,22 @@ def _mosaic(output: np.ndarray) -> np.ndarray:
     return rows.reshape(side * filters.shape[1], side * filters.shape[2])
 
 
-def scores(table: pd.DataFrame, title: str) -> Figure:
-    """Return a figure of each model's F1 with its interval and the talk's value, a line a model."""
+def scores(table: pd.DataFrame, title: str, seeds: Mapping[str, Sequence[float]]) -> Figure:
+    """Return a figure of each model's F1 with its interval and the talk's value, a line a model.
+
+    Parameters
+    ----------
+    seeds : mapping
+        F1 of each seed of a model by its name; drawn where there are several.
+    """
     figure = Figure(figsize=(7, 1.4 + 0.38 * len(table)), layout="constrained")
     axes = figure.subplots()
     _draw_scores(axes, table)
+    several = {model: values for model, values in seeds.items() if len(values) > 1 and model in set(table.model)}
+    if several:
+        rows = dict(zip(table.model, np.arange(len(table))[::-1], strict=True))
+        dots = [(value, rows[model] - 0.25) for model, values in several.items() for value in values]
+        axes.plot(*zip(*dots, strict=True), ".", color=PALETTE[-1], markersize=5, label="each seed of ours")
     axes.set_title(title, fontsize=10, wrap=True)
     axes.legend(frameon=False, fontsize=8)
     return figure

@@ -13,7 +13,7 @@ from medtransfer.evaluation.agreement import agree
 from medtransfer.evaluation.comparison import by_model
 from medtransfer.evaluation.confusion import confusion
 from medtransfer.evaluation.families import TALK, family
-from medtransfer.evaluation.metrics import MACRO
+from medtransfer.evaluation.metrics import MACRO, score
 from medtransfer.evaluation.predictions import classes_of
 from medtransfer.evaluation.questions import block_counts, data_sizes
 from medtransfer.report import figures, tables
@@ -111,14 +111,23 @@ def _scores(study: Study, dataset: str) -> list[Drawn]:
     mark = _synthetic(study, dataset)
     return [
         (
-            "Macro F1 of each model with its 95% interval, and the talk's.",
-            figures.scores(part, figures.mark(f"{dataset}: macro F1", mark)),
+            "Macro F1 of each model with its 95% interval, each seed of it where there are several, and the talk's.",
+            figures.scores(part, figures.mark(f"{dataset}: macro F1", mark), _seeds(study, dataset)),
         ),
         (
             f"What each model costs: seconds of training against macro F1.{without}",
             figures.cost(part, seconds, figures.mark(f"{dataset}: cost against macro F1", mark)),
         ),
     ]
+
+
+def _seeds(study: Study, dataset: str) -> dict[str, list[float]]:
+    """Return the macro F1 of every fit by its model."""
+    return {
+        model: [score(run.predictions)[MACRO] for run in fits]
+        for name, model, fits in by_model(study.runs)
+        if name == dataset
+    }
 
 
 def _questions(study: Study, dataset: str) -> list[Drawn]:
@@ -130,7 +139,8 @@ def _questions(study: Study, dataset: str) -> list[Drawn]:
     ]
     if len(others):
         text = "Macro F1 of each model beyond the talk's with its 95% interval."
-        drawn.append((text, figures.scores(others, figures.mark(f"{dataset}: beyond the talk, macro F1", mark))))
+        name = figures.mark(f"{dataset}: beyond the talk, macro F1", mark)
+        drawn.append((text, figures.scores(others, name, _seeds(study, dataset))))
     runs = [run for run in study.runs if run.dataset == dataset]
     counts, sizes = block_counts(runs, study.table), data_sizes(runs, study.table)
     if len(counts) and counts.groupby("start").size().max() >= POINTS:
