@@ -33,7 +33,7 @@ docs: install ## Make a site of the docs, in site/
 	@echo "the docs: site/index.html"
 
 test: install lint ## Check style, types and imports, then run the tests
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: install ## Check style, types and the order of imports
 	$(BIN)/ruff check

@@ -25,6 +25,15 @@ SHARED = PROJECT.parent / "shared"
 # The collected results that answer the question, relative to the project.
 ANSWER = re.findall(r"^ANSWER := (.+)$", (PROJECT / "Makefile").read_text(), re.MULTILINE)[0]
 
+# These take minutes: begun last, one of them would run alone at the end.
+BEGIN_WITH = ("pipeline", "sweep", "docs", "snapshots", "training", "devices", "tracking", "jax", "own")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slow files first; `make test` hands files to its two processes in this order."""
+    names = [f"test_{name}.py" for name in BEGIN_WITH]
+    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
+
 
 @pytest.fixture(scope="session")
 def params() -> Params:
