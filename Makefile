@@ -58,9 +58,9 @@ up: .env ## Start the tracking server in containers (Docker), with passwords of 
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
 
 lock: ## Resolve requirements/*.txt anew (needs uv)
-	$(LOCK) --extra tensorflow --extra jax --extra cluster --extra server --extra s3 --extra dev pyproject.toml --output-file requirements/lock.txt
-	$(LOCK) --extra tensorflow --extra cluster --extra server --extra s3 --constraint requirements/lock.txt pyproject.toml --output-file requirements/cpu.txt
-	$(LOCK) --extra gpu --extra cluster --extra server --extra s3 --constraint requirements/lock.txt pyproject.toml --output-file requirements/gpu.txt
+	$(LOCK) --extra tensorflow --extra jax --extra cluster --extra server --extra s3 --extra ssh --extra dev pyproject.toml --output-file requirements/lock.txt
+	$(LOCK) --extra tensorflow --extra cluster --extra server --extra s3 --extra ssh --constraint requirements/lock.txt pyproject.toml --output-file requirements/cpu.txt
+	$(LOCK) --extra gpu --extra cluster --extra server --extra s3 --extra ssh --constraint requirements/lock.txt pyproject.toml --output-file requirements/gpu.txt
 
 vulnerabilities: ## Compare the locked versions with the known vulnerabilities (needs uv and the internet)
 	for file in lock cpu gpu; do \

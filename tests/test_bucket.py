@@ -1,9 +1,14 @@
-"""Data and artifacts in a folder and in a bucket: pushed, lost and had back. The S3 server is moto's, on loopback."""
+"""Data and artifacts in a folder, behind SSH and in a bucket: pushed, lost and had back.
 
+The servers are on loopback: asyncssh's SFTP, moto's S3.
+"""
+
+import asyncio
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -11,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import asyncssh
 import boto3
 import mlflow
 import numpy as np
@@ -68,6 +74,38 @@ def lose_and_pull(project: Path) -> None:
 def test_data_come_back_from_a_folder(project: Path, tmp_path: Path) -> None:
     dvc(project, "remote", "add", "--default", "hospital", str(tmp_path / "disk"))
     lose_and_pull(project)
+
+
+@pytest.fixture
+def ssh(tmp_path: Path) -> Iterator[tuple[int, Path]]:
+    """The port of an SSH server that serves files to the holder of a key, and the key's file."""
+    host, user = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
+    key = tmp_path / "key"
+    user.write_private_key(key)
+    known = asyncssh.import_authorized_keys(user.export_public_key().decode())
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    async def listen() -> asyncssh.SSHAcceptor:
+        return await asyncssh.listen(
+            "127.0.0.1", 0, server_host_keys=[host], authorized_client_keys=known, sftp_factory=True
+        )
+
+    server = asyncio.run_coroutine_threadsafe(listen(), loop).result(60)
+    yield server.get_port(), key
+    loop.call_soon_threadsafe(server.close)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(60)
+
+
+def test_data_come_back_from_behind_ssh(project: Path, ssh: tuple[int, Path], tmp_path: Path) -> None:
+    port, key = ssh
+    dvc(project, "remote", "add", "--default", "hospital", f"ssh://user@127.0.0.1{tmp_path / 'disk'}")
+    dvc(project, "remote", "modify", "hospital", "port", str(port))
+    dvc(project, "remote", "modify", "--local", "hospital", "keyfile", str(key))
+    lose_and_pull(project)
+    assert len([path for path in (tmp_path / "disk" / "files" / "md5").rglob("*") if path.is_file()]) > 500
 
 
 def test_data_come_back_from_a_bucket(project: Path, endpoint: str) -> None:

@@ -53,7 +53,6 @@ NOT_RUN = {
     "ray stop": MACHINES + "; would end other people's Ray",
     "export RAY_ADDRESS=first:6379": MACHINES,
     "export MLFLOW_TRACKING_URI=http://first:5000": MACHINES,
-    "dvc remote add --default hospital ssh://user@host/srv/medtransfer": "needs dvc-ssh, which the lock file lacks",
     "medtransfer serve ham10000 &": LOAD,
     ".venv/bin/python benchmarks/serving.py http://127.0.0.1:8000 folder/*.jpg --output serving.json": LOAD,
 }
@@ -67,6 +66,8 @@ ELSEWHERE = {
     "medtransfer data import chest_xray archive.zip": IMPORT,
     "KERAS_BACKEND=jax dvc repro --force": "test_jax.py::test_a_tiny_configuration_trains_on_jax_without_tensorflow",
     "dvc remote add --default hospital s3://bucket/medtransfer": BUCKET,
+    "dvc remote add --default hospital ssh://user@host/srv/medtransfer": "test_bucket.py::"
+    "test_data_come_back_from_behind_ssh",
     "dvc remote modify hospital endpointurl https://s3.hospital.example": BUCKET,
     "dvc remote add --default hospital /srv/medtransfer": "test_bucket.py::test_data_come_back_from_a_folder",
     "dvc push": BUCKET,
