@@ -84,8 +84,14 @@ def connect() -> mlflow.MlflowClient:
 
 def own_uri() -> str:
     """Return the project's own store; in a copy of the project that DVC made for an experiment, not the copy's."""
+    project = _copied_project()
+    return DEFAULT_URI.replace("mlruns", f"{project}/mlruns") if project else DEFAULT_URI
+
+
+def _copied_project() -> str:
+    """Return the project of which this folder is a copy for an experiment; empty where it is the project itself."""
     project, copied, _ = str(Path.cwd()).partition(COPIES)
-    return DEFAULT_URI.replace("mlruns", f"{project}/mlruns") if copied else DEFAULT_URI
+    return project if copied else ""
 
 
 def _one_at_a_time(uri: str) -> Any:
@@ -269,10 +275,9 @@ def _set_experiment(name: str) -> None:
     one's runs would go to the default experiment.
     """
     if not mlflow.get_experiment_by_name(name):
-        project, copied, _ = str(Path.cwd()).partition(COPIES)
-        own = mlflow.get_tracking_uri() == own_uri()
+        project = _copied_project() if mlflow.get_tracking_uri() == own_uri() else ""
         try:  # in a copy its files would lie in the copy
-            mlflow.create_experiment(name, artifact_location=f"{project}/mlruns/{name}" if copied and own else None)
+            mlflow.create_experiment(name, artifact_location=f"{project}/mlruns/{name}" if project else None)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
