@@ -26,9 +26,10 @@ import click
 import mlflow
 import pandas as pd
 
-from clones import EMPTY_LOCK, PROJECT, clone, dvc, environment, run
+from clones import EMPTY_LOCK, clone, dvc, environment
 from medtransfer.errors import UserError
 from medtransfer.stages import integrity
+from medtransfer.tracking import git_commit
 
 # (stage, moment of it): a prefix of DVC's name of the stage, and one of the keys of `Watch.moments`.
 PLAN = (
@@ -63,10 +64,10 @@ STUDY = {
 @click.option("--epochs", default=4, show_default=True)
 def main(passes: int, seed: int, epochs: int) -> None:
     """Compare studies that were killed with one that was not."""
+    made_by = {"date": date.today().isoformat(), "commit": git_commit()}
     with tempfile.TemporaryDirectory(prefix="medtransfer-kills-") as folder:
         changes = {**STUDY, "train": {"epochs": epochs, "dense_units": [16, 16]}}
         result = compare(Path(folder), changes, [PLAN] * passes, seed)
-    made_by = {"date": date.today().isoformat(), "commit": run(PROJECT, "git", "rev-parse", "HEAD").strip()}
     click.echo(json.dumps({**made_by, "seed": seed, "epochs": epochs, **result}, indent=2))
 
 
