@@ -35,11 +35,12 @@ docs: install ## Make a site of the docs, in site/
 test: install lint ## Check style, types and imports, then run the tests
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-lint: install ## Check style, types and the order of imports
+lint: install ## Check style, types, the order of imports and the Dockerfile
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 
 ui: install ## Open the MLflow UI on http://127.0.0.1:5000
 	@test -f mlruns/mlflow.db || { echo "mlruns/mlflow.db: not found; run make study first"; exit 2; }

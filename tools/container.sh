@@ -12,10 +12,10 @@ folder=$(realpath "${2:-$(mktemp --directory)}")
 project=$(realpath "$(dirname "$0")/..")
 image=medtransfer:$target
 
-if command -v hadolint > /dev/null; then
-    hadolint "$project/Dockerfile"
+if PATH=$project/.venv/bin:$PATH command -v hadolint > /dev/null; then
+    PATH=$project/.venv/bin:$PATH hadolint "$project/Dockerfile"
 else
-    echo "hadolint is not installed: the Dockerfile is not linted" >&2
+    echo "hadolint is not installed (make install): the Dockerfile is not linted" >&2
 fi
 git clone --quiet "$project" "$folder/study"
 
