@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -167,6 +168,19 @@ def test_without_a_server_the_work_goes_on(
     (record,) = [entry for entry in caplog.records if "does not answer" in entry.message]
     assert "audit --repair" in record.message
     assert tracking.attach("ham10000", "f1", []) is False
+
+
+def test_a_store_that_fails_within_a_fit_costs_a_line(
+    store: mlflow.MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tracking.run("ham10000", "x-seed0", "f1", {}, {}, sample_seconds=None) as run:
+        with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as database:
+            database.execute("DROP TABLE metrics")  # as if the disk were full
+        run.log_epochs(ROWS)
+        run.log_epochs(ROWS)
+    (line,) = [entry.getMessage() for entry in caplog.records if entry.levelname in ("WARNING", "ERROR")]
+    assert "no such table" in line
+    assert "the fit goes on" in line
 
 
 def test_a_fault_of_ours_is_not_taken_for_a_server_that_is_away(store: mlflow.MlflowClient) -> None:

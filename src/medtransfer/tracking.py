@@ -75,6 +75,8 @@ def connect() -> mlflow.MlflowClient:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or own_uri()
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # It prints the traceback of what it then raises, and we say in a line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     mlflow.set_tracking_uri(uri)
     with _one_at_a_time(uri):
         client = mlflow.MlflowClient()  # makes the tables of a store that is new
