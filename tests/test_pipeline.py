@@ -1,5 +1,6 @@
 """The real pipeline: what depends on what, and one run of all of it on a reduced study."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -320,10 +321,33 @@ def test_a_damaged_input_is_named_before_anything_is_trained(copy: Path, monkeyp
             offset = int(rng.integers(len(content)))
             path.chmod(0o644)
             path.write_bytes(content[:offset] + bytes([content[offset] ^ 1 << rng.integers(8)]) + content[offset + 1 :])
-            with pytest.raises(UserError, match=rf"{folder}: not what .* names .*{re.escape(path.name)}.*remove"):
+            with pytest.raises(UserError, match=rf"{folder}: not what .* names .*{re.escape(path.name)}.*checkout"):
                 check_unchanged(folder)
             path.write_bytes(content)
         check_unchanged(folder)
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["the cache is whole", "the cache is damaged too"])
+def test_damaged_data_are_mended_as_the_line_says(copy: Path, monkeypatch: pytest.MonkeyPatch, cached: bool) -> None:
+    monkeypatch.chdir(copy)
+    path = next(path for path in sorted(Path("data/ham10000").rglob("*.jpg")))
+    content = path.read_bytes()
+    places = [path]
+    if not cached:
+        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        places.append(Path(".dvc/cache/files/md5") / md5[:2] / md5[2:])
+    for place in places:
+        place.chmod(0o644)
+        place.write_bytes(b"damaged")
+    said = failing(copy, "medtransfer", "stage", "prepare", "ham10000")
+    (command,) = re.findall(r"`dvc (.+)`", said)
+    for place in re.findall(r"remove (.+) and run", said)[:1]:
+        assert place.split() == [str(place) for place in places]
+        for name in place.split():
+            Path(name).unlink()
+    dvc(copy, *command.split())
+    assert path.read_bytes() == content
+    check_unchanged(Path("data"))
 
 
 @pytest.mark.parametrize(
@@ -334,6 +358,10 @@ def test_a_cut_dvc_file_gets_a_line_that_says_how_to_mend_it(copy: Path, content
     (copy / "dvc.lock").write_text(content)
     assert "git checkout dvc.lock" in failing(copy, "medtransfer", "study")
     (copy / "dvc.lock").write_text(lock)
+    pointer = (copy / "data.dvc").read_text()
+    (copy / "data.dvc").write_text(content)
+    assert "git checkout data.dvc" in failing(copy, "medtransfer", "study")
+    (copy / "data.dvc").write_text(pointer)
     (copy / ".dvc" / "tmp" / "rwlock").write_text("")
     assert "rm .dvc/tmp/rwlock" in failing(copy, "medtransfer", "study")
 

@@ -33,7 +33,7 @@ def answer(study: Study) -> list[str]:
     if gains:
         found.append(
             "Can knowledge be moved? Starting from ImageNet weights instead of random ones changes macro F1 by "
-            f"{' and by '.join(gains)}."
+            f"{' and by '.join(gains)}.{_parts(study)}"
         )
     if layers:
         found.append(
@@ -44,6 +44,25 @@ def answer(study: Study) -> list[str]:
     if cheap:
         found.append(f"What to freeze? {' '.join(cheap)}")
     return found
+
+
+def _parts(study: Study) -> str:
+    """Say which networks that train only a part from ImageNet weights are clearly better than from random weights."""
+    clear: dict[str, list[str]] = {}
+    pairs = [
+        (model, dataset, pair)
+        for model in FEWER
+        for dataset in study.table.dataset.drop_duplicates()
+        if (pair := find_pair(study.pairs, dataset, model, FROM_RANDOM))
+    ]
+    for model, dataset, pair in pairs:
+        if pair["difference"] > 0 and pair["p_corrected"] < LEVEL:
+            effect = f"{_difference(pair)} on {title(dataset)} ({_p(pair)})"
+            clear.setdefault(FEWER[model], []).append(effect)
+    if not clear:
+        return " Training only a part of the layers is not clearly better than random weights." if pairs else ""
+    told = "; with ".join(f"{part} by {' and by '.join(effects)}" for part, effects in clear.items())
+    return f" Training only a part of the layers is clearly better than random weights with {told}."
 
 
 def _effects(study: Study, better: str, worse: str) -> list[str]:
@@ -61,9 +80,15 @@ def _planned(study: Study, dataset: str, better: str, worse: str) -> dict[Any, A
 def _effect(pair: dict[Any, Any], where: str) -> str:
     clear = f"a clear {'rise' if pair['difference'] > 0 else 'fall'}"
     verdict = clear if pair["p_corrected"] < LEVEL else "not settled"
-    span = f"[{pair['low']:+.2f}, {pair['high']:+.2f}]"
-    p_value = f"p = {pair['p_corrected']:.3f}" if pair["p_corrected"] >= 0.001 else "p < .001"
-    return f"{pair['difference']:+.2f} {span} on {where} ({verdict}, {p_value})"
+    return f"{_difference(pair)} on {where} ({verdict}, {_p(pair)})"
+
+
+def _difference(pair: dict[Any, Any]) -> str:
+    return f"{pair['difference']:+.2f} [{pair['low']:+.2f}, {pair['high']:+.2f}]"
+
+
+def _p(pair: dict[Any, Any]) -> str:
+    return f"p = {pair['p_corrected']:.3f}" if pair["p_corrected"] >= 0.001 else "p < .001"
 
 
 def _cheapest(study: Study, dataset: str) -> str | None:
@@ -77,8 +102,8 @@ def _cheapest(study: Study, dataset: str) -> str | None:
     if len(fits) < 2:
         return None
     best = str(table.f1[list(fits)].idxmax())
-    compared = {model: find_pair(study.pairs, dataset, best, model) for model in fits if model != best}
-    equal = [best, *(model for model, pair in compared.items() if pair and pair["p_corrected"] >= LEVEL)]
+    compared = {model: pair for model in fits if (pair := find_pair(study.pairs, dataset, best, model))}
+    equal = [best, *(model for model, pair in compared.items() if pair["p_corrected"] >= LEVEL)]
     seconds = {model: cost(fits[model]) for model in equal}
     cheap = min(seconds, key=lambda model: seconds[model])
     if cheap == best:
@@ -88,7 +113,8 @@ def _cheapest(study: Study, dataset: str) -> str | None:
     )
     return (
         f"On {title(dataset)}, {cheap} scores {table.f1[cheap]:.2f} after {seconds[cheap]:.0f} s of training{without}, "
-        f"not clearly worse than the best, {best}, with {table.f1[best]:.2f} after {seconds[best]:.0f} s."
+        f"not clearly worse ({_p(compared[cheap])}) than the best, {best}, with {table.f1[best]:.2f} after "
+        f"{seconds[best]:.0f} s."
     )
 
 

@@ -50,15 +50,33 @@ def check_unchanged(folder: Path) -> None:
     differing = sorted(name for name in found.keys() | listed.keys() if listed and found.get(name) != listed.get(name))
     named = ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
     where = POINTER if folder == DATA else LOCK
-    mend = [str(_cached(listed[name])) for name in differing[:3] if name in listed]
     raise UserError(
-        f"{folder}: not what {where} names ({recorded}){': ' + named if named else ''}; it was damaged on disk: "
-        f"remove {' '.join([str(folder), *mend])} and run `dvc {'pull data.dvc' if folder == DATA else 'repro'}`"
+        f"{folder}: not what {where} names ({recorded}){': ' + named if named else ''}; it was damaged or changed on "
+        f"disk: {_how_to_mend(folder, differing, listed)}"
     )
 
 
+def _how_to_mend(folder: Path, differing: list[str], listed: dict[str, str]) -> str:
+    """Say how to get back what DVC recorded: from its cache, or, where that is bad too, without it."""
+    bad = [name for name in differing if name in listed and not _is_whole(listed[name])]
+    if listed and not bad:
+        return f"DVC's cache holds it as it was: run `dvc checkout --force {POINTER if folder == DATA else folder}`"
+    places = [str(folder / name) for name in bad] if folder == DATA and listed else [str(folder)]
+    objects = [str(_cached(listed[name])) for name in bad]
+    return f"remove {' '.join(places + objects)} and run `dvc {'pull data.dvc' if folder == DATA else 'repro'}`"
+
+
+def _is_whole(md5: str) -> bool:
+    """Return whether DVC's cache holds the file of this hash, undamaged."""
+    path = _cached(md5)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest() == md5
+
+
 def check_dvc_files() -> None:
-    """Check the two files of DVC that a crash can leave in pieces.
+    """Check the files of DVC that a crash can leave in pieces.
 
     Raises
     ------
@@ -66,6 +84,8 @@ def check_dvc_files() -> None:
         One of them is; the message says how to mend it.
     """
     read_lock()
+    if POINTER.exists():
+        _pointed()
     if RWLOCK.exists():
         try:
             json.loads(RWLOCK.read_text())
