@@ -32,8 +32,11 @@ RUN apt-get update \
     && git config --system --add safe.directory /study \
     && useradd --create-home --uid 1000 study \
     && install --directory --owner study --group study --mode 0777 /study /mlflow /home/study/.cache
+# DVC and MLflow ask for the user's name, which a user given by --user has not.
 ENV PATH=/opt/medtransfer/bin:$PATH \
     HOME=/home/study \
+    USER=study \
+    LOGNAME=study \
     PYTHONDONTWRITEBYTECODE=1
 WORKDIR /study
 COPY --chown=study:study . .

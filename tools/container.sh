@@ -45,7 +45,8 @@ else
         echo "$image: user, title and health check are: $found" >&2
         exit 1
     fi
-    chown --recursive 1000:1000 "$folder"
+    owner=4321 # as with docker run --user: one that the image does not know
+    chown --recursive $owner:$owner "$folder"
     container=$(buildah from "localhost/$image")
     trap 'buildah rm "$container" > /dev/null' EXIT
     tools=$(buildah run "$container" -- sh -c 'for tool in gcc cc make; do command -v $tool; done; true')
@@ -54,8 +55,7 @@ else
         exit 1
     fi
     # shellcheck disable=SC2086
-    buildah run ${RUN_OPTIONS:-} --volume "$folder/study:/study" "$container" -- medtransfer study
-    owner=1000
+    buildah run ${RUN_OPTIONS:-} --user $owner:$owner --volume "$folder/study:/study" "$container" -- medtransfer study
 fi
 
 test -s "$folder/study/reports/results.md"
