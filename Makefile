@@ -30,7 +30,7 @@ report: install ## Write reports/index.html, one page with everything in it, fro
 
 docs: install ## Make a site of the docs, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
-	@echo "the docs: site/index.html"
+	@echo "the docs: site/index.html (their search needs a server: python3 -m http.server --directory site)"
 
 test: install lint ## Check style, types and imports, then run the tests
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

@@ -224,6 +224,15 @@ def test_what_only_a_larger_study_can_answer_is_drawn() -> None:
     assert "When transfer pays" in large
 
 
+@pytest.mark.parametrize(("right", "told"), [(0.97, "is clearly better than random weights with the last block by +0."),
+                                              (0.7, "is not clearly better than random weights.")])  # fmt: skip
+def test_networks_that_train_a_part_are_compared_with_random_weights(right: float, told: str) -> None:
+    last = run("chest_xray", "imagenet_last_block", right, trainable=["block5"])
+    (first, *_) = answer(evaluate_study("s", [*runs(random=0.7), last]))
+    assert f"Training only a part of the layers {told}" in first
+    assert "Training only" not in answer(evaluate_study("s", runs()))[0]
+
+
 def test_each_seed_has_a_dot_where_there_are_several() -> None:
     first = run("chest_xray", "imagenet_all", 0.9)
     second = dataclasses.replace(first, record={**first.record, "seed": 1})
