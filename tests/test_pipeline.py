@@ -19,7 +19,7 @@ import kills
 from clones import change_params, clone, dvc, environment, run
 from conftest import PROJECT
 from medtransfer.errors import UserError
-from medtransfer.stages.integrity import check_unchanged
+from medtransfer.stages.integrity import check_unchanged, warn_of_another_version
 
 STAGES = {
     "prepare": "prepare",
@@ -348,6 +348,20 @@ def test_damaged_data_are_mended_as_the_line_says(copy: Path, monkeypatch: pytes
     dvc(copy, *command.split())
     assert path.read_bytes() == content
     check_unchanged(Path("data"))
+
+
+def test_data_that_changed_under_dvc_are_told_from_those_of_the_last_commit(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(copy)
+    warn_of_another_version()
+    assert caplog.text == ""
+    path = next(path for path in sorted(Path("data/ham10000").rglob("*.jpg")))
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes() + b"0")
+    dvc(copy, "commit", "--quiet", "--force", "data.dvc")  # as `dvc repro` does before it runs prepare
+    warn_of_another_version()
+    assert "git checkout data.dvc && dvc checkout --force data.dvc" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ hashes what it reads and compares.
 
 import hashlib
 import json
+import logging
 import re
+import subprocess
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +22,8 @@ from medtransfer.errors import UserError
 from medtransfer.files import files_under
 from medtransfer.params import Params, read_params
 from medtransfer.stages.layout import DATA, PARAMS
+
+log = logging.getLogger(__name__)
 
 LOCK = Path("dvc.lock")
 PIPELINE = Path("dvc.yaml")
@@ -73,6 +77,20 @@ def _is_whole(md5: str) -> bool:
         return False
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest() == md5
+
+
+def warn_of_another_version() -> None:
+    """Say that data.dvc is not the last commit's, if so: `dvc repro` takes whatever lies in data/ as a new version."""
+    try:
+        shown = subprocess.run(["git", "show", f"HEAD:./{POINTER}"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return
+    if POINTER.exists() and POINTER.read_text() != shown.stdout:
+        log.warning(
+            "%s: another version of the data than the last commit's. Commit it if you changed them; if you did not, "
+            "they are damaged: `git checkout %s && dvc checkout --force %s` brings them back",
+            *[POINTER] * 3,
+        )
 
 
 def check_dvc_files() -> None:

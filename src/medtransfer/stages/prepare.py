@@ -7,7 +7,7 @@ from medtransfer.errors import UserError
 from medtransfer.files import whole_folder
 from medtransfer.params import Params
 from medtransfer.prepare import prepare_dataset
-from medtransfer.stages.integrity import check_params_unchanged, check_unchanged
+from medtransfer.stages.integrity import check_params_unchanged, check_unchanged, warn_of_another_version
 from medtransfer.stages.layout import DATA, PREPARED
 
 
@@ -15,6 +15,7 @@ def prepare(params: Params, dataset: str) -> None:
     """Prepare one data set."""
     if dataset not in params.datasets:
         raise UserError(f"params.yaml: datasets.{dataset}: missing; there are {', '.join(params.datasets)}")
+    warn_of_another_version()
     check_unchanged(DATA)
     begin = time.perf_counter()
     with whole_folder(PREPARED / dataset) as folder:
