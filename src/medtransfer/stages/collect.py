@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 
 from medtransfer.errors import UserError
 from medtransfer.files import whole_folder
+from medtransfer.stages.integrity import check_unchanged
 from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, PREPARED, RUNS, TUNING, TUNING_KEY, check_name
 
 RESULTS = Path("results")
@@ -33,11 +34,14 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
     Raises
     ------
     UserError
-        There is no finished fit, the folder is there and neither was asked for, or what is to be added was made
-        otherwise than what is there.
+        There is no finished fit, or one is not what DVC recorded; the folder is there and neither was asked for; or
+        what is to be added was made otherwise than what is there.
     """
     check_name(name, "collected results")
     _check_target(RESULTS / name, add, replace)
+    # A folder without run.json may be a damaged fit.
+    for path in sorted(RUNS.glob("*/*/")):
+        check_unchanged(path)
     fits = sorted(path.parent for path in RUNS.glob("*/*/run.json"))
     if not fits:
         raise UserError(f"{RUNS}: no finished fit; run `dvc repro`")
