@@ -13,20 +13,26 @@ from clones import dvc
 from medtransfer.errors import UserError
 from medtransfer.params import Params
 from medtransfer.stages.baseline import baseline
+from medtransfer.stages.collect import collect
 from medtransfer.stages.evaluate import evaluate
 from medtransfer.stages.explain import explain
 from medtransfer.stages.inputs import read_dataset
 from medtransfer.stages.integrity import check_unchanged, read_lock
 from medtransfer.stages.prepare import prepare
+from medtransfer.stages.register import best_fit, register
 from medtransfer.stages.train import load_start, train
 
 PREDICTIONS = "id,group,split,label,p_nv,p_mel\na,g,test,nv,0.7,0.3\n"
+VALIDATED = PREDICTIONS.replace("test", "validation")
 RUN = json.dumps({"kind": "baseline", "dataset": "ham10000", "model": "decision_tree", "seed": 0})
 FILES = {
     "data/ham10000/HAM10000_metadata.csv": "lesion_id,image_id,dx\n",
     "artifacts/prepared/ham10000/dataset.json": "{}",
     "artifacts/prepared/ham10000/images.npy": "pixels",
     "artifacts/runs/ham10000/imagenet_all-seed0/model.keras": "weights",
+    "artifacts/runs/ham10000/imagenet_all-seed0/predictions.csv": VALIDATED.replace("0.7,0.3", "0.3,0.7"),
+    "artifacts/runs/ham10000/imagenet_head-seed0/model.keras": "better weights",
+    "artifacts/runs/ham10000/imagenet_head-seed0/predictions.csv": VALIDATED,
     "artifacts/runs/ham10000/decision_tree-seed0/run.json": RUN,
     "artifacts/runs/ham10000/decision_tree-seed0/predictions.csv": PREDICTIONS,
     "artifacts/activations/ham10000/activations.npz": "activations",
@@ -74,6 +80,11 @@ READERS: dict[str, tuple[str, Callable[[Params], object]]] = {
         "artifacts/runs/ham10000/decision_tree-seed0/predictions.csv", lambda params: evaluate(tree_alone(params))),
     "evaluate, activations": (
         "artifacts/activations/ham10000/activations.npz", lambda params: evaluate(tree_alone(params))),
+    "collect": ("artifacts/runs/ham10000/decision_tree-seed0/predictions.csv", lambda params: collect("mine")),
+    "register, not the best": (
+        "artifacts/runs/ham10000/imagenet_all-seed0/model.keras", lambda params: register(params, "ham10000")),
+    "register, the best": (
+        "artifacts/runs/ham10000/imagenet_head-seed0/predictions.csv", lambda params: register(params, "ham10000")),
 }  # fmt: skip
 
 
@@ -98,6 +109,28 @@ def test_a_damaged_object_of_the_cache_stops_the_stage_that_reads_it(
     assert str(cached.relative_to(recorded)) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted(recorded.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("lost", "read"),
+    [
+        ("decision_tree-seed0/run.json", lambda: collect("mine")),
+        ("imagenet_head-seed0/model.keras", lambda: best_fit("ham10000")),
+    ],
+)
+def test_a_fit_that_lost_a_file_is_not_left_out_in_silence(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, lost: str, read: Callable[[], object]
+) -> None:
+    monkeypatch.chdir(recorded)
+    assert best_fit("ham10000").name == "imagenet_head-seed0"
+    path = Path("artifacts/runs/ham10000", lost)
+    cached = path.readlink()
+    path.unlink()
+    try:
+        with pytest.raises(UserError, match=rf"{path.parent}: not what dvc\.lock names .*: {path.name}; "):
+            read()
+    finally:
+        path.symlink_to(cached)
 
 
 # --- DVC's own files, cut

@@ -569,6 +569,42 @@ def test_what_was_made_otherwise_is_not_added(
     assert sorted(path.read_bytes() for path in Path("results").rglob("*") if path.is_file()) == before
 
 
+@pytest.mark.parametrize("name", ["../../keep", "../keep", "..", ".", "", "/tmp/keep", "a/b", "-x", "mine\n"])
+def test_a_name_that_leads_out_of_results_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished_study(tmp_path / "project", 0, ["decision_tree"])
+    (tmp_path / "project/results/keep/runs").mkdir(parents=True)
+    (tmp_path / "keep/runs").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path / "project")
+    for options in ([], ["--add"], ["--replace"]):
+        refused = CliRunner().invoke(cli, ["collect", *options, "--", name])
+        assert isinstance(refused.exception, UserError)
+        assert f"{name!r}: no name for collected results" in str(refused.exception)
+        assert "\n" not in str(refused.exception)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_collected_results_are_replaced_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished_study(tmp_path, 0, ["decision_tree"])
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    Path("results/mine/results.md").write_text("tables")
+    Path("results/README.md").write_text("no folder")
+    refused = CliRunner().invoke(cli, ["collect", "mine"])
+    assert "results/mine: exists; add to it with --add, remove it with --replace" in str(refused.exception)
+    both = CliRunner().invoke(cli, ["collect", "mine", "--add", "--replace"])
+    assert "give one of them" in str(both.exception)
+    other = CliRunner().invoke(cli, ["collect", "README.md", "--replace"])
+    assert "results/README.md: holds no collected results" in str(other.exception)
+    assert Path("results/mine/results.md").exists()
+    assert CliRunner().invoke(cli, ["collect", "mine", "--replace"]).exit_code == 0
+    assert not Path("results/mine/results.md").exists()
+    assert Path("results/mine/runs/chest_xray/decision_tree-seed0/run.json").exists()
+    assert Path("results/README.md").read_text() == "no folder"
+
+
 def test_the_leak_is_measured_between_two_folders_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = PROJECT / ANSWER
     params = (source / "params.yaml").read_text()

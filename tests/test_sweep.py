@@ -12,10 +12,12 @@ import mlflow
 import pandas as pd
 import psutil
 import pytest
+from click.testing import CliRunner
 from ray.cluster_utils import Cluster
 from ruamel.yaml import YAML
 
 from conftest import PROJECT
+from medtransfer.cli import cli
 from medtransfer.datasets.catalogue import CHEST_XRAY, HAM10000
 from medtransfer.errors import UserError
 from medtransfer.files import whole_folder
@@ -261,3 +263,10 @@ def test_what_cannot_run_is_one_line(project: Path, arguments: list[str], line: 
 
 def test_without_a_cluster_one_line_says_what_to_do(project: Path) -> None:
     assert "use this machine alone with --local" in finish(start(project, RAY_ADDRESS="127.0.0.1:9"), code=2)
+
+
+def test_a_name_that_leads_out_of_the_sweeps_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    refused = CliRunner().invoke(cli, ["sweep", "../../keep"])
+    assert isinstance(refused.exception, UserError)
+    assert "'../../keep': no name for a sweep" in str(refused.exception)

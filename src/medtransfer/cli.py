@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -23,7 +22,7 @@ import click
 
 from medtransfer.errors import UserError
 from medtransfer.params import TREES, Params, TrainParams, read_params
-from medtransfer.stages.layout import TUNING
+from medtransfer.stages.layout import TUNING, check_name
 
 PARAMS = Path("params.yaml")
 DATA = Path("data")
@@ -195,11 +194,12 @@ def leak(leaky: Path, clean: Path) -> None:
 @cli.command()
 @click.argument("name")
 @click.option("--add", is_flag=True, help="Keep what results/NAME holds and add to it, as another seed.")
-def collect(name: str, add: bool) -> None:
+@click.option("--replace", is_flag=True, help="Remove what results/NAME holds.")
+def collect(name: str, add: bool, replace: bool) -> None:
     """Copy what is small of all finished fits to results/NAME, to be committed."""
     from medtransfer.stages.collect import collect as copy
 
-    click.echo(f"collected: {copy(name, add=add)}")
+    click.echo(f"collected: {copy(name, add=add, replace=replace)}")
 
 
 @cli.command()
@@ -566,8 +566,7 @@ def sweep(
     under one parent into the experiment `sweep NAME`. Goes on where it stopped.
     """
     params = _params()
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UserError(f"{name}: no name for a sweep; letters, digits, '.', '_' and '-' are")
+    check_name(name, "a sweep")
     try:
         import ray  # noqa: F401
     except ImportError:

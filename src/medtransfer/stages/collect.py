@@ -10,14 +10,15 @@ from ruamel.yaml import YAML
 
 from medtransfer.errors import UserError
 from medtransfer.files import whole_folder
-from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, PREPARED, RUNS, TUNING, TUNING_KEY
+from medtransfer.stages.integrity import check_unchanged
+from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, PREPARED, RUNS, TUNING, TUNING_KEY, check_name
 
 RESULTS = Path("results")
 KEPT = ("predictions.csv", "history.csv", "metrics.json", "run.json")
 SAME_DATA = ("data_version", "image_size", "split_by")
 
 
-def collect(name: str, *, add: bool = False) -> Path:
+def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
     """Copy predictions, histories, metrics and provenance of all finished fits; models and images stay.
 
     What `tune`, `layers` and `gradcam` found comes along.
@@ -27,24 +28,42 @@ def collect(name: str, *, add: bool = False) -> Path:
     add : bool
         Keep what the folder holds, apart from its tables, which then want computing again. A fit that both have is
         taken from here.
+    replace : bool
+        Remove what the folder holds.
 
     Raises
     ------
     UserError
-        There is no finished fit, or what is to be added was made otherwise than what is there.
+        There is no finished fit, or one is not what DVC recorded; the folder is there and neither was asked for; or
+        what is to be added was made otherwise than what is there.
     """
+    check_name(name, "collected results")
+    _check_target(RESULTS / name, add, replace)
+    # A folder without run.json may be a damaged fit.
+    for path in sorted(RUNS.glob("*/*/")):
+        check_unchanged(path)
     fits = sorted(path.parent for path in RUNS.glob("*/*/run.json"))
     if not fits:
         raise UserError(f"{RUNS}: no finished fit; run `dvc repro`")
     if add:
-        if not (RESULTS / name / "runs").is_dir():
-            raise UserError(f"{RESULTS / name}: not found; leave out --add to make it")
         _check_same_study(fits, RESULTS / name)
     with whole_folder(RESULTS / name) as folder:
         _copy(fits, folder)
         if add:
             _keep(RESULTS / name, folder)
     return RESULTS / name
+
+
+def _check_target(folder: Path, add: bool, replace: bool) -> None:
+    if add and replace:
+        raise UserError("--add and --replace: one keeps what the other removes; give one of them")
+    if not folder.exists():
+        if add:
+            raise UserError(f"{folder}: not found; leave out --add to make it")
+    elif not (folder / "runs").is_dir():
+        raise UserError(f"{folder}: holds no collected results; remove it or choose another name")
+    elif not (add or replace):
+        raise UserError(f"{folder}: exists; add to it with --add, remove it with --replace, or choose another name")
 
 
 def _copy(fits: list[Path], folder: Path) -> None:

@@ -1,6 +1,9 @@
 """Where each stage reads and writes, relative to the project's folder."""
 
+import re
 from pathlib import Path
+
+from medtransfer.errors import UserError
 
 PARAMS = Path("params.yaml")
 DATA = Path("data")
@@ -30,3 +33,22 @@ def unfinished_folder(dataset: str, model: str, seed: int) -> Path:
 def run_name(model: str, seed: int) -> str:
     """Return the name of one fit, the same on disk and in MLflow."""
     return f"{model}-seed{seed}"
+
+
+def check_name(name: str, of: str) -> None:
+    """Check that a name which a user chose can be a folder's.
+
+    Parameters
+    ----------
+    of : str
+        What it is to name, for the message.
+
+    Raises
+    ------
+    UserError
+        It cannot: it would lead out of the folder that it is for, or be that folder.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(
+            f"{name!r}: no name for {of}; letters, digits, '.', '_' and '-' are, with a letter or digit first"
+        )

@@ -35,7 +35,6 @@ def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
     if dataset not in params.study:
         raise UserError(f"params.yaml: study.{dataset}: missing; there are {', '.join(params.study)}")
     fit = best_fit(dataset)
-    check_unchanged(fit)
     description = json.loads((PREPARED / dataset / "dataset.json").read_text())
     client = tracking.reach()
     record = json.loads((fit / "run.json").read_text())
@@ -56,8 +55,11 @@ def best_fit(dataset: str) -> Path:
     Raises
     ------
     UserError
-        There is none.
+        There is none, or a fit is not what DVC recorded.
     """
+    # All before one is read: a damaged one could be the best, and one whose network is lost is no candidate below.
+    for path in sorted((RUNS / dataset).glob("*/")):
+        check_unchanged(path)
     found = {}
     for path in sorted((RUNS / dataset).glob("*/model.keras")):
         predictions = read_predictions(path.parent / "predictions.csv")
