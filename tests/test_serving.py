@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,8 @@ def test_folders_are_searched_and_a_file_that_is_no_image_stops_nothing(register
     assert done.exit_code == 2
     assert "bad.jpg: cannot be decoded: neither a JPEG nor a PNG; convert it to one of them" in done.output
     table = pd.read_csv("answers.csv", keep_default_na=False)
-    assert list(table.columns) == ["image", "predicted", "p_NORMAL", "p_PNEUMONIA", "overlay", "problem"]
+    assert list(table.columns) == ["image", "predicted", "p_NORMAL", "p_PNEUMONIA", "overlay", "problem", "synthetic"]
+    assert list(table.synthetic) == [True, True]
     assert list(table.overlay) == ["", "overlays/0001-a.png"]
     assert list(table.predicted != "") == [False, True]
     told = json.loads(CliRunner().invoke(cli, [*asked, "--json", "--overlays", "overlays"]).stdout)["answers"]
@@ -249,6 +251,14 @@ def test_a_bad_request_gets_a_reason(
     answer = page.post("/predict", content=body, headers=headers)
     assert answer.status_code == status
     assert reason in answer.text
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_an_answer_says_whether_the_network_was_trained_on_synthetic_data(registered: Path, synthetic: bool) -> None:
+    classifier = open_classifier("chest_xray", None)
+    other = replace(classifier, facts={**classifier.facts, "synthetic": synthetic})
+    page = TestClient(build_app(other), base_url="http://127.0.0.1")
+    assert page.post("/predict", content=png()).json()["synthetic"] is synthetic
 
 
 def status_of(page: TestClient, path: str) -> int:

@@ -124,6 +124,7 @@ def test_an_unfinished_run_is_taken_up_again_and_each_point_arrives_once(store: 
         first.log_epochs(ROWS[:1])
         first.log_metrics({"test_f1": 0.5})
         raise KeyboardInterrupt
+    assert store.get_run(first.run_id or "").data.tags[tracking.ERROR].startswith("KeyboardInterrupt")
     with tracking.run("ham10000", "x", "f1", {"a": 1}, {"device": "two"}) as second:
         second.log_epochs(ROWS)
         second.log_metrics({"test_f1": 0.5, "test_f2": 0.25})
@@ -131,6 +132,7 @@ def test_an_unfinished_run_is_taken_up_again_and_each_point_arrives_once(store: 
     assert first.run_id == second.run_id == run.info.run_id
     assert run.info.status == "FINISHED"
     assert run.data.tags["device"] == "two"
+    assert tracking.ERROR not in run.data.tags
     assert len(store.get_metric_history(run.info.run_id, "loss")) == 2
     assert len(store.get_metric_history(run.info.run_id, "test_f1")) == 1
     assert run.data.metrics["test_f2"] == 0.25

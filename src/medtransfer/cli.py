@@ -649,7 +649,7 @@ def predict(
     images = stage.find_images(paths)
     classifier = stage.open_classifier(dataset, model)
     answers = list(stage.answer(classifier, images, overlays))
-    table = stage.as_table(answers, classifier.facts["classes"])
+    table = stage.as_table(answers, classifier.facts)
     if output:
         from medtransfer.files import whole_file
 

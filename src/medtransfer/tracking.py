@@ -210,7 +210,7 @@ def run(
     Parameters
     ----------
     fit : str
-        The id of the fit; a run that it left unfinished is taken up again.
+        The id of the fit; a run that it left unfinished is taken up again, without its tag ERROR.
     params : mapping
         The hyperparameters; nested mappings become dotted names.
     sample_seconds : float
@@ -258,6 +258,7 @@ def _start(
         )
         active = Run(client, mlflow.active_run().info.run_id)
         if run_id:
+            active.send(_forget_error)
             active.tag(said)
         logged = [Param(*item) for item in values.items()]
         active.send(lambda client, run_id: client.log_batch(run_id, params=logged))
@@ -268,6 +269,11 @@ def _start(
         _say_away(error)
         return Run(None)
     return active
+
+
+def _forget_error(client: mlflow.MlflowClient, run_id: str) -> None:
+    if ERROR in client.get_run(run_id).data.tags:  # MLflow refuses to delete a tag that a run has not
+        client.delete_tag(run_id, ERROR)
 
 
 def _set_experiment(name: str) -> None:

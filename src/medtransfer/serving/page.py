@@ -87,7 +87,8 @@ async def _read_body(request: Request) -> bytes:
 
 def _answer(classifier: Classifier, content: bytes, overlay: bool) -> dict[str, Any]:
     pixels = read_image(classifier, content)[None]
-    said = {**describe(classifier, ask(classifier, pixels)[0]), "note": NOTE}
+    told = describe(classifier, ask(classifier, pixels)[0])
+    said = {**told, "note": NOTE, "synthetic": classifier.facts["synthetic"]}
     if overlay:
         buffer = io.BytesIO()
         show_where(classifier, [content], pixels)[0].save(buffer, format="PNG")

@@ -106,15 +106,16 @@ def _read(classifier: Classifier, path: Path) -> tuple[bytes, np.ndarray, str]:
         return b"", np.zeros(0), f"{path}: {error.strerror}"
 
 
-def as_table(answers: list[Answer], classes: list[str]) -> pd.DataFrame:
-    """Return a row a file: image, predicted, p_<class>, overlay, problem."""
+def as_table(answers: list[Answer], facts: dict[str, Any]) -> pd.DataFrame:
+    """Return a row a file: image, predicted, p_<class>, overlay, problem, synthetic."""
     rows = [
         {
             "image": str(found.path),
             "predicted": found.said["predicted"] if found.said else "",
-            **{f"p_{name}": found.said["probabilities"][name] if found.said else np.nan for name in classes},
+            **{f"p_{name}": found.said["probabilities"][name] if found.said else np.nan for name in facts["classes"]},
             "overlay": str(found.overlay or ""),
             "problem": found.problem,
+            "synthetic": facts["synthetic"],
         }
         for found in answers
     ]
