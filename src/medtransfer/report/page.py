@@ -18,7 +18,7 @@ from medtransfer.evaluation.predictions import classes_of
 from medtransfer.evaluation.questions import block_counts, data_sizes
 from medtransfer.report import figures, tables
 from medtransfer.report.sentences import answer, beyond, collapses, guess, title, which_layers
-from medtransfer.report.study import Layers, Study, cost, leaves_out_features
+from medtransfer.report.study import Layers, Study, costs, leaves_out_features
 
 POINTS = 3  # of a line, or it is not drawn
 # What a figure shows, and the figure.
@@ -105,7 +105,7 @@ def _scores(study: Study, dataset: str) -> list[Drawn]:
         (study.table.dataset == dataset) & (study.table["class"] == MACRO) & (study.table.family == TALK)
     ]
     fits = {model: own for name, model, own in by_model(study.runs) if name == dataset}
-    seconds = {model: cost(own) for model, own in fits.items()}
+    seconds = costs({model: fits[model] for model in part.model})
     warm = [model for model in part.model if leaves_out_features(fits[model])]
     without = f" Without the time to compute features that were already stored: {', '.join(warm)}." if warm else ""
     mark = _synthetic(study, dataset)

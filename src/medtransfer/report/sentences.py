@@ -11,7 +11,7 @@ from medtransfer.evaluation.families import TALK, family
 from medtransfer.evaluation.metrics import MACRO
 from medtransfer.evaluation.predictions import classes_of
 from medtransfer.evaluation.questions import chain, data_sizes, find_pair
-from medtransfer.report.study import Layers, Study, cost, leaves_out_features
+from medtransfer.report.study import Layers, Study, costs, leaves_out_features
 
 FROM_RANDOM, FROM_IMAGENET = "cnn_random", "imagenet_all"
 FIRST_BLOCK, LAST_BLOCK = "imagenet_first_block", "imagenet_last_block"
@@ -104,8 +104,8 @@ def _cheapest(study: Study, dataset: str) -> str | None:
     best = str(table.f1[list(fits)].idxmax())
     compared = {model: pair for model in fits if (pair := find_pair(study.pairs, dataset, best, model))}
     equal = [best, *(model for model, pair in compared.items() if pair["p_corrected"] >= LEVEL)]
-    seconds = {model: cost(fits[model]) for model in equal}
-    cheap = min(seconds, key=lambda model: seconds[model])
+    seconds = costs(fits)
+    cheap = min(equal, key=lambda model: seconds[model])
     if cheap == best:
         return f"On {title(dataset)}, {best} scores best ({table.f1[best]:.2f}), and nothing cheaper comes near."
     without = (

@@ -1,5 +1,6 @@
 """A study as the report reads it: its runs, their tables, and what was asked of single fits."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,8 +49,21 @@ class Study:
         return judge(self.pairs)
 
 
-def cost(fits: list[Run]) -> float:
-    """Return the seconds of a fit, mean over seeds, with those of its features where another run computed them."""
+def costs(models: Mapping[str, list[Run]]) -> dict[str, float]:
+    """Return the seconds of a fit of each model, mean over the seeds that were fitted where all networks were.
+
+    With those of its features where another run computed them. The seconds of several machines are not compared; where
+    no device has all networks, every seed counts.
+    """
+    devices = [{run.record["device"] for run in fits} for fits in models.values() if fits[0].history is not None]
+    shared = set.intersection(*devices) if devices else set()
+    return {
+        model: _mean_cost([run for run in fits if run.record["device"] in shared] or fits)
+        for model, fits in models.items()
+    }
+
+
+def _mean_cost(fits: list[Run]) -> float:
     # Of a null, and of what was committed before these seconds were kept, nobody knows: `leaves_out_features`.
     return sum(run.record["seconds"] + (run.record.get("feature_seconds") or 0) for run in fits) / len(fits)
 

@@ -143,6 +143,7 @@ def _keep(known: Path, folder: Path) -> None:
 def _join_params(known: Path, added: Path) -> None:
     """Write what both files say to `added`: the seeds and configurations of either, all else as it is in `known`."""
     yaml = YAML()
+    yaml.width = 4096  # or it folds lines
     params, new = yaml.load(known), yaml.load(added)
     params["seeds"] = sorted({*params["seeds"], *new["seeds"]})
     for name, configuration in new["configurations"].items():
