@@ -1,6 +1,7 @@
 """The command line: a user's mistake is one line and exit code 2; our own keeps its traceback."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from conftest import PROJECT
+from medtransfer.errors import UserError
+from medtransfer.params import Params
+from medtransfer.stages.integrity import check_pipeline
 
 COMMAND = [sys.executable, "-c", "from medtransfer.cli import main; main()"]
 
@@ -78,6 +82,43 @@ def test_a_check_finds_a_stage_that_is_missing(project: Path) -> None:
         result = medtransfer(project, command)
         assert result.returncode == 2
         assert "dvc.yaml: no stage trains again on chest_xray" in last_line(result)
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project's dvc.yaml in a folder of its own, which is the working folder."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copy(PROJECT / "dvc.yaml", tmp_path / "dvc.yaml"))
+
+
+def test_a_check_finds_what_only_the_pipeline_has(pipeline: Path, params: Params) -> None:
+    check_pipeline(params)
+    skin = {"ham10000": params.study["ham10000"]}
+    with pytest.raises(UserError, match=r"study\.chest_xray: missing, but dvc\.yaml has stages of it"):
+        check_pipeline(params.model_copy(update={"study": skin}))
+    no_chain = params.study["chest_xray"].model_copy(update={"transfer": []})
+    with pytest.raises(UserError, match=r"study\.chest_xray: has no ham10000_all, but a stage of dvc\.yaml trains it"):
+        check_pipeline(params.model_copy(update={"study": {**skin, "chest_xray": no_chain}}))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("${study.chest_xray.train}", "[cnn_random]", "dvc.yaml: no stage trains imagenet_all on chest_xray"),
+        ("<<: *train", "<<: *trian", "dvc.yaml: cannot be read as a pipeline: found undefined alias"),
+        ("stages:", "steps:", "dvc.yaml: cannot be read as a pipeline"),
+    ],
+)
+def test_a_check_finds_a_pipeline_that_lacks_something(
+    pipeline: Path, params: Params, old: str, new: str, message: str
+) -> None:
+    text = pipeline.read_text()
+    assert old in text
+    pipeline.write_text(text.replace(old, new))
+    with pytest.raises(UserError) as error:
+        check_pipeline(params)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_our_own_mistakes_keep_their_traceback(project: Path) -> None:

@@ -10,7 +10,7 @@ import scipy.stats
 from sklearn.metrics import f1_score
 
 from medtransfer.errors import UserError
-from medtransfer.evaluation.calibration import fit_temperature, scale
+from medtransfer.evaluation.calibration import believable, fit_temperature, scale
 from medtransfer.evaluation.comparison import Run, compare, score_intervals
 from medtransfer.evaluation.confusion import confusion
 from medtransfer.evaluation.intervals import MEASURES, compare_pair, correct, intervals, weighted_score
@@ -194,6 +194,14 @@ def test_the_permutation_test_is_scipys() -> None:
     found = compare_pair([first], [second], seed=0)
     assert found["difference"] == pytest.approx(expected.statistic)
     assert found["p"] == pytest.approx(expected.pvalue, abs=0.12)
+
+
+def test_a_temperature_at_an_end_of_its_search_is_not_believed() -> None:
+    frame = pd.DataFrame({"id": ["a", "b"], "group": ["a", "b"], "split": "validation", "label": ["x", "y"]})
+    all_right = frame.assign(p_x=[0.6, 0.4], p_y=[0.4, 0.6])
+    assert not believable(fit_temperature(all_right))
+    assert not believable(fit_temperature(all_right.assign(label=["y", "x"])))
+    assert believable(1.0)
 
 
 def test_temperature_scaling_finds_the_temperature_that_was_planted() -> None:

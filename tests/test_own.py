@@ -101,6 +101,36 @@ def test_added_again_it_takes_the_place_of_the_one_before(project: Path) -> None
     assert len(list(Path("data/mine/images").rglob("*.png"))) == 30
 
 
+def test_added_again_it_keeps_its_groups(project: Path) -> None:
+    add()
+    before = Path("params.yaml").read_text()
+    with pytest.raises(UserError, match=r"datasets\.mine\.split\.by: is group, and --group is missing"):
+        add(columns=Columns())
+    assert Path("params.yaml").read_text() == before
+
+
+def test_data_that_are_named_but_not_there_are_had_first(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dvc add data` would leave the demonstration out of data.dvc."""
+    called: list[tuple[str, ...]] = []
+
+    def dvc(*arguments: str) -> int:
+        called.append(arguments)
+        return 1  # the remote is away
+
+    monkeypatch.setattr("medtransfer.stages.study.run_dvc", dvc)
+    Path("data.dvc").write_text(
+        "outs:\n- {md5: 0123456789abcdef0123456789abcdef.dir, size: 1, nfiles: 1, path: data}\n"
+    )
+    before = Path("params.yaml").read_text()
+    command = ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
+    assert CliRunner().invoke(cli, command).exit_code == 1
+    assert called == [("pull", "data.dvc")]
+    assert Path("params.yaml").read_text() == before
+    assert not Path("data").exists()
+    CliRunner().invoke(cli, [*command, "--only"])
+    assert called[1:] == [("add", "data")]
+
+
 def test_it_can_be_the_only_one(project: Path) -> None:
     add(only=True)
     assert list(read_params(Path("params.yaml")).study) == ["mine"]
@@ -180,6 +210,7 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(project: Path) -> Non
         (lambda: change_table(label=["ill", None] * 20), {}, "row 3 has no label"),
         (lambda: Path("labels.csv").write_bytes(b"image,label,patient\n\xff,x,y\n"), {}, "read as CSV in UTF-8"),
         (lambda: Path("labels.csv").write_text(""), {}, "cannot be read as CSV"),
+        (lambda: Path("labels.csv").write_text("image,label,patient\n"), {}, "labels.csv: no row below the header"),
         (lambda: shutil.copy(f"mine/p0/{first}", f"mine/p1/{first}"), {}, f"'{first}' means p0/{first} and p1/{first}"),
         (lambda: shutil.copy(f"mine/p0/{first}", "mine"), folders, f"mine/{first}: in no class's folder"),
     ]  # fmt: skip

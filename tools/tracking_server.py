@@ -79,15 +79,28 @@ def postgres(folder: Path) -> Iterator[str]:
             "--auth",
             "trust",
         ]
-        subprocess.run(initialise, check=True, stdout=subprocess.DEVNULL, user=user)
+        _run_as(user, initialise, folder)
     options = f"-c listen_addresses= -c unix_socket_directories={folder} -c max_connections=200"
     control: list[str | Path] = [programs / "pg_ctl", "--pgdata", folder, "--wait", "--silent"]
     started = [*control, "--log", folder / "postgres.log", "--options", options, "start"]
-    subprocess.run(started, check=True, user=user, stdout=subprocess.DEVNULL)
+    _run_as(user, started, folder)
     try:
         yield f"postgresql+psycopg://mlflow@/postgres?host={folder}"
     finally:
-        subprocess.run([*control, "--mode", "fast", "stop"], check=True, user=user, stdout=subprocess.DEVNULL)
+        _run_as(user, [*control, "--mode", "fast", "stop"], folder)
+
+
+def _run_as(user: str | None, command: list[str | Path], folder: Path) -> None:
+    """Run one of PostgreSQL's programs; what it says on failure ends the server with a line."""
+    try:
+        done = subprocess.run(command, user=user, cwd=folder, capture_output=True, text=True)
+    except PermissionError:
+        raise click.ClickException(
+            f"{folder}: the user {user} cannot enter it; choose a folder outside /root"
+        ) from None
+    if done.returncode:
+        said = " ".join(f"{done.stdout} {done.stderr}".split())[-400:]
+        raise click.ClickException(f"{folder}: {Path(command[0]).name} ended with {done.returncode}: {said}")
 
 
 def _programs() -> Path:

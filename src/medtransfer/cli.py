@@ -121,7 +121,7 @@ def study(lanes: int | None) -> None:
     """
     from medtransfer.stages.study import default_lanes, run_study
 
-    _check()
+    params = _check()
     try:
         _dvc("pull", "data.dvc")
         code = run_study(lanes or default_lanes())
@@ -132,7 +132,10 @@ def study(lanes: int | None) -> None:
         sys.exit(code)
     _log_what_is_missing()
     _print_results()
-    click.echo("\nCompare the runs: `make ui`, then open http://127.0.0.1:5000 (experiments ham10000 and chest_xray)")
+    from medtransfer.tracking import redact
+
+    server = redact(os.environ.get("MLFLOW_TRACKING_URI") or "`make ui`, then open http://127.0.0.1:5000")
+    click.echo(f"\nCompare the runs: {server} (experiments {' and '.join(params.study)})")
 
 
 def _log_what_is_missing() -> None:
@@ -212,6 +215,8 @@ def _print_results() -> None:
     import pandas as pd
     from rich.console import Console
 
+    from medtransfer.evaluation.families import TALK
+    from medtransfer.evaluation.metrics import MACRO
     from medtransfer.report.tables import terminal
 
     path = Path("reports/results.csv")
@@ -222,6 +227,10 @@ def _print_results() -> None:
     console = Console() if sys.stdout.isatty() else Console(width=160)
     for dataset in table.dataset.drop_duplicates():
         console.print(terminal(table, dataset))
+        others = table[(table.dataset == dataset) & (table["class"] == MACRO) & (table.family != TALK)]
+        if len(others):
+            told = ", ".join(f"{row.model} {row.f1:.2f}" for row in others.itertuples())
+            click.echo(f"Beyond the talk's models, macro F1: {told}")
     click.echo("Tables, figures and how each run was made: reports/results.md, reports/figures/")
 
 
@@ -307,6 +316,7 @@ def data_fetch(name: str) -> None:
     from medtransfer.datasets.catalogue import get_dataset
     from medtransfer.datasets.importing import fetch_dataset
 
+    _get_what_is_named()
     _announce(name, fetch_dataset(get_dataset(name), DATA))
 
 
@@ -318,7 +328,16 @@ def data_import(name: str, path: Path) -> None:
     from medtransfer.datasets.catalogue import get_dataset
     from medtransfer.datasets.importing import import_dataset
 
+    _get_what_is_named()
     _announce(name, import_dataset(get_dataset(name), path, DATA))
+
+
+def _get_what_is_named() -> None:
+    """Get the data that data.dvc names before others lie beside them: `dvc add` leaves out what is not there."""
+    from medtransfer.stages.integrity import POINTER
+
+    if POINTER.exists() and not DATA.is_dir():
+        _dvc("pull", str(POINTER))
 
 
 def _announce(name: str, files: int) -> None:
@@ -360,6 +379,8 @@ def data_add(
 
     if group and not labels:
         raise UserError("--group: names a column of --labels, which is missing; give both or neither")
+    if not only:
+        _get_what_is_named()
     columns, about = Columns(image_column, label_column, group), About(title or name, licence, citation)
     files = add_own(_check(), name, images, labels, columns, about, only)
     _announce(name, files)

@@ -109,6 +109,8 @@ def _from_table(files: dict[str, Path], labels: Path, columns: Columns) -> pd.Da
         table = pd.read_csv(labels, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{labels}: cannot be read as CSV in UTF-8: {' '.join(str(error).split())}") from None
+    if table.empty:
+        raise UserError(f"{labels}: no row below the header; expected one an image")
     asked = [column for column in (columns.image, columns.label, columns.group) if column]
     for column in asked:
         if column not in table.columns:

@@ -11,6 +11,7 @@ from medtransfer.evaluation.metrics import encode
 from medtransfer.evaluation.predictions import PREFIX, classes_of
 
 BOUNDS = (-3.0, 3.0)  # of the temperature's natural logarithm
+MARGIN = 0.01  # how near to an end of it the search ends
 SMALLEST = 1e-12
 
 
@@ -24,6 +25,14 @@ def fit_temperature(validation: pd.DataFrame) -> float:
         return float(np.mean(np.logaddexp.reduce(scaled, axis=1) - scaled[np.arange(len(codes)), codes]))
 
     return float(np.exp(scipy.optimize.minimize_scalar(loss, bounds=BOUNDS, method="bounded").x))
+
+
+def believable(temperature: float) -> bool:
+    """Return whether a temperature is one that the validation images decided: not an end of the search.
+
+    Few images, all told right, are the more likely the surer the network is made.
+    """
+    return BOUNDS[0] + MARGIN < float(np.log(temperature)) < BOUNDS[1] - MARGIN
 
 
 def scale(predictions: pd.DataFrame, temperature: float) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from medtransfer.datasets.images import load_pixels, load_rgb
 from medtransfer.errors import UserError
-from medtransfer.evaluation.calibration import fit_temperature, temper
+from medtransfer.evaluation.calibration import believable, fit_temperature, temper
 from medtransfer.evaluation.metrics import MACRO, score
 from medtransfer.evaluation.predictions import read_predictions
 from medtransfer.explain.gradcam import grad_cam, overlay
@@ -34,8 +34,9 @@ class Classifier:
     """A network and what classifier.json holds.
 
     facts : dict
-        dataset, title, synthetic, classes (in the order of the answers), meanings, temperature, image_size,
-        resize_filter, network_sha256, model, seed, fit, validation_macro_f1
+        dataset, title, synthetic, classes (in the order of the answers), meanings, calibrated, temperature (1 where
+        the validation images do not decide it: not calibrated), image_size, resize_filter, network_sha256, model,
+        seed, fit, validation_macro_f1
     """
 
     network: keras.Model
@@ -56,10 +57,13 @@ def write_classifier(fit: Path, description: dict[str, Any], folder: Path) -> di
     predictions = read_predictions(fit / "predictions.csv")
     validation = predictions[predictions.split == "validation"].reset_index(drop=True)
     shutil.copyfile(fit / NETWORK, folder / NETWORK)
+    temperature = fit_temperature(validation)
+    calibrated = believable(temperature)
     facts = {
         **{key: record[key] for key in ("dataset", "model", "seed", "fit", "synthetic")},
         **{key: description[key] for key in ("title", "classes", "meanings", "image_size", "resize_filter")},
-        "temperature": fit_temperature(validation),
+        "calibrated": calibrated,
+        "temperature": temperature if calibrated else 1.0,
         "validation_macro_f1": score(validation)[MACRO],
         "network_sha256": sha256_of(folder / NETWORK),
     }

@@ -31,6 +31,7 @@ POINTER = Path("data.dvc")
 CACHE = Path(".dvc/cache/files/md5")
 RWLOCK = Path(".dvc/tmp/rwlock")
 DVC_LOCK = Path(".dvc/tmp/lock")
+TRAINED = "${study.%s.train}"
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
@@ -139,23 +140,62 @@ def _value_of(values: Any, key: str) -> Any:
 
 
 def check_pipeline(params: Params) -> None:
-    """Check that dvc.yaml has a stage for every configuration that begins from a finished run.
+    """Check that dvc.yaml fits what params.yaml studies, and nothing else.
 
     Raises
     ------
     UserError
-        One is missing: DVC would not train it, and the comparison would lack it.
+        dvc.yaml cannot be read; DVC would not train a configuration, so that the comparison would lack it; or it would
+        train, or look for, what the study has not.
     """
-    stages = YAML(typ="safe").load(PIPELINE.read_text())["stages"].values() if PIPELINE.exists() else []
-    matrices = [stage.get("matrix", {}) for stage in stages]
-    for dataset, study in params.study.items():
-        for name in study.transfer:
-            if not any(
-                dataset in matrix.get("dataset", []) and name in matrix.get("configuration", []) for matrix in matrices
-            ):
+    matrices = [stage["matrix"] for stage in _read_stages().values() if "matrix" in stage]
+    for dataset, study in params.study.items() if matrices else []:
+        listed = [matrix for matrix in matrices if dataset in matrix.get("dataset", [])]
+        trained = {name for matrix in listed for name in _configurations(matrix, params)}
+        for kind, names in (("train", study.train), ("transfer", study.transfer)):
+            for name in names:
+                if name not in trained:
+                    raise UserError(
+                        f"{PIPELINE}: no stage trains {name} on {dataset}, which {PARAMS} lists under "
+                        f"study.{dataset}.{kind}; add one like `{kind}{'-ham10000' if kind == 'train' else ''}` "
+                        "(docs/freezing.md) or take it out there"
+                    )
+    for matrix in matrices:
+        _check_matrix(matrix, params)
+
+
+def _read_stages() -> dict[str, Any]:
+    try:
+        return dict(YAML(typ="safe").load(PIPELINE.read_text())["stages"]) if PIPELINE.exists() else {}
+    except (YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{PIPELINE}: cannot be read as a pipeline: {reason}; mend or restore it (git checkout {PIPELINE})"
+        ) from None
+
+
+def _configurations(matrix: dict[str, Any], params: Params) -> list[str]:
+    """Return the configurations that a stage of dvc.yaml trains: written out, or those of TRAINED."""
+    written = matrix.get("configuration", [])
+    if not isinstance(written, str):
+        return list(written)
+    return [name for dataset, study in params.study.items() if written == TRAINED % dataset for name in study.train]
+
+
+def _check_matrix(matrix: dict[str, Any], params: Params) -> None:
+    """Check that the study has the data sets and the configurations that a stage of dvc.yaml names."""
+    for dataset in matrix.get("dataset", []):
+        if dataset not in params.study:
+            raise UserError(
+                f"{PARAMS}: study.{dataset}: missing, but {PIPELINE} has stages of it; give it back, or remove "
+                f"{dataset} and its stages there too"
+            )
+        study = params.study[dataset]
+        for name in _configurations(matrix, params):
+            if name not in (*study.train, *study.transfer):
                 raise UserError(
-                    f"{PIPELINE}: no stage trains {name} on {dataset}, which params.yaml lists under "
-                    f"study.{dataset}.transfer; add one like `transfer` (docs/freezing.md)"
+                    f"{PARAMS}: study.{dataset}: has no {name}, but a stage of {PIPELINE} trains it; add it, or remove "
+                    "it there too"
                 )
 
 

@@ -54,6 +54,11 @@ def add_own(
     """
     if name in CATALOGUE:
         raise UserError(f"{name}: the study's own data set; choose another name, or `medtransfer data import {name}`")
+    known = params.datasets.get(name)
+    if known and known.split.by == "group" and not columns.group:
+        raise UserError(
+            f"{PARAMS}: datasets.{name}.split.by: is group, and --group is missing; give it, or write by: image there"
+        )
     samples = find_samples(images, labels, columns)
     entry = _describe(samples, about, columns.group, labels or images)
     files = _plan(params, name, entry, by="group" if columns.group else "image", only=only)
