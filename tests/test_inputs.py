@@ -16,8 +16,10 @@ from medtransfer.stages.baseline import baseline
 from medtransfer.stages.collect import collect
 from medtransfer.stages.evaluate import evaluate
 from medtransfer.stages.explain import explain
+from medtransfer.stages.gradcam import explain_predictions
 from medtransfer.stages.inputs import read_dataset
 from medtransfer.stages.integrity import check_unchanged, read_lock
+from medtransfer.stages.layers import analyse_layers
 from medtransfer.stages.prepare import prepare
 from medtransfer.stages.register import best_fit, register
 from medtransfer.stages.train import load_start, train
@@ -191,3 +193,28 @@ def test_a_cut_pointer_is_refused_at_every_place(
     Path("data.dvc").write_text(pointer)
     with pytest.raises(UserError, match=r"data: not what data\.dvc names"):
         check_unchanged(Path("data"))
+
+
+@pytest.mark.parametrize("ask", [analyse_layers, explain_predictions])
+@pytest.mark.parametrize(
+    ("dataset", "name", "line"),
+    [
+        ("nope", "imagenet_all", "params.yaml: datasets.nope: missing; there are ham10000, chest_xray"),
+        ("ham10000", "nope", "params.yaml: configurations.nope: missing; there are cnn_random, "),
+        ("ham10000", "decision_tree", "decision_tree: a tree, no network; the networks are cnn_random, "),
+        ("chest_xray", "imagenet_all", "artifacts/runs/chest_xray/imagenet_all-seed0/model.keras: not found; run"),
+    ],
+)
+def test_a_network_that_cannot_be_asked_is_named(
+    recorded: Path,
+    params: Params,
+    monkeypatch: pytest.MonkeyPatch,
+    ask: Callable[[Params, str, str, int], Path],
+    dataset: str,
+    name: str,
+    line: str,
+) -> None:
+    monkeypatch.chdir(recorded)
+    with pytest.raises(UserError) as caught:
+        ask(params, dataset, name, 0)
+    assert str(caught.value).startswith(line)

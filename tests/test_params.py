@@ -6,7 +6,7 @@ import pytest
 
 from conftest import PROJECT
 from medtransfer.errors import UserError
-from medtransfer.params import BLOCKS, Params, read_params
+from medtransfer.params import BLOCKS, Params, parse_params, read_params
 
 
 def edited(tmp_path: Path, old: str, new: str) -> Path:
@@ -103,3 +103,9 @@ def test_configurations_name_their_blocks_and_source(params: Params) -> None:
     assert configurations["imagenet_first_last"].blocks == ("block1", "block5")
     assert configurations["imagenet_all"].source is None
     assert configurations["ham10000_all"].source == ("ham10000", "imagenet_all")
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nothing\n"])
+def test_an_empty_file_is_called_empty(text: str) -> None:
+    with pytest.raises(UserError, match=r"^params\.yaml: empty; restore it \(git checkout params\.yaml\)$"):
+        parse_params(text, Path("params.yaml"))

@@ -298,6 +298,8 @@ def parse_params(text: str, path: Path) -> Params:
     except (YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         # ruamel's constructors let what Python raises at a strange date or key through.
         raise UserError(f"{path}: cannot be read as YAML: {_yaml_reason(error)}") from None
+    if raw is None:
+        raise UserError(f"{path}: empty; restore it (git checkout {path})")
     try:
         return Params.model_validate(raw)
     except ValidationError as error:

@@ -7,16 +7,14 @@ import keras
 import numpy as np
 import pandas as pd
 
-from medtransfer.errors import UserError
 from medtransfer.evaluation.predictions import predicted_labels, probabilities_of, read_predictions
 from medtransfer.explain.gradcam import grad_cam
 from medtransfer.files import whole_folder
 from medtransfer.models import vgg16
 from medtransfer.params import Params
 from medtransfer.report import figures
-from medtransfer.stages.inputs import read_dataset
-from medtransfer.stages.integrity import check_unchanged
-from medtransfer.stages.layout import GRADCAM, run_folder, run_name
+from medtransfer.stages.inputs import finished_network, read_dataset
+from medtransfer.stages.layout import GRADCAM, run_name
 from medtransfer.training.device import make_deterministic
 
 
@@ -29,12 +27,9 @@ def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> P
     Raises
     ------
     UserError
-        The fit is not finished.
+        As `finished_network`.
     """
-    fitted = run_folder(dataset, name, seed)
-    if not (fitted / "model.keras").exists():
-        raise UserError(f"{fitted / 'model.keras'}: not found; run `dvc repro`, or `dvc pull` what others have trained")
-    check_unchanged(fitted)
+    fitted = finished_network(params, dataset, name, seed)
     keras.config.disable_interactive_logging()
     make_deterministic()
     images, samples, description = read_dataset(params, dataset)

@@ -1,6 +1,7 @@
-"""What every stage after prepare reads: a prepared data set."""
+"""What every stage after prepare reads: a prepared data set, and a finished network."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,9 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from medtransfer.errors import UserError
-from medtransfer.params import DatasetParams, Params
+from medtransfer.params import TREES, DatasetParams, Params
 from medtransfer.stages.integrity import check_unchanged
-from medtransfer.stages.layout import PREPARED
+from medtransfer.stages.layout import PREPARED, run_folder
 
 
 def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, dict[str, Any]]:
@@ -21,8 +22,7 @@ def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, d
     UserError
         It has not been prepared, has changed since, or was prepared otherwise than params.yaml now says.
     """
-    if name not in params.datasets:
-        raise UserError(f"params.yaml: datasets.{name}: missing; there are {', '.join(params.datasets)}")
+    _check_dataset(params, name)
     folder = PREPARED / name
     if not (folder / "dataset.json").exists():
         raise UserError(f"{folder}: not found; run `dvc repro prepare@{name}`")
@@ -41,6 +41,33 @@ def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, d
     images = np.load(folder / "images.npy", mmap_mode="r")
     samples = pd.read_csv(folder / "samples.csv", dtype=str, keep_default_na=False)
     return images, samples, description
+
+
+def finished_network(params: Params, dataset: str, name: str, seed: int) -> Path:
+    """Return the folder of a finished network.
+
+    Raises
+    ------
+    UserError
+        params.yaml has no such data set or configuration, a tree is asked for, or the fit is not finished or has
+        changed since.
+    """
+    _check_dataset(params, dataset)
+    known = ", ".join(params.configurations)
+    if name in TREES:
+        raise UserError(f"{name}: a tree, no network; the networks are {known}")
+    if name not in params.configurations:
+        raise UserError(f"params.yaml: configurations.{name}: missing; there are {known}")
+    fitted = run_folder(dataset, name, seed)
+    if not (fitted / "model.keras").exists():
+        raise UserError(f"{fitted / 'model.keras'}: not found; run `dvc repro`, or `dvc pull` what others have trained")
+    check_unchanged(fitted)
+    return fitted
+
+
+def _check_dataset(params: Params, name: str) -> None:
+    if name not in params.datasets:
+        raise UserError(f"params.yaml: datasets.{name}: missing; there are {', '.join(params.datasets)}")
 
 
 def encode_labels(samples: pd.DataFrame, classes: list[str]) -> np.ndarray:

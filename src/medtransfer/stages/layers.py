@@ -9,16 +9,14 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
-from medtransfer.errors import UserError
 from medtransfer.evaluation.intervals import intervals
 from medtransfer.evaluation.metrics import MACRO, score
 from medtransfer.explain.layers import compare_layers, probe_blocks, rewind_blocks
 from medtransfer.files import whole_folder, write_json
 from medtransfer.models import vgg16
 from medtransfer.params import Params
-from medtransfer.stages.inputs import encode_labels, read_dataset
-from medtransfer.stages.integrity import check_unchanged
-from medtransfer.stages.layout import LAYERS, run_folder, run_name
+from medtransfer.stages.inputs import encode_labels, finished_network, read_dataset
+from medtransfer.stages.layout import LAYERS, run_name
 from medtransfer.stages.train import load_start
 from medtransfer.tracking import git_commit
 from medtransfer.training.device import device_name, make_deterministic
@@ -38,14 +36,9 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     Raises
     ------
     UserError
-        The fit is not finished, or is no network of this study.
+        As `finished_network`.
     """
-    if name not in params.configurations:
-        raise UserError(f"params.yaml: configurations.{name}: missing; there are {', '.join(params.configurations)}")
-    fitted = run_folder(dataset, name, seed)
-    if not (fitted / "model.keras").exists():
-        raise UserError(f"{fitted / 'model.keras'}: not found; run `dvc repro`, or `dvc pull` what others have trained")
-    check_unchanged(fitted)
+    fitted = finished_network(params, dataset, name, seed)
     keras.config.disable_interactive_logging()
     make_deterministic()
     images, samples, description = read_dataset(params, dataset)
