@@ -143,6 +143,18 @@ def experiment(client: mlflow.MlflowClient) -> str:
     return str(client.get_experiment_by_name("ham10000").experiment_id)
 
 
+def test_what_dvc_says_of_a_stage_is_told_shortly() -> None:
+    files = {f"src/{name}.py": "modified" for name in "abcde"}
+    changes = [
+        {"changed deps": {**files, "data/x": "deleted", "params.yaml": {"train": "modified", "seeds": "new"}}},
+        "changed command",
+    ]
+    assert audit.in_words(changes) == (
+        "changed deps: modified src/a.py, src/b.py, src/c.py and 3 more; changed deps: deleted data/x; "
+        "changed deps: new seeds; changed command"
+    )
+
+
 def test_nothing_differs_in_a_study_that_agrees(study: mlflow.MlflowClient) -> None:
     assert audit.audit() == []
     assert audit.others() == []

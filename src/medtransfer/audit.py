@@ -18,9 +18,11 @@ from medtransfer.errors import UserError
 from medtransfer.files import digest_of_folder, sha256_of
 from medtransfer.models.settings import read_settings
 from medtransfer.params import AUTO
-from medtransfer.stages.integrity import check_unchanged, read_lock
+from medtransfer.stages.integrity import POINTER, check_unchanged, read_lock
 from medtransfer.stages.layout import FIGURES, PREPARED, RUNS
 from medtransfer.stages.results import tell_mlflow
+
+NAMED = 3  # files of a stage that a line names
 
 
 @tracking.answering()
@@ -63,8 +65,33 @@ def _check_dvc() -> Iterator[str]:
     if result.returncode:
         yield f"dvc status: {' '.join(result.stderr.split())}"
         return
+    ran = read_lock()
     for stage, changes in json.loads(result.stdout or "{}").items():
-        yield f"dvc: {stage}: {json.dumps(changes)}; run `dvc repro`"
+        if stage == str(POINTER):
+            yield f"dvc: {stage}: {in_words(changes)}; run `dvc checkout {stage}`, or `dvc pull {stage}`"
+        elif stage in ran:
+            yield f"dvc: {stage}: {in_words(changes)}; run `dvc repro`"
+        else:
+            yield f"dvc: {stage}: never ran here; run `dvc repro`"
+
+
+def in_words(changes: list[Any]) -> str:
+    """Return what `dvc status --json` says of a stage, shortly: files by their state, at most NAMED of each by name."""
+    told = []
+    for change in changes:
+        if not isinstance(change, dict):
+            told.append(str(change))
+            continue
+        for kind, states in change.items():
+            by_state: dict[str, list[str]] = {}
+            for name, state in states.items():
+                values = state if isinstance(state, dict) else {name: state}
+                for key, found in values.items():
+                    by_state.setdefault(str(found), []).append(key if isinstance(state, dict) else name)
+            for state, names in by_state.items():
+                more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+                told.append(f"{kind}: {state} {', '.join(names[:NAMED])}{more}")
+    return "; ".join(told)
 
 
 def fit_folders() -> list[Path]:
