@@ -30,7 +30,7 @@ BEGIN_WITH = ("pipeline", "sweep", "docs", "snapshots", "training", "devices", "
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the slow files first; `make test` hands files to its two processes in this order."""
+    """Put the slow files first; `make test` hands files to its processes in this order."""
     names = [f"test_{name}.py" for name in BEGIN_WITH]
     items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
 

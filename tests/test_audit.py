@@ -338,7 +338,7 @@ def test_no_model_is_loaded_whose_digest_was_not_checked(
         loaded.append(path)
         return load_tree(path)
 
-    monkeypatch.setattr(audit, "load_tree", load)
+    monkeypatch.setattr("medtransfer.models.trees.load_tree", load)
     done = audit.repair()
     assert str(place(TREES[0]) / "model.skops") not in loaded
     assert bool(loaded) is recorded  # the other tree's

@@ -27,6 +27,7 @@ from medtransfer.stages import sweep as stage
 
 # Seeds share nothing; rates share the features of a frozen prefix.
 SEEDS = ("--dataset", "chest_xray", "--configuration", "random_last_block", "--seed", "0", "--seed", "1", "--seed", "2")
+LAST_BLOCK = "chest_xray-random_last_block"
 RATES = ("--dataset", "chest_xray", "--dataset", "ham10000", "--configuration", "random_last_block", "--seed", "0",
          "--rate", "1e-3", "--rate", "1e-4")  # fmt: skip
 
@@ -153,25 +154,26 @@ def cluster() -> Iterator[Cluster]:
 
 
 def test_a_lost_node_costs_nothing_and_changes_nothing(project: Path, cluster: Cluster) -> None:
-    names = {f"chest_xray-random_last_block-seed{seed}" for seed in range(3)}
+    names = {f"{LAST_BLOCK}-seed{seed}" for seed in range(3)}
     process = start(project, *SEEDS, RAY_ADDRESS=cluster.address)
     wait_for(lambda: with_snapshot(project) == 2, process)  # so that no node is idle
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     output = finish(process)
+    assert [line[:6] for line in output.splitlines() if " of 3: " in line] == ["1 of 3", "2 of 3", "3 of 3"]
+    assert output.count(" min left") == 2
     assert "3 of 3 fits finished" in output
-    assert log_lines(project, "*", "going on after epoch")
     check_every_fit_finished_once(project, names)
     disturbed = predictions(project)
     assert len(disturbed) == 3
+    seed, *_ = [seed for seed in "012" if log_lines(project, f"{LAST_BLOCK}-seed{seed}", "going on after epoch")]
     projects(project).rename(project / "disturbed")
     (project / "mlruns").rename(project / "disturbed-mlruns")
 
-    output = finish(start(project, *SEEDS, "--local"))
-    assert [line.split(": ")[0] for line in output.splitlines()][:3] == [f"{number} of 3" for number in range(1, 4)]
-    assert output.count(" min left") == 2
+    finish(start(project, *SEEDS[:4], "--seed", seed, "--local"))
     assert log_lines(project, "*", "going on after epoch") == []
-    check_every_fit_finished_once(project, names)
-    assert predictions(project) == disturbed
+    undisturbed = predictions(project)
+    assert len(undisturbed) == 1
+    assert undisturbed.items() <= disturbed.items()
 
 
 def test_ctrl_c_and_a_lost_process_cost_nothing(project: Path) -> None:

@@ -122,6 +122,7 @@ def study(lanes: int | None) -> None:
     from medtransfer.stages.study import default_lanes, run_study
 
     params = _check()
+    server = os.environ.get("MLFLOW_TRACKING_URI")  # the user's: MLflow puts its own there later
     try:
         _dvc("pull", "data.dvc")
         code = run_study(lanes or default_lanes())
@@ -134,8 +135,8 @@ def study(lanes: int | None) -> None:
     _print_results()
     from medtransfer.tracking import redact
 
-    server = redact(os.environ.get("MLFLOW_TRACKING_URI") or "`make ui`, then open http://127.0.0.1:5000")
-    click.echo(f"\nCompare the runs: {server} (experiments {' and '.join(params.study)})")
+    where = redact(server) if server else "`make ui`, then open http://127.0.0.1:5000"
+    click.echo(f"\nCompare the runs: {where} (experiments {' and '.join(params.study)})")
 
 
 def _log_what_is_missing() -> None:
