@@ -37,9 +37,11 @@ PLAN = (
     ("prepare", "as it ends"),
     ("baseline", "after a time"),
     ("baseline", "as it ends"),
+    ("baseline", "before it is recorded"),
     ("train-ham10000", "after a time"),
     ("train-ham10000", "in a snapshot"),
     ("train-ham10000", "in a snapshot"),
+    ("train-ham10000", "before it is recorded"),
     ("train-ham10000", "as it ends"),
     ("train-chest_xray", "in a snapshot"),
     ("transfer", "after a time"),
@@ -91,6 +93,7 @@ def compare(
     kills: list[dict[str, str]] = []
     differing: set[str] = set()
     ended: list[int] = []
+    logged: Counter[str] = Counter()
     inside_a_save = 0
     mended: list[str] = []
     for plan in plans:
@@ -106,6 +109,7 @@ def compare(
             mended += mend(killed)
         ended.append(repro(killed, target).wait())
         found = fingerprints(killed)
+        logged.update(mlflow_state(killed))
         differing |= {name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)}
     return {
         "kills": len(kills),
@@ -117,7 +121,7 @@ def compare(
         "compared_files": len(expected),
         "differing": sorted(differing),
         "went_on_from_a_snapshot": (killed / "log.txt").read_text().count("going on after epoch"),
-        "mlflow": mlflow_state(killed),
+        "mlflow": dict(logged),
     }
 
 
@@ -134,10 +138,11 @@ class Watch:
             return False
         seconds = self.rng.uniform(0, SECONDS.get(stage, TRAINING))
         epoch = self.rng.randint(1, 2)
-        begin, lock = time.monotonic(), self._lock()
+        begin, lock, finished = time.monotonic(), self._lock(), self._finished()
         moments: dict[str, Callable[[], bool]] = {
             "after a time": lambda: time.monotonic() > begin + seconds,
             "in a snapshot": lambda: self._written() >= epoch,
+            "before it is recorded": lambda: self._finished() > finished and self._lock() == lock,
             "as it ends": lambda: self._lock() != lock,
         }
         return self._wait(moments[moment])
@@ -151,6 +156,10 @@ class Watch:
 
     def _lock(self) -> int:
         return (self.folder / "dvc.lock").stat().st_mtime_ns
+
+    def _finished(self) -> int:
+        """Return how many fits have said their last line; the process that says it writes all its lines as it ends."""
+        return (self.folder / "log.txt").read_text().count(": micro F1 ")
 
     def _written(self) -> int:
         """Return the number of snapshots of which the next is being written, or -1."""
@@ -208,38 +217,45 @@ def forget(folder: Path) -> None:
 
 
 def fingerprints(folder: Path) -> dict[str, str]:
-    """Return the hash of every prediction and of every network's weights."""
+    """Return the hash of every file that the stages write, of tables without the seconds.
+
+    Left out are what names a fit or a time (run.json, model-card.md, results.md) and pictures, drawn from the tables.
+    model.skops names its parts by their addresses in memory: a forest's predictions stand for it.
+    """
     found = {}
-    for path in sorted(folder.glob("artifacts/runs/*/*/*")):
+    for path in sorted((*folder.glob("artifacts/*/*/**/*"), *folder.glob("reports/**/*"))):
         name = str(path.relative_to(folder))
-        # model.skops names its parts by their addresses in memory: a forest's predictions stand for it.
-        if path.name in ("predictions.csv", "metrics.json"):
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        elif path.name == "model.keras":
+        if path.name == "model.keras":
             with zipfile.ZipFile(path) as archive:
                 found[name] = hashlib.sha256(archive.read("model.weights.h5")).hexdigest()
-        elif path.name == "history.csv":
-            columns = pd.read_csv(path)[["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]]
-            found[name] = hashlib.sha256(columns.to_csv().encode()).hexdigest()
-    for path in sorted(folder.glob("artifacts/prepared/*/*.npy")):
-        found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif path.suffix == ".csv":
+            table = pd.read_csv(path)
+            timed = [column for column in table if "second" in str(column)]
+            found[name] = hashlib.sha256(table.drop(columns=timed).to_csv().encode()).hexdigest()
+        elif path.suffix == ".npy" or path.name in ("metrics.json", "dataset.json"):
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 
-def mlflow_state(folder: Path) -> dict[str, Any]:
-    """Return the last study's runs by status, and how many fits have more than one run or an epoch logged twice."""
+def mlflow_state(folder: Path) -> dict[str, int]:
+    """Return the numbers of runs and of those that are FINISHED, of fits with two runs, of epochs lost or doubled."""
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
     runs = client.search_runs([entry.experiment_id for entry in client.search_experiments()], max_results=5000)
-    fits = Counter(logged.data.tags["medtransfer.fit"] for logged in runs)
-    twice = 0
+    names = Counter((logged.info.experiment_id, logged.info.run_name) for logged in runs)
+    lost = doubled = 0
     for logged in runs:
-        if "loss" in logged.data.metrics:
+        tags = logged.data.tags
+        history = folder / "artifacts/runs" / tags["dataset"] / str(logged.info.run_name) / "history.csv"
+        if history.exists():
             steps = [point.step for point in client.get_metric_history(logged.info.run_id, "loss")]
-            twice += len(steps) - len(set(steps))
+            doubled += len(steps) - len(set(steps))
+            lost += len(set(pd.read_csv(history).epoch) - set(steps))
     return {
-        "runs": Counter(logged.info.status for logged in runs),
-        "fits_with_two_runs": sum(count > 1 for count in fits.values()),
-        "epochs_logged_twice": twice,
+        "runs": len(runs),
+        "finished": sum(logged.info.status == "FINISHED" for logged in runs),
+        "fits_with_two_runs": sum(count > 1 for count in names.values()),
+        "epochs_lost": lost,
+        "epochs_logged_twice": doubled,
     }
 
 

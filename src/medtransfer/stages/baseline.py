@@ -1,6 +1,5 @@
 """baseline: artifacts/prepared/<dataset> → a tree or forest in artifacts/runs/<dataset>/<model>-seed<k>."""
 
-import shutil
 import time
 from typing import Any
 
@@ -12,11 +11,13 @@ from medtransfer.params import Params
 from medtransfer.stages.inputs import encode_labels, read_dataset
 from medtransfer.stages.integrity import check_params_unchanged
 from medtransfer.stages.layout import PREPARED, run_folder, run_name, unfinished_folder
-from medtransfer.stages.results import claim_fit, describe_fit, tell_mlflow, write_record, write_scores
+from medtransfer.stages.results import describe_fit, tell_mlflow, write_record, write_scores
+from medtransfer.stages.unfinished import claim_fit, end_fit, forget_recorded
 
 
 def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
     """Fit one baseline on the training and validation images and score it on the test images."""
+    forget_recorded()
     images, samples, description = read_dataset(params, dataset)
     classes = description["classes"]
     labels = encode_labels(samples, classes)
@@ -50,5 +51,5 @@ def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
         tell_mlflow(run, folder)
         example = flatten_pixels(images[tested][:1])
         run.log_model(lambda: tracking.log_sklearn_model(tree, example, tree.predict_proba(example), TRUSTED_TYPES))
-    shutil.rmtree(unfinished)
+    end_fit(unfinished, run_folder(dataset, model, seed))
     print(f"{dataset} {model}: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}, {seconds:.1f} s")

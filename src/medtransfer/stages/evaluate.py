@@ -18,6 +18,7 @@ from medtransfer.params import Params
 from medtransfer.report import figures, tables
 from medtransfer.stages.integrity import check_unchanged
 from medtransfer.stages.layout import ACTIVATIONS, FIGURES, REPORTS, run_folder, run_name
+from medtransfer.stages.unfinished import forget_recorded
 
 TABLES = ("results", "summary", "differences")
 # The two networks whose learning the talk compares.
@@ -26,6 +27,7 @@ LEARNING = {"cnn_random": "random weights", "imagenet_all": "ImageNet weights"}
 
 def evaluate(params: Params) -> None:
     """Score every fit of the study and compare it with the talk."""
+    forget_recorded()
     runs = [
         read_run(run_folder(dataset, model, seed))
         for dataset, study in params.study.items()

@@ -45,7 +45,7 @@ def check_unchanged(folder: Path) -> None:
     UserError
         A file differs; the message names it and how to mend it.
     """
-    recorded = _recorded(folder)
+    recorded = recorded_digest(folder)
     if recorded is None:
         return
     found = file_digests(folder)
@@ -253,8 +253,8 @@ def _parse(text: str) -> Any:
     return YAML(typ="safe").load(text)
 
 
-def _recorded(folder: Path) -> str | None:
-    """Return the hash that DVC recorded for a folder."""
+def recorded_digest(folder: Path) -> str | None:
+    """Return the hash that DVC recorded for a folder, None where it has none."""
     if folder == DATA:
         return _pointed() if POINTER.exists() else None
     outs = {out["path"]: out["md5"] for stage in read_lock().values() for out in stage["outs"]}
@@ -279,6 +279,11 @@ def file_digests(folder: Path) -> dict[str, str]:
             with path.open("rb") as file:
                 found[name] = hashlib.file_digest(file, "md5").hexdigest()
     return found
+
+
+def digest_of(folder: Path) -> str:
+    """Return DVC's hash of a folder, as `recorded_digest` gives it."""
+    return _digest_of(file_digests(folder))
 
 
 def _digest_of(files: dict[str, str]) -> str:

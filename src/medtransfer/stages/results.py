@@ -1,8 +1,6 @@
 """What baseline and train write alike: the folder of a finished fit."""
 
 import json
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +30,6 @@ def describe_fit(dataset: dict[str, Any], model: str, seed: int) -> dict[str, An
         "image_size": dataset["image_size"],
         "split_by": dataset["split"]["by"] + LEAK[dataset["split"]["leak"]],
     }
-
-
-def claim_fit(folder: Path, made_from: dict[str, Any]) -> str:
-    """Return the id of the fit, the same again where an unfinished one was made from the same.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the unfinished fit keeps what it needs to go on.
-    """
-    path = folder / "fit.json"
-    made_from = json.loads(json.dumps(made_from))
-    try:
-        known = json.loads(path.read_text())
-        if known["made_from"] == made_from:
-            return str(known["fit"])
-        shutil.rmtree(folder)
-    except (FileNotFoundError, ValueError, KeyError):
-        pass
-    fit = uuid.uuid4().hex
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"fit": fit, "made_from": made_from})
-    return fit
 
 
 def write_scores(

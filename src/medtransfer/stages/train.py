@@ -1,7 +1,6 @@
 """train: artifacts/prepared/<dataset> → a network in artifacts/runs/<dataset>/<configuration>-seed<k>."""
 
 import hashlib
-import shutil
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -22,7 +21,8 @@ from medtransfer.params import Configuration, Params
 from medtransfer.stages.inputs import encode_labels, read_dataset, training_rows
 from medtransfer.stages.integrity import check_params_unchanged, check_unchanged
 from medtransfer.stages.layout import PREPARED, run_folder, run_name, unfinished_folder
-from medtransfer.stages.results import claim_fit, describe_fit, tell_mlflow, write_record, write_scores
+from medtransfer.stages.results import describe_fit, tell_mlflow, write_record, write_scores
+from medtransfer.stages.unfinished import claim_fit, end_fit, forget_recorded
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import (
     device_name,
@@ -55,6 +55,7 @@ def train(
     """
     if name not in params.configurations:
         raise UserError(f"params.yaml: configurations.{name}: missing; there are {', '.join(params.configurations)}")
+    forget_recorded()
     place = place or tracking.Place(dataset, run_name(name, seed))
     keras.config.disable_interactive_logging()
     make_deterministic()
@@ -134,7 +135,7 @@ def _train(
         write_record(folder, {**record, **outcome, **counts}, hyperparameters, description)
         tell_mlflow(run, folder)
         run.log_model(lambda: log_network(model, np.asarray(images[:1])))
-    shutil.rmtree(unfinished)
+    end_fit(unfinished, run_folder(dataset, name, seed))
     print(f"test images: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}")
 
 

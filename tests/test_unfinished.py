@@ -1,0 +1,56 @@
+"""What a fit keeps is there until DVC has recorded its outputs, and no longer."""
+
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from medtransfer.stages.integrity import digest_of
+from medtransfer.stages.layout import run_folder, unfinished_folder
+from medtransfer.stages.unfinished import claim_fit, end_fit, forget_recorded
+
+FIT = ("ham10000", "imagenet_head", 0)
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fit whose outputs are there, and what it kept."""
+    monkeypatch.chdir(tmp_path)
+    outputs, kept = run_folder(*FIT), unfinished_folder(*FIT)
+    outputs.mkdir(parents=True)
+    (outputs / "run.json").write_text("{}\n")
+    claim_fit(kept, {"seed": 0})
+    (kept / "epoch-00001.npz").touch()
+    return kept
+
+
+def record(md5: str) -> None:
+    outs = [{"path": run_folder(*FIT).as_posix(), "md5": md5, "size": 3, "nfiles": 1}]
+    YAML().dump({"schema": "2.0", "stages": {"train": {"cmd": "train", "outs": outs}}}, Path("dvc.lock"))
+
+
+def test_without_dvc_it_goes_at_the_end(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    end_fit(kept, run_folder(*FIT))
+    assert not kept.exists()
+
+
+def test_with_dvc_it_goes_when_the_outputs_are_recorded(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DVC_STAGE", "train")
+    fit = claim_fit(kept, {"seed": 0})
+    record("0" * 32 + ".dir")  # of an earlier fit
+    end_fit(kept, run_folder(*FIT))
+    forget_recorded()
+    assert (kept / "epoch-00001.npz").exists()
+    assert claim_fit(kept, {"seed": 0}) == fit
+
+    record(digest_of(run_folder(*FIT)))
+    (run_folder(*FIT) / "run.json").unlink()  # as `dvc repro --force` does before the stage
+    forget_recorded()
+    assert not kept.exists()
+
+
+def test_a_fit_that_has_not_ended_keeps_what_it_needs(kept: Path) -> None:
+    record(digest_of(run_folder(*FIT)))
+    forget_recorded()
+    assert (kept / "epoch-00001.npz").exists()
