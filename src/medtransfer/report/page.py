@@ -15,9 +15,9 @@ from medtransfer.evaluation.confusion import confusion
 from medtransfer.evaluation.families import TALK, family
 from medtransfer.evaluation.metrics import MACRO, score
 from medtransfer.evaluation.predictions import classes_of
-from medtransfer.evaluation.questions import block_counts, data_sizes
+from medtransfer.evaluation.questions import block_counts, block_gains, data_sizes
 from medtransfer.report import figures, tables
-from medtransfer.report.sentences import answer, beyond, collapses, guess, title, which_layers
+from medtransfer.report.sentences import FROM_IMAGENET, answer, beyond, collapses, guess, title, which_layers
 from medtransfer.report.study import Layers, Study, costs, leaves_out_features
 
 POINTS = 3  # of a line, or it is not drawn
@@ -82,9 +82,9 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
         "differences": _cells(tables.differences(study.pairs, dataset)),
         "beyond": [
             {"text": text, "table": _cells(frame)}
-            for text, frame in tables.beyond_the_talk(study.table, study.summary, study.pairs, runs)
+            for text, frame in tables.beyond_the_talk(study.table, study.summary, study.pairs, study.runs, dataset)
         ],
-        "blocks": [_blocks(found) for found in asked],
+        "blocks": [_blocks(found, block_gains(runs, study.table)) for found in asked],
         "provenance": _cells(tables.provenance(runs)),
         "figures": [{"text": text, "uri": _embed(_png(figure))} for text, figure in drawn]
         + [
@@ -95,8 +95,10 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
     }
 
 
-def _blocks(found: Layers) -> dict[str, Any]:
-    table = tables.blocks(agree(found.rewinding, found.similarity, found.probes))
+def _blocks(found: Layers, gains: pd.Series) -> dict[str, Any]:
+    # Other networks begin elsewhere or do not train every block.
+    asked = gains if found.record["model"] == FROM_IMAGENET else None
+    table = tables.blocks(agree(found.rewinding, found.similarity, found.probes, asked))
     return {"model": found.record["model"], "seed": found.record["seed"], "table": _cells(table)}
 
 
