@@ -30,12 +30,13 @@ from medtransfer.evaluation.questions import block_gains
 from medtransfer.files import write_json
 from medtransfer.params import Configuration, read_params
 from medtransfer.report import tables
-from medtransfer.report.page import _scores, build_page
+from medtransfer.report.page import SPLITS, _scores, build_page
 from medtransfer.report.sentences import answer, beyond, collapses, guess, which_layers
 from medtransfer.report.study import Layers, Study, costs
 from medtransfer.stages.evaluate import evaluate_runs
 from medtransfer.stages.integrity import _digest_of, file_digests
 from medtransfer.stages.report import read_study, write_result_tables
+from medtransfer.stages.results import LEAK
 from test_questions import layer_tables
 
 # Asked of the browser once the page is there, since --dump-dom prints attributes.
@@ -163,7 +164,7 @@ def test_the_ways_of_asking_which_layers_matter_are_put_into_words() -> None:
     assert re.search(
         r"changes by -0\.\d\d \[.*\] with the head alone; clear after correction for the head alone", freezing
     )
-    assert "In practice: on chest X-rays, imagenet_all scores best" in freezing
+    assert "In practice: on chest X-rays, imagenet_all (trains all blocks) scores best" in freezing
     mixed = dataclasses.replace(study, layers=[found_layers(rising=False)])
     told = which_layers(mixed, "chest_xray")[0]
     assert "the weights of block1 moved farthest" in told
@@ -323,7 +324,8 @@ def test_a_study_with_more_answers_more_questions() -> None:
     leak = pd.DataFrame(
         [{"dataset": "chest_xray", "model": "m", "class": MACRO, "difference": 0.04, "low": 0.01, "high": 0.07}]
     )
-    assert "changes by +0.04 [+0.01, +0.07] for m." in beyond(dataclasses.replace(study, leak=leak), "chest_xray")[-1]
+    told = beyond(dataclasses.replace(study, leak=leak), "chest_xray")[-1]
+    assert "changes by +0.04 [+0.01, +0.07] for m. With one seed, the variation" in told
 
 
 def test_the_lattice_of_trained_blocks_is_one_of_the_ways() -> None:
@@ -438,6 +440,11 @@ def test_every_further_configuration_can_stand_beside_the_committed_ones() -> No
     for name, found in more.configurations.items():
         whole = "cnn_random" if found.weights == "random" else "imagenet_all"
         assert found.learning_rate == (tuned[whole] if found.optimizer is None else 1e-4), name
+
+
+def test_every_way_of_splitting_is_put_into_words() -> None:
+    assert set(SPLITS) == {"group", *(f"image{leak}" for leak in LEAK.values())}
+    assert f"split by group ({SPLITS['group']})" in build_page([evaluate_study("s", runs())])
 
 
 def test_make_report_lets_the_answering_folder_answer(tmp_path: Path) -> None:

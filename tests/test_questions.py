@@ -127,6 +127,9 @@ def test_a_recipe_is_compared_with_what_differs_from_it_in_one_thing(params: Par
     }  # fmt: skip
     assert list(table[["difference", "low", "high"]].loc["weighted"]) == [-0.2, -0.3, -0.1]  # the pair has all first
     assert find_pair(pairs, "ham10000", "all", "nothing") is None
+    found = find_pair(pairs.assign(difference=0.0, low=0.0), "ham10000", "weighted", "all")
+    assert found is not None
+    assert [f"{found[name]:+.1f}" for name in ("difference", "low", "high")] == ["+0.0", "-0.3", "+0.0"]
 
 
 def test_each_pair_answers_one_question_or_none(params: Params) -> None:

@@ -136,9 +136,10 @@ def find_pair(pairs: pd.DataFrame, dataset: str, first: str, second: str) -> dic
     for sign, (one, other) in ((1, (first, second)), (-1, (second, first))):
         own = pairs[(pairs.dataset == dataset) & (pairs["first"] == one) & (pairs["second"] == other)]
         for row in own.to_dict("records"):
-            low, high = sorted((sign * row["low"], sign * row["high"]))
+            # Without the 0.0 an exact zero would come out as -0.0.
+            low, high = sorted((sign * row["low"] + 0.0, sign * row["high"] + 0.0))
             kept = {"p": row["p"], "p_corrected": row["p_corrected"]}
-            return {"difference": sign * row["difference"], "low": low, "high": high, **kept}
+            return {"difference": sign * row["difference"] + 0.0, "low": low, "high": high, **kept}
     return None
 
 

@@ -21,6 +21,14 @@ from medtransfer.report.sentences import FROM_IMAGENET, answer, beyond, collapse
 from medtransfer.report.study import Layers, Study, costs, leaves_out_features
 
 POINTS = 3  # of a line, or it is not drawn
+# What `split_by` of run.json means, in plain words.
+SPLITS = {
+    "group": "no lesion or patient in two parts",
+    "image": "as in the talk: images of one lesion or patient in several parts",
+    "image, leak removed": "lesions and patients of the test images are left out of training and validation",
+    "image, as many images left out": "images of one lesion or patient in several parts; as many images are left out "
+    "at random as where the leak is removed",
+}
 # What a figure shows, and the figure.
 Drawn = tuple[str, Figure]
 
@@ -70,6 +78,7 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
         "name": dataset,
         "title": title(dataset),
         "record": runs[0].record,
+        "split": SPLITS.get(runs[0].record["split_by"]),
         "tests": len(runs[0].predictions),
         "groups": runs[0].predictions.group.nunique(),
         "sentences": [

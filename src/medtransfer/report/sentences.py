@@ -107,15 +107,23 @@ def _cheapest(study: Study, dataset: str) -> str | None:
     seconds = costs(fits)
     cheap = min(equal, key=lambda model: seconds[model])
     if cheap == best:
-        return f"On {title(dataset)}, {best} scores best ({table.f1[best]:.2f}), and nothing cheaper comes near."
+        return (
+            f"On {title(dataset)}, {_named(best)} scores best ({table.f1[best]:.2f}), and nothing cheaper comes near."
+        )
     without = (
         " (without the time to compute features that were already stored)" if leaves_out_features(fits[cheap]) else ""
     )
     return (
-        f"On {title(dataset)}, {cheap} scores {table.f1[cheap]:.2f} after {seconds[cheap]:.0f} s of training{without}, "
-        f"not clearly worse ({_p(compared[cheap])}) than the best, {best}, with {table.f1[best]:.2f} after "
-        f"{seconds[best]:.0f} s."
+        f"On {title(dataset)}, {_named(cheap)} scores {table.f1[cheap]:.2f} after {seconds[cheap]:.0f} s of training"
+        f"{without}, not clearly worse ({_p(compared[cheap])}) than the best, {_named(best)}, with "
+        f"{table.f1[best]:.2f} after {seconds[best]:.0f} s."
     )
+
+
+def _named(model: str) -> str:
+    """Return a model's name with what of it trains, where that is known."""
+    trained = {**FEWER, FROM_IMAGENET: "all blocks"}
+    return f"{model} (trains {trained[model]})" if model in trained else model
 
 
 def which_layers(study: Study, dataset: str) -> list[str]:
@@ -170,7 +178,9 @@ def _agreement(seen: Agreement) -> str:
         else f"Each of these {ways} ways puts another block first"
     )
     agreed = "agree" if seen.p < LEVEL else "do not clearly agree"
-    return f"{first}; over all blocks their orders {agreed} (Kendall's W {seen.concordance:.2f} of 1, p {seen.p:.3f})."
+    return (
+        f"{first}; over all blocks their orders {agreed} (Kendall's W {seen.concordance:.2f} of 1, p = {seen.p:.3f})."
+    )
 
 
 def _not_asked(gains: pd.Series) -> str:
@@ -289,9 +299,15 @@ def _leak(study: Study, dataset: str) -> str | None:
     ]
     if not found:
         return None
+    alone = (study.table.seeds[study.table.dataset == dataset] == 1).all()
     return (
         "How much does the leak flatter? With images of the test images' lesions or patients in training, macro F1 on "
         f"the same test images changes by {'; '.join(found)}."
+        + (
+            " With one seed, the variation of training is in these numbers, but not in their intervals."
+            if alone
+            else ""
+        )
     )
 
 

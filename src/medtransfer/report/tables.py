@@ -104,6 +104,8 @@ def markdown(table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, ru
     lines = ["# Results", ""]
     decided = judge(pairs)
     if len(decided):
+        if any(run.record["synthetic"] for run in runs):
+            lines += [f"**{SYNTHETIC_NOTE}**", ""]
         lines += [CLAIMS_NOTE, "", *_markdown_table(claims(decided)), ""]
     for dataset in table.dataset.drop_duplicates():
         own = [run for run in runs if run.dataset == dataset]
