@@ -17,7 +17,16 @@ from medtransfer.evaluation.metrics import MACRO, score
 from medtransfer.evaluation.predictions import classes_of
 from medtransfer.evaluation.questions import block_counts, block_gains, data_sizes
 from medtransfer.report import figures, tables
-from medtransfer.report.sentences import FROM_IMAGENET, answer, beyond, collapses, guess, title, which_layers
+from medtransfer.report.sentences import (
+    FROM_IMAGENET,
+    answer,
+    beyond,
+    collapses,
+    guess,
+    largest_parts,
+    title,
+    which_layers,
+)
 from medtransfer.report.study import Layers, Study, costs, leaves_out_features
 
 POINTS = 3  # of a line, or it is not drawn
@@ -169,7 +178,7 @@ def _questions(study: Study, dataset: str) -> list[Drawn]:
             "loss is used. Dashed: a model that only ever answers the largest class."
         )
         drawing = figures.rates(
-            _largest_parts(study.tuning[study.tuning.dataset == dataset]),
+            largest_parts(study.tuning[study.tuning.dataset == dataset]),
             guess(study, dataset),
             figures.mark(f"{dataset}: learning rates", mark),
         )
@@ -183,12 +192,6 @@ def _questions(study: Study, dataset: str) -> list[Drawn]:
         drawing = figures.leak(study.leak[study.leak.dataset == dataset], figures.mark(f"{dataset}: the leak", mark))
         drawn.append((text, drawing))
     return drawn
-
-
-def _largest_parts(tuning: pd.DataFrame) -> pd.DataFrame:
-    """Return the tries on the largest part of the training images, of each configuration and optimizer."""
-    most = tuning.groupby(["configuration", "optimizer"]).fraction.transform("max")
-    return tuning[tuning.fraction == most]
 
 
 def _each_model(study: Study, dataset: str) -> list[Drawn]:
