@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from conftest import PROJECT
 from medtransfer.errors import UserError
-from medtransfer.params import Params
+from medtransfer.params import Params, read_params
 from medtransfer.stages.integrity import check_pipeline
 
 COMMAND = [sys.executable, "-c", "from medtransfer.cli import main; main()"]
@@ -99,6 +100,16 @@ def test_a_check_finds_what_only_the_pipeline_has(pipeline: Path, params: Params
     no_chain = params.study["chest_xray"].model_copy(update={"transfer": []})
     with pytest.raises(UserError, match=r"study\.chest_xray: has no ham10000_all, but a stage of dvc\.yaml trains it"):
         check_pipeline(params.model_copy(update={"study": {**skin, "chest_xray": no_chain}}))
+
+
+def test_the_further_configurations_want_a_pipeline_without_the_stage_transfer(pipeline: Path) -> None:
+    params = read_params(PROJECT / "results" / "params-extra.yaml")
+    with pytest.raises(UserError, match=r"a stage of dvc\.yaml trains it"):
+        check_pipeline(params)
+    stages = YAML(typ="safe").load(pipeline.read_text())["stages"]
+    del stages["transfer"]
+    YAML().dump({"stages": stages}, pipeline)
+    check_pipeline(params)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The report's page: its sentences follow the numbers, it holds everything it shows, and it reads on any screen."""
 
 import dataclasses
+import hashlib
 import html
 import json
 import re
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from ruamel.yaml import YAML
 
 from conftest import ANSWER, PROJECT
 from medtransfer.cli import cli
@@ -24,14 +26,17 @@ from medtransfer.evaluation.claims import CLAIMS, judge
 from medtransfer.evaluation.comparison import Run
 from medtransfer.evaluation.families import LATTICE, RECIPES, SIZES, TALK, family
 from medtransfer.evaluation.metrics import MACRO
+from medtransfer.evaluation.questions import block_gains
 from medtransfer.files import write_json
 from medtransfer.params import Configuration, read_params
 from medtransfer.report import tables
-from medtransfer.report.page import _scores, build_page
+from medtransfer.report.page import SPLITS, _scores, build_page
 from medtransfer.report.sentences import answer, beyond, collapses, guess, which_layers
 from medtransfer.report.study import Layers, Study, costs
 from medtransfer.stages.evaluate import evaluate_runs
+from medtransfer.stages.integrity import _digest_of, file_digests
 from medtransfer.stages.report import read_study, write_result_tables
+from medtransfer.stages.results import LEAK
 from test_questions import layer_tables
 
 # Asked of the browser once the page is there, since --dump-dom prints attributes.
@@ -154,12 +159,16 @@ def test_the_ways_of_asking_which_layers_matter_are_put_into_words() -> None:
     study = dataclasses.replace(evaluate_study("s", fits), layers=[found_layers(rising=True)])
     agreed, freezing = which_layers(study, "chest_xray")
     assert "block5 costs most (0.50 of a macro F1 of 0.90)" in agreed
-    assert "the four orders agree (Kendall's W 1.00" in agreed
+    assert "4 of these 4 ways put block5 first; over all blocks their orders agree (Kendall's W 1.00" in agreed
+    assert agreed.endswith("no two networks here differ in block1 or block2 or block3 or block4 or block5 alone.")
     assert re.search(
         r"changes by -0\.\d\d \[.*\] with the head alone; clear after correction for the head alone", freezing
     )
+    assert "In practice: on chest X-rays, imagenet_all (trains all blocks) scores best" in freezing
     mixed = dataclasses.replace(study, layers=[found_layers(rising=False)])
-    assert "the weights of block1 moved farthest" in which_layers(mixed, "chest_xray")[0]
+    told = which_layers(mixed, "chest_xray")[0]
+    assert "the weights of block1 moved farthest" in told
+    assert "3 of these 4 ways put block5 first; over all blocks their orders do not clearly agree" in told
     page = build_page([study])
     assert agreed.replace("'", "&#39;") in page
     assert "How much each block of imagenet_all (seed 0) matters" in page
@@ -183,6 +192,10 @@ def test_rates_that_learn_one_class_alone_are_named() -> None:
     page = build_page([tried])
     assert text in page
     assert "The learning rates that were tried" in page
+    # On more images it learnt: that is the try which counts, in the sentence as in the figure.
+    more = tuning.iloc[:1].assign(fraction=0.5, val_macro_f1=0.8)
+    learnt = dataclasses.replace(study, tuning=pd.concat([tuning, more]))
+    assert "None of the 3 rates" in str(collapses(learnt, "chest_xray"))
     learnt = dataclasses.replace(study, tuning=tuning.assign(val_macro_f1=0.9))
     assert "None of the 3 rates" in str(collapses(learnt, "chest_xray"))
 
@@ -275,11 +288,11 @@ def test_more_configurations_change_no_answer_and_no_table_of_the_talk() -> None
     for shown in (tables.pivot, lambda table, dataset: tables.differences(large.pairs, dataset)):
         assert not {"all_caffe", "all_10", "last_two"} & set(shown(large.table, "chest_xray").columns)
     assert set(tables.measures(large.summary, "chest_xray").index) == {run.model for run in fits}
-    beyond = dict(tables.beyond_the_talk(large.table, large.summary, large.pairs, large.runs))
+    beyond = dict(tables.beyond_the_talk(large.table, large.summary, large.pairs, large.runs, "chest_xray"))
     assert [list(frame.index) for frame in beyond.values()] == [
         [run.model for run in more], ["all_caffe"], ["10 (10%)", "100 (100%)"], ["imagenet_all", "imagenet_head"],
     ]  # fmt: skip
-    assert tables.beyond_the_talk(small.table, small.summary, small.pairs, small.runs) == []
+    assert tables.beyond_the_talk(small.table, small.summary, small.pairs, small.runs, "chest_xray") == []
 
 
 def test_the_readme_says_what_the_committed_results_say() -> None:
@@ -315,10 +328,66 @@ def test_a_study_with_more_answers_more_questions() -> None:
     leak = pd.DataFrame(
         [{"dataset": "chest_xray", "model": "m", "class": MACRO, "difference": 0.04, "low": 0.01, "high": 0.07}]
     )
-    assert "changes by +0.04 [+0.01, +0.07] for m." in beyond(dataclasses.replace(study, leak=leak), "chest_xray")[-1]
+    told = beyond(dataclasses.replace(study, leak=leak), "chest_xray")[-1]
+    assert "changes by +0.04 [+0.01, +0.07] for m. With one seed, the variation" in told
 
 
-def test_the_four_ways_are_averaged_over_seeds() -> None:
+def test_the_lattice_of_trained_blocks_is_one_of_the_ways() -> None:
+    names = [f"block{number}" for number in range(1, 6)]
+    prefixes = [
+        run("chest_xray", f"first_{count}", 0.5 + 0.09 * count, trainable=names[:count]) for count in range(1, 5)
+    ]
+    fits = [
+        run("chest_xray", "imagenet_all", 0.95),
+        run("chest_xray", "imagenet_head", 0.5, trainable="head"),
+        *prefixes,
+    ]
+    study = dataclasses.replace(evaluate_study("s", fits), layers=[found_layers(rising=True)])
+    gains = block_gains(fits, study.table)
+    told = which_layers(study, "chest_xray")[0]
+    assert f"? Training {gains.idxmax()} adds most ({gains.max():+.2f}, mean over" in told
+    assert "of these 5 ways put block5 first" in told
+    assert "is not among these ways" not in told
+    page = build_page([study])
+    assert "macro F1 added by training it" in page
+    other = found_layers(rising=True)
+    other.record["model"] = "first_4"  # the lattice is of networks from ImageNet weights, not of this one
+    assert "macro F1 added by training it" not in build_page([dataclasses.replace(study, layers=[other])])
+
+
+def test_chains_stand_beside_random_and_imagenet_weights() -> None:
+    whole = run("chest_xray", "imagenet_all", 0.95)
+    fits = [
+        run("ham10000", "cnn_random", 0.8, weights="random"),
+        run("ham10000", "imagenet_all", 0.9),
+        run("chest_xray", "cnn_random", 0.6, weights="random"),
+        whole,
+        dataclasses.replace(whole, record={**whole.record, "seed": 1}),
+        run("chest_xray", "imagenet_head", 0.8, trainable="head"),
+        run("chest_xray", "ham10000_random", 0.62, weights="ham10000/cnn_random"),
+        run("chest_xray", "ham10000_all", 0.9, weights="ham10000/imagenet_all"),
+    ]
+    study = evaluate_study("s", fits)
+    beyond = tables.beyond_the_talk(study.table, study.summary, study.pairs, study.runs, "chest_xray")
+    ((text, table),) = [(text, table) for text, table in beyond if text.startswith("Chains")]
+    assert text.endswith("One seed alone: cnn_random, ham10000_random, ham10000_all.")
+    assert dict(zip(table.index, table.model, strict=True)) == {
+        "random → chest_xray": "cnn_random",
+        "imagenet → chest_xray": "imagenet_all",
+        "random → ham10000 → chest_xray": "ham10000_random",
+        "imagenet → ham10000 → chest_xray": "ham10000_all",
+    }
+    f1 = study.table[(study.table["class"] == MACRO) & (study.table.dataset == "chest_xray")].set_index("model").f1
+    row = table.loc["imagenet → ham10000 → chest_xray"]
+    for start, model in (("random", "cnn_random"), ("imagenet", "imagenet_all")):
+        assert row[f"less {start}"].startswith(f"{f1['ham10000_all'] - f1[model]:+.2f}\n[")
+    assert row["p, random"] == "< .001"
+    assert list(table.loc["random → chest_xray", ["less random", "p, random"]]) == ["-", "-"]
+    assert "p, imagenet" in build_page([study])
+    assert not tables.beyond_the_talk(study.table, study.summary, study.pairs, study.runs, "ham10000")
+
+
+def test_the_ways_are_averaged_over_seeds() -> None:
     found = [found_layers(rising=True), found_layers(rising=False)]
     found[1].record["seed"] = 1
     one, both = (dataclasses.replace(evaluate_study("s", runs()), layers=layers) for layers in (found[:1], found))
@@ -336,6 +405,28 @@ def test_the_committed_tables_are_what_the_code_gives(tmp_path: Path) -> None:
     assert made == {name: (PROJECT / ANSWER / name).read_bytes() for name in made}
 
 
+def test_the_lock_of_the_results_names_the_files_here() -> None:
+    """DVC computes the tables anew only where someone asks it; this notices that what they are made of has changed."""
+    stages, lock = (
+        YAML(typ="safe").load((PROJECT / "results" / name).read_text())["stages"] for name in ("dvc.yaml", "dvc.lock")
+    )
+    expected = {"leak": stages["leak"]["deps"]}
+    for study in stages["tables"]["matrix"]["study"]:
+        expected[f"tables@{study}"] = [path.replace("${item.study}", study) for path in stages["tables"]["deps"]]
+    assert {name: [entry["path"] for entry in stage["deps"]] for name, stage in lock.items()} == expected
+    for stage in lock.values():
+        for entry in (*stage["deps"], *stage["outs"]):
+            assert dvc_hash(PROJECT / entry["path"]) == entry["md5"], (
+                f"{entry['path']}: run `dvc repro results/dvc.yaml`"
+            )
+
+
+def dvc_hash(path: Path) -> str:
+    if path.is_file():
+        return hashlib.md5(path.read_bytes()).hexdigest()
+    return _digest_of({name: md5 for name, md5 in file_digests(path).items() if "__pycache__" not in name})
+
+
 def test_every_further_configuration_can_stand_beside_the_committed_ones() -> None:
     ours = read_params(PROJECT / ANSWER / "params.yaml")
     more = read_params(PROJECT / "results" / "params-extra.yaml")
@@ -348,6 +439,16 @@ def test_every_further_configuration_can_stand_beside_the_committed_ones() -> No
     }
     assert Counter(map(family, records.values())) == {RECIPES: 4, SIZES: 8, LATTICE: 6}
     assert set(more.study["ham10000"].train) == set(more.configurations)
+    # As results/README.md says: the rates of the whole network, and for SGD the one that collapsed.
+    tuned = {model: ours.configurations[model].learning_rate for model in ("cnn_random", "imagenet_all")}
+    for name, found in more.configurations.items():
+        whole = "cnn_random" if found.weights == "random" else "imagenet_all"
+        assert found.learning_rate == (tuned[whole] if found.optimizer is None else 1e-4), name
+
+
+def test_every_way_of_splitting_is_put_into_words() -> None:
+    assert set(SPLITS) == {"group", *(f"image{leak}" for leak in LEAK.values())}
+    assert f"split by group ({SPLITS['group']})" in build_page([evaluate_study("s", runs())])
 
 
 def test_make_report_lets_the_answering_folder_answer(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from medtransfer.evaluation.agreement import WAYS, agree
 from medtransfer.evaluation.comparison import Run
 from medtransfer.evaluation.families import LATTICE, RECIPES, SIZES, TALK, family, question
 from medtransfer.evaluation.metrics import MACRO
-from medtransfer.evaluation.questions import block_counts, data_sizes, find_pair, recipe_changes
+from medtransfer.evaluation.questions import block_counts, block_gains, data_sizes, find_pair, recipe_changes
 from medtransfer.params import BLOCKS, Configuration, Params
 
 NOTHING = pd.DataFrame()
@@ -33,7 +33,15 @@ def fit(params: Params, model: str, **configuration: object) -> Run:
 def scores(runs: list[Run]) -> pd.DataFrame:
     """What `compare` returns, with another number for each model."""
     rows = [
-        {"dataset": run.dataset, "model": run.model, "class": name, "f1": number / 10, "low": 0.0, "high": 1.0}
+        {
+            "dataset": run.dataset,
+            "model": run.model,
+            "class": name,
+            "f1": number / 10,
+            "low": 0.0,
+            "high": 1.0,
+            "seeds": 1,
+        }
         for number, run in enumerate(runs)
         for name in ("nv", MACRO)
     ]
@@ -63,6 +71,22 @@ def test_blocks_are_counted_from_either_end(params: Params) -> None:
         ("first", 1): "first", ("last", 2): "last_two",
     }  # fmt: skip
     assert table.f1["last", 2] == pytest.approx(0.4)
+
+
+def test_a_block_adds_what_networks_that_differ_in_it_alone_say(params: Params) -> None:
+    runs = [
+        fit(params, "head", trainable="head"),  # .0
+        fit(params, "last", trainable=["block5"]),  # .1
+        fit(params, "first", trainable=["block1"]),  # .2
+        fit(params, "first_last", trainable=["block1", "block5"]),  # .3
+        fit(params, "first_last_sgd", trainable=["block1", "block5"], optimizer="sgd"),
+        fit(params, "random", weights="random"),
+        fit(params, "last_two", trainable=["block4", "block5"]),  # .6
+        fit(params, "all"),  # .7, alone with its blocks
+    ]
+    gains = block_gains(runs, scores(runs))
+    assert list(gains.index) == list(BLOCKS)
+    assert gains.to_list() == pytest.approx([0.2, np.nan, np.nan, 0.5, 0.1], nan_ok=True)
 
 
 def test_data_sizes_are_those_of_whole_networks_with_the_common_recipe(params: Params) -> None:
@@ -103,6 +127,9 @@ def test_a_recipe_is_compared_with_what_differs_from_it_in_one_thing(params: Par
     }  # fmt: skip
     assert list(table[["difference", "low", "high"]].loc["weighted"]) == [-0.2, -0.3, -0.1]  # the pair has all first
     assert find_pair(pairs, "ham10000", "all", "nothing") is None
+    found = find_pair(pairs.assign(difference=0.0, low=0.0), "ham10000", "weighted", "all")
+    assert found is not None
+    assert [f"{found[name]:+.1f}" for name in ("difference", "low", "high")] == ["+0.0", "-0.3", "+0.0"]
 
 
 def test_each_pair_answers_one_question_or_none(params: Params) -> None:
@@ -158,8 +185,17 @@ def layer_tables(order: dict[str, list[float]]) -> tuple[pd.DataFrame, pd.DataFr
     return rewinding, similarity, probes
 
 
-def test_four_ways_that_agree_and_four_that_do_not() -> None:
+def test_ways_that_agree_and_ways_that_do_not() -> None:
     rising, falling = [0.1, 0.2, 0.3, 0.4, 0.5], [0.5, 0.4, 0.3, 0.2, 0.1]
+    gains = pd.Series(rising, BLOCKS)
+    asked = agree(*layer_tables(dict.fromkeys(WAYS, rising)), gains)
+    assert list(asked.blocks.columns) == list(WAYS)
+    assert asked.concordance == pytest.approx(1)
+    assert list(asked.blocks.trained) == rising
+    other = agree(*layer_tables(dict.fromkeys(WAYS, rising)), gains[::-1].set_axis(BLOCKS))
+    assert other.concordance == pytest.approx(0.36)
+    unknown = agree(*layer_tables(dict.fromkeys(WAYS, rising)), gains.where(gains.index != "block3"))
+    assert "trained" not in unknown.blocks
     same = agree(*layer_tables(dict.fromkeys(WAYS, rising)))
     assert same.concordance == pytest.approx(1)
     assert same.p < 0.01

@@ -52,6 +52,9 @@ def test_synthetic_is_said_wherever_a_table_is_shown(synthetic: bool) -> None:
     for text in (markdown(runs), console.export_text()):
         assert ("SYNTHETIC" in text) == synthetic
     assert ("SYNTHETIC" in figures.mark("title", synthetic)) == synthetic
+    claimed = markdown([*runs, run("cnn_random", synthetic, network=True)]).partition("## chest_xray")[0]
+    assert "holds" in claimed or "not settled" in claimed
+    assert ("SYNTHETIC" in claimed) == synthetic
 
 
 def test_the_table_has_ours_the_talks_and_how_each_run_was_made() -> None:

@@ -6,6 +6,7 @@ import pandas as pd
 import scipy.stats
 
 WAYS = {
+    "trained": "macro F1 added by training it",
     "rewinding": "macro F1 lost when it is put back to its start",
     "outputs": "outputs changed, 1 - CKA",
     "weights": "distance moved in weights",
@@ -15,12 +16,13 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Agreement:
-    """How much each block matters, asked in four ways.
+    """How much each block matters, asked in several ways.
 
     blocks : DataFrame
-        A row a block, a column a way (WAYS); the larger the more it matters.
+        A row a block, a column a way (WAYS; `trained` only where it is known of every block); the larger the more it
+        matters.
     concordance : float
-        Kendall's W of the four orders of the blocks: 1 where they are the same, 0 where they have nothing in common.
+        Kendall's W of the ways' orders of the blocks: 1 where they are the same, 0 where they have nothing in common.
     p : float
         Of the hypothesis that they have nothing in common.
     """
@@ -30,8 +32,10 @@ class Agreement:
     p: float
 
 
-def agree(rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFrame) -> Agreement:
-    """Bring the three tables that `medtransfer layers` wrote of one network together.
+def agree(
+    rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFrame, gains: pd.Series | None = None
+) -> Agreement:
+    """Bring the three tables that `medtransfer layers` wrote of one network and `gains`, from `block_gains`, together.
 
     A block's similarity and distance are the means of its layers'. Outputs and probes see what the blocks before
     have changed as well: they tell where a change arrives, rewinding and weights where it is made.
@@ -49,5 +53,7 @@ def agree(rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFram
             "probes": probed.tuned - probed.start,
         }
     )
+    if gains is not None and gains.notna().all():
+        blocks.insert(0, "trained", gains)
     test = scipy.stats.friedmanchisquare(*blocks.to_numpy())
-    return Agreement(blocks, float(test.statistic / (len(WAYS) * (len(blocks) - 1))), float(test.pvalue))
+    return Agreement(blocks, float(test.statistic / (len(blocks.columns) * (len(blocks) - 1))), float(test.pvalue))

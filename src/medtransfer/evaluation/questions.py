@@ -7,7 +7,7 @@ from medtransfer.evaluation.families import changed_recipe, configuration_of, ov
 from medtransfer.evaluation.metrics import MACRO
 from medtransfer.params import BLOCKS
 
-SCORES = ["f1", "low", "high"]
+SCORES = ["f1", "low", "high", "seeds"]
 
 
 def block_counts(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
@@ -21,15 +21,33 @@ def block_counts(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
         dataset, model, start (`first` or `last`), blocks (0 to 5), SCORES of `table`, which is `compare`'s.
     """
     rows = []
-    for dataset, model, fits in _networks(runs):
-        configuration = configuration_of(fits[0].record)
-        if configuration.weights != "imagenet" or overrides(fits[0].record):
-            continue
-        trained = configuration.blocks
+    for dataset, model, trained in _lattice(runs):
         for start, blocks in (("first", BLOCKS[: len(trained)]), ("last", BLOCKS[len(BLOCKS) - len(trained) :])):
             if trained == blocks:
                 rows.append({"dataset": dataset, "model": model, "start": start, "blocks": len(trained)})
     return _with_scores(pd.DataFrame(rows, columns=["dataset", "model", "start", "blocks"]), table)
+
+
+def block_gains(runs: list[Run], table: pd.DataFrame) -> pd.Series:
+    """Return what training each block adds to macro F1: the mean over the pairs of networks that differ in it alone.
+
+    Parameters
+    ----------
+    runs : list of Run
+        Of one data set; the networks are those of `block_counts`, with any blocks.
+
+    Returns
+    -------
+    Series
+        A value a block, missing where no two networks differ in that block alone.
+    """
+    macro = table[(table["class"] == MACRO) & table.dataset.isin([run.dataset for run in runs])].set_index("model").f1
+    f1 = {frozenset(trained): macro[model] for _, model, trained in _lattice(runs)}
+    gains = {
+        block: [f1[more] - f1[more - {block}] for more in f1 if block in more and more - {block} in f1]
+        for block in BLOCKS
+    }
+    return pd.Series({block: pd.Series(found, dtype=float).mean() for block, found in gains.items()})
 
 
 def data_sizes(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
@@ -118,14 +136,24 @@ def find_pair(pairs: pd.DataFrame, dataset: str, first: str, second: str) -> dic
     for sign, (one, other) in ((1, (first, second)), (-1, (second, first))):
         own = pairs[(pairs.dataset == dataset) & (pairs["first"] == one) & (pairs["second"] == other)]
         for row in own.to_dict("records"):
-            low, high = sorted((sign * row["low"], sign * row["high"]))
+            # Without the 0.0 an exact zero would come out as -0.0.
+            low, high = sorted((sign * row["low"] + 0.0, sign * row["high"] + 0.0))
             kept = {"p": row["p"], "p_corrected": row["p_corrected"]}
-            return {"difference": sign * row["difference"], "low": low, "high": high, **kept}
+            return {"difference": sign * row["difference"] + 0.0, "low": low, "high": high, **kept}
     return None
 
 
 def _networks(runs: list[Run]) -> list[tuple[str, str, list[Run]]]:
     return [entry for entry in by_model(runs) if entry[2][0].record["kind"] == "network"]
+
+
+def _lattice(runs: list[Run]) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Return data set, model and trained blocks of the networks from ImageNet weights with the common recipe."""
+    return [
+        (dataset, model, configuration.blocks)
+        for dataset, model, fits in _networks(runs)
+        if (configuration := configuration_of(fits[0].record)).weights == "imagenet" and not overrides(fits[0].record)
+    ]
 
 
 def _with_scores(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:

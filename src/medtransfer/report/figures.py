@@ -320,7 +320,8 @@ def layers(rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFra
         (panels[1, 0], "cka", "outputs before and after training: similarity (linear CKA)"),
         (panels[1, 1], "distance", "distance moved in weights, over their norm"),
     ):
-        axes.plot(places, similarity[key], marker="o", color=PALETTE[0])
+        # Not clipped: where all values are nearly 1, the axis ends in the middle of the markers.
+        axes.plot(places, similarity[key], marker="o", color=PALETTE[0], clip_on=False)
         axes.set_xticks(places, names, fontsize=8)
         axes.set_title(text, fontsize=9)
         axes.set(xlabel="block.layer", ylim=(0, None))

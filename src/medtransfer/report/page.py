@@ -15,12 +15,29 @@ from medtransfer.evaluation.confusion import confusion
 from medtransfer.evaluation.families import TALK, family
 from medtransfer.evaluation.metrics import MACRO, score
 from medtransfer.evaluation.predictions import classes_of
-from medtransfer.evaluation.questions import block_counts, data_sizes
+from medtransfer.evaluation.questions import block_counts, block_gains, data_sizes
 from medtransfer.report import figures, tables
-from medtransfer.report.sentences import answer, beyond, collapses, guess, title, which_layers
+from medtransfer.report.sentences import (
+    FROM_IMAGENET,
+    answer,
+    beyond,
+    collapses,
+    guess,
+    largest_parts,
+    title,
+    which_layers,
+)
 from medtransfer.report.study import Layers, Study, costs, leaves_out_features
 
 POINTS = 3  # of a line, or it is not drawn
+# What `split_by` of run.json means, in plain words.
+SPLITS = {
+    "group": "no lesion or patient in two parts",
+    "image": "as in the talk: images of one lesion or patient in several parts",
+    "image, leak removed": "lesions and patients of the test images are left out of training and validation",
+    "image, as many images left out": "images of one lesion or patient in several parts; as many images are left out "
+    "at random as where the leak is removed",
+}
 # What a figure shows, and the figure.
 Drawn = tuple[str, Figure]
 
@@ -70,6 +87,7 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
         "name": dataset,
         "title": title(dataset),
         "record": runs[0].record,
+        "split": SPLITS.get(runs[0].record["split_by"]),
         "tests": len(runs[0].predictions),
         "groups": runs[0].predictions.group.nunique(),
         "sentences": [
@@ -82,9 +100,9 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
         "differences": _cells(tables.differences(study.pairs, dataset)),
         "beyond": [
             {"text": text, "table": _cells(frame)}
-            for text, frame in tables.beyond_the_talk(study.table, study.summary, study.pairs, runs)
+            for text, frame in tables.beyond_the_talk(study.table, study.summary, study.pairs, study.runs, dataset)
         ],
-        "blocks": [_blocks(found) for found in asked],
+        "blocks": [_blocks(found, block_gains(runs, study.table)) for found in asked],
         "provenance": _cells(tables.provenance(runs)),
         "figures": [{"text": text, "uri": _embed(_png(figure))} for text, figure in drawn]
         + [
@@ -95,8 +113,10 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
     }
 
 
-def _blocks(found: Layers) -> dict[str, Any]:
-    table = tables.blocks(agree(found.rewinding, found.similarity, found.probes))
+def _blocks(found: Layers, gains: pd.Series) -> dict[str, Any]:
+    # Other networks begin elsewhere or do not train every block.
+    asked = gains if found.record["model"] == FROM_IMAGENET else None
+    table = tables.blocks(agree(found.rewinding, found.similarity, found.probes, asked))
     return {"model": found.record["model"], "seed": found.record["seed"], "table": _cells(table)}
 
 
@@ -158,7 +178,7 @@ def _questions(study: Study, dataset: str) -> list[Drawn]:
             "loss is used. Dashed: a model that only ever answers the largest class."
         )
         drawing = figures.rates(
-            _largest_parts(study.tuning[study.tuning.dataset == dataset]),
+            largest_parts(study.tuning[study.tuning.dataset == dataset]),
             guess(study, dataset),
             figures.mark(f"{dataset}: learning rates", mark),
         )
@@ -172,12 +192,6 @@ def _questions(study: Study, dataset: str) -> list[Drawn]:
         drawing = figures.leak(study.leak[study.leak.dataset == dataset], figures.mark(f"{dataset}: the leak", mark))
         drawn.append((text, drawing))
     return drawn
-
-
-def _largest_parts(tuning: pd.DataFrame) -> pd.DataFrame:
-    """Return the tries on the largest part of the training images, of each configuration and optimizer."""
-    most = tuning.groupby(["configuration", "optimizer"]).fraction.transform("max")
-    return tuning[tuning.fraction == most]
 
 
 def _each_model(study: Study, dataset: str) -> list[Drawn]:

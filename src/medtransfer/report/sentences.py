@@ -4,13 +4,13 @@ from typing import Any
 
 import pandas as pd
 
-from medtransfer.evaluation.agreement import agree
+from medtransfer.evaluation.agreement import Agreement, agree
 from medtransfer.evaluation.claims import LEVEL
 from medtransfer.evaluation.comparison import by_model
 from medtransfer.evaluation.families import TALK, family
 from medtransfer.evaluation.metrics import MACRO
 from medtransfer.evaluation.predictions import classes_of
-from medtransfer.evaluation.questions import chain, data_sizes, find_pair
+from medtransfer.evaluation.questions import block_gains, chain, data_sizes, find_pair
 from medtransfer.report.study import Layers, Study, costs, leaves_out_features
 
 FROM_RANDOM, FROM_IMAGENET = "cnn_random", "imagenet_all"
@@ -107,15 +107,23 @@ def _cheapest(study: Study, dataset: str) -> str | None:
     seconds = costs(fits)
     cheap = min(equal, key=lambda model: seconds[model])
     if cheap == best:
-        return f"On {title(dataset)}, {best} scores best ({table.f1[best]:.2f}), and nothing cheaper comes near."
+        return (
+            f"On {title(dataset)}, {_named(best)} scores best ({table.f1[best]:.2f}), and nothing cheaper comes near."
+        )
     without = (
         " (without the time to compute features that were already stored)" if leaves_out_features(fits[cheap]) else ""
     )
     return (
-        f"On {title(dataset)}, {cheap} scores {table.f1[cheap]:.2f} after {seconds[cheap]:.0f} s of training{without}, "
-        f"not clearly worse ({_p(compared[cheap])}) than the best, {best}, with {table.f1[best]:.2f} after "
-        f"{seconds[best]:.0f} s."
+        f"On {title(dataset)}, {_named(cheap)} scores {table.f1[cheap]:.2f} after {seconds[cheap]:.0f} s of training"
+        f"{without}, not clearly worse ({_p(compared[cheap])}) than the best, {_named(best)}, with "
+        f"{table.f1[best]:.2f} after {seconds[best]:.0f} s."
     )
+
+
+def _named(model: str) -> str:
+    """Return a model's name with what of it trains, where that is known."""
+    trained = {**FEWER, FROM_IMAGENET: "all blocks"}
+    return f"{model} (trains {trained[model]})" if model in trained else model
 
 
 def which_layers(study: Study, dataset: str) -> list[str]:
@@ -123,11 +131,12 @@ def which_layers(study: Study, dataset: str) -> list[str]:
     asked = [
         found for found in study.layers if (found.record["dataset"], found.record["model"]) == (dataset, FROM_IMAGENET)
     ]
-    return [*([_four_ways(asked)] if asked else []), *_freezing(study, dataset)]
+    gains = block_gains([run for run in study.runs if run.dataset == dataset], study.table)
+    return [*([_ways(asked, gains)] if asked else []), *_freezing(study, dataset)]
 
 
-def _four_ways(asked: list[Layers]) -> str:
-    """Say what the four ways found of one network, mean over its seeds."""
+def _ways(asked: list[Layers], gains: pd.Series) -> str:
+    """Say what each way of asking found of one network, mean over its seeds, and whether they agree."""
     mean = [
         pd.concat([getattr(found, name) for found in asked]).groupby(keys, sort=False, as_index=False).mean()
         for name, keys in (
@@ -136,18 +145,53 @@ def _four_ways(asked: list[Layers]) -> str:
             ("probes", ["block", "network"]),
         )
     ]
-    seen = agree(*mean)
-    top = {way: (block, seen.blocks[way][block]) for way, block in seen.blocks.idxmax().items()}
-    whole = mean[0].set_index("block").macro_f1["none"]
-    agreed = "agree" if seen.p < LEVEL else "do not clearly agree"
+    rewinding, similarity, probes = mean
+    seen = agree(rewinding, similarity, probes, gains)
+    top = seen.blocks.idxmax()
+    most = seen.blocks.max()
+    whole = rewinding.set_index("block").macro_f1["none"]
+    told = [
+        f"put back to its start, {top['rewinding']} costs most ({most['rewinding']:.2f} of a macro F1 of {whole:.2f})",
+        f"the outputs of {top['outputs']} changed most",
+        f"the weights of {top['weights']} moved farthest",
+        f"a linear classifier gains most from the training of {top['probes']} and what comes before it "
+        f"({most['probes']:+.2f})",
+    ]
+    if "trained" in top:
+        adds = f"{most['trained']:+.2f}, mean over networks that differ in it alone"
+        told.insert(0, f"training {top['trained']} adds most ({adds})")
+    first, *others = told
     seeds = ", ".join(str(found.record["seed"]) for found in asked)
     which = f"seed {seeds}" if len(asked) == 1 else f"mean over seeds {seeds}"
     return (
-        f"Which layers of {asked[0].record['model']} matter ({which})? Put back to its start, "
-        f"{top['rewinding'][0]} costs most ({top['rewinding'][1]:.2f} of a macro F1 of {whole:.2f}); the outputs of "
-        f"{top['outputs'][0]} changed most; the weights of {top['weights'][0]} moved farthest; and a linear classifier "
-        f"gains most from the training of {top['probes'][0]} and what comes before it ({top['probes'][1]:+.2f}). "
-        f"Over the five blocks the four orders {agreed} (Kendall's W {seen.concordance:.2f}, p {seen.p:.3f})."
+        f"Which layers of {asked[0].record['model']} matter ({which})? {first[0].upper()}{first[1:]}; "
+        f"{'; '.join(others)}. {_agreement(seen)}{_not_asked(gains)}"
+    )
+
+
+def _agreement(seen: Agreement) -> str:
+    ways, named = len(seen.blocks.columns), seen.blocks.idxmax().value_counts()
+    leaders = [str(block) for block in named.index[named == named.max()]]
+    first = (
+        f"{named.max()} of these {ways} ways put {' and as many '.join(leaders)} first"
+        if named.max() > 1
+        else f"Each of these {ways} ways puts another block first"
+    )
+    agreed = "agree" if seen.p < LEVEL else "do not clearly agree"
+    return (
+        f"{first}; over all blocks their orders {agreed} (Kendall's W {seen.concordance:.2f} of 1, p = {seen.p:.3f})."
+    )
+
+
+def _not_asked(gains: pd.Series) -> str:
+    """Say of which blocks nobody knows what training them adds, which leaves this way out."""
+    missing = list(gains.index[gains.isna()])
+    if not missing:
+        return ""
+    known = ", ".join(f"{block} adds {gain:+.2f}" for block, gain in gains.dropna().items())
+    return (
+        f" What training a block adds is not among these ways: no two networks here differ in {' or '.join(missing)} "
+        f"alone{f' ({known})' if known else ''}."
     )
 
 
@@ -162,7 +206,11 @@ def _freezing(study: Study, dataset: str) -> list[str]:
     )
     clear = [FEWER[model] for model, pair in known.items() if pair["p_corrected"] < LEVEL]
     settled = f"clear after correction for {' and '.join(clear)}" if clear else "none of it clear after correction"
-    return [f"And which have to be trained? Against training all blocks, macro F1 changes by {text}; {settled}."]
+    practice = _cheapest(study, dataset)
+    return [
+        f"And which have to be trained? Against training all blocks, macro F1 changes by {text}; {settled}."
+        + (f" In practice: {practice[0].lower()}{practice[1:]}" if practice else "")
+    ]
 
 
 def guess(study: Study, dataset: str) -> float:
@@ -172,11 +220,17 @@ def guess(study: Study, dataset: str) -> float:
     return float(2 * share / (1 + share) / len(classes_of(predictions)))
 
 
+def largest_parts(tuning: pd.DataFrame) -> pd.DataFrame:
+    """Return the tries on the largest part of the training images, of each configuration and optimizer."""
+    most = tuning.groupby(["configuration", "optimizer"]).fraction.transform("max")
+    return tuning[tuning.fraction == most]
+
+
 def collapses(study: Study, dataset: str) -> str | None:
     """Say which of the rates and optimizers that were tried learnt the largest class alone, and what that is due to."""
     if study.tuning is None or dataset not in set(study.tuning.dataset):
         return None
-    own, level = study.tuning[study.tuning.dataset == dataset], guess(study, dataset)
+    own, level = largest_parts(study.tuning[study.tuning.dataset == dataset]), guess(study, dataset)
     start = f"Answering the largest class alone gives a macro F1 of {level:.2f}. "
     flat = (own.val_macro_f1 - level).abs() < AT_THE_GUESS
     if not flat.any():
@@ -204,7 +258,7 @@ def _first_block(tried: pd.DataFrame, flat: pd.Series) -> str:
     if (flat & whole).any():
         return (
             f"{how}, and the whole network collapses too in {int((flat & whole).sum())} of {int(whole.sum())}: "
-            "the optimizer and its rate make the collapse, not the configuration."
+            "here the optimizer and its rate make the collapse, not the configuration."
         )
     return f"{how}, so the configuration alone does not make the collapse."
 
@@ -251,9 +305,15 @@ def _leak(study: Study, dataset: str) -> str | None:
     ]
     if not found:
         return None
+    alone = (study.table.seeds[study.table.dataset == dataset] == 1).all()
     return (
         "How much does the leak flatter? With images of the test images' lesions or patients in training, macro F1 on "
         f"the same test images changes by {'; '.join(found)}."
+        + (
+            " With one seed, the variation of training is in these numbers, but not in their intervals."
+            if alone
+            else ""
+        )
     )
 
 

@@ -10,7 +10,7 @@ from medtransfer.evaluation.agreement import WAYS, Agreement
 from medtransfer.evaluation.claims import judge
 from medtransfer.evaluation.comparison import Run
 from medtransfer.evaluation.families import LATTICE, TALK
-from medtransfer.evaluation.questions import data_sizes, find_pair, recipe_changes
+from medtransfer.evaluation.questions import chain, data_sizes, find_pair, recipe_changes
 
 SYNTHETIC_NOTE = (
     "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."
@@ -104,6 +104,8 @@ def markdown(table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, ru
     lines = ["# Results", ""]
     decided = judge(pairs)
     if len(decided):
+        if any(run.record["synthetic"] for run in runs):
+            lines += [f"**{SYNTHETIC_NOTE}**", ""]
         lines += [CLAIMS_NOTE, "", *_markdown_table(claims(decided)), ""]
     for dataset in table.dataset.drop_duplicates():
         own = [run for run in runs if run.dataset == dataset]
@@ -129,28 +131,38 @@ def markdown(table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, ru
             *_markdown_table(differences(pairs, dataset)),
             "",
         ]
-        for text, frame in beyond_the_talk(table, summary, pairs, own):
+        for text, frame in beyond_the_talk(table, summary, pairs, runs, dataset):
             lines += [text, "", *_markdown_table(frame), ""]
         lines += [*_markdown_table(provenance(own)), ""]
     return "\n".join(lines)
 
 
 def beyond_the_talk(
-    table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, runs: list[Run]
+    table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, runs: list[Run], dataset: str
 ) -> list[tuple[str, pd.DataFrame]]:
-    """Return the tables of one data set's models that the talk has not, each with what it shows; `runs` are its own."""
-    dataset = runs[0].dataset
+    """Return the tables of one data set that the talk has not, each with what it shows.
+
+    Parameters
+    ----------
+    runs : list of Run
+        Of all data sets: a chain's source is a run of another one.
+    """
     other = summary[(summary.dataset == dataset) & (summary.family != TALK)]
     found = (
         [("Models beyond the talk's: the same measures.", measures(summary, dataset, talk=False))] if len(other) else []
     )
-    changes = recipe_changes(runs, pairs)
+    links = chain(runs, table)
+    links = links[links.dataset == dataset]
+    if len(links):
+        found.append((_chain_note(links), chains(links, pairs)))
+    own = [run for run in runs if run.dataset == dataset]
+    changes = recipe_changes(own, pairs)
     if len(changes):
         text = (
             "Another scaling of the pixels, balance of the classes or optimizer: the change of macro F1; p corrected "
         )
         found.append((text + "for the number of these changes.", recipes(changes)))
-    sizes = data_sizes(runs, table)
+    sizes = data_sizes(own, table)
     if sizes.fraction.nunique() > 1:
         text = (
             "Fewer training images: macro F1 from either weights, and what ImageNet's add; p corrected for the number "
@@ -160,6 +172,35 @@ def beyond_the_talk(
         text = "Other blocks: differences in macro F1, the row's model less the column's; bold where p < .05 after "
         found.append((text + "correction for the number of these pairs.", differences(pairs, dataset, LATTICE)))
     return found
+
+
+def _chain_note(links: pd.DataFrame) -> str:
+    text = (
+        "Chains of transfers: macro F1 of the whole network by the weights that it begins from, and its difference to "
+        "the network from random and to that from ImageNet weights, on the seeds that both have; p corrected for the "
+        "number of pairs of the talk's models."
+    )
+    alone = links.model[links.seeds == 1]
+    return text + (f" One seed alone: {', '.join(alone)}." if len(alone) else "")
+
+
+def chains(links: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return one data set's macro F1 by the chain of weights, beside random and ImageNet weights; from `chain`."""
+    rows = []
+    for row in links.to_dict("records"):
+        cells = {
+            "chain": f"{row['start']} → {row['dataset']}",
+            "model": row["model"],
+            "seeds": row["seeds"],
+            "macro F1": _score(row),
+        }
+        for start, model in zip(links.start, links.model, strict=True):
+            if start in ("random", "imagenet"):
+                pair = find_pair(pairs, row["dataset"], row["model"], model)
+                cells[f"less {start}"] = _difference(pair) if pair else "-"
+                cells[f"p, {start}"] = p_value(pair["p_corrected"]) if pair else "-"
+        rows.append(cells)
+    return pd.DataFrame(rows).set_index("chain")
 
 
 def recipes(changes: pd.DataFrame) -> pd.DataFrame:
@@ -207,10 +248,11 @@ def _difference(row: Mapping[Any, Any]) -> str:
 
 
 def blocks(found: Agreement) -> pd.DataFrame:
-    """Return how much each block matters, asked in four ways: a row a block, the largest of each way bold."""
+    """Return how much each block matters: a row a block, a column a way of asking, its largest bold."""
     text = {
         meaning: [f"**{value:.2f}**" if value == own.max() else f"{value:.2f}" for value in own]
         for way, meaning in WAYS.items()
+        if way in found.blocks
         for own in [found.blocks[way]]
     }
     return pd.DataFrame(text, index=found.blocks.index)
