@@ -36,7 +36,8 @@ def project(tmp_path: Path) -> Path:
     [
         (["stage", "prepare", "nowhere"], "datasets.nowhere: missing; there are ham10000, chest_xray"),
         (["stage", "prepare", "ham10000"], "HAM10000_metadata.csv: not found"),
-        (["stage", "baseline", "ham10000", "decision_tree", "--seed", "0"], "run `dvc repro prepare@ham10000`"),
+        (["stage", "baseline", "ham10000", "decision_tree", "--seed", "0"], "then run `dvc repro prepare@ham10000`"),
+        (["tune", "ham10000"], "get the data (`dvc pull data.dvc`"),
         (["stage", "train", "ham10000", "nothing", "--seed", "0"], "configurations.nothing: missing"),
         (["stage", "evaluate"], "no finished fit"),
         (["results"], "reports/results.csv: not found; run `medtransfer study`"),
@@ -44,6 +45,7 @@ def project(tmp_path: Path) -> Path:
         (["data", "import", "moles", "none.zip"], "'moles' is unknown; there are ham10000, chest_xray"),
         (["data", "validate", "chest_xray"], "data/chest_xray: not found"),
         (["data", "describe", "ham10000"], "HAM10000_metadata.csv: not found"),
+        (["data", "describe"], "HAM10000_metadata.csv: not found"),
         (["weights", "verify", "none.h5"], "none.h5: not found"),
     ],
 )
@@ -56,6 +58,29 @@ def test_a_mistake_is_one_line_and_exit_code_2(project: Path, arguments: list[st
     assert "Traceback" not in result.stderr
     left = [path for path in sorted(project.rglob("*")) if path not in before and path.is_file()]
     assert left == [], "something half-written was left"
+
+
+def test_data_that_were_never_pulled_are_said_to_be(project: Path) -> None:
+    asked = ["data", "validate", "chest_xray"]
+    assert "dvc pull" not in last_line(medtransfer(project, *asked))
+    shutil.copy(PROJECT / "data.dvc", project)
+    assert last_line(medtransfer(project, *asked)).endswith("`medtransfer data import`, or run `dvc pull data.dvc`")
+    (project / "data" / "ham10000").mkdir(parents=True)
+    assert "dvc pull" not in last_line(medtransfer(project, *asked))
+
+
+def test_without_names_the_studys_data_sets_are_looked_at_and_what_is_there(project: Path, demo: Path) -> None:
+    text = (project / "params.yaml").read_text()
+    study = text[text.index("study:") : text.index("trees:")]
+    (project / "params.yaml").write_text(text.replace(study, study.split("  chest_xray:")[0]))
+    (project / "data").mkdir()
+    (project / "data" / "ham10000").symlink_to(demo / "ham10000")
+    alone = medtransfer(project, "data", "validate")
+    assert alone.returncode == 0, alone.stderr
+    assert "ham10000: 340 images" in alone.stdout
+    assert "chest_xray" not in alone.stdout
+    (project / "data" / "chest_xray").symlink_to(demo / "chest_xray")
+    assert "chest_xray: 220 images" in medtransfer(project, "data", "validate").stdout
 
 
 def test_a_wrong_params_file_stops_every_command_that_reads_it(project: Path) -> None:

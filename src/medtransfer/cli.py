@@ -406,14 +406,15 @@ def data_validate(names: tuple[str, ...], as_json: bool) -> None:
 
 
 def _datasets(names: tuple[str, ...]) -> list[Any]:
-    """Return the catalogue's entries, by default of the data sets that params.yaml lists."""
+    """Return the catalogue's entries, by default of the study's data sets and of what else is there."""
     from medtransfer.datasets.catalogue import CATALOGUE, get_dataset
     from medtransfer.datasets.own import dataset_of
 
     if not PARAMS.exists():
         return [get_dataset(name) for name in names or CATALOGUE]
     params = _params()
-    return [dataset_of(name, params) for name in names or params.datasets]
+    there = [name for name in params.datasets if name in params.study or (DATA / name).is_dir()]
+    return [dataset_of(name, params) for name in names or there]
 
 
 def _print_validation(report: dict[str, Any]) -> None:
