@@ -41,6 +41,7 @@ def project(tmp_path: Path) -> Path:
         (["stage", "train", "ham10000", "nothing", "--seed", "0"], "configurations.nothing: missing"),
         (["stage", "evaluate"], "no finished fit"),
         (["results"], "reports/results.csv: not found; run `medtransfer study`"),
+        (["check"], "HAM10000_metadata.csv: not found; import the data set"),
         (["data", "import", "ham10000", "none.zip"], "none.zip: not found"),
         (["data", "import", "moles", "none.zip"], "'moles' is unknown; there are ham10000, chest_xray"),
         (["data", "validate", "chest_xray"], "data/chest_xray: not found"),
@@ -92,7 +93,8 @@ def test_a_wrong_params_file_stops_every_command_that_reads_it(project: Path) ->
         assert "configurations.imagenet_last_block.trainable: found ['block9']" in last_line(result)
 
 
-def test_a_check_finds_a_stage_that_is_missing(project: Path) -> None:
+def test_a_check_finds_a_stage_that_is_missing(project: Path, demo: Path) -> None:
+    (project / "data").symlink_to(demo)
     (project / "dvc.yaml").write_text((PROJECT / "dvc.yaml").read_text())
     result = medtransfer(project, "check")
     assert result.returncode == 0, result.stderr
@@ -166,7 +168,7 @@ def test_validation_reports_and_fails(project: Path, demo: Path) -> None:
     broken = medtransfer(project, "data", "validate", "ham10000")
     assert broken.returncode == 2
     assert "has no image file" in broken.stdout
-    assert last_line(broken) == "medtransfer: 1 problems in the raw data; mend or import it again"
+    assert last_line(broken) == "medtransfer: 1 problem in the raw data; mend or import it again"
 
 
 def test_the_description_has_licence_citation_and_plot(project: Path, demo: Path) -> None:

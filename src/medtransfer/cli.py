@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 import click
 
-from medtransfer.errors import UserError
+from medtransfer.errors import UserError, counted
 from medtransfer.params import TREES, Params, TrainParams, read_params
 from medtransfer.stages.layout import TUNING, check_name
 
@@ -151,8 +151,13 @@ def _log_what_is_missing() -> None:
 
 @cli.command()
 def check() -> None:
-    """Check params.yaml and dvc.yaml before a `dvc repro`."""
+    """Check params.yaml, dvc.yaml and that the study's data are there, before a `dvc repro`."""
+    from medtransfer.datasets.own import dataset_of
+    from medtransfer.prepare import read_samples
+
     params = _check()
+    for name in params.study:
+        read_samples(dataset_of(name, params), DATA / name)
     fits = sum(len(params.baselines) + len(study.train) + len(study.transfer) for study in params.study.values())
     click.echo(f"{PARAMS}: no mistake found; the study has {fits * len(params.seeds)} fits")
 
@@ -402,7 +407,7 @@ def data_validate(names: tuple[str, ...], as_json: bool) -> None:
             _print_validation(report)
     wrong = sum(len(report["problems"]) for report in reports)
     if wrong:
-        raise UserError(f"{wrong} problems in the raw data; mend or import it again")
+        raise UserError(f"{counted(wrong, 'problem')} in the raw data; mend or import it again")
 
 
 def _datasets(names: tuple[str, ...]) -> list[Any]:
@@ -423,7 +428,7 @@ def _print_validation(report: dict[str, Any]) -> None:
     click.echo(f"{mark}{report['name']}: {report['images']} images of {report['groups']} {report['group']}s")
     click.echo("  " + ", ".join(f"{label} {entry['images']}" for label, entry in report["classes"].items()))
     click.echo(f"  {len(report['duplicates'])} sets of byte-equal images, {crossing} of them with different labels")
-    click.echo(f"  {len(report['problems'])} problems")
+    click.echo(f"  {counted(len(report['problems']), 'problem')}")
     for problem in report["problems"][:20]:
         click.echo(f"    {problem}")
     if len(report["problems"]) > 20:

@@ -173,9 +173,7 @@ def _read(folder: Path, classes: dict[str, str]) -> Listing:
     try:
         table = pd.read_csv(labels, dtype=str, keep_default_na=False)
     except FileNotFoundError:
-        raise UserError(
-            f"{labels}: not found; add the data set with `medtransfer data add`{or_pull(folder)}"
-        ) from None
+        raise UserError(f"{labels}: not found; add the data set with `medtransfer data add`{or_pull(folder)}") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{labels}: cannot be read as CSV: {' '.join(str(error).split())}") from None
     missing = [column for column in COLUMNS if column not in table.columns]
