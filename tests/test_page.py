@@ -103,6 +103,10 @@ def test_the_cheapest_of_those_that_are_not_clearly_worse_is_named() -> None:
     fits[0].record["seconds"] = 1.0
     assert "slow scores" in answer(evaluate_study("s", fits))[-1]
     assert "nothing cheaper comes near" in answer(evaluate_study("s", [run("d", "best", 0.99), fits[2]]))[-1]
+    assert "alone" not in answer(evaluate_study("s", fits))[-1]
+    for fit in fits:
+        fit.predictions[["p_NORMAL", "p_PNEUMONIA"]] = 0.2, 0.8
+    assert "On d, slow (which answers PNEUMONIA alone) scores" in answer(evaluate_study("s", fits))[-1]
 
 
 def test_the_cheapest_counts_the_features_and_was_compared_with_the_best() -> None:

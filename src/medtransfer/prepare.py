@@ -150,7 +150,8 @@ def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
     unit = samples.groupby("label").size() if split.by == "image" else samples.groupby("label").group.nunique()
     if unit.min() < 5:
         raise UserError(
-            f"{name}: class {unit.idxmin()} has {counted(unit.min(), split.by)}; dividing it by {split.by} needs at least 5"
+            f"{name}: class {unit.idxmin()} has {counted(unit.min(), split.by)}; dividing it by {split.by} needs at "
+            "least 5"
         )
     rest, test = _cut(samples, split.test, split)
     train, _ = _cut(samples.loc[rest], split.validation / (1 - split.test), split)

@@ -6,10 +6,10 @@ import pandas as pd
 
 from medtransfer.evaluation.agreement import agree
 from medtransfer.evaluation.claims import LEVEL
-from medtransfer.evaluation.comparison import by_model
+from medtransfer.evaluation.comparison import Run, by_model
 from medtransfer.evaluation.families import TALK, family
 from medtransfer.evaluation.metrics import MACRO
-from medtransfer.evaluation.predictions import classes_of
+from medtransfer.evaluation.predictions import classes_of, only_answer
 from medtransfer.evaluation.questions import chain, data_sizes, find_pair
 from medtransfer.report.study import Layers, Study, costs, leaves_out_features
 
@@ -107,15 +107,24 @@ def _cheapest(study: Study, dataset: str) -> str | None:
     seconds = costs(fits)
     cheap = min(equal, key=lambda model: seconds[model])
     if cheap == best:
-        return f"On {title(dataset)}, {best} scores best ({table.f1[best]:.2f}), and nothing cheaper comes near."
+        return (
+            f"On {title(dataset)}, {_and_its_only_answer(best, fits[best])} scores best ({table.f1[best]:.2f}), and "
+            "nothing cheaper comes near."
+        )
     without = (
         " (without the time to compute features that were already stored)" if leaves_out_features(fits[cheap]) else ""
     )
     return (
-        f"On {title(dataset)}, {cheap} scores {table.f1[cheap]:.2f} after {seconds[cheap]:.0f} s of training{without}, "
-        f"not clearly worse ({_p(compared[cheap])}) than the best, {best}, with {table.f1[best]:.2f} after "
-        f"{seconds[best]:.0f} s."
+        f"On {title(dataset)}, {_and_its_only_answer(cheap, fits[cheap])} scores {table.f1[cheap]:.2f} after "
+        f"{seconds[cheap]:.0f} s of training{without}, not clearly worse ({_p(compared[cheap])}) than the best, "
+        f"{_and_its_only_answer(best, fits[best])}, with {table.f1[best]:.2f} after {seconds[best]:.0f} s."
     )
+
+
+def _and_its_only_answer(model: str, fits: list[Run]) -> str:
+    """Return a model's name, and what it answers to every image where that is one class in each of its fits."""
+    answers = {only_answer(run.predictions) for run in fits}
+    return model if None in answers else f"{model} (which answers {' or '.join(sorted(map(str, answers)))} alone)"
 
 
 def which_layers(study: Study, dataset: str) -> list[str]:
