@@ -398,6 +398,20 @@ def test_names_of_the_data_cannot_put_markup_into_the_page() -> None:
     assert html.escape("<script>x</script>") in page
 
 
+def test_what_is_said_of_the_talks_data_is_not_said_of_ones_own() -> None:
+    named = [run("mine", "cnn_random", 0.7), run("mine", "imagenet_all", 0.9)]
+    entry = {"title": "My scans", "group": "person", "licence": "CC0", "citation": "Us, 2026"}
+    own = dataclasses.replace(evaluate_study("s", named), own={"mine": entry, "unused": {**entry, "title": "No scans"}})
+    words = ("HAM10000", "Chest X-Ray", "Guangzhou", "lesions or patients", "talk&#39;s in brackets", "224 px")
+    page, both = build_page([own]), build_page([own, evaluate_study("first", runs())])
+    assert [word for word in words if word in page] == []
+    assert "licence CC0, citation Us, 2026; a group is a person" in page
+    assert "No scans" not in page
+    assert [word for word in words if word not in both] == ["HAM10000"]
+    assert "My scans and chest X-rays" in both
+    assert "CC0" not in build_page([evaluate_study("first", runs())])
+
+
 def test_text_and_ground_differ_enough_in_light_and_dark() -> None:
     style = (PROJECT / "src/medtransfer/report/templates/page.html.j2").read_text()
     blocks = re.findall(r":root \{([^}]*)\}", style)

@@ -12,6 +12,7 @@ from medtransfer.evaluation.metrics import MACRO
 from medtransfer.evaluation.predictions import classes_of, only_answer
 from medtransfer.evaluation.questions import chain, data_sizes, find_pair
 from medtransfer.report.study import Layers, Study, costs, leaves_out_features
+from medtransfer.report.tables import units
 
 FROM_RANDOM, FROM_IMAGENET = "cnn_random", "imagenet_all"
 FIRST_BLOCK, LAST_BLOCK = "imagenet_first_block", "imagenet_last_block"
@@ -261,7 +262,7 @@ def _leak(study: Study, dataset: str) -> str | None:
     if not found:
         return None
     return (
-        "How much does the leak flatter? With images of the test images' lesions or patients in training, macro F1 on "
+        f"How much does the leak flatter? With images of the test images' {units(dataset)} in training, macro F1 on "
         f"the same test images changes by {'; '.join(found)}."
     )
 
