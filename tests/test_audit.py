@@ -155,6 +155,22 @@ def test_what_dvc_says_of_a_stage_is_told_shortly() -> None:
     )
 
 
+def test_before_anything_ran_there_is_nothing_to_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for arguments in ([], ["--repair"]):
+        done = CliRunner().invoke(cli, ["audit", *arguments])
+        assert done.exit_code == 0, done.output
+        assert done.output.startswith("nothing to audit yet")
+    assert list(tmp_path.iterdir()) == []
+    for made in (place(NETWORK) / "run.json", Path("mlruns/mlflow.db")):
+        made.parent.mkdir(parents=True)
+        made.touch()
+        assert audit.is_there_anything()
+        made.unlink()
+        made.parent.rmdir()
+
+
 def test_nothing_differs_in_a_study_that_agrees(study: mlflow.MlflowClient) -> None:
     assert audit.audit() == []
     assert audit.others() == []

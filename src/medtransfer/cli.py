@@ -502,6 +502,9 @@ def audit(repair: bool, host: str | None) -> None:
     with _quiet_start():
         from medtransfer import audit as store
 
+    if not store.is_there_anything():
+        click.echo("nothing to audit yet: no stage has run here; `medtransfer study` runs them")
+        return
     if repair:
         for line in store.repair(host):
             click.echo(line)
@@ -509,7 +512,7 @@ def audit(repair: bool, host: str | None) -> None:
     for line in [*store.others(), *differences]:
         click.echo(line)
     fits = len(store.fit_folders())
-    click.echo(f"{fits} fits, {len(differences)} differences")
+    click.echo(f"{counted(fits, 'fit')}, {counted(len(differences), 'difference')}")
     if differences:
         sys.exit(1)
 

@@ -91,6 +91,11 @@ def own_uri() -> str:
     return DEFAULT_URI.replace("mlruns", f"{project}/mlruns") if project else DEFAULT_URI
 
 
+def is_there() -> bool:
+    """Return whether there is a store that `connect` would not make: the user's server, or the project's own file."""
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path(own_uri().removeprefix("sqlite:///")).exists()
+
+
 def _copied_project() -> str:
     """Return the project of which this folder is a copy for an experiment; empty where it is the project itself."""
     project, copied, _ = str(Path.cwd()).partition(COPIES)
