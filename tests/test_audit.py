@@ -320,6 +320,16 @@ def damage(model: str, file: str) -> None:
     path.write_bytes(path.read_bytes().replace(b"0.5", b"0.9") + b" ")
 
 
+def test_a_stopped_fit_that_nothing_takes_up_again_is_left_alone(study: mlflow.MlflowClient) -> None:
+    """As docs/reliability.md says of one whose stage DVC's run cache serves."""
+    stopped = study.create_run(experiment(study), tags={tracking.FIT: "stopped"}).info.run_id
+    study.set_terminated(stopped, "KILLED")
+    write_json(Path("artifacts/unfinished/ham10000/imagenet_head-seed0/fit.json"), {"fit": "stopped"})
+    assert audit.audit() == audit.others() == audit.repair() == []
+    assert study.get_run(stopped).info.status == "KILLED"
+    assert Path("artifacts/unfinished/ham10000/imagenet_head-seed0/fit.json").exists()
+
+
 def test_a_damaged_fit_is_left_out_and_the_others_are_logged(study: mlflow.MlflowClient) -> None:
     """The damaged one comes first, and its run is one that would be logged again."""
     first, second = sorted(TREES)
