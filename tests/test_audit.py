@@ -155,6 +155,22 @@ def test_what_dvc_says_of_a_stage_is_told_shortly() -> None:
     )
 
 
+def test_before_anything_ran_there_is_nothing_to_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for arguments in ([], ["--repair"]):
+        done = CliRunner().invoke(cli, ["audit", *arguments])
+        assert done.exit_code == 0, done.output
+        assert done.output.startswith("nothing to audit yet")
+    assert list(tmp_path.iterdir()) == []
+    for made in (place(NETWORK) / "run.json", Path("mlruns/mlflow.db")):
+        made.parent.mkdir(parents=True)
+        made.touch()
+        assert audit.is_there_anything()
+        made.unlink()
+        made.parent.rmdir()
+
+
 def test_nothing_differs_in_a_study_that_agrees(study: mlflow.MlflowClient) -> None:
     assert audit.audit() == []
     assert audit.others() == []
@@ -302,6 +318,16 @@ def test_a_run_of_a_fit_that_is_not_here_is_named_and_is_no_difference(study: ml
 def damage(model: str, file: str) -> None:
     path = place(model) / file
     path.write_bytes(path.read_bytes().replace(b"0.5", b"0.9") + b" ")
+
+
+def test_a_stopped_fit_that_nothing_takes_up_again_is_left_alone(study: mlflow.MlflowClient) -> None:
+    """As docs/reliability.md says of one whose stage DVC's run cache serves."""
+    stopped = study.create_run(experiment(study), tags={tracking.FIT: "stopped"}).info.run_id
+    study.set_terminated(stopped, "KILLED")
+    write_json(Path("artifacts/unfinished/ham10000/imagenet_head-seed0/fit.json"), {"fit": "stopped"})
+    assert audit.audit() == audit.others() == audit.repair() == []
+    assert study.get_run(stopped).info.status == "KILLED"
+    assert Path("artifacts/unfinished/ham10000/imagenet_head-seed0/fit.json").exists()
 
 
 def test_a_damaged_fit_is_left_out_and_the_others_are_logged(study: mlflow.MlflowClient) -> None:

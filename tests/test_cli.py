@@ -37,14 +37,17 @@ def project(tmp_path: Path) -> Path:
     [
         (["stage", "prepare", "nowhere"], "datasets.nowhere: missing; there are ham10000, chest_xray"),
         (["stage", "prepare", "ham10000"], "HAM10000_metadata.csv: not found"),
-        (["stage", "baseline", "ham10000", "decision_tree", "--seed", "0"], "run `dvc repro prepare@ham10000`"),
+        (["stage", "baseline", "ham10000", "decision_tree", "--seed", "0"], "then run `dvc repro prepare@ham10000`"),
+        (["tune", "ham10000"], "get the data (`dvc pull data.dvc`"),
         (["stage", "train", "ham10000", "nothing", "--seed", "0"], "configurations.nothing: missing"),
         (["stage", "evaluate"], "no finished fit"),
         (["results"], "reports/results.csv: not found; run `medtransfer study`"),
+        (["check"], "HAM10000_metadata.csv: not found; import the data set"),
         (["data", "import", "ham10000", "none.zip"], "none.zip: not found"),
         (["data", "import", "moles", "none.zip"], "'moles' is unknown; there are ham10000, chest_xray"),
         (["data", "validate", "chest_xray"], "data/chest_xray: not found"),
         (["data", "describe", "ham10000"], "HAM10000_metadata.csv: not found"),
+        (["data", "describe"], "HAM10000_metadata.csv: not found"),
         (["weights", "verify", "none.h5"], "none.h5: not found"),
     ],
 )
@@ -59,6 +62,29 @@ def test_a_mistake_is_one_line_and_exit_code_2(project: Path, arguments: list[st
     assert left == [], "something half-written was left"
 
 
+def test_data_that_were_never_pulled_are_said_to_be(project: Path) -> None:
+    asked = ["data", "validate", "chest_xray"]
+    assert "dvc pull" not in last_line(medtransfer(project, *asked))
+    shutil.copy(PROJECT / "data.dvc", project)
+    assert last_line(medtransfer(project, *asked)).endswith("`medtransfer data import`, or run `dvc pull data.dvc`")
+    (project / "data" / "ham10000").mkdir(parents=True)
+    assert "dvc pull" not in last_line(medtransfer(project, *asked))
+
+
+def test_without_names_the_studys_data_sets_are_looked_at_and_what_is_there(project: Path, demo: Path) -> None:
+    text = (project / "params.yaml").read_text()
+    study = text[text.index("study:") : text.index("trees:")]
+    (project / "params.yaml").write_text(text.replace(study, study.split("  chest_xray:")[0]))
+    (project / "data").mkdir()
+    (project / "data" / "ham10000").symlink_to(demo / "ham10000")
+    alone = medtransfer(project, "data", "validate")
+    assert alone.returncode == 0, alone.stderr
+    assert "ham10000: 340 images" in alone.stdout
+    assert "chest_xray" not in alone.stdout
+    (project / "data" / "chest_xray").symlink_to(demo / "chest_xray")
+    assert "chest_xray: 220 images" in medtransfer(project, "data", "validate").stdout
+
+
 def test_a_wrong_params_file_stops_every_command_that_reads_it(project: Path) -> None:
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(text.replace("[block5]", "[block9]"))
@@ -68,7 +94,8 @@ def test_a_wrong_params_file_stops_every_command_that_reads_it(project: Path) ->
         assert "configurations.imagenet_last_block.trainable: found ['block9']" in last_line(result)
 
 
-def test_a_check_finds_a_stage_that_is_missing(project: Path) -> None:
+def test_a_check_finds_a_stage_that_is_missing(project: Path, demo: Path) -> None:
+    (project / "data").symlink_to(demo)
     (project / "dvc.yaml").write_text((PROJECT / "dvc.yaml").read_text())
     result = medtransfer(project, "check")
     assert result.returncode == 0, result.stderr
@@ -152,7 +179,7 @@ def test_validation_reports_and_fails(project: Path, demo: Path) -> None:
     broken = medtransfer(project, "data", "validate", "ham10000")
     assert broken.returncode == 2
     assert "has no image file" in broken.stdout
-    assert last_line(broken) == "medtransfer: 1 problems in the raw data; mend or import it again"
+    assert last_line(broken) == "medtransfer: 1 problem in the raw data; mend or import it again"
 
 
 def test_the_description_has_licence_citation_and_plot(project: Path, demo: Path) -> None:

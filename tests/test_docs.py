@@ -125,6 +125,11 @@ def test_every_exception_is_a_line_of_a_page_and_names_a_test_that_exists() -> N
         assert f"\ndef {name}(" in (PROJECT / "tests" / file).read_text(), test
 
 
+def test_the_stage_that_a_reader_copies_is_the_pipelines() -> None:
+    [stage] = [part for part in (PROJECT / "dvc.yaml").read_text().split("\n\n") if "\n  transfer:\n" in part]
+    assert f"```yaml\n{stage}\n```" in (PROJECT / "docs" / "freezing.md").read_text()
+
+
 SMALL = {
     "baselines": ["random_forest"],
     "study": {"ham10000": {"train": ["imagenet_head"], "transfer": []}},

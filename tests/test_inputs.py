@@ -83,6 +83,7 @@ READERS: dict[str, tuple[str, Callable[[Params], object]]] = {
     "evaluate, activations": (
         "artifacts/activations/ham10000/activations.npz", lambda params: evaluate(tree_alone(params))),
     "collect": ("artifacts/runs/ham10000/decision_tree-seed0/predictions.csv", lambda params: collect("mine")),
+    "collect's split": ("artifacts/prepared/ham10000/dataset.json", lambda params: collect("mine")),
     "register, not the best": (
         "artifacts/runs/ham10000/imagenet_all-seed0/model.keras", lambda params: register(params, "ham10000")),
     "register, the best": (

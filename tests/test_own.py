@@ -172,6 +172,10 @@ def test_the_whole_study_runs_on_it(project: Path) -> None:
     dvc(folder, "repro")
     results = pd.read_csv(folder / "reports" / "results.csv")
     assert set(results.dataset) == {"mine"}
+    run(folder, "medtransfer", "report")
+    card = next(folder.glob("artifacts/runs/mine/cnn_random-seed0/*.md"))
+    for told in (folder / "reports" / "results.md", folder / "reports" / "index.html", card):
+        assert not [word for word in ("HAM10000", "Chest X-Ray", "lesions", "datasheets") if word in told.read_text()]
     assert set(results.model) == {"cnn_random", "decision_tree"}
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
     experiment = client.get_experiment_by_name("mine")
@@ -203,6 +207,8 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(project: Path) -> Non
         (lambda: None, {"images": Path("data")}, "data: no image; expected files that end in .jpg"),
         (lambda: change_table(label="ill"), {}, "labels.csv: ill is the only label; a study needs two or more"),
         (lambda: change_table(label=["a/b", "c"] * 20), {}, "label 'a/b': expected letters, digits"),
+        (lambda: change_table(label=["ill"] * 36 + ["well"] * 4), {}, "class well has 2 groups; dividing it by group"),
+        (lambda: change_table(label=["ill"] * 36 + ["well"] * 4), {"columns": Columns()}, "class well has 4 images"),
         (lambda: change_table(image=["x.png"] * 40), {}, "row 2: 'x.png' is not among the images"),
         (lambda: change_table(image=[first] * 40), {}, "p0/scan 0-0.png has two rows; expected one an image"),
         (lambda: change_table(image=["../labels.csv"] * 40), {}, "row 2: '../labels.csv' is not among the images"),

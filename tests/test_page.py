@@ -108,6 +108,10 @@ def test_the_cheapest_of_those_that_are_not_clearly_worse_is_named() -> None:
     fits[0].record["seconds"] = 1.0
     assert "slow scores" in answer(evaluate_study("s", fits))[-1]
     assert "nothing cheaper comes near" in answer(evaluate_study("s", [run("d", "best", 0.99), fits[2]]))[-1]
+    assert "alone" not in answer(evaluate_study("s", fits))[-1]
+    for fit in fits:
+        fit.predictions[["p_NORMAL", "p_PNEUMONIA"]] = 0.2, 0.8
+    assert "On d, slow (answers PNEUMONIA alone) scores" in answer(evaluate_study("s", fits))[-1]
 
 
 def test_the_cheapest_counts_the_features_and_was_compared_with_the_best() -> None:
@@ -493,6 +497,20 @@ def test_names_of_the_data_cannot_put_markup_into_the_page() -> None:
     page = build_page([evaluate_study("s", named)])
     assert "<script" not in page
     assert html.escape("<script>x</script>") in page
+
+
+def test_what_is_said_of_the_talks_data_is_not_said_of_ones_own() -> None:
+    named = [run("mine", "cnn_random", 0.7), run("mine", "imagenet_all", 0.9)]
+    entry = {"title": "My scans", "group": "person", "licence": "CC0", "citation": "Us, 2026"}
+    own = dataclasses.replace(evaluate_study("s", named), own={"mine": entry, "unused": {**entry, "title": "No scans"}})
+    words = ("HAM10000", "Chest X-Ray", "Guangzhou", "lesions or patients", "talk&#39;s in brackets", "224 px")
+    page, both = build_page([own]), build_page([own, evaluate_study("first", runs())])
+    assert [word for word in words if word in page] == []
+    assert "licence CC0, citation Us, 2026; a group is a person" in page
+    assert "No scans" not in page
+    assert [word for word in words if word not in both] == ["HAM10000"]
+    assert "My scans and chest X-rays" in both
+    assert "CC0" not in build_page([evaluate_study("first", runs())])
 
 
 def test_text_and_ground_differ_enough_in_light_and_dark() -> None:

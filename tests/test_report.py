@@ -13,6 +13,7 @@ from medtransfer.evaluation.comparison import Run, compare, score_intervals
 from medtransfer.evaluation.summary import compare_models, summarise
 from medtransfer.params import Configuration, read_params
 from medtransfer.report import figures, tables
+from medtransfer.report.cards import model_card
 
 TRAIN = read_params(PROJECT / "params.yaml").train
 CONFIGURATION = Configuration(weights="random", trainable="all", learning_rate={"ham10000": 3e-4, "chest_xray": 7e-5})
@@ -65,6 +66,30 @@ def test_the_table_has_ours_the_talks_and_how_each_run_was_made() -> None:
     assert "| decision_tree, seed 0 | - |" in text
     assert "| model | micro avg | macro avg | balanced accuracy | AUC | Brier score | calibration error |" in text
     assert "| decision_tree | +.00 |" in text
+
+
+def test_a_data_set_that_the_talk_had_not_is_not_compared_with_it() -> None:
+    runs = [run(name, False, network=name == "imagenet_all") for name in ("decision_tree", "imagenet_all")]
+    assert "the talk's F1 in round brackets" in markdown(runs)
+    for fit in runs:
+        fit.record["dataset"] = "mine"
+    console = Console(record=True, width=140, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console.print(tables.terminal(compare(runs, score_intervals(runs)), "mine"))
+    assert "mine: F1, 95% interval" in console.export_text()
+    for word in ("talk", "lesion", "patient"):
+        assert word not in markdown(runs)
+
+
+def test_a_card_names_the_datasheet_or_what_the_user_said_of_the_data() -> None:
+    record = run("imagenet_all", False, network=True).record | {"weights": "imagenet", "trainable_blocks": "all"}
+    data = {
+        "title": "Scans", "classes": ["a", "b"], "image_size": 32, "source": "folder scans", "group": "patient",
+        "images": {"train": 6, "validation": 2, "test": 2}, "test_images_sharing_a_group": 0,
+    }  # fmt: skip
+    assert "docs/datasheets/" in model_card(record, {}, {"a": 0.5}, data)
+    own = model_card(record, {}, {"a": 0.5}, {**data, "catalogue": {"licence": "CC0", "citation": "Us, 2026"}})
+    assert "Scans (licence: CC0; citation: Us, 2026), version" in own
+    assert "docs/datasheets/" not in own
 
 
 def test_every_figure_is_a_picture(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_the_best_on_validation_is_registered_once(registered: Path) -> None:
 
 
 def test_a_better_network_becomes_the_best_and_the_other_can_still_be_asked(
-    registered: Path, images: Path, tiny: TrainParams
+    registered: Path, images: Path, tiny: TrainParams, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = ask_command_line(str(images / "a.jpg"))
     worse = registered / "artifacts/runs/chest_xray/imagenet_all-seed0/predictions.csv"
@@ -136,6 +136,10 @@ def test_a_better_network_becomes_the_best_and_the_other_can_still_be_asked(
         assert "version 2, models:/chest_xray@best: cnn_random" in done.output
         assert ask_command_line(str(images / "a.jpg")) != first
         assert ask_command_line(str(images / "a.jpg"), "--model", "models:/chest_xray/1") == first
+        assert "alone" not in caplog.text
+        other.write_bytes(worse.read_bytes())
+        CliRunner().invoke(cli, ["register", "chest_xray"])
+        assert "cnn_random-seed0: answers PNEUMONIA alone" in caplog.text
     finally:
         worse.write_bytes(kept)
         other.write_bytes(other_kept)
@@ -344,6 +348,13 @@ def test_what_is_not_registered_is_named(registered: Path) -> None:
         done = CliRunner().invoke(cli, arguments)
         assert isinstance(done.exception, UserError)
         assert "models:/ham10000@best: cannot be had" in str(done.exception)
+        assert str(done.exception).endswith("; run `medtransfer register ham10000`")
+    tracking.connect().delete_registered_model_alias("chest_xray", "best")
+    done = CliRunner().invoke(cli, ["predict", "chest_xray", "params.yaml"])
+    assert str(done.exception).endswith("; run `medtransfer register chest_xray`")
+    other = CliRunner().invoke(cli, ["predict", "chest_xray", "params.yaml", "--model", "models:/chest_xray/99"])
+    assert "medtransfer register" not in str(other.exception)
+    assert CliRunner().invoke(cli, ["register", "chest_xray"]).exit_code == 0  # as it was
     assert "no finished network; run `dvc repro`" in str(CliRunner().invoke(cli, ["register", "ham10000"]).exception)
     assert "study.mine: missing" in str(CliRunner().invoke(cli, ["register", "mine"]).exception)
 

@@ -246,6 +246,11 @@ def test_the_grid_has_a_fit_for_every_combination(project: Path, params: Params)
         recipe = written.configurations["random_head"].recipe(written.train, "chest_xray")
         assert recipe.learning_rate == float(rate)
     assert stage.lay_out(small, root, fits[:2]) == first
+    (root / "sweep.csv").touch()
+    assert stage.lay_out(small, root, fits[:2]) == first
+    with pytest.raises(UserError, match=r"sweep\.csv: of another grid, and would be lost; choose another name"):
+        stage.lay_out(small, root, fits[1:3])
+    (root / "sweep.csv").unlink()
     other = small.model_copy(update={"train": small.train.model_copy(update={"batch_size": 64})})
     with pytest.raises(UserError, match=r"sweep\.json: made with another train\.batch_size"):
         stage.lay_out(other, root, fits)

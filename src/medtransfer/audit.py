@@ -25,6 +25,11 @@ from medtransfer.stages.results import tell_mlflow
 NAMED = 3  # files of a stage that a line names
 
 
+def is_there_anything() -> bool:
+    """Return whether a stage ran here, or MLflow has a store of this project, which asking it would make."""
+    return bool(fit_folders() or read_lock()) or tracking.is_there()
+
+
 @tracking.answering()
 def audit() -> list[str]:
     """Return what differs, a line each; empty where everything agrees."""

@@ -20,7 +20,7 @@ from typing import Any, get_args
 
 import click
 
-from medtransfer.errors import UserError
+from medtransfer.errors import UserError, counted
 from medtransfer.params import TREES, Params, TrainParams, read_params
 from medtransfer.stages.layout import TUNING, check_name
 
@@ -152,8 +152,13 @@ def _log_what_is_missing() -> None:
 
 @cli.command()
 def check() -> None:
-    """Check params.yaml and dvc.yaml before a `dvc repro`."""
+    """Check params.yaml, dvc.yaml and that the study's data are there, before a `dvc repro`."""
+    from medtransfer.datasets.own import dataset_of
+    from medtransfer.prepare import read_samples
+
     params = _check()
+    for name in params.study:
+        read_samples(dataset_of(name, params), DATA / name)
     fits = sum(len(params.baselines) + len(study.train) + len(study.transfer) for study in params.study.values())
     click.echo(f"{PARAMS}: no mistake found; the study has {fits * len(params.seeds)} fits")
 
@@ -403,18 +408,19 @@ def data_validate(names: tuple[str, ...], as_json: bool) -> None:
             _print_validation(report)
     wrong = sum(len(report["problems"]) for report in reports)
     if wrong:
-        raise UserError(f"{wrong} problems in the raw data; mend or import it again")
+        raise UserError(f"{counted(wrong, 'problem')} in the raw data; mend or import it again")
 
 
 def _datasets(names: tuple[str, ...]) -> list[Any]:
-    """Return the catalogue's entries, by default of the data sets that params.yaml lists."""
+    """Return the catalogue's entries, by default of the study's data sets and of what else is there."""
     from medtransfer.datasets.catalogue import CATALOGUE, get_dataset
     from medtransfer.datasets.own import dataset_of
 
     if not PARAMS.exists():
         return [get_dataset(name) for name in names or CATALOGUE]
     params = _params()
-    return [dataset_of(name, params) for name in names or params.datasets]
+    there = [name for name in params.datasets if name in params.study or (DATA / name).is_dir()]
+    return [dataset_of(name, params) for name in names or there]
 
 
 def _print_validation(report: dict[str, Any]) -> None:
@@ -423,7 +429,7 @@ def _print_validation(report: dict[str, Any]) -> None:
     click.echo(f"{mark}{report['name']}: {report['images']} images of {report['groups']} {report['group']}s")
     click.echo("  " + ", ".join(f"{label} {entry['images']}" for label, entry in report["classes"].items()))
     click.echo(f"  {len(report['duplicates'])} sets of byte-equal images, {crossing} of them with different labels")
-    click.echo(f"  {len(report['problems'])} problems")
+    click.echo(f"  {counted(len(report['problems']), 'problem')}")
     for problem in report["problems"][:20]:
         click.echo(f"    {problem}")
     if len(report["problems"]) > 20:
@@ -497,6 +503,9 @@ def audit(repair: bool, host: str | None) -> None:
     with _quiet_start():
         from medtransfer import audit as store
 
+    if not store.is_there_anything():
+        click.echo("nothing to audit yet: no stage has run here; `medtransfer study` runs them")
+        return
     if repair:
         for line in store.repair(host):
             click.echo(line)
@@ -504,7 +513,7 @@ def audit(repair: bool, host: str | None) -> None:
     for line in [*store.others(), *differences]:
         click.echo(line)
     fits = len(store.fit_folders())
-    click.echo(f"{fits} fits, {len(differences)} differences")
+    click.echo(f"{counted(fits, 'fit')}, {counted(len(differences), 'difference')}")
     if differences:
         sys.exit(1)
 

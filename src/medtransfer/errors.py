@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake."""
+"""The one exception that stands for a user's mistake, and how its line counts things."""
 
 
 class UserError(Exception):
@@ -7,3 +7,8 @@ class UserError(Exception):
     The message is one line: the file or key, what was found, what was expected and what to do.
     The command line prints it without a traceback and exits with 2.
     """
+
+
+def counted(count: int, noun: str) -> str:
+    """Return `1 image`, `2 images` or `0 images`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

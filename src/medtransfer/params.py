@@ -23,7 +23,7 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from medtransfer.errors import UserError
+from medtransfer.errors import UserError, counted
 from medtransfer.hardware import native_precision
 
 BLOCKS = ("block1", "block2", "block3", "block4", "block5")
@@ -317,7 +317,7 @@ def _one_line(path: Path, error: ValidationError) -> str:
     first = min(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"] if part not in (RATE, RATES)) or "the file"
     others = error.error_count() - 1
-    more = f"; and {others} more mistake{'s' if others > 1 else ''}" if others else ""
+    more = f"; and {counted(others, 'more mistake')}" if others else ""
     if first["type"] == "extra_forbidden":
         allowed = _allowed_keys(first["loc"])
         near = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)

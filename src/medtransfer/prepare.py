@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from medtransfer.datasets.catalogue import Dataset, read_source
 from medtransfer.datasets.duplicates import find_near_duplicates, thumbnail
 from medtransfer.datasets.images import load_rgb, resize
-from medtransfer.errors import UserError
+from medtransfer.errors import UserError, counted
 from medtransfer.files import sha256_of, write_array_header, write_json
 from medtransfer.params import DatasetParams, Split
 
@@ -43,18 +43,7 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
         An image does not decode, labels and images do not match, a class cannot be split, or a split by group
         lets a group lie on both sides.
     """
-    listing = dataset.read(raw)
-    if listing.problems:
-        count = len(listing.problems)
-        raise UserError(
-            f"{listing.problems[0]} ({count} problems in all; see `medtransfer data validate {dataset.name}`)"
-        )
-    samples = listing.samples
-    empty = [label for label in dataset.classes if label not in set(samples.label)]
-    if empty:
-        raise UserError(
-            f"{raw}: no image of {', '.join(empty)}; {dataset.name} has the classes {', '.join(dataset.classes)}"
-        )
+    samples = read_samples(dataset, raw)
     samples["split"] = leave_out(samples, assign_splits(samples, params.split, dataset.name), params.split)
     shared = shared_with_training(samples)
     if params.split.by == "group" and shared.any():
@@ -103,6 +92,27 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
     return description
 
 
+def read_samples(dataset: Dataset, raw: Path) -> pd.DataFrame:
+    """Return the samples of a raw data set, as `Listing` has them; no image is opened.
+
+    Raises
+    ------
+    UserError
+        It is not there, labels and images do not match, or a class has no image.
+    """
+    listing = dataset.read(raw)
+    if listing.problems:
+        more = f"{counted(len(listing.problems), 'problem')} in all; see `medtransfer data validate {dataset.name}`"
+        raise UserError(f"{listing.problems[0]} ({more})")
+    samples = listing.samples
+    empty = [label for label in dataset.classes if label not in set(samples.label)]
+    if empty:
+        raise UserError(
+            f"{raw}: no image of {', '.join(empty)}; {dataset.name} has the classes {', '.join(dataset.classes)}"
+        )
+    return samples
+
+
 def _decode_all(paths: list[Path], size: int, resize_filter: str) -> Iterator[tuple[np.ndarray, np.ndarray, str, str]]:
     """Yield each image's pixels, its thumbnail, what was converted, and the SHA-256 of its file."""
 
@@ -140,7 +150,8 @@ def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
     unit = samples.groupby("label").size() if split.by == "image" else samples.groupby("label").group.nunique()
     if unit.min() < 5:
         raise UserError(
-            f"{name}: class {unit.idxmin()} has {unit.min()} {split.by}s; dividing it by {split.by} needs at least 5"
+            f"{name}: class {unit.idxmin()} has {counted(unit.min(), split.by)}; dividing it by {split.by} needs at "
+            "least 5"
         )
     rest, test = _cut(samples, split.test, split)
     train, _ = _cut(samples.loc[rest], split.validation / (1 - split.test), split)

@@ -58,6 +58,7 @@ SERVING = (
 )  # fmt: skip
 OTHER_SCORES = ("balanced accuracy", "AUC", "Brier score", "calibration error")
 OUR_FAULT = "INVALID_PARAMETER_VALUE"
+NOT_REGISTERED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the second where the alias alone is missing
 AWAY = (MlflowException, RequestException, SQLAlchemyError, OSError)
 # MLflow's own defaults would hold a fit up for minutes and draw bars.
 DEFAULTS = {
@@ -88,6 +89,11 @@ def own_uri() -> str:
     """Return the project's own store; in a copy of the project that DVC made for an experiment, not the copy's."""
     project = _copied_project()
     return DEFAULT_URI.replace("mlruns", f"{project}/mlruns") if project else DEFAULT_URI
+
+
+def is_there() -> bool:
+    """Return whether there is a store that `connect` would not make: the user's server, or the project's own file."""
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path(own_uri().removeprefix("sqlite:///")).exists()
 
 
 def _copied_project() -> str:
@@ -591,7 +597,9 @@ def fetch_classifier(uri: str, folder: Path) -> tuple[Path, str]:
         source = f"models:/{name}/{found.version}/artifacts/{CLASSIFIER}"
         return Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder))), found.tags[DIGEST]
     except (*AWAY, ValueError) as error:
-        raise UserError(f"{redact(uri)}: cannot be had from {address()} ({reason(error)})") from None
+        known = isinstance(error, MlflowException) and error.error_code in NOT_REGISTERED
+        advice = f"; run `medtransfer register {name}`" if known and alias == BEST else ""
+        raise UserError(f"{redact(uri)}: cannot be had from {address()} ({reason(error)}){advice}") from None
 
 
 def _pinned(*packages: str) -> list[str]:

@@ -60,12 +60,21 @@ def _select_ham10000(path: PurePosixPath) -> PurePosixPath | None:
     return None
 
 
+def or_pull(folder: Path) -> str:
+    """Return what else a line on a missing data set can advise: where no data are there, those that DVC has."""
+    data = folder.parent
+    pointer = data.with_name(f"{data.name}.dvc")
+    return f", or run `dvc pull {pointer}`" if pointer.exists() and not any(data.glob("*")) else ""
+
+
 def _read_ham10000(folder: Path) -> Listing:
     metadata = folder / "HAM10000_metadata.csv"
     try:
         table = pd.read_csv(metadata, dtype=str)
     except FileNotFoundError:
-        raise UserError(f"{metadata}: not found; import the data set with `medtransfer data import`") from None
+        raise UserError(
+            f"{metadata}: not found; import the data set with `medtransfer data import`{or_pull(folder)}"
+        ) from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{metadata}: cannot be read as CSV: {' '.join(str(error).split())}") from None
     missing = [column for column in METADATA_COLUMNS if column not in table.columns]
@@ -112,7 +121,7 @@ def _select_chest_xray(path: PurePosixPath) -> PurePosixPath | None:
 def _read_chest_xray(folder: Path) -> Listing:
     """Read `[chest_xray/]{train,val,test}/<class>/*` or, without the three folders, `<class>/*`."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: not found; import the data set with `medtransfer data import`")
+        raise UserError(f"{folder}: not found; import the data set with `medtransfer data import`{or_pull(folder)}")
     rows, problems = [], []
     for path in (path for path in files_under(folder) if path.name != SOURCE_FILE):
         patient = _CHEST_PATIENT.match(path.name)

@@ -13,7 +13,7 @@ from typing import IO
 from rich.progress import track
 
 from medtransfer.datasets.catalogue import SOURCE_FILE, Dataset
-from medtransfer.errors import UserError
+from medtransfer.errors import UserError, counted
 from medtransfer.files import files_under, partial_beside, replace_folder, sha256_of, whole_file, write_json
 
 MAX_ENTRIES = 200_000
@@ -99,7 +99,7 @@ def _fill(dataset: Dataset, staging: Path, chosen: dict[PurePosixPath, Entry], p
     problems = dataset.read(staging).problems
     if problems:
         first = problems[0].replace(f"{staging}/", "")
-        raise UserError(f"{path}: {first} ({len(problems)} problems in all); nothing was imported")
+        raise UserError(f"{path}: {first} ({counted(len(problems), 'problem')} in all); nothing was imported")
 
 
 def _choose(dataset: Dataset, entries: Iterator[Entry], path: Path) -> dict[PurePosixPath, Entry]:

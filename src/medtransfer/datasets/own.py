@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 from rich.progress import track
 
-from medtransfer.datasets.catalogue import SOURCE_FILE, Dataset, Listing, get_dataset, list_samples
+from medtransfer.datasets.catalogue import SOURCE_FILE, Dataset, Listing, get_dataset, list_samples, or_pull
 from medtransfer.datasets.images import FORMATS
 from medtransfer.errors import UserError
 from medtransfer.files import files_under, partial_beside, replace_folder, whole_file, write_json
@@ -173,7 +173,7 @@ def _read(folder: Path, classes: dict[str, str]) -> Listing:
     try:
         table = pd.read_csv(labels, dtype=str, keep_default_na=False)
     except FileNotFoundError:
-        raise UserError(f"{labels}: not found; add the data set with `medtransfer data add`") from None
+        raise UserError(f"{labels}: not found; add the data set with `medtransfer data add`{or_pull(folder)}") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{labels}: cannot be read as CSV: {' '.join(str(error).split())}") from None
     missing = [column for column in COLUMNS if column not in table.columns]

@@ -66,3 +66,9 @@ def probabilities_of(table: pd.DataFrame) -> np.ndarray:
 def predicted_labels(table: pd.DataFrame) -> pd.Series:
     """Return the most probable class of each row; the first of several equal ones."""
     return pd.Series(np.array(classes_of(table))[probabilities_of(table).argmax(axis=1)], index=table.index)
+
+
+def only_answer(table: pd.DataFrame) -> str | None:
+    """Return the one class that every row is said to be; None where the rows are said to be several."""
+    answers = predicted_labels(table).unique()
+    return str(answers[0]) if len(answers) == 1 else None

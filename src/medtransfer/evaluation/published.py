@@ -12,3 +12,8 @@ def published_f1() -> pd.DataFrame:
     """Return the published values: columns dataset, model, class, published."""
     with files("medtransfer.evaluation").joinpath("published_f1.csv").open() as file:
         return pd.read_csv(file).rename(columns={"f1": "published"})
+
+
+def is_the_talks(dataset: str) -> bool:
+    """Return whether the talk studied a data set."""
+    return dataset in set(published_f1().dataset)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import jinja2
@@ -15,6 +16,7 @@ from medtransfer.evaluation.confusion import confusion
 from medtransfer.evaluation.families import TALK, family
 from medtransfer.evaluation.metrics import MACRO, score
 from medtransfer.evaluation.predictions import classes_of
+from medtransfer.evaluation.published import is_the_talks
 from medtransfer.evaluation.questions import block_counts, block_gains, data_sizes
 from medtransfer.report import figures, tables
 from medtransfer.report.sentences import (
@@ -29,6 +31,7 @@ from medtransfer.report.sentences import (
 )
 from medtransfer.report.study import Layers, Study, costs, leaves_out_features
 
+SUBJECTS = {"ham10000": "skin lesions (HAM10000)", "chest_xray": "chest X-rays"}
 POINTS = 3  # of a line, or it is not drawn
 # What `split_by` of run.json means, in plain words.
 SPLITS = {
@@ -48,13 +51,24 @@ def build_page(studies: list[Study]) -> str:
         loader=jinja2.PackageLoader("medtransfer.report"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
+    names = list(dict.fromkeys(run.dataset for study in studies for run in study.runs))
+    own = {name: entry for study in studies for name, entry in study.own.items() if name in names}
     return environment.get_template("page.html.j2").render(
+        names=names,
+        subjects=[SUBJECTS.get(name) or own.get(name, {}).get("title", name) for name in names],
+        own=own,
+        talks=[name for name in names if is_the_talks(name)],
+        units=" or ".join(dict.fromkeys(_units(own, name) for name in names)),
         synthetic=any(run.record["synthetic"] for study in studies for run in study.runs),
         synthetic_note=tables.SYNTHETIC_NOTE,
         answer=answer(studies[0]),
         claims_note=tables.CLAIMS_NOTE,
         studies=[_view(study) for study in studies],
     )
+
+
+def _units(own: Mapping[str, Mapping[str, Any]], dataset: str) -> str:
+    return f"{own[dataset]['group']}s" if dataset in own else tables.units(dataset)
 
 
 def _view(study: Study) -> dict[str, Any]:
@@ -90,6 +104,8 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
         "split": SPLITS.get(runs[0].record["split_by"]),
         "tests": len(runs[0].predictions),
         "groups": runs[0].predictions.group.nunique(),
+        "units": _units(study.own, dataset),
+        "is_the_talks": is_the_talks(dataset),
         "sentences": [
             *which_layers(study, dataset),
             *beyond(study, dataset),
@@ -128,10 +144,11 @@ def _scores(study: Study, dataset: str) -> list[Drawn]:
     seconds = costs({model: fits[model] for model in part.model})
     warm = [model for model in part.model if leaves_out_features(fits[model])]
     without = f" Without the time to compute features that were already stored: {', '.join(warm)}." if warm else ""
+    talks = ", and the talk's" if is_the_talks(dataset) else ""
     mark = _synthetic(study, dataset)
     return [
         (
-            "Macro F1 of each model with its 95% interval, each seed of it where there are several, and the talk's.",
+            f"Macro F1 of each model with its 95% interval, each seed of it where there are several{talks}.",
             figures.scores(part, figures.mark(f"{dataset}: macro F1", mark), _seeds(study, dataset)),
         ),
         (
@@ -185,8 +202,8 @@ def _questions(study: Study, dataset: str) -> list[Drawn]:
         drawn.append((text, drawing))
     if study.leak is not None and dataset in set(study.leak.dataset):
         text = (
-            "How much the leak flatters each class: F1 with images of the test images' lesions or patients in "
-            "training, less F1 without, on the same test images and with as many training images of each class. "
+            f"How much the leak flatters each class: F1 with images of the test images' {_units(study.own, dataset)} "
+            "in training, less F1 without, on the same test images and with as many training images of each class. "
             "95% intervals."
         )
         drawing = figures.leak(study.leak[study.leak.dataset == dataset], figures.mark(f"{dataset}: the leak", mark))

@@ -6,12 +6,13 @@ import pandas as pd
 
 from medtransfer.evaluation.agreement import Agreement, agree
 from medtransfer.evaluation.claims import LEVEL
-from medtransfer.evaluation.comparison import by_model
+from medtransfer.evaluation.comparison import Run, by_model
 from medtransfer.evaluation.families import TALK, family
 from medtransfer.evaluation.metrics import MACRO
-from medtransfer.evaluation.predictions import classes_of
+from medtransfer.evaluation.predictions import classes_of, only_answer
 from medtransfer.evaluation.questions import block_gains, chain, data_sizes, find_pair
 from medtransfer.report.study import Layers, Study, costs, leaves_out_features
+from medtransfer.report.tables import units
 
 FROM_RANDOM, FROM_IMAGENET = "cnn_random", "imagenet_all"
 FIRST_BLOCK, LAST_BLOCK = "imagenet_first_block", "imagenet_last_block"
@@ -108,22 +109,27 @@ def _cheapest(study: Study, dataset: str) -> str | None:
     cheap = min(equal, key=lambda model: seconds[model])
     if cheap == best:
         return (
-            f"On {title(dataset)}, {_named(best)} scores best ({table.f1[best]:.2f}), and nothing cheaper comes near."
+            f"On {title(dataset)}, {_named(best, fits[best])} scores best ({table.f1[best]:.2f}), and nothing cheaper "
+            "comes near."
         )
     without = (
         " (without the time to compute features that were already stored)" if leaves_out_features(fits[cheap]) else ""
     )
     return (
-        f"On {title(dataset)}, {_named(cheap)} scores {table.f1[cheap]:.2f} after {seconds[cheap]:.0f} s of training"
-        f"{without}, not clearly worse ({_p(compared[cheap])}) than the best, {_named(best)}, with "
-        f"{table.f1[best]:.2f} after {seconds[best]:.0f} s."
+        f"On {title(dataset)}, {_named(cheap, fits[cheap])} scores {table.f1[cheap]:.2f} after {seconds[cheap]:.0f} s "
+        f"of training{without}, not clearly worse ({_p(compared[cheap])}) than the best, {_named(best, fits[best])}, "
+        f"with {table.f1[best]:.2f} after {seconds[best]:.0f} s."
     )
 
 
-def _named(model: str) -> str:
-    """Return a model's name with what of it trains, where that is known."""
+def _named(model: str, fits: list[Run]) -> str:
+    """Return a model's name with what of it trains, where that is known, and its answer where it has but one."""
     trained = {**FEWER, FROM_IMAGENET: "all blocks"}
-    return f"{model} (trains {trained[model]})" if model in trained else model
+    said = [f"trains {trained[model]}"] if model in trained else []
+    answers = {only_answer(run.predictions) for run in fits}
+    if None not in answers:
+        said.append(f"answers {' or '.join(sorted(map(str, answers)))} alone")
+    return f"{model} ({', '.join(said)})" if said else model
 
 
 def which_layers(study: Study, dataset: str) -> list[str]:
@@ -307,7 +313,7 @@ def _leak(study: Study, dataset: str) -> str | None:
         return None
     alone = (study.table.seeds[study.table.dataset == dataset] == 1).all()
     return (
-        "How much does the leak flatter? With images of the test images' lesions or patients in training, macro F1 on "
+        f"How much does the leak flatter? With images of the test images' {units(dataset)} in training, macro F1 on "
         f"the same test images changes by {'; '.join(found)}."
         + (
             " With one seed, the variation of training is in these numbers, but not in their intervals."

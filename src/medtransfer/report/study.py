@@ -31,7 +31,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Study:
-    """The runs of one study, and its tables from `compare`, `summarise` and `compare_models`."""
+    """The runs of one study, and its tables from `compare`, `summarise` and `compare_models`.
+
+    `own`: what params.yaml says of the user's own data sets (title, group, licence, citation), by name.
+    """
 
     name: str
     runs: list[Run]
@@ -42,6 +45,7 @@ class Study:
     pictures: list[Picture] = field(default_factory=list)
     leak: pd.DataFrame | None = None
     tuning: pd.DataFrame | None = None
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def claims(self) -> pd.DataFrame:

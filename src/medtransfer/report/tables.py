@@ -10,15 +10,15 @@ from medtransfer.evaluation.agreement import WAYS, Agreement
 from medtransfer.evaluation.claims import judge
 from medtransfer.evaluation.comparison import Run
 from medtransfer.evaluation.families import LATTICE, TALK
+from medtransfer.evaluation.published import is_the_talks
 from medtransfer.evaluation.questions import chain, data_sizes, find_pair, recipe_changes
 
 SYNTHETIC_NOTE = (
     "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."
 )
 CELL_NOTE = (
-    "Each cell: our F1, its 95% interval (bootstrap over lesions or patients), and the talk's F1 in round brackets. "
-    "An F1 of .00: the model never gets that class right; one that only ever answers the largest class has it "
-    "in all others."
+    "An F1 of .00: the model never gets that class right; one that only ever answers the largest class has it in all "
+    "others."
 )
 
 
@@ -26,6 +26,16 @@ CLAIMS_NOTE = (
     "What the talk claims, tested as: the first model's macro F1 is higher than the second's; p corrected for the "
     "number of claims."
 )
+
+
+def units(dataset: str) -> str:
+    """Return what intervals are drawn over."""
+    return "lesions or patients" if is_the_talks(dataset) else "groups"
+
+
+def _cell_note(dataset: str) -> str:
+    brackets = ", and the talk's F1 in round brackets" if is_the_talks(dataset) else ""
+    return f"Each cell: our F1, its 95% interval (bootstrap over {units(dataset)}){brackets}. {CELL_NOTE}"
 
 
 def claims(decided: pd.DataFrame) -> pd.DataFrame:
@@ -116,7 +126,7 @@ def markdown(table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, ru
         lines += [
             f"{record['image_size']} px, split by {record['split_by']}, {len(own[0].predictions)} test images, "
             f"data version `{record['data_version']}`.",
-            CELL_NOTE,
+            _cell_note(dataset),
             "",
             *_markdown_table(pivot(table, dataset)),
             "",
@@ -126,7 +136,7 @@ def markdown(table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, ru
             *_markdown_table(measures(summary, dataset)),
             "",
             "Differences in macro F1 on the same test images, the row's model less the column's; "
-            "bold where p < .05 (permutation test over lesions or patients, corrected for the number of pairs).",
+            f"bold where p < .05 (permutation test over {units(dataset)}, corrected for the number of pairs).",
             "",
             *_markdown_table(differences(pairs, dataset)),
             "",
@@ -299,7 +309,8 @@ def _rate(record: dict[str, Any]) -> str:
 def terminal(table: pd.DataFrame, dataset: str) -> Table:
     """Return one data set's comparison for the terminal."""
     part = table[table.dataset == dataset]
-    title = f"{dataset}: our F1 (the talk's), 95% interval; {part.test_images.iloc[0]} test images"
+    ours = "our F1 (the talk's)" if is_the_talks(dataset) else "F1"
+    title = f"{dataset}: {ours}, 95% interval; {part.test_images.iloc[0]} test images"
     if part.synthetic.any():
         title += f"\n{SYNTHETIC_NOTE}"
     frame = pivot(table, dataset)

@@ -34,8 +34,8 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
     Raises
     ------
     UserError
-        There is no finished fit, or one is not what DVC recorded; the folder is there and neither was asked for; or
-        what is to be added was made otherwise than what is there.
+        There is no finished fit, or one or its prepared data set is not what DVC recorded; the folder is there and
+        neither was asked for; or what is to be added was made otherwise than what is there.
     """
     check_name(name, "collected results")
     _check_target(RESULTS / name, add, replace)
@@ -45,6 +45,8 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
     fits = sorted(path.parent for path in RUNS.glob("*/*/run.json"))
     if not fits:
         raise UserError(f"{RUNS}: no finished fit; run `dvc repro`")
+    for dataset in sorted({_record(fit)["dataset"] for fit in fits}):
+        check_unchanged(PREPARED / dataset)
     if add:
         _check_same_study(fits, RESULTS / name)
     with whole_folder(RESULTS / name) as folder:

@@ -11,7 +11,7 @@ from sklearn.model_selection import train_test_split
 from medtransfer.errors import UserError
 from medtransfer.params import TREES, DatasetParams, Params
 from medtransfer.stages.integrity import check_unchanged
-from medtransfer.stages.layout import PREPARED, run_folder
+from medtransfer.stages.layout import DATA, PREPARED, run_folder
 
 
 def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, dict[str, Any]]:
@@ -25,7 +25,7 @@ def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, d
     _check_dataset(params, name)
     folder = PREPARED / name
     if not (folder / "dataset.json").exists():
-        raise UserError(f"{folder}: not found; run `dvc repro prepare@{name}`")
+        raise UserError(f"{folder}: not found; {_get_data(name)}run `dvc repro prepare@{name}`")
     check_unchanged(folder)
     description = json.loads((folder / "dataset.json").read_text())
     # Read as params.yaml is, so that what was prepared before a key existed has its default.
@@ -41,6 +41,12 @@ def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, d
     images = np.load(folder / "images.npy", mmap_mode="r")
     samples = pd.read_csv(folder / "samples.csv", dtype=str, keep_default_na=False)
     return images, samples, description
+
+
+def _get_data(name: str) -> str:
+    if (DATA / name).is_dir():
+        return ""
+    return "get the data (`dvc pull data.dvc`, or put your own there with `medtransfer data`), then "
 
 
 def finished_network(params: Params, dataset: str, name: str, seed: int) -> Path:

@@ -16,6 +16,7 @@ from medtransfer.datasets.own import Columns, copy_own, find_samples
 from medtransfer.errors import UserError
 from medtransfer.files import whole_file
 from medtransfer.params import LABEL_PATTERN, Params, parse_params
+from medtransfer.prepare import assign_splits
 from medtransfer.stages.integrity import PIPELINE
 from medtransfer.stages.layout import DATA, PARAMS
 
@@ -50,7 +51,8 @@ def add_own(
     Raises
     ------
     UserError
-        The name is taken or none, the images and labels do not fit, or there are no two classes. Nothing is changed.
+        The name is taken or none, the images and labels do not fit, there are no two classes, or one is too small to
+        be divided. Nothing is changed.
     """
     if name in CATALOGUE:
         raise UserError(f"{name}: the study's own data set; choose another name, or `medtransfer data import {name}`")
@@ -62,6 +64,7 @@ def add_own(
     samples = find_samples(images, labels, columns)
     entry = _describe(samples, about, columns.group, labels or images)
     files = _plan(params, name, entry, by="group" if columns.group else "image", only=only)
+    assign_splits(samples, parse_params(files[PARAMS], PARAMS).datasets[name].split, name)  # or refuse it now
     copy_own(name, samples, DATA, f"folder {images.resolve().name}")
     for path, text in files.items():
         with whole_file(path) as partial:

@@ -1,20 +1,24 @@
 """register: the best finished network of a data set → MLflow's registry, as a model that takes image files."""
 
 import json
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import keras
+import pandas as pd
 
 from medtransfer import tracking
 from medtransfer.errors import UserError
 from medtransfer.evaluation.metrics import MACRO, score
-from medtransfer.evaluation.predictions import read_predictions
+from medtransfer.evaluation.predictions import only_answer, read_predictions
 from medtransfer.params import Params
 from medtransfer.serving.classifier import write_classifier
 from medtransfer.stages.integrity import check_unchanged
 from medtransfer.stages.layout import PREPARED, RUNS
+
+log = logging.getLogger(__name__)
 
 
 def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
@@ -35,6 +39,9 @@ def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
     if dataset not in params.study:
         raise UserError(f"params.yaml: study.{dataset}: missing; there are {', '.join(params.study)}")
     fit = best_fit(dataset)
+    only = only_answer(_validation_rows(fit))
+    if only:
+        log.warning("%s: answers %s alone, whatever the validation image: no network does better", fit, only)
     description = json.loads((PREPARED / dataset / "dataset.json").read_text())
     client = tracking.reach()
     record = json.loads((fit / "run.json").read_text())
@@ -62,8 +69,12 @@ def best_fit(dataset: str) -> Path:
         check_unchanged(path)
     found = {}
     for path in sorted((RUNS / dataset).glob("*/model.keras")):
-        predictions = read_predictions(path.parent / "predictions.csv")
-        found[path.parent] = score(predictions[predictions.split == "validation"])[MACRO]
+        found[path.parent] = score(_validation_rows(path.parent))[MACRO]
     if not found:
         raise UserError(f"{RUNS / dataset}: no finished network; run `dvc repro`")
     return max(found, key=lambda fit: found[fit])
+
+
+def _validation_rows(fit: Path) -> pd.DataFrame:
+    predictions = read_predictions(fit / "predictions.csv")
+    return predictions[predictions.split == "validation"]

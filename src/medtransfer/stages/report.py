@@ -93,7 +93,13 @@ def read_study(folder: Path) -> Study:
     leak = pd.read_csv(where / LEAK) if (where / LEAK).exists() else None
     tried = folder / TUNING.name if collected else folder / TUNING
     tuning = pd.read_csv(tried) if tried.exists() else None
-    return Study(folder.resolve().name, runs, table, summary, pairs, layers, pictures, leak, tuning)
+    own = _own_data_sets(folder / PARAMS)
+    return Study(folder.resolve().name, runs, table, summary, pairs, layers, pictures, leak, tuning, own)
+
+
+def _own_data_sets(params: Path) -> dict[str, dict[str, Any]]:
+    datasets = YAML(typ="safe").load(params.read_text())["datasets"]
+    return {name: settings["catalogue"] for name, settings in datasets.items() if "catalogue" in settings}
 
 
 def _activations(paths: Iterable[Path]) -> list[Picture]:

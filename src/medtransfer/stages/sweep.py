@@ -108,8 +108,8 @@ def sweep(
     Raises
     ------
     UserError
-        The grid names what params.yaml lacks, data are not prepared, the folder holds a sweep of other parameters, or
-        no node has what a fit needs.
+        The grid names what params.yaml lacks, data are not prepared, the folder holds a sweep of other parameters or
+        another grid, or no node has what a fit needs.
     """
     fits = plan(params, datasets, configurations, seeds, rates)
     root = (SWEEPS / name).resolve()
@@ -174,7 +174,7 @@ def lay_out(params: Params, root: Path, fits: list[Fit]) -> str:
     Raises
     ------
     UserError
-        The folder holds a sweep with other parameters or other data.
+        The folder holds a sweep with other parameters or other data, or the table of another grid.
     """
     datasets = sorted({fit.dataset for fit in fits})
     made_from: dict[str, dict[str, Any]] = {
@@ -193,8 +193,11 @@ def lay_out(params: Params, root: Path, fits: list[Fit]) -> str:
                     f"{record}: made with another {section}.{key} than there is now; choose another name, or remove it "
                     f"({root})"
                 )
+    names = sorted(fit.name for fit in fits)
+    if (root / "sweep.csv").exists() and known.get("fits") != names:
+        raise UserError(f"{root / 'sweep.csv'}: of another grid, and would be lost; choose another name for this one")
     root.mkdir(parents=True, exist_ok=True)
-    write_json(record, known)
+    write_json(record, {**known, "fits": names})
     for fit in fits:
         project = root / fit.project
         if not (project / PREPARED).exists():
