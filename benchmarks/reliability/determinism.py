@@ -11,6 +11,8 @@ from typing import Any
 import click
 import numpy as np
 
+from provenance import made_by
+
 # What is changed: environment variables, and the arguments of `predictions`.
 VARIATIONS: dict[str, dict[str, Any]] = {
     "nothing": {},
@@ -21,7 +23,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "mixed_bfloat16": {"precision": "mixed_bfloat16"},
     "JAX": {"env": {"KERAS_BACKEND": "jax"}},
 }
-BLOCKS = {"all layers": "all", "last block": ["block5"], "head only": "head"}
+BLOCKS = {"all layers": "all", "first block": ["block1"], "last block": ["block5"], "head only": "head"}
 
 
 @click.command()
@@ -29,6 +31,7 @@ BLOCKS = {"all layers": "all", "last block": ["block5"], "head only": "head"}
 @click.option("--seed", default=0, show_default=True)
 def main(epochs: int, seed: int) -> None:
     """Compare each variation with a first fit on the demo's skin lesions, from random weights."""
+    begun = made_by()
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="medtransfer-determinism-") as folder:
         for network, trainable in BLOCKS.items():
@@ -36,14 +39,21 @@ def main(epochs: int, seed: int) -> None:
             first = in_process(Path(folder), settings, {})
             found[network] = {}
             for name, variation in VARIATIONS.items():
-                again = in_process(Path(folder), settings, variation)
-                found[network][name] = {
-                    "same_bits": again.tobytes() == first.tobytes(),
-                    "largest_difference": float(np.abs(again - first).max()),
-                    "other_class": int((again.argmax(1) != first.argmax(1)).sum()),
-                }
+                found[network][name] = compare(in_process(Path(folder), settings, variation), first)
                 click.echo(f"{network}, {name}: {found[network][name]}", err=True)
-    click.echo(json.dumps({"epochs": epochs, "seed": seed, "cores": os.cpu_count(), "found": found}, indent=2))
+            half = VARIATIONS["mixed_bfloat16"]
+            twice = [in_process(Path(folder), settings, half) for _ in range(2)]
+            found[network]["mixed_bfloat16 twice"] = compare(*twice)
+    click.echo(json.dumps({**begun, "epochs": epochs, "seed": seed, "found": found}, indent=2))
+
+
+def compare(again: np.ndarray, first: np.ndarray) -> dict[str, Any]:
+    """Return how the probabilities of two fits differ."""
+    return {
+        "same_bits": again.tobytes() == first.tobytes(),
+        "largest_difference": float(np.abs(again - first).max()),
+        "other_class": int((again.argmax(1) != first.argmax(1)).sum()),
+    }
 
 
 def in_process(folder: Path, settings: dict[str, Any], variation: dict[str, Any]) -> np.ndarray:

@@ -13,6 +13,7 @@ import click
 import mlflow
 
 from clones import change_params, clone, environment, run
+from provenance import made_by
 from tracking_server import free_port, serve
 
 DATASET, CONFIGURATION = "chest_xray", "random_head"
@@ -29,6 +30,7 @@ CHANGES = {
 )
 def main(fits: int, keep: Path | None) -> None:
     """Run the fits of one configuration with different seeds at the same time and count what arrived."""
+    begun = made_by()
     with tempfile.TemporaryDirectory(prefix="medtransfer-fits-") as temporary:
         folder = Path(temporary)
         folder.chmod(0o755)  # PostgreSQL runs as another user
@@ -46,7 +48,7 @@ def main(fits: int, keep: Path | None) -> None:
             ]
             codes = [process.wait() for process in started]
             seconds = time.perf_counter() - begin
-            result = {"fits": fits, "exit_codes": codes, "seconds": round(seconds), **count(address, fits)}
+            result = {**begun, "fits": fits, "exit_codes": codes, "seconds": round(seconds), **count(address, fits)}
             audited = subprocess.run(["medtransfer", "audit"], cwd=project, env=env, capture_output=True, text=True)
             result["differences"] = sum("MLflow" in line for line in audited.stdout.splitlines())
     click.echo(json.dumps(result, indent=2))

@@ -18,7 +18,6 @@ import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ import pandas as pd
 from clones import EMPTY_LOCK, clone, dvc, environment
 from medtransfer.errors import UserError
 from medtransfer.stages import integrity
-from medtransfer.tracking import git_commit
+from provenance import made_by
 
 # (stage, moment of it): a prefix of DVC's name of the stage, and one of the keys of `Watch.moments`.
 PLAN = (
@@ -66,11 +65,11 @@ STUDY = {
 @click.option("--epochs", default=4, show_default=True)
 def main(passes: int, seed: int, epochs: int) -> None:
     """Compare studies that were killed with one that was not."""
-    made_by = {"date": date.today().isoformat(), "commit": git_commit()}
+    begun = made_by()
     with tempfile.TemporaryDirectory(prefix="medtransfer-kills-") as folder:
         changes = {**STUDY, "train": {"epochs": epochs, "dense_units": [16, 16]}}
         result = compare(Path(folder), changes, [PLAN] * passes, seed)
-    click.echo(json.dumps({**made_by, "seed": seed, "epochs": epochs, **result}, indent=2))
+    click.echo(json.dumps({**begun, "seed": seed, "epochs": epochs, **result}, indent=2))
 
 
 def compare(

@@ -11,6 +11,8 @@ from pathlib import Path
 import click
 import mlflow
 
+from provenance import made_by
+
 PROCESS = """
 import sys
 from medtransfer import tracking
@@ -27,13 +29,14 @@ with tracking.run("many", f"run{number}", f"fit{number}", {"number": number}, {}
 @click.option("--repeats", default=20, show_default=True, help="Each on a store of its own.")
 def main(processes: int, points: int, repeats: int) -> None:
     """Count what is missing at the end."""
-    begin = time.perf_counter()
+    begun, begin = made_by(), time.perf_counter()
     lost = []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory(prefix="medtransfer-store-") as folder:
             lost.append(lost_points(Path(folder), processes, points))
             click.echo(f"lost {lost[-1]}", err=True)
     result = {
+        **begun,
         "processes": processes,
         "points": points,
         "repeats": repeats,
@@ -56,7 +59,8 @@ def lost_points(folder: Path, processes: int, points: int) -> dict[str, int]:
     for process in started:
         process.wait()
     client = mlflow.MlflowClient(uri)
-    runs = client.search_runs([entry.experiment_id for entry in client.search_experiments()])
+    experiment = client.get_experiment_by_name("many")
+    runs = client.search_runs([experiment.experiment_id]) if experiment else []  # one elsewhere is lost too
     steps = [[point.step for point in client.get_metric_history(run.info.run_id, "loss")] for run in runs]
     steps += [[]] * (processes - len(runs))
     return {
