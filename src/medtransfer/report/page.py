@@ -101,7 +101,7 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
         "name": dataset,
         "title": title(dataset),
         "record": runs[0].record,
-        "split": SPLITS.get(runs[0].record["split_by"]),
+        "split": SPLITS.get(runs[0].record["split_by"]) if is_the_talks(dataset) else None,
         "tests": len(runs[0].predictions),
         "groups": runs[0].predictions.group.nunique(),
         "units": _units(study.own, dataset),
