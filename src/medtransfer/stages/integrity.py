@@ -51,6 +51,8 @@ def check_unchanged(folder: Path) -> None:
     found = file_digests(folder)
     if _digest_of(found) == recorded:
         return
+    if folder == DATA and not found:
+        raise UserError(f"{DATA}: not there, though {POINTER} names it; run `dvc pull {POINTER}`")
     listed = _listed(recorded)
     differing = sorted(name for name in found.keys() | listed.keys() if listed and found.get(name) != listed.get(name))
     named = ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
