@@ -264,7 +264,7 @@ def test_a_loss_that_is_no_number_fails_the_run_and_names_the_epoch(
 def server(folder: Path, port: int, *more: str) -> Iterator["subprocess.Popen[bytes]"]:
     """Run `mlflow server` over a store in `folder`."""
     places = ("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts")
-    command = ("server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *places, *more)
+    command = ("mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *places, *more)
     with started(folder, command, f"http://127.0.0.1:{port}/health") as process:
         yield process
 

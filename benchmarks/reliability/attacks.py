@@ -25,6 +25,7 @@ import mlflow
 import numpy as np
 import requests
 
+PROJECT = Path(__file__).resolve().parents[2]
 TIMEOUT = 60
 EVIL = "http://evil.example"
 JSON = {"Content-Type": "application/json"}
@@ -113,7 +114,7 @@ def log_a_model(folder: Path) -> tuple[str, str]:
     from medtransfer.models import vgg16
     from medtransfer.params import read_params
 
-    settings = read_params(Path(__file__).parents[2] / "params.yaml").train
+    settings = read_params(PROJECT / "params.yaml").train
     network = vgg16.build_vgg16(32, 3, settings.model_copy(update={"dense_units": [8, 8]}), seed=0)
     images = np.zeros((1, 32, 32, 3), np.uint8)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlruns/mlflow.db"
@@ -245,10 +246,16 @@ def serving_attacks(served: str, canary: Path) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def tracking_server(folder: Path) -> Iterator[str]:
-    """Start what `make ui` starts."""
+    """Start `make ui` over the store in `folder`, with this environment in place of .venv."""
     port = free_port()
-    store = f"sqlite:///{folder}/mlruns/mlflow.db"
-    command = ("ui", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port))
+    where = (
+        "--makefile",
+        str(PROJECT / "Makefile"),
+        "--old-file",
+        "install",
+        f"VENV={Path(sys.executable).parents[1]}",
+    )
+    command = ("make", *where, "ui", f"PORT={port}")
     with started(folder, command, f"http://127.0.0.1:{port}/health"):
         yield f"http://127.0.0.1:{port}"
 
@@ -257,7 +264,8 @@ def tracking_server(folder: Path) -> Iterator[str]:
 def model_server(folder: Path, model: str) -> Iterator[str]:
     """Start `mlflow models serve` in this environment."""
     port = free_port()
-    command = ("models", "serve", "-m", model, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port))
+    places = ("--env-manager", "local", "--host", "127.0.0.1", "--port", str(port))
+    command = ("mlflow", "models", "serve", "--model-uri", model, *places)
     with started(folder, command, f"http://127.0.0.1:{port}/ping"):
         yield f"http://127.0.0.1:{port}"
 
@@ -271,13 +279,11 @@ def free_port() -> int:
 
 @contextmanager
 def started(folder: Path, command: tuple[str, ...], health: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run an `mlflow` command until the block ends; wait first until it answers."""
+    """Run a server's command in `folder` until the block ends; wait first until it answers."""
     env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command], stdout=log, stderr=log, env=env, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=env, start_new_session=True)
     try:
         for _ in range(1200):
             with suppress(requests.RequestException):
