@@ -125,6 +125,12 @@ def test_a_bad_image_is_one_clear_line(tmp_path: Path, case: str) -> None:
     assert str(from_bytes.value).split(": ", 2)[2] == str(caught.value).split(": ", 1)[1]
 
 
+def exif_of(orientation: int) -> bytes:
+    """The EXIF data of a picture that say this and nothing else."""
+    entry = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+    return b"MM\0*" + struct.pack(">IH", 8, 1) + entry + struct.pack(">I", 0)
+
+
 def sixteen_bit() -> Image.Image:
     return Image.fromarray(np.asarray(PICTURE.convert("L")).astype(np.uint16) * 257)
 
@@ -138,8 +144,7 @@ CONVERTED = {
     "sixteen bits of colour": ("a.png", png_of_16_bits(WIDE[..., :3]), "16 bit"),
     "sixteen bits of colour with alpha": ("a.png", png_of_16_bits(WIDE_OPAQUE), "16 bit"),
     "sixteen bits of grey with alpha": ("a.png", png_of_16_bits(WIDE_OPAQUE[..., 2:]), "16 bit"),
-    "a turned camera": ("a.jpg", encoded(PICTURE, "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12"
-                        b"\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00"), "EXIF orientation"),
+    "a turned camera": ("a.jpg", encoded(PICTURE, "JPEG", exif=b"Exif\0\0" + exif_of(6)), "EXIF orientation"),
 }  # fmt: skip
 
 
@@ -151,6 +156,43 @@ def test_what_merely_needs_converting_is_converted_and_named(tmp_path: Path, cas
     assert converted == kind
     assert image.mode == "RGB"
     assert image.size == ((40, 48) if kind == "EXIF orientation" else (48, 40))
+
+
+# How the rows and columns that a camera wrote become the picture, by EXIF's definition.
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_every_orientation_gives_the_pixels_that_exif_defines(orientation: int) -> None:
+    exif = exif_of(orientation)
+    sixteen = WIDE[..., :3]
+    for plain, turned in (
+        (JPEG, encoded(PICTURE, "JPEG", exif=b"Exif\0\0" + exif)),
+        (PNG, encoded(PICTURE, "PNG", exif=exif)),
+        (png_of_16_bits(sixteen), png_of_16_bits(sixteen, png_chunk(b"eXIf", exif))),
+    ):
+        found = load_rgb(turned)
+        assert (np.asarray(found.image) == UPRIGHT[orientation](np.asarray(load_rgb(plain).image))).all()
+        assert ("EXIF orientation" in found.converted) == (orientation != 1)
+
+
+def test_ink_and_palettes_become_the_colours_that_they_stand_for() -> None:
+    found = np.asarray(load_rgb(encoded(palette, "PNG")).image)
+    assert (found == np.reshape(palette.getpalette(), (-1, 3))[np.asarray(palette)]).all()
+    ramp = np.linspace(0, 255, 48, dtype=np.uint8) + np.zeros((40, 1), np.uint8)
+    ink = np.stack([ramp, ramp[:, ::-1], ramp[::-1] // 2, ramp // 3], axis=-1)
+    written = encoded(Image.fromarray(ink, "CMYK"), "JPEG", quality=100, subsampling=0)
+    expected = (255 - ink[..., :3].astype(float)) * (255 - ink[..., 3:].astype(float)) / 255
+    assert np.abs(np.asarray(load_rgb(written).image) - expected).max() <= 4
 
 
 def test_nothing_is_converted_silently() -> None:
