@@ -335,7 +335,7 @@ def test_requests_that_should_do_nothing_are_refused(tmp_path: Path) -> None:
     assert found["not_refused"] == {}
     assert found["leaked"] == []
     assert found["canary"] == []
-    assert found["a_good_request"] == found["the_page"] == 200
+    assert found["a_good_request"] == found["a_good_image"] == found["the_page"] == 200
 
 
 def test_an_audit_without_mlflow_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
