@@ -1,11 +1,11 @@
 #!/bin/sh
 # Build the image and run its main job, the study on the demonstration data, in it:
 #   tools/container.sh [cpu|gpu] [FOLDER]
-# once with the project's folder as the volume, once with data, cache, mlruns and reports as volumes of their own.
 # Where buildah builds it, the image is looked into as well: its user, labels, health check, and that no compiler is left.
 # With Docker where an engine runs. Elsewhere, as root on Debian, with buildah (no daemon, chroot isolation) on a base that
 # debootstrap makes: apt install buildah debootstrap. FOLDER (new; a temporary one by default) holds the clone that the study
 # runs in. BUILD_OPTIONS go to the build, as --volume for a proxy's certificates; MIRROR is debootstrap's.
+# The study runs twice: with the project's folder as the volume, and with data, cache, mlruns and reports alone.
 set -eu
 
 target=${1:-cpu}
