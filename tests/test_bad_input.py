@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -125,6 +126,12 @@ def test_a_bad_image_is_one_clear_line(tmp_path: Path, case: str) -> None:
     assert str(from_bytes.value).split(": ", 2)[2] == str(caught.value).split(": ", 1)[1]
 
 
+def exif_of(orientation: int) -> bytes:
+    """The EXIF data of a picture that say this and nothing else."""
+    entry = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+    return b"MM\0*" + struct.pack(">IH", 8, 1) + entry + struct.pack(">I", 0)
+
+
 def sixteen_bit() -> Image.Image:
     return Image.fromarray(np.asarray(PICTURE.convert("L")).astype(np.uint16) * 257)
 
@@ -138,8 +145,7 @@ CONVERTED = {
     "sixteen bits of colour": ("a.png", png_of_16_bits(WIDE[..., :3]), "16 bit"),
     "sixteen bits of colour with alpha": ("a.png", png_of_16_bits(WIDE_OPAQUE), "16 bit"),
     "sixteen bits of grey with alpha": ("a.png", png_of_16_bits(WIDE_OPAQUE[..., 2:]), "16 bit"),
-    "a turned camera": ("a.jpg", encoded(PICTURE, "JPEG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\x00\x01\x01\x12"
-                        b"\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00"), "EXIF orientation"),
+    "a turned camera": ("a.jpg", encoded(PICTURE, "JPEG", exif=b"Exif\0\0" + exif_of(6)), "EXIF orientation"),
 }  # fmt: skip
 
 
@@ -151,6 +157,43 @@ def test_what_merely_needs_converting_is_converted_and_named(tmp_path: Path, cas
     assert converted == kind
     assert image.mode == "RGB"
     assert image.size == ((40, 48) if kind == "EXIF orientation" else (48, 40))
+
+
+# How the rows and columns that a camera wrote become the picture, by EXIF's definition.
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_every_orientation_gives_the_pixels_that_exif_defines(orientation: int) -> None:
+    exif = exif_of(orientation)
+    sixteen = WIDE[..., :3]
+    for plain, turned in (
+        (JPEG, encoded(PICTURE, "JPEG", exif=b"Exif\0\0" + exif)),
+        (PNG, encoded(PICTURE, "PNG", exif=exif)),
+        (png_of_16_bits(sixteen), png_of_16_bits(sixteen, png_chunk(b"eXIf", exif))),
+    ):
+        found = load_rgb(turned)
+        assert (np.asarray(found.image) == UPRIGHT[orientation](np.asarray(load_rgb(plain).image))).all()
+        assert ("EXIF orientation" in found.converted) == (orientation != 1)
+
+
+def test_ink_and_palettes_become_the_colours_that_they_stand_for() -> None:
+    found = np.asarray(load_rgb(encoded(palette, "PNG")).image)
+    assert (found == np.reshape(palette.getpalette() or [], (-1, 3))[np.asarray(palette)]).all()
+    ramp = np.linspace(0, 255, 48, dtype=np.uint8) + np.zeros((40, 1), np.uint8)
+    ink = np.stack([ramp, ramp[:, ::-1], ramp[::-1] // 2, ramp // 3], axis=-1)
+    written = encoded(Image.fromarray(ink, "CMYK"), "JPEG", quality=100, subsampling=0)
+    expected = (255 - ink[..., :3].astype(float)) * (255 - ink[..., 3:].astype(float)) / 255
+    assert np.abs(np.asarray(load_rgb(written).image) - expected).max() <= 4
 
 
 def test_nothing_is_converted_silently() -> None:
@@ -405,20 +448,51 @@ def test_a_zip_cut_anywhere_is_refused(demo: Path, tmp_path: Path) -> None:
         assert old.read_text() == "old"
 
 
-def test_a_million_entries_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def zip_of_empty_entries(path: Path, count: int) -> None:
+    """A zip's directory alone, which is what is read when one is opened, in the format for many entries."""
+    fields = struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0)
+    directory = b"".join(fields + b"%08d" % number for number in range(count))
+    size = len(directory)
+    end = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, 0)
+    end += struct.pack("<4sLQL", b"PK\6\7", 0, size, 1)
+    end += struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 2**16 - 1, 2**16 - 1, 2**32 - 1, 2**32 - 1, 0)
+    path.write_bytes(directory + end)
+
+
+def peak_of_refusing(source: Path, data: Path, message: str) -> int:
+    """Return the bytes that Python held at most while an import was refused with this message."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=message):
+            import_dataset(HAM10000, source, data)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        assert not data.exists()
+
+
+def test_a_million_entries_are_refused_before_they_are_held(tmp_path: Path) -> None:
+    zip_of_empty_entries(tmp_path / "a.zip", 100)
+    assert len(zipfile.ZipFile(tmp_path / "a.zip").infolist()) == 100
+    zip_of_empty_entries(tmp_path / "a.zip", 1_000_000)
+    assert peak_of_refusing(tmp_path / "a.zip", tmp_path / "data", "more than 200,000 entries") < 10_000_000
+
+
+def test_a_folder_with_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medtransfer.datasets.importing.MAX_ENTRIES", 50)
-    archive_of({f"{number}.txt": b"" for number in range(60)}, tmp_path / "a.zip")
+    (tmp_path / "source").mkdir()
+    for number in range(60):
+        (tmp_path / "source" / f"{number}.txt").touch()
     with pytest.raises(UserError, match="more than 50 entries"):
-        import_dataset(HAM10000, tmp_path / "a.zip", tmp_path / "data")
+        import_dataset(HAM10000, tmp_path / "source", tmp_path / "data")
 
 
-def test_an_archive_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medtransfer.datasets.importing.MAX_BYTES", 1_000_000)
-    archive_of({IMAGE: bytes(2_000_000)}, tmp_path / "a.zip")
-    assert (tmp_path / "a.zip").stat().st_size < 5_000
-    with pytest.raises(UserError, match="unpacks to 2,000,000 bytes"):
-        import_dataset(HAM10000, tmp_path / "a.zip", tmp_path / "data")
-    assert not (tmp_path / "data").exists()
+def test_an_archive_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive, archive.open(IMAGE, "w") as entry:
+        for _ in range(501):
+            entry.write(bytes(1_000_000))
+    assert (tmp_path / "a.zip").stat().st_size < 500_000
+    assert peak_of_refusing(tmp_path / "a.zip", tmp_path / "data", "unpacks to 501,000,000 bytes") < 10_000_000
 
 
 # --- weights, paths and disks

@@ -1,7 +1,9 @@
 """compose.yaml and the Dockerfile, as far as they can be looked at without an engine."""
 
 import re
+import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +18,23 @@ DOCKERFILE = (PROJECT / "Dockerfile").read_text()
 def compose() -> dict[str, Any]:
     loaded: dict[str, Any] = YAML(typ="safe").load((PROJECT / "compose.yaml").read_text())
     return loaded
+
+
+def test_docker_compose_accepts_the_file(tmp_path: Path) -> None:
+    docker = shutil.which("docker")
+    if not docker or subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
+        pytest.skip("Docker Compose is not installed (Debian's package: docker-compose, of version 2)")
+    file = PROJECT / "compose.yaml"
+    wanted = set(re.findall(r"\$\{(\w+):\?", file.read_text()))
+
+    def config(text: str) -> str:
+        (tmp_path / "env").write_text(text)
+        places = ("--file", file, "--env-file", tmp_path / "env")
+        command = [docker, "compose", *map(str, places), "--profile", "*", "config", "--quiet"]
+        return subprocess.run(command, capture_output=True, text=True).stderr
+
+    assert config("".join(f"{name}=x\n" for name in wanted)) == ""
+    assert "run `make up`, which writes .env" in config("")
 
 
 def test_every_volume_is_declared_and_used(compose: dict[str, Any]) -> None:

@@ -9,8 +9,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from PIL import Image
+from ruamel.yaml import YAML
 
+from medtransfer.cli import cli
 from medtransfer.datasets.catalogue import CATALOGUE, CHEST_XRAY, HAM10000, get_dataset, read_source
 from medtransfer.datasets.checks import describe, validate
 from medtransfer.datasets.demo import draw_demo
@@ -120,6 +123,15 @@ def test_an_import_copies_everything_and_notes_its_origin(demo: Path, tmp_path: 
     assert count == len(contents(demo / name))
     assert read_source(data / name)["synthetic"] is False
     assert [path.name for path in data.iterdir()] == [name], "an unfinished copy was left behind"
+
+
+def test_the_command_imports_one_after_the_other_under_dvc(demo: Path, dvc_project: Path) -> None:
+    for name in NAMES:
+        zipped(demo / name, dvc_project / "archive.zip")
+        done = CliRunner().invoke(cli, ["data", "import", name, "archive.zip"])
+        assert f"{name}: {len(contents(demo / name))} files are in data/{name}" in done.output
+        (out,) = YAML(typ="safe").load((dvc_project / "data.dvc").read_text())["outs"]
+        assert out["nfiles"] == sum(path.is_file() for path in (dvc_project / "data").rglob("*"))
 
 
 def test_an_interrupted_import_keeps_what_is_whole(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

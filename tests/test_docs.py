@@ -1,4 +1,4 @@
-"""Every command line of the README and of docs/ is run, page by page in one small study or by the test that is named.
+"""Every command line of the site's pages is run, page by page in one small study or by the test that is named.
 
 A line of neither kind is in NOT_RUN, with the reason.
 """
@@ -19,13 +19,15 @@ from clones import clone, dvc, environment, run
 from conftest import PROJECT
 
 LOAD = "measures for a minute what the machine bears"
+MEASURES = "measures for minutes to hours; the committed results say when it ran"
+REAL = "needs the real data and hours; its kind is run on the demonstration data by other lines"
 ENGINE = "needs a Docker engine (tests/test_containers.py looks at what can be seen without one)"
 MACHINES = "needs several machines (tests/test_sweep.py: several nodes on one)"
 SERVED = "test_serving.py::test_the_command_line_the_served_model_and_the_page_give_one_answer"
 PASSWORDS = "test_tracking.py::test_a_server_with_passwords_lets_nobody_in_without"
-WHOLE = "test_pipeline.py::test_the_study_prints_the_comparison_and_where_to_look"
 LEAK = "test_page.py::test_the_leak_is_measured_between_two_folders_and_shown"
-IMPORT = "test_datasets.py::test_an_import_copies_everything_and_notes_its_origin"
+IMPORT = "test_datasets.py::test_the_command_imports_one_after_the_other_under_dvc"
+COLLECT = "test_page.py::test_results_are_collected_and_reported_without_the_models"
 BUCKET = "test_bucket.py::test_data_come_back_from_a_bucket"
 LAYERS = "test_pipeline.py::test_a_finished_network_is_asked_which_layers_matter_and_the_page_shows_it"
 SWEEP = "test_sweep.py::test_ctrl_c_and_a_lost_process_cost_nothing"
@@ -34,6 +36,22 @@ NOT_RUN = {
     "git clone <this repository> medtransfer && cd medtransfer": "the address is the reader's",
     "source .venv/bin/activate": "the tests' environment is active",
     "make test": "runs these tests",
+    "KERAS_BACKEND=jax dvc repro --force": "takes minutes; one of its stages is run by test_jax.py",
+    "dvc repro results/dvc.yaml": "takes a minute; test_page.py compares the tables of one folder with the committed",
+    "make report": "takes half a minute; test_page.py looks at what make would run, and at the page",
+    "cp results/real-64px-by-group/params.yaml params.yaml": REAL,
+    "dvc repro --single-item train-chest_xray@chest_xray-imagenet_all-1": REAL,
+    "dvc repro --single-item train-ham10000@ham10000-imagenet_last_block-0": REAL,
+    "medtransfer tune ham10000 --fraction 0.2 --epochs 5 --rate 3e-5 --rate 1e-4 --rate 3e-4": REAL,
+    "medtransfer tune ham10000 --fraction 0.2 --epochs 5 --rate 1e-4 --rate 1e-3 --rate 1e-2 --optimizer sgd "
+    "--configuration imagenet_first_block --configuration imagenet_all": REAL,
+    ".venv/bin/python benchmarks/xla.py --size 64 --rounds 5 --precision mixed_bfloat16": MEASURES,
+    ".venv/bin/python benchmarks/trees.py artifacts/prepared/ham10000 random_forest": MEASURES,
+    ".venv/bin/pip install torch==2.13.0": "would change the tests' environment",
+    "medtransfer bench ham10000 --race-images 0 --output bench.json": MEASURES,
+    "medtransfer bench ham10000 --rounds 0 --race-images 960 --race-epochs 3 --output race.json": MEASURES,
+    ".venv/bin/python benchmarks/study.py e2f5dfe 89861bb --rounds 1": MEASURES,
+    ".venv/bin/python benchmarks/gradients.py": MEASURES,
     "make up": ENGINE,
     "docker build --target gpu --tag medtransfer:gpu .": ENGINE,
     "docker build --target cpu --tag medtransfer:cpu .": ENGINE,
@@ -58,13 +76,12 @@ NOT_RUN = {
 }
 
 ELSEWHERE = {
-    "make study": WHOLE,
-    "medtransfer study": WHOLE,
+    "make study": "test_docs.py::study",
+    "medtransfer study": "test_pipeline.py::study",
     "make ui": "test_tracking.py::test_requests_that_should_do_nothing_are_refused",
     "medtransfer data fetch ham10000": "test_fetch.py::test_a_data_set_comes_from_its_kaggle_handle",
     "medtransfer data import ham10000 archive.zip": IMPORT,
     "medtransfer data import chest_xray archive.zip": IMPORT,
-    "KERAS_BACKEND=jax dvc repro --force": "test_jax.py::test_a_tiny_configuration_trains_on_jax_without_tensorflow",
     "dvc remote add --default hospital s3://bucket/medtransfer": BUCKET,
     "dvc remote add --default hospital ssh://user@host/srv/medtransfer": "test_bucket.py::"
     "test_data_come_back_from_behind_ssh",
@@ -72,7 +89,13 @@ ELSEWHERE = {
     "dvc remote add --default hospital /srv/medtransfer": "test_bucket.py::test_data_come_back_from_a_folder",
     "dvc push": BUCKET,
     "dvc pull data.dvc": BUCKET,
-    "medtransfer weights verify FILE": "test_weights.py::test_a_named_file_goes_first_and_the_variable_before_params",
+    "medtransfer data import ham10000 ham10000.zip": IMPORT,
+    "medtransfer data import chest_xray chest_xray.zip": IMPORT,
+    "medtransfer collect mine": COLLECT,
+    "medtransfer tables results/mine": COLLECT,
+    "medtransfer report results/mine": COLLECT,
+    "medtransfer collect mine --add": "test_page.py::test_another_seed_is_added_to_what_is_collected",
+    "medtransfer weights verify FILE": "test_weights.py::test_the_command_verifies_a_file",
     "medtransfer register chest_xray": "test_serving.py::test_the_best_on_validation_is_registered_once",
     "medtransfer predict chest_xray image.png": SERVED,
     "medtransfer predict chest_xray folder --json": SERVED,
@@ -81,8 +104,8 @@ ELSEWHERE = {
     "curl --data-binary @image.png http://127.0.0.1:8000/predict": SERVED,
     "MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db mlflow models serve --model-uri models:/chest_xray@best "
     "--env-manager local --port 8001": SERVED,
-    "curl --header 'Content-Type: application/json' http://127.0.0.1:8001/invocations "
-    '--data "{\\"dataframe_records\\": [{\\"image\\": \\"$(base64 --wrap 0 image.png)\\"}]}"': SERVED,
+    """printf '{"dataframe_records": [{"image": "%s"}]}' "$(base64 --wrap 0 image.png)" | """
+    "curl --header 'Content-Type: application/json' --data @- http://127.0.0.1:8001/invocations": SERVED,
     "medtransfer collect leak-match": LEAK,
     "medtransfer leak results/leak-match results/leak-remove": LEAK,
     "medtransfer layers ham10000 imagenet_all": LAYERS,
@@ -101,7 +124,8 @@ ELSEWHERE = {
     "--rate 1e-3": SWEEP,
 }
 
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (PROJECT / "docs").glob("*.md"))]
+# Those of the site.
+PAGES = re.findall(r"(\S+\.md)$", (PROJECT / "mkdocs.yml").read_text(), re.MULTILINE)
 
 
 def lines(page: str) -> list[str]:
@@ -163,7 +187,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / ".venv" / ".installed").touch()
     run(folder, "git", "add", "--all")
     run(folder, "git", "commit", "--quiet", "--message", "start")
-    run(folder, "medtransfer", "study")
+    run(folder, "make", "study")
     (folder / ".git" / "info" / "exclude").write_text("path\nlabels.csv\n")
     images = folder / "path" / "to" / "images"
     images.mkdir(parents=True)

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from kagglesdk import kaggle_env
 
+from medtransfer.cli import cli
 from medtransfer.datasets.catalogue import HAM10000, read_source
 from medtransfer.datasets.importing import fetch_dataset
 from medtransfer.errors import UserError
@@ -65,14 +67,16 @@ def kaggle(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         server.shutdown()
 
 
-def test_a_data_set_comes_from_its_kaggle_handle(kaggle: type[Kaggle], demo: Path, tmp_path: Path) -> None:
-    fetch_dataset(HAM10000, tmp_path / "data")
+def test_a_data_set_comes_from_its_kaggle_handle(kaggle: type[Kaggle], demo: Path, dvc_project: Path) -> None:
+    done = CliRunner().invoke(cli, ["data", "fetch", "ham10000"])
+    assert done.exit_code == 0, done.output
+    assert (dvc_project / "data.dvc").exists()
     assert {method for method, _ in kaggle.requests} == {"GetDataset", "DownloadDataset"}
     assert {handle for _, handle in kaggle.requests} == {"kmader/skin-cancer-mnist-ham10000"}
-    listing = HAM10000.read(tmp_path / "data" / "ham10000")
+    listing = HAM10000.read(dvc_project / "data" / "ham10000")
     assert listing.problems == []
     assert listing.samples.id.equals(HAM10000.read(demo / "ham10000").samples.id)
-    assert read_source(tmp_path / "data" / "ham10000")["source"] == "kaggle kmader/skin-cancer-mnist-ham10000"
+    assert read_source(dvc_project / "data" / "ham10000")["source"] == "kaggle kmader/skin-cancer-mnist-ham10000"
 
 
 def test_a_refusal_is_one_line_that_names_the_other_way(kaggle: type[Kaggle], tmp_path: Path) -> None:

@@ -83,8 +83,8 @@ def commit(folder: Path, message: str) -> None:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clone in which the reduced study has run by the user's own command."""
-    folder = clone(tmp_path_factory.mktemp("clone") / "medtransfer", REDUCED)
+    """A clone, in a path with spaces and umlauts, in which the reduced study has run by the user's own command."""
+    folder = clone(tmp_path_factory.mktemp("clone") / "Lungenärzte und Co", REDUCED)
     commit(folder, "start")
     (folder / "stdout.txt").write_text(run(folder, "medtransfer", "study"))
     return folder

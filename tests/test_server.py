@@ -35,8 +35,27 @@ def folder() -> Iterator[Path]:
         yield Path(made)
 
 
+@contextmanager
+def served_by_the_command(folder: Path) -> Iterator[str]:
+    """Run `python tools/tracking_server.py FOLDER --port …`, which prints its address, and end it by Ctrl-C."""
+    program = PROJECT / "tools" / "tracking_server.py"
+    command: list[str | Path] = [sys.executable, program, folder, "--port", str(free_port())]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout
+        name, _, address = process.stdout.readline().strip().partition("=")
+        assert name == "export MLFLOW_TRACKING_URI"
+        yield address
+        process.send_signal(signal.SIGINT)
+        assert "stopped; the same folder serves the same runs again" in process.communicate(timeout=120)[0]
+        assert process.returncode == 0
+    finally:
+        process.terminate()
+        process.wait(timeout=120)
+
+
 def test_eight_processes_at_once_lose_nothing_and_a_restart_keeps_it(folder: Path) -> None:
-    with serve(folder, free_port()) as address:
+    with served_by_the_command(folder) as address:
         env = {**os.environ, "MLFLOW_TRACKING_URI": address}
         started = [
             subprocess.Popen([sys.executable, "-c", PROCESS, str(number), str(POINTS)], env=env, cwd=folder)

@@ -193,27 +193,48 @@ BAD_BODIES: dict[str, tuple[dict[str, Any], int, str]] = {
 }
 
 
+# The lines of docs/serving.md, for a port and a file of the test's; --host and --allow-host are named there.
+SERVE_BY_MLFLOW = (
+    "MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db mlflow models serve --model-uri models:/chest_xray@best "
+    "--env-manager local --port %s"
+)
+CURL_MLFLOW = """
+printf '{"dataframe_records": [{"image": "%%s"}]}' "$(base64 --wrap 0 %s)" | \
+    curl --header 'Content-Type: application/json' --data @- http://127.0.0.1:%s/invocations
+"""
+SERVE = "medtransfer serve chest_xray --host 127.0.0.1 --allow-host lung.hospital.example --port %s"
+CURL = "curl --data-binary @%s http://127.0.0.1:%s/predict"
+
+
+def shell(line: str) -> Any:
+    """Run a line that prints JSON."""
+    return json.loads(subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True).stdout)
+
+
 def test_the_command_line_the_served_model_and_the_page_give_one_answer(registered: Path, images: Path) -> None:
     files = [images / "a.jpg", images / "b.png", images / "more/c.jpeg"]
     ours = ask_command_line(*map(str, files))
-    page = TestClient(build_app(open_classifier("chest_xray", None)), base_url="http://127.0.0.1")
     port = free_port()
-    places = ("--model-uri", "models:/chest_xray@best", "--host", "127.0.0.1", "--port", str(port))
-    command = ("models", "serve", "--env-manager", "local", *places)
-    with started(registered, command, f"http://127.0.0.1:{port}/health"):
-        rows = [{"image": base64.b64encode(file.read_bytes()).decode()} for file in files]
+    with started(registered, ("bash", "-c", SERVE_BY_MLFLOW % port), f"http://127.0.0.1:{port}/health"):
+        served = [shell(CURL_MLFLOW % (file, port))["predictions"][0] for file in files]
         url = f"http://127.0.0.1:{port}/invocations"
-        served = requests.post(url, json={"dataframe_records": rows}, timeout=60).json()["predictions"]
         refused = {name: requests.post(url, timeout=60, **request) for name, (request, _, _) in BAD_BODIES.items()}
+    port = free_port()
+    with started(registered, ("bash", "-c", SERVE % port), f"http://127.0.0.1:{port}/health"):
+        shown = [shell(CURL % (file, port)) for file in files]
+        named = [
+            requests.get(f"http://127.0.0.1:{port}/", headers={"Host": host}, timeout=60).status_code
+            for host in ("lung.hospital.example", "localhost", "evil.example")
+        ]
+    assert named == [200, 200, 400]
     for name, (_, status, reason) in BAD_BODIES.items():
         assert refused[name].status_code == status, (name, refused[name].text)
         assert reason in refused[name].text, name
-    for file, answer in zip(files, served, strict=True):
-        shown = page.post("/predict", content=file.read_bytes()).json()
+    for file, answer, told in zip(files, served, shown, strict=True):
         for name in CLASSES:
             assert ours[file.name][name] == pytest.approx(answer[f"p_{name}"], abs=2e-6)
-            assert ours[file.name][name] == pytest.approx(shown["probabilities"][name], abs=2e-6)
-        assert shown["predicted"] == answer["predicted"] == max(ours[file.name], key=ours[file.name].__getitem__)
+            assert ours[file.name][name] == pytest.approx(told["probabilities"][name], abs=2e-6)
+        assert told["predicted"] == answer["predicted"] == max(ours[file.name], key=ours[file.name].__getitem__)
 
 
 def test_serving_sees_the_pixels_that_training_saw(registered: Path, demo: Path) -> None:

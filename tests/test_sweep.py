@@ -134,6 +134,11 @@ def processes_in(folder: Path) -> list[psutil.Process]:
     return found
 
 
+def fitting(project: Path) -> list[psutil.Process]:
+    """Ray's workers that are at a fit."""
+    return [process for process in processes_in(projects(project)) if process.name().startswith("ray::")]
+
+
 def check_nothing_is_left_running(project: Path, folder: Path) -> None:
     end = time.monotonic() + 20  # Ray's own processes are told to end and then do
     while processes_in(folder) and time.monotonic() < end:
@@ -144,10 +149,10 @@ def check_nothing_is_left_running(project: Path, folder: Path) -> None:
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    """A cluster of a head that computes nothing and two nodes with room for one fit each."""
+    """A cluster of a head that computes nothing and two nodes, each with what Ray takes for a GPU."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
-        made.add_node(num_cpus=1, memory=10**9, object_store_memory=stage.OBJECT_STORE_BYTES)
+        made.add_node(num_cpus=2, num_gpus=1, memory=10**9, object_store_memory=stage.OBJECT_STORE_BYTES)
     made.wait_for_nodes()
     yield made
     made.shutdown()
@@ -155,8 +160,9 @@ def cluster() -> Iterator[Cluster]:
 
 def test_a_lost_node_costs_nothing_and_changes_nothing(project: Path, cluster: Cluster) -> None:
     names = {f"{LAST_BLOCK}-seed{seed}" for seed in range(3)}
-    process = start(project, *SEEDS, RAY_ADDRESS=cluster.address)
+    process = start(project, *SEEDS, "--gpus", "1", RAY_ADDRESS=cluster.address)
     wait_for(lambda: with_snapshot(project) == 2, process)  # so that no node is idle
+    assert len(fitting(project)) == 2  # one a GPU, where there is room for two
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     output = finish(process)
     assert [line[:6] for line in output.splitlines() if " of 3: " in line] == ["1 of 3", "2 of 3", "3 of 3"]
@@ -215,10 +221,14 @@ def test_ctrl_c_and_a_lost_process_cost_nothing(project: Path) -> None:
     assert predictions(project) == began
 
 
-def test_ctrl_c_leaves_nothing_running_on_a_cluster(project: Path, cluster: Cluster) -> None:
-    process = start(project, *SEEDS, RAY_ADDRESS=cluster.address)
-    wait_for(lambda: with_snapshot(project) == 2, process)
-    assert len(processes_in(projects(project))) >= 2
+def test_fits_share_a_gpu_and_ctrl_c_leaves_nothing_running_on_a_cluster(project: Path, cluster: Cluster) -> None:
+    refused = finish(start(project, *SEEDS, "--gpus", "2", RAY_ADDRESS=cluster.address), code=2)
+    assert "no node has 1 CPU, 2 GPU and 0.5 GB for a fit: there are " in refused
+    assert refused.count("2 CPU, 1 GPU, 1.0 GB") == 2
+    process = start(project, *SEEDS, "--gpus", "0.5", RAY_ADDRESS=cluster.address)
+    wait_for(lambda: len(fitting(project)) == 3, process)  # on two GPUs
+    assert {worker.environ()["TF_FORCE_GPU_ALLOW_GROWTH"] for worker in fitting(project)} == {"true"}
+    wait_for(lambda: with_snapshot(project) >= 2, process)
     process.send_signal(signal.SIGINT)
     assert "run it again and it goes on" in finish(process, code=1)
     check_nothing_is_left_running(project, projects(project))  # the cluster itself stays

@@ -264,7 +264,7 @@ def test_a_loss_that_is_no_number_fails_the_run_and_names_the_epoch(
 def server(folder: Path, port: int, *more: str) -> Iterator["subprocess.Popen[bytes]"]:
     """Run `mlflow server` over a store in `folder`."""
     places = ("--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/artifacts")
-    command = ("server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *places, *more)
+    command = ("mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *places, *more)
     with started(folder, command, f"http://127.0.0.1:{port}/health") as process:
         yield process
 
@@ -335,7 +335,7 @@ def test_requests_that_should_do_nothing_are_refused(tmp_path: Path) -> None:
     assert found["not_refused"] == {}
     assert found["leaked"] == []
     assert found["canary"] == []
-    assert found["a_good_request"] == found["the_page"] == 200
+    assert found["a_good_request"] == found["a_good_image"] == found["the_page"] == 200
 
 
 def test_an_audit_without_mlflow_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,10 @@ import onnx
 import onnx.helper
 import onnx.numpy_helper
 import pytest
+from click.testing import CliRunner
 
 from conftest import SHARED
+from medtransfer.cli import cli
 from medtransfer.errors import UserError
 from medtransfer.models import vgg16, weights
 from medtransfer.params import TrainParams
@@ -72,6 +74,15 @@ def test_a_file_with_one_other_bit_is_refused(tmp_path: Path, stand_in: list[np.
     path = hdf5_of(changed, tmp_path / "a.weights.h5")
     with pytest.raises(UserError, match=r"not VGG16's ImageNet weights: digest"):
         weights.imagenet_weights(str(path))
+
+
+def test_the_command_verifies_a_file(tmp_path: Path, stand_in: list[np.ndarray]) -> None:
+    path = hdf5_of(stand_in, tmp_path / "a.weights.h5")
+    done = CliRunner().invoke(cli, ["weights", "verify", str(path)])
+    assert done.output == f"{path}: VGG16's ImageNet weights, all 26 tensors\n"
+    hdf5_of([-tensor for tensor in stand_in], path)
+    refused = CliRunner().invoke(cli, ["weights", "verify", str(path)])
+    assert "not VGG16's ImageNet weights: digest" in str(refused.exception)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@
 # With Docker where an engine runs. Elsewhere, as root on Debian, with buildah (no daemon, chroot isolation) on a base that
 # debootstrap makes: apt install buildah debootstrap. FOLDER (new; a temporary one by default) holds the clone that the study
 # runs in. BUILD_OPTIONS go to the build, as --volume for a proxy's certificates; MIRROR is debootstrap's.
+# The study runs twice: with the project's folder as the volume, and with data, cache, mlruns and reports alone.
 set -eu
 
 target=${1:-cpu}
@@ -18,6 +19,11 @@ else
     echo "hadolint is not installed (make install): the Dockerfile is not linted" >&2
 fi
 git clone --quiet "$project" "$folder/study"
+# The second time only these are the machine's; all else is the image's.
+mkdir "$folder/parts"
+mkdir "$folder/parts/data" "$folder/parts/cache" "$folder/parts/mlruns" "$folder/parts/reports"
+set -- --volume "$folder/parts/data:/study/data" --volume "$folder/parts/cache:/study/.dvc/cache" \
+    --volume "$folder/parts/mlruns:/study/mlruns" --volume "$folder/parts/reports:/study/reports"
 
 if docker info > /dev/null 2>&1; then
     # shellcheck disable=SC2086
@@ -25,6 +31,8 @@ if docker info > /dev/null 2>&1; then
     if [ "$target" = gpu ]; then gpus="--gpus all"; else gpus=; fi
     # shellcheck disable=SC2086
     docker run --rm $gpus --user "$(id -u):$(id -g)" --volume "$folder/study:/study" "$image"
+    # shellcheck disable=SC2086
+    docker run --rm $gpus --user "$(id -u):$(id -g)" "$@" "$image"
     owner=$(id -u)
 else
     export BUILDAH_ISOLATION=chroot
@@ -56,11 +64,16 @@ else
     fi
     # shellcheck disable=SC2086
     buildah run ${RUN_OPTIONS:-} --user $owner:$owner --volume "$folder/study:/study" "$container" -- medtransfer study
+    # shellcheck disable=SC2086
+    buildah run ${RUN_OPTIONS:-} --user $owner:$owner "$@" "$container" -- medtransfer study
 fi
 
 test -s "$folder/study/reports/results.md"
-if [ "$(find "$folder/study" ! -uid "$owner" -print -quit)" ]; then
-    echo "$folder/study: holds files of another user than $owner" >&2
+test -s "$folder/parts/reports/results.md"
+test -s "$folder/parts/mlruns/mlflow.db"
+other=$(find "$folder/study" "$folder/parts" ! -uid "$owner" -print -quit)
+if [ "$other" ]; then
+    echo "$other: belongs to another user than $owner" >&2
     exit 1
 fi
 echo "the study ran in $image: $folder/study/reports/results.md"

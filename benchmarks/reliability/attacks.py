@@ -1,10 +1,13 @@
-"""Requests that should do nothing: the tracking server of `make ui` and a served model answer each with 4xx.
+"""Requests that should do nothing: `make ui`, `mlflow models serve` and `medtransfer serve` answer each with 4xx.
 
 Before and after, a canary folder beside the servers is compared: no request may write there, and no code
 that was sent may run (it would write there).
 """
 
+import datetime
 import http.client
+import importlib.metadata
+import io
 import json
 import os
 import pickle
@@ -24,8 +27,16 @@ import click
 import mlflow
 import numpy as np
 import requests
+from PIL import Image
 
+from medtransfer import tracking
+from medtransfer.files import sha256_of, write_json
+from medtransfer.serving.page import MAX_BYTES
+
+PROJECT = Path(__file__).resolve().parents[2]
 TIMEOUT = 60
+PACKAGES = ("mlflow", "fastapi", "starlette", "uvicorn", "flask", "keras", "tensorflow")
+NAME = "attacks"
 EVIL = "http://evil.example"
 JSON = {"Content-Type": "application/json"}
 # What MLflow's own servers answer otherwise (docs/security.md); no code runs and nothing is written.
@@ -42,13 +53,18 @@ KNOWN = {
 
 @click.command()
 def main() -> None:
-    """Attack both servers and report what each request was answered with."""
+    """Attack the servers and report what each request was answered with."""
+    made_by = {
+        "date": datetime.date.today().isoformat(),
+        "commit": tracking.git_commit(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
     with tempfile.TemporaryDirectory(prefix="medtransfer-attacks-") as folder:
-        click.echo(json.dumps(attack(Path(folder)), indent=2))
+        click.echo(json.dumps({**made_by, **attack(Path(folder))}, indent=2))
 
 
 def attack(folder: Path) -> dict[str, Any]:
-    """Start both servers under `folder`, send everything, and return the statuses and what was let in."""
+    """Start the servers under `folder`, send everything, and return the statuses and what was let in."""
     canary = folder / "outside"
     canary.mkdir()
     (canary / "secret.txt").write_text("SECRET")
@@ -57,13 +73,18 @@ def attack(folder: Path) -> dict[str, Any]:
     model, run_id = log_a_model(work)
     answers: dict[str, int] = {}
     leaks = []
-    with tracking_server(work) as ui, model_server(work, model) as served:
-        attacks = {**tracking_attacks(ui, run_id, canary), **serving_attacks(served, canary)}
+    with tracking_server(work) as ui, model_server(work, model) as served, page_server(work) as page:
+        attacks = {
+            **tracking_attacks(ui, run_id, canary),
+            **serving_attacks(served, canary),
+            **page_attacks(page, canary),
+        }
         for name, request in attacks.items():
             answers[name], text = send(request)
             if "SECRET" in text or "root:" in text:
                 leaks.append(name)
         good = requests.post(f"{served}/invocations", headers=JSON, data=good_body(), timeout=TIMEOUT)
+        good_image = requests.post(f"{page}/predict", data=picture(), timeout=TIMEOUT)
         home = requests.get(ui, timeout=TIMEOUT)
     return {
         "requests": len(answers),
@@ -74,6 +95,7 @@ def attack(folder: Path) -> dict[str, Any]:
         "leaked": leaks,
         "canary": sorted(path.name for path in canary.iterdir() if path.name != "secret.txt"),
         "a_good_request": good.status_code,
+        "a_good_image": good_image.status_code,
         "the_page": home.status_code,
         "answers": answers,
     }
@@ -106,28 +128,43 @@ def paths_above(name: str, address: str, below: str) -> dict[str, dict[str, Any]
 
 
 def log_a_model(folder: Path) -> tuple[str, str]:
-    """Log a small network as the stages do; return its address and its run."""
+    """Log a small network as the stages do and register it; return its address and its run."""
     import keras
 
-    from medtransfer import tracking
     from medtransfer.models import vgg16
     from medtransfer.params import read_params
 
-    settings = read_params(Path(__file__).parents[2] / "params.yaml").train
+    settings = read_params(PROJECT / "params.yaml").train
     network = vgg16.build_vgg16(32, 3, settings.model_copy(update={"dense_units": [8, 8]}), seed=0)
     images = np.zeros((1, 32, 32, 3), np.uint8)
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlruns/mlflow.db"
     before = Path.cwd()
     os.chdir(folder)
     try:
-        with tracking.run("attacks", "x", "fit", {}, {}, sample_seconds=None) as run:
+        with tracking.run(NAME, "x", "fit", {}, {}, sample_seconds=None) as run:
             answer = network.predict(images, verbose=0)
             run.log_model(lambda: tracking.log_keras_model(network, images, answer, keras.backend.backend()))
+        assert run.run_id
+        (logged,) = mlflow.MlflowClient().search_logged_models([mlflow.get_run(run.run_id).info.experiment_id])
+        register(network, run.run_id, folder / tracking.CLASSIFIER)
     finally:
         os.chdir(before)
-    assert run.run_id
-    (logged,) = mlflow.MlflowClient().search_logged_models([mlflow.get_run(run.run_id).info.experiment_id])
     return str(logged.artifact_location), run.run_id
+
+
+def register(network: Any, run_id: str, folder: Path) -> None:
+    """Register a network as `medtransfer register` does, without a study."""
+    folder.mkdir()
+    network.save(folder / "model.keras")
+    classes = ["a", "b", "c"]
+    facts = {
+        "dataset": NAME, "model": "x", "seed": 0, "fit": "fit", "synthetic": True, "title": NAME, "classes": classes,
+        "meanings": dict(zip(classes, classes, strict=True)), "image_size": 32, "resize_filter": "bilinear",
+        "calibrated": False, "temperature": 1.0, "validation_macro_f1": 0.0,
+        "network_sha256": sha256_of(folder / "model.keras"),
+    }  # fmt: skip
+    write_json(folder / "classifier.json", facts)
+    tracking.register_classifier(mlflow.MlflowClient(), NAME, run_id, folder, facts, "tensorflow")
 
 
 def tracking_attacks(ui: str, run_id: str, canary: Path) -> dict[str, dict[str, Any]]:
@@ -243,12 +280,60 @@ def serving_attacks(served: str, canary: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def picture() -> bytes:
+    """Return an image that `medtransfer serve` answers."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def page_attacks(page: str, canary: Path) -> dict[str, dict[str, Any]]:
+    """Return requests to `medtransfer serve`: foreign pages, bodies that are no image or too large, other routes."""
+
+    def post(body: Any, **headers: str) -> dict[str, Any]:
+        return {"method": "POST", "url": f"{page}/predict", "data": body, "headers": headers}
+
+    def parts() -> Iterator[bytes]:
+        """Give a body without its length, sent in chunks."""
+        for _ in range(2 * MAX_BYTES // 1_000_000):
+            yield bytes(1_000_000)
+
+    good = picture()
+    return {
+        "page: foreign Host": post(good, Host="evil.example"),
+        "page: foreign Host that begins like ours": post(good, Host="127.0.0.1.evil.example"),
+        "page: no Host": post(good, Host=""),
+        "page: foreign Origin": post(good, Origin=EVIL),
+        "page: null Origin": post(good, Origin="null"),
+        "page: preflight of a foreign page": {
+            "method": "OPTIONS", "url": f"{page}/predict",
+            "headers": {"Origin": EVIL, "Access-Control-Request-Method": "POST"},
+        },
+        "page: no image": post(b""),
+        "page: text": post(b"evil"),
+        "page: a cut image": post(good[: len(good) // 2]),
+        "page: an image of another kind": post(b"GIF89a" + bytes(100)),
+        "page: a pickle": post(pickle.dumps(Canary(canary / "unpickled"))),
+        "page: 40 MB of zeros": post(bytes(2 * MAX_BYTES)),
+        "page: 40 MB of zeros in chunks": post(parts()),
+        "page: other method": {"method": "GET", "url": f"{page}/predict"},
+        "page: the routes as JSON": {"method": "GET", "url": f"{page}/openapi.json"},
+        **paths_above("page", page, "/health"),
+    }  # fmt: skip
+
+
 @contextmanager
 def tracking_server(folder: Path) -> Iterator[str]:
-    """Start what `make ui` starts."""
+    """Start `make ui` over the store in `folder`, with this environment in place of .venv."""
     port = free_port()
-    store = f"sqlite:///{folder}/mlruns/mlflow.db"
-    command = ("ui", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port))
+    where = (
+        "--makefile",
+        str(PROJECT / "Makefile"),
+        "--old-file",
+        "install",
+        f"VENV={Path(sys.executable).parents[1]}",
+    )
+    command = ("make", *where, "ui", f"PORT={port}")
     with started(folder, command, f"http://127.0.0.1:{port}/health"):
         yield f"http://127.0.0.1:{port}"
 
@@ -257,8 +342,17 @@ def tracking_server(folder: Path) -> Iterator[str]:
 def model_server(folder: Path, model: str) -> Iterator[str]:
     """Start `mlflow models serve` in this environment."""
     port = free_port()
-    command = ("models", "serve", "-m", model, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port))
+    places = ("--env-manager", "local", "--host", "127.0.0.1", "--port", str(port))
+    command = ("mlflow", "models", "serve", "--model-uri", model, *places)
     with started(folder, command, f"http://127.0.0.1:{port}/ping"):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def page_server(folder: Path) -> Iterator[str]:
+    """Start `medtransfer serve` in this environment."""
+    port = free_port()
+    with started(folder, ("medtransfer", "serve", NAME, "--port", str(port)), f"http://127.0.0.1:{port}/health"):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -271,13 +365,11 @@ def free_port() -> int:
 
 @contextmanager
 def started(folder: Path, command: tuple[str, ...], health: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run an `mlflow` command until the block ends; wait first until it answers."""
+    """Run a server's command in `folder` until the block ends; wait first until it answers."""
     env = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     with (folder / "server.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command], stdout=log, stderr=log, env=env, start_new_session=True
-        )
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=env, start_new_session=True)
     try:
         for _ in range(1200):
             with suppress(requests.RequestException):

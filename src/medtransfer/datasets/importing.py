@@ -62,6 +62,7 @@ def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None 
     with path.open("rb") as file:  # given a path, is_zipfile says no where the right to read is missing
         if not zipfile.is_zipfile(file):
             raise UserError(f"{path}: neither a folder nor a whole zip file; download it again")
+        _refuse_many_entries(dataset, _count_entries(file), path)
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError) as error:
@@ -105,10 +106,7 @@ def _fill(dataset: Dataset, staging: Path, chosen: dict[PurePosixPath, Entry], p
 def _choose(dataset: Dataset, entries: Iterator[Entry], path: Path) -> dict[PurePosixPath, Entry]:
     chosen: dict[PurePosixPath, Entry] = {}
     for number, entry in enumerate(entries):
-        if number == MAX_ENTRIES:
-            raise UserError(
-                f"{path}: more than {MAX_ENTRIES:,} entries; expected {dataset.images:,} images, so no {dataset.title}"
-            )
+        _refuse_many_entries(dataset, number + 1, path)
         target = dataset.select(entry.path)
         if target is None:
             continue
@@ -124,6 +122,19 @@ def _choose(dataset: Dataset, entries: Iterator[Entry], path: Path) -> dict[Pure
     if not chosen:
         raise UserError(f"{path}: holds nothing of {dataset.title}; expected the layout of Kaggle's {dataset.kaggle}")
     return chosen
+
+
+def _refuse_many_entries(dataset: Dataset, entries: int, path: Path) -> None:
+    if entries > MAX_ENTRIES:
+        raise UserError(
+            f"{path}: more than {MAX_ENTRIES:,} entries; expected {dataset.images:,} images, so no {dataset.title}"
+        )
+
+
+def _count_entries(file: IO[bytes]) -> int:
+    """Count the entries in a zip's directory; zipfile needs half a kilobyte of memory for each when it opens it."""
+    file.seek(0)
+    return sum(block.count(b"PK\1\2") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def _copy_entry(entry: Entry, target: Path, path: Path) -> None:
