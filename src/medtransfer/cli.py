@@ -151,7 +151,7 @@ def _log_what_is_missing() -> None:
     with _quiet_start():
         from medtransfer.audit import repair
     try:
-        for line in repair():
+        for line in repair(read_models=False):
             click.echo(line)
     except UserError as error:
         click.echo(f"{error}; `medtransfer audit --repair` logs later what it lacks", err=True)
