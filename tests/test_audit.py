@@ -416,7 +416,7 @@ def test_what_mlflow_does_not_let_mend_is_said_with_what_does(
     plant(study)
     (line,) = audit.repair()
     run_id = run_of(study, NETWORK)
-    assert line.endswith(f"; delete the run (mlflow runs delete --run-id {run_id}) and repair again")
+    assert line.endswith(f"delete the run first (mlflow runs delete --run-id {run_id})")
     study.delete_run(run_id)
     assert audit.repair() == [f"logged {place(NETWORK)} from its files"]
     assert audit.audit() == []
@@ -494,6 +494,15 @@ def test_a_server_that_stops_answering_is_one_line_without_its_password(
     monkeypatch.setattr(tracking, "find", die)
     with pytest.raises(UserError, match=r"stopped answering \(request to http://\*\*\*@host failed\)"):
         ask()
+
+
+def test_a_fit_that_does_not_arrive_is_not_called_logged(
+    study: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_run(study)
+    monkeypatch.setattr(audit, "_log_again", lambda folder, record: None)  # as where MLflow is away for a moment
+    (line,) = audit.repair()
+    assert line.startswith(f"{place(NETWORK)}: not logged: MLflow at sqlite://")
 
 
 def test_a_machine_is_named_only_to_repair() -> None:

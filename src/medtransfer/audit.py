@@ -347,8 +347,13 @@ def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]], read
         check_unchanged(PREPARED / record["dataset"])
     _log_again(folder, record)
     run = _run_of(client, record)
+    if run is None:
+        raise UserError(f"MLflow at {tracking.address()} did not answer meanwhile; repair again")
     for line in _check_run(client, folder, record, run, read_models):
-        raise UserError(f"{line}; delete the run (mlflow runs delete --run-id {run.info.run_id}) and repair again")
+        raise UserError(
+            f"{line}; repair again, and if it still says so, delete the run first (mlflow runs delete --run-id "
+            f"{run.info.run_id})"
+        )
     return True
 
 
