@@ -33,6 +33,7 @@ from test_tracking import server
 TREES = ("decision_tree", "random_forest")
 NETWORK = "imagenet_head"
 TRAIN = {"dropout": 0.5, "dense_units": [16], "precision": "float32", "scaling": "caffe", "learning_rate": 0.1}
+ADDRESSES = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
 IMAGES = np.arange(4 * 3, dtype=np.uint8).reshape(4, 1, 1, 3)
 
 
@@ -93,8 +94,9 @@ def write_lock() -> None:
 
 def log_fit(model: str) -> None:
     record = json.loads((place(model) / "run.json").read_text())
+    tags = {key: record[key] for key in audit.REQUIRED_TAGS}
     with tracking.run(
-        "ham10000", place(model).name, record["fit"], record["hyperparameters"], {}, sample_seconds=None
+        "ham10000", place(model).name, record["fit"], record["hyperparameters"], tags, sample_seconds=None
     ) as run:
         tell_mlflow(run, place(model))
         run.log_model(log_tree)
@@ -129,6 +131,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
     """The client of a copy that a test may damage; dvc itself is asked in test_pipeline.py."""
     folder = shutil.copytree(made, tmp_path / "study")
+    with sqlite3.connect(folder / "mlruns" / "mlflow.db") as store:  # the copy's files, not those of `made`
+        for table, column in ADDRESSES.items():
+            store.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(made), str(folder)))
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlruns/mlflow.db")
     monkeypatch.setattr(audit, "_check_dvc", lambda: iter(()))
@@ -201,6 +206,48 @@ def change_metric(client: mlflow.MlflowClient) -> None:
 
 def log_epoch(client: mlflow.MlflowClient) -> None:
     client.log_metric(run_of(client, NETWORK), "loss", 0.1, step=3)
+
+
+def change_epoch(client: mlflow.MlflowClient) -> None:
+    with sqlite3.connect("mlruns/mlflow.db") as store:
+        where = (run_of(client, NETWORK), "loss", 2)
+        changed = store.execute("UPDATE metrics SET value = 0.3 WHERE run_uuid = ? AND key = ? AND step = ?", where)
+        assert changed.rowcount == 1
+
+
+def change_tag(tag: str) -> Callable[[mlflow.MlflowClient], None]:
+    return lambda client: client.set_tag(run_of(client, NETWORK), tag, "other")
+
+
+def lose_tag(client: mlflow.MlflowClient) -> None:
+    client.delete_tag(run_of(client, NETWORK), "data_version")
+
+
+def stored_models() -> list[Path]:
+    return sorted(Path("mlruns").rglob("model.skops"))
+
+
+def flip_bit(client: mlflow.MlflowClient) -> None:
+    for path in stored_models():
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    assert len(stored_models()) == 3
+
+
+def lose_model_file(client: mlflow.MlflowClient) -> None:
+    for path in stored_models():
+        path.unlink()
+
+
+def lose_store_of_files(client: mlflow.MlflowClient) -> None:
+    shutil.rmtree(f"mlruns/{experiment(client)}")
+
+
+def lose_figure(client: mlflow.MlflowClient) -> None:
+    folder = Path("reports/figures/ham10000") / place(NETWORK).name
+    folder.mkdir(parents=True)
+    (folder / "curves.png").touch()
 
 
 def lose_model(client: mlflow.MlflowClient) -> None:
@@ -276,8 +323,16 @@ def register_other(client: mlflow.MlflowClient) -> None:
         (log_other_files, "was logged from other files"),
         (change_param, "train.dropout is 0.9, run.json says 0.5"),
         (change_metric, "test_f1_macro_avg is 0.9, metrics.json says 0.5"),
-        (log_epoch, "has the epochs [1, 2, 3], history.csv has [1, 2]"),
+        (log_epoch, "has loss of the epochs [1, 2, 3], history.csv has [1, 2]"),
+        (change_epoch, "loss of epoch 2 is 0.3, history.csv says 0.25"),
+        (change_tag("data_version"), "the tag data_version is other, run.json says abc.dir"),
+        (change_tag("git_commit"), "the tag git_commit is other, run.json says"),
+        (lose_tag, "the tag data_version is None, run.json says abc.dir"),
         (lose_model, "has no model"),
+        (flip_bit, "has a model whose file is not the one that was logged"),
+        (lose_model_file, "has a model without model.keras or model.skops"),
+        (lose_store_of_files, "has a model whose files cannot be read"),
+        (lose_figure, "has not curves.png of reports/figures/ham10000"),
         (lose_run, f"MLflow has no run of this fit (fit-{NETWORK})"),
         (change_data, "fitted on data version abc.dir, data.dvc names other.dir"),
         (change_commit, f"made by git commit {'0' * 40}"),
@@ -315,6 +370,12 @@ def test_a_run_of_a_fit_that_is_not_here_is_named_and_is_no_difference(study: ml
 # --- repair
 
 
+@pytest.fixture
+def log_a_tree_for_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of these fits has no weights to be loaded."""
+    monkeypatch.setattr(audit, "_log_model", lambda folder, record: log_tree())
+
+
 def damage(model: str, file: str) -> None:
     path = place(model) / file
     path.write_bytes(path.read_bytes().replace(b"0.5", b"0.9") + b" ")
@@ -347,6 +408,58 @@ def test_a_damaged_fit_is_left_out_and_the_others_are_logged(study: mlflow.Mlflo
     assert again.info.status == "FINISHED"
     assert again.data.metrics["test_f1_macro_avg"] == 0.5
     assert tracking.has_model(study, again)
+
+
+@pytest.mark.usefixtures("log_a_tree_for_the_network")
+@pytest.mark.parametrize(
+    "plant",
+    [
+        change_tag("git_commit"),
+        lose_tag,
+        lose_model,
+        flip_bit,
+        lose_model_file,
+        lose_store_of_files,
+        lose_figure,
+        lose_run,
+        end_otherwise,
+        log_other_files,
+    ],
+)
+def test_what_the_repair_can_mend_is_mended(
+    study: mlflow.MlflowClient, plant: Callable[[mlflow.MlflowClient], None]
+) -> None:
+    plant(study)
+    assert f"logged {place(NETWORK)} from its files" in audit.repair()
+    assert audit.audit() == []
+
+
+@pytest.mark.usefixtures("log_a_tree_for_the_network")
+@pytest.mark.parametrize("plant", [change_epoch, log_epoch, change_metric])
+def test_what_mlflow_does_not_let_mend_is_said_with_what_does(
+    study: mlflow.MlflowClient, plant: Callable[[mlflow.MlflowClient], None]
+) -> None:
+    plant(study)
+    (line,) = audit.repair()
+    run_id = run_of(study, NETWORK)
+    assert line.endswith(f"delete the run first (mlflow runs delete --run-id {run_id})")
+    study.delete_run(run_id)
+    assert audit.repair() == [f"logged {place(NETWORK)} from its files"]
+    assert audit.audit() == []
+
+
+def test_a_store_of_before_the_digests_differs_only_where_a_file_is_lost(study: mlflow.MlflowClient) -> None:
+    for model in study.search_logged_models([experiment(study)]):
+        study.delete_logged_model_tag(model.model_id, tracking.MODEL_DIGEST)
+    flip_bit(study)
+    assert audit.audit() == []
+    lose_model_file(study)
+    assert len(audit.audit()) == 3
+
+
+def test_a_study_reads_no_model_at_its_end(study: mlflow.MlflowClient) -> None:
+    flip_bit(study)
+    assert audit.repair(read_models=False) == []
 
 
 @pytest.mark.parametrize("file", ["model.skops", "run.json"])
@@ -409,6 +522,15 @@ def test_a_server_that_stops_answering_is_one_line_without_its_password(
         ask()
 
 
+def test_a_fit_that_does_not_arrive_is_not_called_logged(
+    study: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_run(study)
+    monkeypatch.setattr(audit, "_log_again", lambda folder, record: None)  # as where MLflow is away for a moment
+    (line,) = audit.repair()
+    assert line.startswith(f"{place(NETWORK)}: not logged: MLflow at sqlite://")
+
+
 def test_a_machine_is_named_only_to_repair() -> None:
     with pytest.raises(UserError, match="--host: given without --repair"):
         cli(["audit", "--host", "elsewhere"], standalone_mode=False)
@@ -430,8 +552,9 @@ def train_network(rows: list[dict[str, float]], stalls: Callable[[int], None] = 
     """Tell MLflow of a fit as training does, epoch by epoch, and return the seconds that it took."""
     begin = time.monotonic()
     record = json.loads((place(NETWORK) / "run.json").read_text())
+    tags = {key: record[key] for key in audit.REQUIRED_TAGS}
     with tracking.run(
-        "ham10000", place(NETWORK).name, record["fit"], record["hyperparameters"], {}, sample_seconds=None
+        "ham10000", place(NETWORK).name, record["fit"], record["hyperparameters"], tags, sample_seconds=None
     ) as run:
         for epoch in range(1, 5):
             run.log_epochs(rows[:epoch])
@@ -457,12 +580,6 @@ def check_each_point_arrived_once(client: mlflow.MlflowClient) -> None:
     assert run.info.status == "FINISHED"
     assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3, 4]
     assert len(client.get_metric_history(run.info.run_id, "test_f1_macro_avg")) == 1
-
-
-@pytest.fixture
-def log_a_tree_for_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The network of these fits has no weights to be loaded."""
-    monkeypatch.setattr(audit, "_log_model", lambda folder, record: log_tree())
 
 
 @pytest.mark.usefixtures("log_a_tree_for_the_network")

@@ -18,7 +18,7 @@ from medtransfer.stages.evaluate import evaluate
 from medtransfer.stages.explain import explain
 from medtransfer.stages.gradcam import explain_predictions
 from medtransfer.stages.inputs import read_dataset
-from medtransfer.stages.integrity import check_unchanged, read_lock
+from medtransfer.stages.integrity import DVC_LOCK, RWLOCK, check_dvc_files, check_unchanged, read_lock
 from medtransfer.stages.layers import analyse_layers
 from medtransfer.stages.prepare import prepare
 from medtransfer.stages.register import best_fit, register
@@ -194,6 +194,21 @@ def test_a_cut_pointer_is_refused_at_every_place(
     Path("data.dvc").write_text(pointer)
     with pytest.raises(UserError, match=r"data: not there, though data\.dvc names it; run `dvc pull data\.dvc`"):
         check_unchanged(Path("data"))
+
+
+def test_a_cut_record_of_who_reads_and_writes_is_refused_at_every_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    DVC_LOCK.parent.mkdir(parents=True)
+    held = {"pid": 1, "cmd": "repro"}
+    whole = json.dumps({"write": {"/project/artifacts": held}, "read": {"/project/data": [held]}})
+    for end in range(len(whole)):
+        RWLOCK.write_text(whole[:end])
+        with pytest.raises(UserError, match=r"rm \.dvc/tmp/rwlock"):
+            check_dvc_files()
+    RWLOCK.write_text(whole)
+    check_dvc_files()
 
 
 @pytest.mark.parametrize("ask", [analyse_layers, explain_predictions])

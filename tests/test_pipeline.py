@@ -376,7 +376,7 @@ def test_a_cut_dvc_file_gets_a_line_that_says_how_to_mend_it(copy: Path, content
     (copy / "data.dvc").write_text(content)
     assert "git checkout data.dvc" in failing(copy, "medtransfer", "study")
     (copy / "data.dvc").write_text(pointer)
-    (copy / ".dvc" / "tmp" / "rwlock").write_text("")
+    (copy / ".dvc" / "tmp" / "rwlock").write_text('{"write": {"data')
     assert "rm .dvc/tmp/rwlock" in failing(copy, "medtransfer", "study")
 
 

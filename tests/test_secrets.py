@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from clones import dvc
 from conftest import PROJECT
+from medtransfer.tracking import git_commit
 
 PATTERNS = {
     "private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
@@ -29,6 +31,7 @@ PLACEHOLDERS = {
 # A value that is made or asked for when it is needed: f"{...}", ${...}, %s.
 FILLED_IN = re.compile(r"[{}$%<>]|^\.\.\.$")
 SECRET_FILES = (".env", ".dvc/config.local")
+CACHES = (".grimp_cache", ".hypothesis", ".import_linter_cache", ".mypy_cache", ".pytest_cache", ".ruff_cache")
 
 
 def secrets_in(text: str) -> list[str]:
@@ -86,8 +89,42 @@ def test_a_planted_secret_is_found(text: str) -> None:
 
 
 def test_the_files_that_hold_passwords_are_ignored(tracked: list[Path]) -> None:
-    left_out = (PROJECT / ".dockerignore").read_text().split()
     for name in SECRET_FILES:
         assert git("check-ignore", "--quiet", name).returncode == 0, f"git would add {name}"
-        assert name in left_out, f"the image would hold {name}"
+        assert name in left_out_of_the_image(), f"the image would hold {name}"
         assert PROJECT / name not in tracked
+
+
+def left_out_of_the_image() -> list[str]:
+    lines = (PROJECT / ".dockerignore").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_the_image_holds_nothing_that_git_ignores_and_no_cache_of_a_tool() -> None:
+    lines = [line for line in (PROJECT / ".gitignore").read_text().split("\n") if line and line[0] not in "#!"]
+    left_out = [name.removeprefix("**/") for name in left_out_of_the_image()]
+    assert {line.strip("/") for line in lines} | set(CACHES) <= set(left_out)
+
+
+@pytest.mark.usefixtures("tracked")
+def test_the_password_of_a_clone_stays_out_of_the_image_and_git_knows_the_commit_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted = "of-a-clone-by-https"
+    subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", PROJECT, tmp_path / "clone"], check=True)
+    monkeypatch.chdir(tmp_path / "clone")
+    commit = git_commit()
+    assert re.fullmatch(r"[0-9a-f]{40}", commit)
+    address = f"https://user:{planted}@127.0.0.1:9/medtransfer.git"  # the discard port: nothing listens
+    subprocess.run(["git", "remote", "set-url", "origin", address], check=True)
+    subprocess.run(["git", "fetch", "--quiet", address], capture_output=True)
+    Path(".git/logs/HEAD").write_text(f"clone: from {address}\n")  # as older versions of git wrote it
+    assert [path for path in Path(".git").rglob("*") if path.is_file() and planted.encode() in path.read_bytes()]
+    for name in left_out_of_the_image():
+        for path in Path().glob(name):
+            (shutil.rmtree if path.is_dir() else Path.unlink)(path)
+    assert not [path for path in Path().rglob("*") if path.is_file() and planted.encode() in path.read_bytes()]
+    assert git_commit() == commit
+    Path("params.yaml").write_text("")
+    assert git_commit() == f"{commit}-modified"
+    assert dvc(Path(), "status", "--json", "data.dvc").startswith("{")

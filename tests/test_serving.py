@@ -26,7 +26,7 @@ from PIL import Image
 
 from attacks import free_port, started
 from conftest import PROJECT
-from medtransfer import tracking
+from medtransfer import audit, tracking
 from medtransfer.cli import cli
 from medtransfer.datasets.catalogue import CHEST_XRAY
 from medtransfer.errors import UserError
@@ -319,7 +319,7 @@ def test_other_ways_in_are_closed(page: TestClient) -> None:
 
 
 def test_a_network_that_is_not_the_one_that_was_written_is_never_opened(registered: Path, tmp_path: Path) -> None:
-    folder, digest = tracking.fetch_classifier("models:/chest_xray@best", tmp_path)
+    folder, digests = tracking.fetch_classifier("models:/chest_xray@best", tmp_path)
     network = folder / "model.keras"
     network.write_bytes(network.read_bytes() + b"x")
     with pytest.raises(UserError, match=r"model\.keras: SHA-256 .*, expected"):
@@ -327,11 +327,57 @@ def test_a_network_that_is_not_the_one_that_was_written_is_never_opened(register
     # Who can write beside the network can write another digest there, but not into the registry.
     facts = json.loads((folder / "classifier.json").read_text()) | {"network_sha256": sha256_of(network)}
     write_json(folder / "classifier.json", facts)
-    with pytest.raises(UserError, match=rf"model\.keras: SHA-256 {sha256_of(network)}, expected {digest}"):
-        load_classifier(folder, digest)
+    with pytest.raises(
+        UserError, match=rf"model\.keras: SHA-256 {sha256_of(network)}, expected {digests['model.keras']}"
+    ):
+        load_classifier(folder, digests)
     (folder / "classifier.json").write_text("{}")
     with pytest.raises(UserError, match="no classifier"):
         load_classifier(folder)
+
+
+@pytest.mark.parametrize("file", ["classifier.json", "model.keras"])
+def test_a_registered_file_that_was_changed_is_found_and_registered_again(
+    registered: Path, images: Path, file: str
+) -> None:
+    client = tracking.connect()
+    version = client.get_model_version_by_alias("chest_xray", "best")
+    assert list(audit._check_registered(client)) == []
+    # The logged models of the fits have no classifier.json beside them.
+    stored = [path.parent / file for path in (registered / "mlruns").rglob("classifier.json")]
+    kept = {path: path.read_bytes() for path in stored}
+    try:
+        for path, content in kept.items():
+            changed = content.replace(b"NORMAL", b"NORMAI")
+            path.write_bytes(content + b" " if changed == content else changed)
+        said = f"chest_xray version {version.version}: its {file} is not the one that was registered; run"
+        assert [line for line in audit._check_registered(client) if said in line]
+        done = CliRunner().invoke(cli, ["predict", "chest_xray", str(images / "a.jpg")])
+        assert f"{file}: SHA-256 " in str(done.exception)
+        again = CliRunner().invoke(cli, ["register", "chest_xray"])
+        assert again.exit_code == 0, again.output
+        best = client.get_model_version_by_alias("chest_xray", "best")
+        assert best.version != version.version
+        assert list(tracking.registered_problems(best)) == []
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+    client.set_registered_model_alias("chest_xray", "best", version.version)
+    client.delete_model_version("chest_xray", best.version)
+
+
+def test_a_classifier_of_before_its_digest_is_answered_and_compared_by_its_network(
+    registered: Path, images: Path
+) -> None:
+    client = tracking.connect()
+    version = client.get_model_version_by_alias("chest_xray", "best")
+    tag = tracking.REGISTERED["classifier.json"]
+    try:
+        client.delete_model_version_tag("chest_xray", version.version, tag)
+        assert list(audit._check_registered(client)) == []
+        assert ask_command_line(str(images / "a.jpg"))
+    finally:
+        client.set_model_version_tag("chest_xray", version.version, tag, version.tags[tag])
 
 
 def test_the_command_line_compares_with_the_registry(registered: Path, images: Path) -> None:

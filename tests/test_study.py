@@ -1,13 +1,28 @@
-"""Stages side by side: in the right order, none left running, and what they say told apart."""
+"""Stages side by side: in the right order, none left running, however they end, and what they say told apart."""
 
+import json
+import os
+import signal
 import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
 
+import mlflow
+import psutil
 import pytest
+from ruamel.yaml import YAML
 from zc.lockfile import LockFile
 
+from conftest import PROJECT
+from medtransfer import tracking
+from medtransfer.datasets.catalogue import CHEST_XRAY
+from medtransfer.files import whole_folder
+from medtransfer.params import Params
+from medtransfer.prepare import prepare_dataset
 from medtransfer.stages import integrity
 from medtransfer.stages.study import DVC, _print_lines, divide, run_study
 
@@ -95,3 +110,92 @@ def test_a_lock_file_that_dvc_is_writing_is_read_when_it_is_whole(project: Path)
     timer.start()
     assert integrity.read_lock() == {}
     timer.join()
+
+
+# --- interrupted, as a process
+
+
+SLEEPING = {f"fit-{name}": {"cmd": f"touch {name}-begun; exec sleep 600"} for name in "abc"}
+IGNORED = "trap '' INT; "  # as a shell without job control does it for `medtransfer study &`
+
+
+@contextmanager
+def running(before: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """Run `medtransfer` after the shell's command `before`; whatever the test leaves of its group is killed."""
+    env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{Path.cwd()}/mlruns/mlflow.db"}
+    command = ["sh", "-c", f'{before}exec "$@"', "sh", sys.executable, "-m", "medtransfer", *arguments]
+    with (
+        Path("said.txt").open("w") as said,
+        subprocess.Popen(command, env=env, stdout=said, stderr=said, text=True, start_new_session=True) as process,
+    ):
+        try:
+            yield process
+        finally:
+            for one in in_group(process.pid):
+                one.kill()
+
+
+def in_group(group: int) -> list[psutil.Process]:
+    found = []
+    for one in psutil.process_iter():
+        try:
+            if os.getpgid(one.pid) == group and one.status() != psutil.STATUS_ZOMBIE:
+                found.append(one)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def wait_for(happened: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    end = time.monotonic() + 120
+    while not happened():
+        if process.poll() is not None or time.monotonic() > end:
+            pytest.fail(Path("said.txt").read_text())
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("before", "lanes", "sent"), [("", 2, os.kill), (IGNORED, 1, os.kill), (IGNORED, 2, os.kill), ("", 2, os.killpg)]
+)
+def test_sigterm_leaves_nothing_of_a_study_running(
+    project: Path, before: str, lanes: int, sent: Callable[[int, int], None]
+) -> None:
+    """To the command alone as `kill` sends it, or to all of its group as `timeout` and service managers do."""
+    (project / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
+    (project / "dvc.yaml").write_text(json.dumps({"stages": SLEEPING}))
+    (project / "data").mkdir()
+    (project / "data" / "here.txt").touch()
+    subprocess.run([*DVC, "add", "--quiet", "data"], check=True)
+    with running(before, "study", "--lanes", str(lanes)) as process:
+        wait_for(lambda: len(list(project.glob("*-begun"))) == lanes, process)
+        assert len(in_group(process.pid)) == 1 + 2 * lanes
+        sent(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=30) == 1
+        assert in_group(process.pid) == []
+    assert "Stopped. What is finished is kept" in Path("said.txt").read_text()
+    assert len(list(project.glob("*-begun"))) == lanes, "another stage began"
+
+
+def test_sigterm_ends_a_stages_run_as_killed_though_ctrl_c_follows(
+    tmp_path: Path, demo: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = YAML().load((PROJECT / "params.yaml").read_text())
+    values["train"] |= {"epochs": 1000, "patience": 1000, "dense_units": [8, 8]}
+    with Path("params.yaml").open("w") as file:
+        YAML().dump(values, file)
+    with whole_folder(Path("artifacts/prepared/chest_xray")) as folder:
+        prepare_dataset(CHEST_XRAY, demo / "chest_xray", params.datasets["chest_xray"], folder)
+    with running("", "stage", "train", "chest_xray", "cnn_random", "--seed", "0") as process:
+        wait_for(lambda: "epoch 1/1000" in Path("said.txt").read_text(), process)
+        process.terminate()
+        end = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < end:
+            time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+        assert process.returncode == 1
+        assert in_group(process.pid) == []
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("chest_xray").experiment_id])
+    assert run.info.status == "KILLED"
+    assert run.data.tags[tracking.ERROR].startswith("KeyboardInterrupt")

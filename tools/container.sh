@@ -1,7 +1,8 @@
 #!/bin/sh
 # Build the image and run its main job, the study on the demonstration data, in it:
 #   tools/container.sh [cpu|gpu] [FOLDER]
-# Where buildah builds it, the image is looked into as well: its user, labels, health check, and that no compiler is left.
+# Where buildah builds it, the image is looked into as well: its user, labels, health check, and that no compiler,
+# no password of the checkout and no cache of its tools is left.
 # With Docker where an engine runs. Elsewhere, as root on Debian, with buildah (no daemon, chroot isolation) on a base that
 # debootstrap makes: apt install buildah debootstrap. FOLDER (new; a temporary one by default) holds the clone that the study
 # runs in. BUILD_OPTIONS go to the build, as --volume for a proxy's certificates; MIRROR is debootstrap's.
@@ -60,6 +61,11 @@ else
     tools=$(buildah run "$container" -- sh -c 'for tool in gcc cc make; do command -v $tool; done; true')
     if [ "$tools" ]; then
         echo "$image: holds build tools: $tools" >&2
+        exit 1
+    fi
+    left=$(buildah run "$container" -- sh -c 'ls -d .git/config .git/logs .env .dvc/config.local .*_cache .hypothesis 2> /dev/null; true')
+    if [ "$left" ]; then
+        echo "$image: holds passwords or caches of this checkout: $left" >&2
         exit 1
     fi
     # shellcheck disable=SC2086

@@ -1,6 +1,7 @@
 """Whether DVC's outputs, MLflow's runs, the parameters and the data say the same of every fit."""
 
 import json
+import math
 import subprocess
 import sys
 import zipfile
@@ -22,6 +23,8 @@ from medtransfer.stages.integrity import POINTER, check_unchanged, read_lock
 from medtransfer.stages.layout import FIGURES, PREPARED, RUNS
 from medtransfer.stages.results import tell_mlflow
 
+# Every fit's run has them.
+REQUIRED_TAGS = ("dataset", "model", "seed", "data_version", "git_commit")
 NAMED = 3  # files of a stage that a line names
 
 
@@ -208,12 +211,13 @@ def _run_of(client: Any, record: dict[str, Any]) -> Any:
     return client.get_run(run_id) if run_id else None
 
 
-def _check_run(client: Any, folder: Path, record: dict[str, Any], run: Any) -> Iterator[str]:
+def _check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read_models: bool = True) -> Iterator[str]:
     name = f"{folder}: MLflow's run {run.info.run_id}"
     if run.info.status != "FINISHED":
         yield f"{name} is {run.info.status}, though the fit is finished"
     if run.data.tags.get(tracking.OUTPUTS) != digest_of_folder(folder):
         yield f"{name} was logged from other files than lie here"
+    yield from _check_tags(name, record, run.data.tags)
     params = {key: str(value) for key, value in tracking.flatten(record["hyperparameters"]).items()}
     for key in sorted(params.keys() | run.data.params.keys()):
         if params.get(key) != run.data.params.get(key):
@@ -223,12 +227,43 @@ def _check_run(client: Any, folder: Path, record: dict[str, Any], run: Any) -> I
         if logged != value:
             yield f"{name}: {tracking.metric_name(key)} is {logged}, metrics.json says {value}"
     if record["kind"] == "network":
-        epochs = list(pd.read_csv(folder / "history.csv").epoch)
-        steps = sorted(point.step for point in client.get_metric_history(run.info.run_id, "loss"))
-        if steps != epochs:
-            yield f"{name} has the epochs {steps}, history.csv has {epochs}"
-    if not tracking.has_model(client, run):
+        yield from _check_history(client, folder, name, run.info.run_id)
+    if problem := tracking.model_problem(client, run) if read_models else "":
+        yield f"{name} {problem}"
+    elif not tracking.has_model(client, run):
         yield f"{name} has no model"
+    drawn = _drawn(folder)
+    stored = {entry.path for entry in client.list_artifacts(run.info.run_id)} if drawn else set()
+    if missing := [path.name for path in drawn if path.name not in stored]:
+        yield f"{name} has not {', '.join(missing)} of {drawn[0].parent}"
+
+
+def _check_tags(name: str, record: dict[str, Any], tags: dict[str, str]) -> Iterator[str]:
+    """Compare the tags that the run has with run.json, which also holds what was known only at the fit's end."""
+    for key, said in record.items():
+        found = tags.get(key)
+        if found != str(said) and not isinstance(said, dict) and (found is not None or key in REQUIRED_TAGS):
+            yield f"{name}: the tag {key} is {found}, run.json says {said}"
+
+
+def _check_history(client: Any, folder: Path, name: str, run_id: str) -> Iterator[str]:
+    history = pd.read_csv(folder / "history.csv", float_precision="round_trip").set_index("epoch")
+    for column in history:
+        points = client.get_metric_history(run_id, column)
+        steps = sorted(point.step for point in points)
+        if steps != list(history.index):
+            yield f"{name} has {column} of the epochs {steps}, history.csv has {list(history.index)}"
+            continue
+        for point in points:
+            said = history[column][point.step]
+            # What was logged from the file, by a repair, may have lost the last digit.
+            if not math.isclose(point.value, said, rel_tol=1e-12):
+                yield f"{name}: {column} of epoch {point.step} is {point.value}, history.csv says {said}"
+
+
+def _drawn(folder: Path) -> list[Path]:
+    """Return the figures and the report of a fit that `evaluate` wrote."""
+    return sorted((FIGURES / folder.relative_to(RUNS)).glob("*"))
 
 
 def _check_running(client: Any) -> Iterator[str]:
@@ -260,10 +295,15 @@ def _check_registered(client: Any) -> Iterator[str]:
         path = folder / "model.keras" if folder else None
         if path and path.exists() and sha256_of(path) != version.tags.get(tracking.DIGEST):
             yield f"MLflow's registered model {version.name} version {version.version} is not {path}, though of its fit"
+        for problem in tracking.registered_problems(version):
+            yield (
+                f"MLflow's registered model {version.name} version {version.version}: {problem}; run `medtransfer "
+                f"register {version.name}` and delete this version"
+            )
 
 
 @tracking.answering()
-def repair(host: str | None = None) -> list[str]:
+def repair(host: str | None = None, read_models: bool = True) -> list[str]:
     """End stale runs and log again from the outputs what MLflow lacks; return what was done, a line each.
 
     Only MLflow is changed. What is wrong in the outputs themselves, `dvc repro` mends: a fit that is damaged, or
@@ -273,6 +313,9 @@ def repair(host: str | None = None) -> list[str]:
     ----------
     host : str, optional
         Another machine, on which nothing runs any more: its running runs are ended too.
+    read_models : bool
+        Read the logged models, which a server has to send, and log again what is lost or damaged; else it is enough
+        that MLflow has them.
 
     Raises
     ------
@@ -287,14 +330,14 @@ def repair(host: str | None = None) -> list[str]:
     lock = _locked()
     for folder in fit_folders():
         try:
-            if _repair_fit(client, folder, lock):
+            if _repair_fit(client, folder, lock, read_models):
                 done.append(f"logged {folder} from its files")
         except UserError as error:
             done.append(f"{folder}: not logged: {error}")
     return done
 
 
-def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> bool:
+def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]], read_models: bool) -> bool:
     """Log a fit from its files, which must be what DVC recorded, unless MLflow has all of it."""
     if str(folder) not in lock:
         raise UserError("dvc.lock does not name it, so its files cannot be checked; run `dvc repro`")
@@ -303,11 +346,19 @@ def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> b
     if "fit" not in record:
         return False
     run = _run_of(client, record)
-    if run is not None and not list(_check_run(client, folder, record, run)):
+    if run is not None and not list(_check_run(client, folder, record, run, read_models)):
         return False
     if (PREPARED / record["dataset"]).exists():
         check_unchanged(PREPARED / record["dataset"])
     _log_again(folder, record)
+    run = _run_of(client, record)
+    if run is None:
+        raise UserError(f"MLflow at {tracking.address()} did not answer meanwhile; repair again")
+    for line in _check_run(client, folder, record, run, read_models):
+        raise UserError(
+            f"{line}; repair again, and if it still says so, delete the run first (mlflow runs delete --run-id "
+            f"{run.info.run_id})"
+        )
     return True
 
 
@@ -322,9 +373,8 @@ def _log_again(folder: Path, record: dict[str, Any]) -> None:
             run.log_data(pd.read_csv(samples, dtype=str, keep_default_na=False), record["dataset"], origin)
         tell_mlflow(run, folder)
         run.log_model(lambda: _log_model(folder, record))
-    drawn = FIGURES / record["dataset"] / folder.name
-    if drawn.is_dir():
-        tracking.attach(record["dataset"], record["fit"], sorted(drawn.iterdir()))
+    if drawn := _drawn(folder):
+        tracking.attach(record["dataset"], record["fit"], drawn)
 
 
 def _log_model(folder: Path, record: dict[str, Any]) -> None:

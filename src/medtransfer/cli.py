@@ -38,6 +38,9 @@ def main() -> None:
     # Imports make objects by the million that stay; to look through them again and again takes a sixth of a stage.
     gc.set_threshold(100_000)
     signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
+    # A script's shell starts `medtransfer study &` with Ctrl-C ignored, and so would all that it starts: nothing could
+    # stop DVC and the stages as they are to be stopped.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows each epoch when it ends
     try:
@@ -54,6 +57,10 @@ def main() -> None:
 
 
 def _stop_like_ctrl_c(signum: int, frame: Any) -> None:
+    # `timeout` and service managers send it to a study and its stages at once, and the study passes it on as Ctrl-C:
+    # a second one would interrupt a run while it ends.
+    for repeated in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(repeated, signal.SIG_IGN)
     raise KeyboardInterrupt(signum)
 
 
@@ -144,7 +151,7 @@ def _log_what_is_missing() -> None:
     with _quiet_start():
         from medtransfer.audit import repair
     try:
-        for line in repair():
+        for line in repair(read_models=False):
             click.echo(line)
     except UserError as error:
         click.echo(f"{error}; `medtransfer audit --repair` logs later what it lacks", err=True)

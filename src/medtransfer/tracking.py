@@ -14,6 +14,7 @@ import os
 import re
 import socket
 import subprocess
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ from ruamel.yaml import YAML
 from sqlalchemy.exc import SQLAlchemyError
 
 from medtransfer.errors import UserError
+from medtransfer.files import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +52,12 @@ PROCESS = "medtransfer.process"
 ERROR = "medtransfer.error"
 OUTPUTS = "medtransfer.outputs"
 MODEL, CLASSIFIER = "model", "classifier"
+MODEL_FILES = ("model.keras", "model.skops")
+MODEL_DIGEST = "medtransfer.sha256"
 BEST = "best"
 DIGEST = "medtransfer.network"
+# A registered classifier's files, and the tags with their SHA-256.
+REGISTERED = {"model.keras": DIGEST, "classifier.json": "medtransfer.classifier"}
 PACKAGE = Path(__file__).parent
 SERVING = (
     "mlflow", "keras", "matplotlib", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "scikit-learn", "scipy",
@@ -425,8 +431,31 @@ def registered(client: mlflow.MlflowClient) -> list[Any]:
 
 
 def has_model(client: mlflow.MlflowClient, run: Any) -> bool:
-    """Return whether a model was logged with the run, whole."""
+    """Return whether MLflow says that a model was logged with the run, whole."""
     return any(model.status == "READY" for model in _models_of(client, run))
+
+
+def model_problem(client: mlflow.MlflowClient, run: Any) -> str:
+    """Read the model that was logged with the run and return what is wrong with it; empty where nothing is."""
+    problems = [_problem_of(model) for model in _models_of(client, run) if model.status == "READY"]
+    return min(problems, default="has no model")  # "" where one of several is whole
+
+
+def _problem_of(model: Any) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            mlflow.artifacts.download_artifacts(artifact_uri=model.artifact_location, dst_path=folder)
+        except AWAY as error:
+            return f"has a model whose files cannot be read ({reason(error)})"
+        digests = _digests_of_model(Path(folder))
+    if not digests:
+        return f"has a model without {' or '.join(MODEL_FILES)}"
+    logged = model.tags.get(MODEL_DIGEST)  # older ones have none
+    return "has a model whose file is not the one that was logged" if logged and logged not in digests else ""
+
+
+def _digests_of_model(folder: Path) -> list[str]:
+    return [sha256_of(path) for path in sorted(folder.rglob("*")) if path.name in MODEL_FILES]
 
 
 def _models_of(client: mlflow.MlflowClient, run: Any) -> list[Any]:
@@ -483,7 +512,7 @@ def _send_data(
 
 def _send_model(client: mlflow.MlflowClient, run_id: str, log_it: Callable[[], None]) -> None:
     run = client.get_run(run_id)
-    if has_model(client, run):
+    if not model_problem(client, run):
         return
     for model in _models_of(client, run):
         client.delete_logged_model(model.model_id)
@@ -492,13 +521,9 @@ def _send_model(client: mlflow.MlflowClient, run_id: str, log_it: Callable[[], N
 
 def log_keras_model(model: Any, images: np.ndarray, probabilities: np.ndarray, backend: str) -> None:
     """Log a network that takes raw pixels; `images` (n, size, size, 3), uint8, is its input example."""
-    # mlflow.keras.log_model writes the input example into a folder that it has not made yet
-    # (mlflow/mlflow#16183), so the folder is made first.
-    Model.log(
-        artifact_path=None,
-        name=MODEL,
-        flavor=SimpleNamespace(save_model=_save_keras_model),
-        flavor_name="keras",
+    _log_model(
+        _save_keras_model,
+        "keras",
         model=model,
         signature=infer_signature(images, probabilities),
         input_example=images,
@@ -509,6 +534,7 @@ def log_keras_model(model: Any, images: np.ndarray, probabilities: np.ndarray, b
 
 
 def _save_keras_model(path: str, validate_serving_input: bool, **arguments: Any) -> None:
+    # It writes the input example into a folder that it has not made yet (mlflow/mlflow#16183).
     Path(path).mkdir(parents=True)
     mlflow.keras.save_model(path=path, **arguments)
 
@@ -517,9 +543,10 @@ def log_sklearn_model(
     model: Any, features: np.ndarray, probabilities: np.ndarray, trusted_types: Sequence[str]
 ) -> None:
     """Log a tree; `features` (n, size · size · 3), uint8, is its input example, probabilities its output."""
-    mlflow.sklearn.log_model(
-        model,
-        name=MODEL,
+    _log_model(
+        mlflow.sklearn.save_model,
+        "sklearn",
+        sk_model=model,
         signature=infer_signature(features, probabilities),
         input_example=features,
         serialization_format="skops",
@@ -529,15 +556,35 @@ def log_sklearn_model(
     )
 
 
+def _log_model(save: Callable[..., None], flavor: str, **arguments: Any) -> None:
+    """Log a model with the SHA-256 of its file, taken before the file goes to the store."""
+    digests: list[str] = []
+
+    def save_and_hash(path: str, **given: Any) -> None:
+        save(path=path, **given)
+        digests.extend(_digests_of_model(Path(path)))
+
+    logged = Model.log(
+        artifact_path=None,
+        name=MODEL,
+        flavor=SimpleNamespace(save_model=save_and_hash),
+        flavor_name=flavor,
+        **arguments,
+    )
+    (digest,) = digests
+    mlflow.MlflowClient().set_logged_model_tags(logged.model_id, {MODEL_DIGEST: digest})
+
+
 def register_classifier(
     client: mlflow.MlflowClient, name: str, run_id: str, folder: Path, facts: Mapping[str, Any], backend: str
 ) -> str:
     """Log a folder CLASSIFIER with the run of its fit, register it and give it the alias BEST; return its version.
 
-    What is registered already for the same network is not registered again.
+    What is registered already and is whole is not registered again.
     """
+    tags = {FIT: facts["fit"], **{tag: sha256_of(folder / file) for file, tag in REGISTERED.items()}}
     for known in _versions(client, name):  # makes the name where it is new
-        if known.tags.get(DIGEST) == facts["network_sha256"]:
+        if tags.items() <= known.tags.items() and not list(registered_problems(known)):
             client.set_registered_model_alias(name, BEST, known.version)
             return str(known.version)
     answers = [ColSpec("string", "predicted"), *(ColSpec("double", f"p_{label}") for label in facts["classes"])]
@@ -555,7 +602,6 @@ def register_classifier(
             signature=ModelSignature(Schema([ColSpec("binary", "image")]), Schema(answers)),
             pip_requirements=_pinned(*SERVING, backend),
         )
-    tags = {DIGEST: facts["network_sha256"], FIT: facts["fit"]}
     version = client.create_model_version(name, logged.model_uri, run_id, tags, model_id=logged.model_id)
     client.set_registered_model_alias(name, BEST, version.version)
     return str(version.version)
@@ -570,10 +616,24 @@ def _versions(client: mlflow.MlflowClient, name: str) -> list[Any]:
     return list(client.search_model_versions(f"name = '{name}'"))
 
 
-def fetch_classifier(uri: str, folder: Path) -> tuple[Path, str]:
-    """Download a registered classifier into a folder and return where it lies and its network's SHA-256.
+def registered_problems(version: Any) -> Iterator[str]:
+    """Read a registered classifier and yield what is wrong with it."""
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            folder, digests = fetch_classifier(f"models:/{version.name}/{version.version}", Path(temporary))
+        except UserError as error:
+            yield str(error)
+            return
+        for file, digest in digests.items():
+            if not (folder / file).is_file() or sha256_of(folder / file) != digest:
+                yield f"its {file} is not the one that was registered"
 
-    The digest is the registry's: what lies in the store of files cannot change it.
+
+def fetch_classifier(uri: str, folder: Path) -> tuple[Path, dict[str, str]]:
+    """Download a registered classifier into a folder and return where it lies and the SHA-256 of its files, by name.
+
+    The digests are the registry's: what lies in the store of files cannot change them. An older one has the network's
+    alone.
 
     Parameters
     ----------
@@ -595,7 +655,9 @@ def fetch_classifier(uri: str, folder: Path) -> tuple[Path, str]:
         if DIGEST not in found.tags:
             raise UserError(f"{uri}: version {found.version} has no tag {DIGEST}; run `medtransfer register`")
         source = f"models:/{name}/{found.version}/artifacts/{CLASSIFIER}"
-        return Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder))), found.tags[DIGEST]
+        return Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder))), {
+            file: found.tags[tag] for file, tag in REGISTERED.items() if tag in found.tags
+        }
     except (*AWAY, ValueError) as error:
         known = isinstance(error, MlflowException) and error.error_code in NOT_REGISTERED
         advice = f"; run `medtransfer register {name}`" if known and alias == BEST else ""

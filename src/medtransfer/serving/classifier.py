@@ -6,9 +6,10 @@ line, the served model and the page all ask it here.
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -71,13 +72,13 @@ def write_classifier(fit: Path, description: dict[str, Any], folder: Path) -> di
     return facts
 
 
-def load_classifier(folder: Path, registered: str | None = None) -> Classifier:
+def load_classifier(folder: Path, registered: Mapping[str, str] = MappingProxyType({})) -> Classifier:
     """Read what `write_classifier` wrote; the network is opened only after its digest is compared.
 
     Parameters
     ----------
-    registered : str, optional
-        The network's SHA-256 in MLflow's registry, which whoever can write into the folder need not be able to change.
+    registered : mapping, optional
+        The files' SHA-256 in MLflow's registry, which whoever can write into the folder need not be able to change.
 
     Raises
     ------
@@ -86,12 +87,15 @@ def load_classifier(folder: Path, registered: str | None = None) -> Classifier:
     """
     try:
         facts = json.loads((folder / FACTS).read_text())
-        expected = registered or facts["network_sha256"]
-        found = sha256_of(folder / NETWORK)
+        expected = {NETWORK: facts["network_sha256"], **registered}
+        found = {file: sha256_of(folder / file) for file in expected}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: no classifier ({error}); run `medtransfer register`") from None
-    if found != expected:
-        raise UserError(f"{folder / NETWORK}: SHA-256 {found}, expected {expected}; run `medtransfer register` again")
+    for file, digest in expected.items():
+        if found[file] != digest:
+            raise UserError(
+                f"{folder / file}: SHA-256 {found[file]}, expected {digest}; run `medtransfer register` again"
+            )
     keras.config.disable_interactive_logging()
     return Classifier(load_network(folder / NETWORK), facts)
 
