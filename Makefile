@@ -33,7 +33,7 @@ docs: install ## Make a site of the docs, in site/
 	@echo "the docs: site/index.html (their search needs a server: python3 -m http.server --directory site)"
 
 test: install lint ## Check style, types and imports, then run the tests
-	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: install ## Check style, types, the order of imports and the Dockerfile
 	$(BIN)/ruff check

@@ -28,7 +28,7 @@ from medtransfer.stages import sweep as stage
 # Seeds share nothing; rates share the features of a frozen prefix.
 SEEDS = ("--dataset", "chest_xray", "--configuration", "random_last_block", "--seed", "0", "--seed", "1", "--seed", "2")
 LAST_BLOCK = "chest_xray-random_last_block"
-RATES = ("--dataset", "chest_xray", "--dataset", "ham10000", "--configuration", "random_last_block", "--seed", "0",
+RATES = ("--dataset", "chest_xray", "--configuration", "random_last_block", "--seed", "0",
          "--rate", "1e-3", "--rate", "1e-4")  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     return output
 
 
-def wait_for(happened: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 200) -> None:
+def wait_for(happened: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert process.poll() is None, process.communicate()[0]
@@ -192,32 +192,23 @@ def test_ctrl_c_and_a_lost_process_cost_nothing(project: Path) -> None:
     assert len({path.parent for path in unfinished}) == 2
 
     process = start(project, *RATES, "--local")
-    folder = projects(project) / "rate-0.001"
-    finished = "*/artifacts/runs/chest_xray/*/run.json"
-    snapshot = "artifacts/unfinished/ham10000/*/epoch-*.npz"
-    wait_for(lambda: len(list(projects(project).glob(finished))) == 2 and len(list(folder.glob(snapshot))) > 0, process)
-    for worker in processes_in(folder):
+    lost, other = fits = [f"{LAST_BLOCK}-seed0-rate{rate}" for rate in ("0.001", "0.0001")]
+    wait_for(lambda: len(log_lines(project, lost, "going on after epoch")) == 1, process)
+    for worker in processes_in(projects(project) / "rate-0.001"):
         worker.kill()
-    assert "4 of 4 fits finished" in finish(process)
-    fits = [
-        f"{dataset}-random_last_block-seed0-rate{rate}"
-        for dataset in ("chest_xray", "ham10000")
-        for rate in ("0.001", "0.0001")
-    ]
-    for disturbed in fits[:3]:
-        assert log_lines(project, disturbed, "going on after epoch")
+    assert "2 of 2 fits finished" in finish(process)
+    assert len(log_lines(project, lost, "going on after epoch")) == 2
+    assert len(log_lines(project, other, "going on after epoch")) == 1
     # What is frozen was computed once for both rates.
-    for dataset in ("chest_xray", "ham10000"):
-        assert len(log_lines(project, f"{dataset}-*", "features: computing")) == 1
-    assert len(list((project / "cache" / "medtransfer" / "features").glob("*/features.npy"))) == 2
-    names = set(fits)
-    check_every_fit_finished_once(project, names)
+    assert len(log_lines(project, "*", "features: computing")) == 1
+    assert len(list((project / "cache" / "medtransfer" / "features").glob("*/features.npy"))) == 1
+    check_every_fit_finished_once(project, set(fits))
     began = predictions(project)
-    assert len(began) == 4
+    assert len(began) == 2
     again = finish(start(project, *RATES, "--local"))
-    assert "4 of 4 fits finished" in again
+    assert "2 of 2 fits finished" in again
     assert "min left" not in again
-    check_every_fit_finished_once(project, names)
+    check_every_fit_finished_once(project, set(fits))
     assert predictions(project) == began
 
 
@@ -228,7 +219,7 @@ def test_fits_share_a_gpu_and_ctrl_c_leaves_nothing_running_on_a_cluster(project
     process = start(project, *SEEDS, "--gpus", "0.5", RAY_ADDRESS=cluster.address)
     wait_for(lambda: len(fitting(project)) == 3, process)  # on two GPUs
     assert {worker.environ()["TF_FORCE_GPU_ALLOW_GROWTH"] for worker in fitting(project)} == {"true"}
-    wait_for(lambda: with_snapshot(project) >= 2, process)
+    wait_for(lambda: with_snapshot(project) >= 1, process)
     process.send_signal(signal.SIGINT)
     assert "run it again and it goes on" in finish(process, code=1)
     check_nothing_is_left_running(project, projects(project))  # the cluster itself stays
@@ -271,7 +262,6 @@ def test_the_grid_has_a_fit_for_every_combination(project: Path, params: Params)
     [
         (["--dataset", "mnist"], "params.yaml: study.mnist: missing; there are ham10000, chest_xray"),
         (["--configuration", "none"], "params.yaml: configurations.none: missing; there are random_head"),
-        (["--cpus", "999"], "no node has 999 CPU, 0 GPU and 0.5 GB for a fit: there are"),
     ],
 )
 def test_what_cannot_run_is_one_line(project: Path, arguments: list[str], line: str) -> None:

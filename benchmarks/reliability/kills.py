@@ -87,6 +87,7 @@ def compare(
     alone, killed = (clone(folder / name, changes) for name in ("alone", "killed"))
     for clean in (alone, killed):
         dvc(clean, "pull", "--quiet", "data.dvc")
+        forget(clean)
     assert repro(alone, target).wait() == 0, (alone / "log.txt").read_text()[-4000:]
     expected, rng = fingerprints(alone), random.Random(seed)
     kills: list[dict[str, str]] = []
@@ -210,7 +211,7 @@ def mend(folder: Path) -> list[str]:
 
 def forget(folder: Path) -> None:
     """Let the whole study run anew: remove its outputs and what DVC and MLflow know of them."""
-    for name in ("artifacts", "mlruns", ".dvc/cache/runs"):
+    for name in ("artifacts", "mlruns", "reports", ".dvc/cache/runs"):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "dvc.lock").write_text(EMPTY_LOCK)
 
