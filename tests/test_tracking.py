@@ -68,6 +68,21 @@ def test_the_status_is_the_truth(store: mlflow.MlflowClient, ending: type[BaseEx
     assert mlflow.active_run() is None
 
 
+def test_an_interrupt_that_became_another_exception_is_one_still(store: mlflow.MlflowClient) -> None:
+    """As zipfile does where Ctrl-C comes while a snapshot is opened: closing it is a ValueError of its own."""
+
+    def work() -> None:
+        with tracking.run("ham10000", "x-seed0", "f1", {}, {}):
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise ValueError("open still")
+
+    with pytest.raises(ValueError, match="open still"):
+        work()
+    assert store.get_run(tracking.find(store, "ham10000", "f1") or "").info.status == "KILLED"
+
+
 def test_a_network_answers_raw_pixels_as_before(store: mlflow.MlflowClient, tiny: TrainParams) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     model = vgg16.build_vgg16(32, 3, tiny, seed=0)

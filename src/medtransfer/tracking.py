@@ -234,11 +234,20 @@ def run(
         yield active
         status = "FINISHED"
     except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        status = "KILLED" if _is_interrupt(error) else "FAILED"
         active.tag({ERROR: redact(f"{type(error).__name__}: {error}")[:1000]})
         raise
     finally:
         _end(active, status)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Return whether an exception is Ctrl-C or came of it: what C code called may have made another of it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _start(
