@@ -7,10 +7,10 @@ INSTALLED := $(VENV)/.installed
 ANSWER := results/real-64px-by-group
 
 .DEFAULT_GOAL := help
-.PHONY: help install study report docs test lint ui up lock vulnerabilities clean
+.PHONY: help install study report docs test test-all lint ui up lock vulnerabilities clean
 
 help: ## List the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1|/' | awk -F'|' '{printf "make %-15s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "make %-15s %s\n", $$1, $$2}'
 
 install: $(INSTALLED) ## Install everything into .venv, versions and hashes as locked
 
@@ -32,7 +32,10 @@ docs: install ## Make a site of the docs, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "the docs: site/index.html (their search needs a server: python3 -m http.server --directory site)"
 
-test: install lint ## Check style, types and imports, then run the tests
+test: install lint ## Check style, types and imports, then run the tests but the slow ones
+	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-all: install lint ## The same with all tests
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: install ## Check style, types, the order of imports and the Dockerfile

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from medtransfer.bench.compare import NOTEBOOK, available_sides, column_seconds, compare, table
 from medtransfer.bench.limit import matmul_rate, multiply_adds
@@ -33,6 +34,7 @@ def test_the_matrix_product_takes_time() -> None:
     assert 1e6 < matmul_rate("float32", sizes=(64, 128), repeats=3) < 1e15
 
 
+@pytest.mark.slow
 def test_every_side_is_measured(params: Params, tiny: TrainParams, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from ruamel.yaml import YAML
 
 from conftest import PROJECT
@@ -65,6 +66,7 @@ def run_on(devices: int, code: str, folder: Path) -> str:
     return result.stderr
 
 
+@pytest.mark.slow
 def test_several_devices_find_what_one_finds(tmp_path: Path) -> None:
     run_on(4, SAME_ON_EVERY_DEVICE, tmp_path)
 

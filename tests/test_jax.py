@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from ruamel.yaml import YAML
 
 from conftest import PROJECT
@@ -73,6 +74,7 @@ assert heat.shape == (4, 2, 2) and 0 <= heat.min() and heat.max() == 1
 """
 
 
+@pytest.mark.slow
 def test_arrays_on_the_device_give_the_same_bits_as_arrays_in_memory() -> None:
     env = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": str(PROJECT / "src")}
     result = subprocess.run(

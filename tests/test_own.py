@@ -163,6 +163,7 @@ def test_the_command_line_says_what_comes_next(project: Path) -> None:
     assert "--group: names a column of --labels, which is missing" in str(alone.exception)
 
 
+@pytest.mark.slow
 def test_the_whole_study_runs_on_it(project: Path) -> None:
     folder = clone(project / "clone", {})
     images = ("--images", "../mine", "--labels", "../labels.csv", "--group", "patient")

@@ -54,6 +54,7 @@ def served_by_the_command(folder: Path) -> Iterator[str]:
         process.wait(timeout=120)
 
 
+@pytest.mark.slow
 def test_eight_processes_at_once_lose_nothing_and_a_restart_keeps_it(folder: Path) -> None:
     with served_by_the_command(folder) as address:
         env = {**os.environ, "MLFLOW_TRACKING_URI": address}

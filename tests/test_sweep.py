@@ -184,6 +184,7 @@ def test_a_lost_node_costs_nothing_and_changes_nothing(project: Path, cluster: C
     assert (folder / "predictions.csv").read_bytes() == found
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_a_lost_process_cost_nothing(project: Path) -> None:
     process = start(project, *RATES, "--local")
     wait_for(lambda: with_snapshot(project) == 2, process)
