@@ -4,9 +4,7 @@ Before and after, a canary folder beside the servers is compared: no request may
 that was sent may run (it would write there).
 """
 
-import datetime
 import http.client
-import importlib.metadata
 import io
 import json
 import os
@@ -32,6 +30,7 @@ from PIL import Image
 from medtransfer import tracking
 from medtransfer.files import sha256_of, write_json
 from medtransfer.serving.page import MAX_BYTES
+from provenance import made_by
 
 PROJECT = Path(__file__).resolve().parents[2]
 TIMEOUT = 60
@@ -54,13 +53,9 @@ KNOWN = {
 @click.command()
 def main() -> None:
     """Attack the servers and report what each request was answered with."""
-    made_by = {
-        "date": datetime.date.today().isoformat(),
-        "commit": tracking.git_commit(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-    }
+    begun = made_by(PACKAGES)
     with tempfile.TemporaryDirectory(prefix="medtransfer-attacks-") as folder:
-        click.echo(json.dumps({**made_by, **attack(Path(folder))}, indent=2))
+        click.echo(json.dumps({**begun, **attack(Path(folder))}, indent=2))
 
 
 def attack(folder: Path) -> dict[str, Any]:

@@ -38,12 +38,13 @@ def main(epochs: int, seed: int) -> None:
             settings = {"trainable": trainable, "epochs": epochs, "seed": seed}
             first = in_process(Path(folder), settings, {})
             found[network] = {}
+            fits = {}
             for name, variation in VARIATIONS.items():
-                found[network][name] = compare(in_process(Path(folder), settings, variation), first)
+                fits[name] = in_process(Path(folder), settings, variation)
+                found[network][name] = compare(fits[name], first)
                 click.echo(f"{network}, {name}: {found[network][name]}", err=True)
-            half = VARIATIONS["mixed_bfloat16"]
-            twice = [in_process(Path(folder), settings, half) for _ in range(2)]
-            found[network]["mixed_bfloat16 twice"] = compare(*twice)
+            half = in_process(Path(folder), settings, VARIATIONS["mixed_bfloat16"])
+            found[network]["mixed_bfloat16 twice"] = compare(half, fits["mixed_bfloat16"])
     click.echo(json.dumps({**begun, "epochs": epochs, "seed": seed, "found": found}, indent=2))
 
 
