@@ -228,10 +228,8 @@ def _check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read
             yield f"{name}: {tracking.metric_name(key)} is {logged}, metrics.json says {value}"
     if record["kind"] == "network":
         yield from _check_history(client, folder, name, run.info.run_id)
-    if problem := tracking.model_problem(client, run) if read_models else "":
+    if problem := tracking.model_problem(client, run, read_models):
         yield f"{name} {problem}"
-    elif not tracking.has_model(client, run):
-        yield f"{name} has no model"
     drawn = _drawn(folder)
     stored = {entry.path for entry in client.list_artifacts(run.info.run_id)} if drawn else set()
     if missing := [path.name for path in drawn if path.name not in stored]:

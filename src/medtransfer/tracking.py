@@ -441,12 +441,13 @@ def registered(client: mlflow.MlflowClient) -> list[Any]:
 
 def has_model(client: mlflow.MlflowClient, run: Any) -> bool:
     """Return whether MLflow says that a model was logged with the run, whole."""
-    return any(model.status == "READY" for model in _models_of(client, run))
+    return not model_problem(client, run, read=False)
 
 
-def model_problem(client: mlflow.MlflowClient, run: Any) -> str:
-    """Read the model that was logged with the run and return what is wrong with it; empty where nothing is."""
-    problems = [_problem_of(model) for model in _models_of(client, run) if model.status == "READY"]
+def model_problem(client: mlflow.MlflowClient, run: Any, read: bool = True) -> str:
+    """Return what is wrong with the model logged with the run, of which the files are read; empty where nothing is."""
+    ready = [model for model in _models_of(client, run) if model.status == "READY"]
+    problems = [_problem_of(model) if read else "" for model in ready]
     return min(problems, default="has no model")  # "" where one of several is whole
 
 
