@@ -6,6 +6,8 @@ INSTALLED := $(VENV)/.installed
 # Of the folders under results/, the one that answers the question; the tests read it here.
 ANSWER := results/real-64px-by-group
 
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .PHONY: help install study report docs test test-all lint ui up lock vulnerabilities clean
 
@@ -33,10 +35,10 @@ docs: install ## Make a site of the docs, in site/
 	@echo "the docs: site/index.html (their search needs a server: python3 -m http.server --directory site)"
 
 test: install lint ## Check style, types and imports, then run the tests but the slow ones
-	$(BIN)/pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
 
 test-all: install lint ## The same with all tests
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 lint: install ## Check style, types, the order of imports and the Dockerfile
 	$(BIN)/ruff check

@@ -26,7 +26,7 @@ from medtransfer.cli import cli
 from medtransfer.errors import UserError
 from medtransfer.files import write_json
 from medtransfer.models.trees import TRUSTED_TYPES, Tree, load_tree, save_tree
-from medtransfer.stages.integrity import _digest_of, file_digests
+from medtransfer.stages.integrity import digest_of
 from medtransfer.stages.results import tell_mlflow
 from test_tracking import server
 
@@ -82,9 +82,7 @@ def write_lock() -> None:
         model: {
             "cmd": "medtransfer",
             "params": {"params.yaml": params[model]},
-            "outs": [
-                {"path": str(place(model)), "md5": _digest_of(file_digests(place(model))), "size": 1, "nfiles": 1}
-            ],
+            "outs": [{"path": str(place(model)), "md5": digest_of(place(model)), "size": 1, "nfiles": 1}],
         }
         for model in params
     }
