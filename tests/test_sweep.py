@@ -188,6 +188,7 @@ def test_a_lost_node_costs_nothing_and_changes_nothing(project: Path, cluster: C
 def test_ctrl_c_and_a_lost_process_cost_nothing(project: Path) -> None:
     process = start(project, *RATES, "--local")
     wait_for(lambda: with_snapshot(project) == 2, process)
+    fitting(project)[0].suspend()  # one that cannot heed Ctrl-C
     process.send_signal(signal.SIGINT)
     assert "run it again and it goes on" in finish(process, code=1)
     check_nothing_is_left_running(project, project)

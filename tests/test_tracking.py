@@ -5,9 +5,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import keras
 import mlflow
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import requests
+from mlflow.tracking._tracking_service.client import TrackingServiceClient
 
 from attacks import attack, free_port, kill, started
 from medtransfer import track_push, tracking
@@ -81,6 +83,49 @@ def test_an_interrupt_that_became_another_exception_is_one_still(store: mlflow.M
     with pytest.raises(ValueError, match="open still"):
         work()
     assert store.get_run(tracking.find(store, "ham10000", "f1") or "").info.status == "KILLED"
+
+
+@pytest.mark.parametrize(("during", "taken_up"), [("create_run", False), ("log_batch", False), ("log_batch", True)])
+def test_an_interrupt_while_a_run_is_started_ends_it(
+    store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, during: str, taken_up: bool
+) -> None:
+    """The store has done what it was asked when Ctrl-C comes, and nobody has been told."""
+    if taken_up:
+        with pytest.raises(RuntimeError), tracking.run("ham10000", "x-seed0", "f1", {}, {}):
+            raise RuntimeError
+    with monkeypatch.context() as patched:
+        patched.setattr(TrackingServiceClient, during, interrupted(getattr(TrackingServiceClient, during)))
+        with pytest.raises(KeyboardInterrupt), tracking.run("ham10000", "x-seed0", "f1", {}, {}):
+            raise AssertionError("was started")
+    (run,) = store.search_runs([store.get_experiment_by_name("ham10000").experiment_id])
+    assert run.info.status == "KILLED"
+    assert mlflow.active_run() is None
+
+
+def interrupted(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, with a Ctrl-C that comes as it returns, once."""
+    came: list[bool] = []
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        result = method(*arguments, **options)
+        if not came:
+            came.append(True)
+            raise KeyboardInterrupt
+        return result
+
+    return call
+
+
+def test_what_runs_under_a_run_is_ended_and_nothing_else(store: mlflow.MlflowClient) -> None:
+    with tracking.run("sweep", "grid", "f1", {}, {}) as parent:
+        place = tracking.Place("sweep", "x", parent.run_id)
+        [experiment] = {store.get_run(parent.run_id).info.experiment_id}
+        running, other = (store.create_run(experiment, tags=tags).info.run_id for tags in (place.tags, {}))
+        finished = store.create_run(experiment, tags=place.tags).info.run_id
+        store.set_terminated(finished, "FINISHED")
+        parent.send(tracking.close_children)
+        found = {run: store.get_run(run).info.status for run in (running, other, finished, parent.run_id)}
+        assert list(found.values()) == ["KILLED", "RUNNING", "FINISHED", "RUNNING"]
 
 
 def test_a_network_answers_raw_pixels_as_before(store: mlflow.MlflowClient, tiny: TrainParams) -> None:

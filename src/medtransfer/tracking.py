@@ -228,9 +228,9 @@ def run(
     sample_seconds : float
         Between two samples of the system metrics; None for no samples.
     """
-    active = _start(experiment, name, fit, params, tags, sample_seconds)
-    status = "FAILED"
+    active, status = Run(None), "FAILED"
     try:
+        _start(active, experiment, name, fit, params, tags, sample_seconds)
         yield active
         status = "FINISHED"
     except BaseException as error:
@@ -238,7 +238,7 @@ def run(
         active.tag({ERROR: redact(f"{type(error).__name__}: {error}")[:1000]})
         raise
     finally:
-        _end(active, status)
+        _end(active, experiment, fit, status)
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
@@ -251,13 +251,14 @@ def _is_interrupt(error: BaseException | None) -> bool:
 
 
 def _start(
+    active: Run,
     experiment: str,
     name: str,
     fit: str,
     params: Mapping[str, Any],
     tags: Mapping[str, Any],
     sample_seconds: float | None,
-) -> Run:
+) -> None:
     try:
         client = connect()
         with _one_at_a_time(mlflow.get_tracking_uri()):
@@ -271,13 +272,14 @@ def _start(
         run_id = find(client, experiment, fit)
         if run_id:
             _check_params(client, run_id, values)
+        active.client = client
         mlflow.start_run(
             run_id=run_id,
             run_name=None if run_id else name,
             log_system_metrics=sample_seconds is not None,
             tags=None if run_id else said,
         )
-        active = Run(client, mlflow.active_run().info.run_id)
+        active.run_id = mlflow.active_run().info.run_id
         if run_id:
             active.send(_forget_error)
             active.tag(said)
@@ -285,11 +287,9 @@ def _start(
         active.send(lambda client, run_id: client.log_batch(run_id, params=logged))
     except AWAY as error:
         if _is_ours(error):
-            mlflow.end_run("FAILED")
             raise
         _say_away(error)
-        return Run(None)
-    return active
+        active.client = None
 
 
 def _forget_error(client: mlflow.MlflowClient, run_id: str) -> None:
@@ -322,11 +322,12 @@ def _check_params(client: mlflow.MlflowClient, run_id: str, values: Mapping[str,
             )
 
 
-def _end(active: Run, status: str) -> None:
-    if active.run_id is None:
-        return
+def _end(active: Run, experiment: str, fit: str, status: str) -> None:
     try:
-        mlflow.end_run(status)
+        if mlflow.active_run():
+            mlflow.end_run(status)
+        elif active.client and (run_id := find(active.client, experiment, fit)):
+            active.client.set_terminated(run_id, status)  # Ctrl-C came while MLflow was starting it
     except AWAY as error:
         if active.client is not None:
             _say_away(error)
@@ -423,6 +424,14 @@ def close_stale(client: mlflow.MlflowClient, host: str | None = None) -> list[An
     for run in stale:
         client.set_terminated(run.info.run_id, "KILLED")
     return stale
+
+
+def close_children(client: mlflow.MlflowClient, parent: str) -> None:
+    """End what is RUNNING under a run as KILLED; for after its processes were ended, here or on other machines."""
+    experiment = client.get_run(parent).info.experiment_id
+    asked = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}' AND attributes.status = 'RUNNING'"
+    for run in every_run(client, [experiment], asked):
+        client.set_terminated(run.info.run_id, "KILLED")
 
 
 def fits_of(client: mlflow.MlflowClient, status: str | None = None) -> dict[str, list[Any]]:

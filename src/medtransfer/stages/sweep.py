@@ -124,8 +124,12 @@ def sweep(
     with tracking.run(
         experiment, name, sweep_id, {"train": params.train.model_dump()}, grid, sample_seconds=None
     ) as parent:
-        with _ray(local, needs):
-            table = _run_all(fits, root, needs, experiment, parent.run_id)
+        try:
+            with _ray(local, needs):
+                table = _run_all(fits, root, needs, experiment, parent.run_id)
+        except BaseException:
+            parent.send(tracking.close_children)  # a fit that did not heed Ctrl-C was ended with Ray
+            raise
         with whole_file(root / "sweep.csv") as path:
             table.to_csv(path, index=False)
         done = table[table.problem == ""]
