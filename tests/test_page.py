@@ -273,7 +273,7 @@ def test_each_seed_has_a_dot_where_there_are_several() -> None:
     assert "each seed of ours" not in [line.get_label() for line in _scores(alone, "chest_xray")[0][1].axes[0].lines]
 
 
-def test_more_configurations_change_no_answer_and_no_table_of_the_talk() -> None:
+def test_more_configurations_change_no_other_answer_and_no_table_of_the_talk() -> None:
     fits = [
         run("chest_xray", "cnn_random", 0.8, weights="random"),
         run("chest_xray", "imagenet_all", 0.9),
@@ -288,7 +288,7 @@ def test_more_configurations_change_no_answer_and_no_table_of_the_talk() -> None
     small, large = evaluate_study("s", fits), evaluate_study("s", [*fits, *more])
     of_the_talk = large.pairs[large.pairs.family == TALK].reset_index(drop=True)
     pd.testing.assert_frame_equal(of_the_talk, small.pairs)
-    assert answer(large) == answer(small)
+    assert [text for text in answer(large) if not text.startswith("When does it pay?")] == answer(small)
     for shown in (tables.pivot, lambda table, dataset: tables.differences(large.pairs, dataset)):
         assert not {"all_caffe", "all_10", "last_two"} & set(shown(large.table, "chest_xray").columns)
     assert set(tables.measures(large.summary, "chest_xray").index) == {run.model for run in fits}
@@ -328,6 +328,9 @@ def test_a_study_with_more_answers_more_questions() -> None:
     ]
     sized = evaluate_study("s", [*fits[2:4], *few])
     (told,) = beyond(sized, "chest_xray")
+    [said] = [text for text in answer(sized) if text.startswith("When does it pay?")]
+    assert re.search(r"macro F1 on chest X-rays by \+\S+ \[.*\] on \d+ \(10%\) \(.*p .*\)\.$", said)
+    assert not any(text.startswith("When does it pay?") for text in answer(study))
     assert re.search(r"by \+0\.\d\d \[.*\] on 10 training images \(10%\) \(a clear rise.*; by \+.* \(100%\)", told)
     leak = pd.DataFrame(
         [{"dataset": "chest_xray", "model": "m", "class": MACRO, "difference": 0.04, "low": 0.01, "high": 0.07}]

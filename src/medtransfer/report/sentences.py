@@ -27,7 +27,7 @@ AT_THE_GUESS = 0.005  # a macro F1 no farther from that of the largest class alo
 
 
 def answer(study: Study) -> list[str]:
-    """Return the answer to the talk's two questions, and what to freeze, as sentences."""
+    """Return the answer to the talk's two questions, when transfer pays and what to freeze, as sentences."""
     gains = _effects(study, FROM_IMAGENET, FROM_RANDOM)
     layers = _effects(study, LAST_BLOCK, FIRST_BLOCK)
     found = []
@@ -36,6 +36,9 @@ def answer(study: Study) -> list[str]:
             "Can knowledge be moved? Starting from ImageNet weights instead of random ones changes macro F1 by "
             f"{' and by '.join(gains)}.{_parts(study)}"
         )
+    fewer = [text for dataset in study.table.dataset.drop_duplicates() if (text := _fewer_images(study, dataset))]
+    if fewer:
+        found.append(f"When does it pay? {' '.join(fewer)}")
     if layers:
         found.append(
             "Which layers matter? Training the last block instead of the first changes macro F1 by "
@@ -275,16 +278,34 @@ def beyond(study: Study, dataset: str) -> list[str]:
 
 
 def _data_size(study: Study, dataset: str) -> str | None:
-    sizes = data_sizes([run for run in study.runs if run.dataset == dataset], study.table)
-    found = []
-    for fraction, part in sizes.sort_values("fraction").groupby("fraction"):
-        models = dict(zip(part.weights, part.model, strict=True))
-        pair = find_pair(study.pairs, dataset, models["imagenet"], models["random"]) if len(models) == 2 else None
-        if pair:
-            found.append(_effect(pair, f"{part.images.iloc[0]} training images ({fraction:.0%})"))
+    found = [
+        _effect(pair, f"{images} training images ({fraction:.0%})") for fraction, images, pair in _sizes(study, dataset)
+    ]
     if len(found) < 2:
         return None
     return f"When does transfer pay? ImageNet weights instead of random ones change macro F1 by {'; by '.join(found)}."
+
+
+def _fewer_images(study: Study, dataset: str) -> str | None:
+    """Say what ImageNet weights change with a part of the training images; what with all of them is said before."""
+    found = [
+        _effect(pair, f"{images} ({fraction:.0%})") for fraction, images, pair in _sizes(study, dataset) if fraction < 1
+    ]
+    if not found:
+        return None
+    return f"With fewer training images, ImageNet weights change macro F1 on {title(dataset)} by {'; by '.join(found)}."
+
+
+def _sizes(study: Study, dataset: str) -> list[tuple[float, int, dict[Any, Any]]]:
+    """Return, for each part of the training images that both networks had, how many and what the weights change."""
+    sizes = data_sizes([run for run in study.runs if run.dataset == dataset], study.table)
+    found = []
+    for _, part in sizes.sort_values("fraction").groupby("fraction"):
+        models = dict(zip(part.weights, part.model, strict=True))
+        pair = find_pair(study.pairs, dataset, models["imagenet"], models["random"]) if len(models) == 2 else None
+        if pair:
+            found.append((float(part.fraction.iloc[0]), int(part.images.iloc[0]), pair))
+    return found
 
 
 def _chain(study: Study, dataset: str) -> str | None:
