@@ -302,7 +302,7 @@ def _sizes(study: Study, dataset: str) -> list[tuple[float, int, dict[Any, Any]]
     found = []
     for _, part in sizes.sort_values("fraction").groupby("fraction"):
         models = dict(zip(part.weights, part.model, strict=True))
-        pair = find_pair(study.pairs, dataset, models["imagenet"], models["random"]) if len(models) == 2 else None
+        pair = _planned(study, dataset, models["imagenet"], models["random"]) if len(models) == 2 else None
         if pair:
             found.append((float(part.fraction.iloc[0]), int(part.images.iloc[0]), pair))
     return found
@@ -316,7 +316,7 @@ def _chain(study: Study, dataset: str) -> str | None:
     found = []
     for row in links.to_dict("records"):
         text = f"{row['f1']:.2f} [{row['low']:.2f}, {row['high']:.2f}] from {row['start']}"
-        pair = find_pair(study.pairs, dataset, row["model"], FROM_RANDOM)
+        pair = _planned(study, dataset, row["model"], FROM_RANDOM)
         clear = pair and pair["p_corrected"] < LEVEL
         found.append(f"{text} ({'' if clear else 'not '}clearly other than from random)" if pair else text)
     return f"What does a chain of transfers add? Macro F1 on {title(dataset)} is {'; '.join(found)}."
