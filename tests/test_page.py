@@ -329,7 +329,7 @@ def test_a_study_with_more_answers_more_questions() -> None:
     sized = evaluate_study("s", [*fits[2:4], *few])
     (told,) = beyond(sized, "chest_xray")
     [said] = [text for text in answer(sized) if text.startswith("When does it pay?")]
-    assert re.search(r"macro F1 on chest X-rays by \+\S+ \[.*\] on \d+ \(10%\) \(.*p .*\)\.$", said)
+    assert re.search(r"macro F1 on chest X-rays by \+\S+ \[.*\] on \d+ images \(10%\) \(.*p .*\)\.$", said)
     assert not any(text.startswith("When does it pay?") for text in answer(study))
     assert re.search(r"by \+0\.\d\d \[.*\] on 10 training images \(10%\) \(a clear rise.*; by \+.* \(100%\)", told)
     leak = pd.DataFrame(

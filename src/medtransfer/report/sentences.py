@@ -289,7 +289,9 @@ def _data_size(study: Study, dataset: str) -> str | None:
 def _fewer_images(study: Study, dataset: str) -> str | None:
     """Say what ImageNet weights change with a part of the training images; what with all of them is said before."""
     found = [
-        _effect(pair, f"{images} ({fraction:.0%})") for fraction, images, pair in _sizes(study, dataset) if fraction < 1
+        _effect(pair, f"{images} images ({fraction:.0%})")
+        for fraction, images, pair in _sizes(study, dataset)
+        if fraction < 1
     ]
     if not found:
         return None
