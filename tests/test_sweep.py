@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import mlflow
@@ -17,6 +18,7 @@ from ray.cluster_utils import Cluster
 from ruamel.yaml import YAML
 
 from conftest import PROJECT
+from medtransfer import tracking
 from medtransfer.cli import cli
 from medtransfer.datasets.catalogue import CHEST_XRAY, HAM10000
 from medtransfer.errors import UserError
@@ -228,6 +230,33 @@ def test_fits_share_a_gpu_and_ctrl_c_leaves_nothing_running_on_a_cluster(project
     process.send_signal(signal.SIGINT)
     assert "run it again and it goes on" in finish(process, code=1)
     check_nothing_is_left_running(project, projects(project))  # the cluster itself stays
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (RuntimeError, "FAILED")]
+)
+def test_however_a_sweep_ends_nothing_is_running_under_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] | None, status: str
+) -> None:
+    """A fit's process was killed more often than Ray gives it again, or with Ray itself."""
+    from medtransfer.params import read_params
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlruns/mlflow.db")
+
+    def run_all(fits: list[stage.Fit], root: Path, needs: stage.Needs, experiment: str, parent: str) -> pd.DataFrame:
+        client = mlflow.MlflowClient()
+        known = client.get_experiment_by_name(experiment).experiment_id
+        client.create_run(known, run_name="lost", tags=tracking.Place(experiment, "lost", parent).tags)
+        if error:
+            raise error
+        return pd.DataFrame([{"problem": "WorkerCrashedError", "val_macro_f1": float("nan")}])
+
+    monkeypatch.setattr(stage, "_ray", lambda local, needs: nullcontext())
+    monkeypatch.setattr(stage, "_run_all", run_all)
+    small, needs = read_params(project / "params.yaml"), stage.Needs(1, 0, 0.5, 1)
+    with pytest.raises(error) if error else nullcontext():
+        stage.sweep(small, "grid", ["chest_xray"], ["random_head"], [0], [], needs, local=True)
+    assert runs(project) == {"grid": [status], "lost": ["KILLED"]}
 
 
 def test_the_time_left_is_that_of_fits_that_ran() -> None:

@@ -428,9 +428,8 @@ def close_stale(client: mlflow.MlflowClient, host: str | None = None) -> list[An
 
 def close_children(client: mlflow.MlflowClient, parent: str) -> None:
     """End what is RUNNING under a run as KILLED; for after its processes were ended, here or on other machines."""
-    experiment = client.get_run(parent).info.experiment_id
-    asked = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}' AND attributes.status = 'RUNNING'"
-    for run in every_run(client, [experiment], asked):
+    children = [run for run in _running(client) if run.data.tags.get(MLFLOW_PARENT_RUN_ID) == parent]
+    for run in children:
         client.set_terminated(run.info.run_id, "KILLED")
 
 

@@ -127,9 +127,8 @@ def sweep(
         try:
             with _ray(local, needs):
                 table = _run_all(fits, root, needs, experiment, parent.run_id)
-        except BaseException:
-            parent.send(tracking.close_children)  # a fit that did not heed Ctrl-C was ended with Ray
-            raise
+        finally:
+            parent.send(tracking.close_children)  # whose process was ended with Ray, or died once too often
         with whole_file(root / "sweep.csv") as path:
             table.to_csv(path, index=False)
         done = table[table.problem == ""]
