@@ -10,7 +10,7 @@ from medtransfer.evaluation.comparison import Run, by_model
 from medtransfer.evaluation.families import TALK, family
 from medtransfer.evaluation.metrics import MACRO
 from medtransfer.evaluation.predictions import classes_of, only_answer
-from medtransfer.evaluation.questions import block_gains, chain, data_sizes, find_pair
+from medtransfer.evaluation.questions import block_gains, chain, data_sizes, find_pair, recipe_changes
 from medtransfer.report.study import Layers, Study, costs, leaves_out_features
 from medtransfer.report.tables import units
 
@@ -21,6 +21,11 @@ FEWER = {
     FIRST_BLOCK: "the first block",
     LAST_BLOCK: "the last block",
     "imagenet_first_last": "the first and last blocks",
+}
+RECIPES = {
+    "scaling: caffe": "the pixel scaling that the ImageNet weights were trained with",
+    "balance: class_weights": "class weights",
+    "balance: sampling": "balanced sampling",
 }
 TITLES = {"ham10000": "skin lesions", "chest_xray": "chest X-rays"}
 AT_THE_GUESS = 0.005  # a macro F1 no farther from that of the largest class alone has not learnt the others
@@ -273,8 +278,9 @@ def _first_block(tried: pd.DataFrame, flat: pd.Series) -> str:
 
 
 def beyond(study: Study, dataset: str) -> list[str]:
-    """Return what only some studies can answer: when transfer pays, what a chain of transfers and the leak add."""
-    return [*filter(None, (_data_size(study, dataset), _chain(study, dataset), _leak(study, dataset)))]
+    """Return what only some studies can answer: when transfer pays, what a chain, the recipe and the leak change."""
+    ways = (_data_size, _chain, _recipes, _leak)
+    return [told for way in ways if (told := way(study, dataset))]
 
 
 def _data_size(study: Study, dataset: str) -> str | None:
@@ -322,6 +328,17 @@ def _chain(study: Study, dataset: str) -> str | None:
         clear = pair and pair["p_corrected"] < LEVEL
         found.append(f"{text} ({'' if clear else 'not '}clearly other than from random)" if pair else text)
     return f"What does a chain of transfers add? Macro F1 on {title(dataset)} is {'; '.join(found)}."
+
+
+def _recipes(study: Study, dataset: str) -> str | None:
+    changes = recipe_changes([run for run in study.runs if run.dataset == dataset], study.pairs)
+    if changes.empty:
+        return None
+    found = []
+    for change, own in changes.groupby("change", sort=False):
+        effects = [_effect(row, str(row["base"])) for row in own.to_dict("records")]
+        found.append(f"with {RECIPES.get(str(change), change)} by {' and by '.join(effects)}")
+    return f"What does the rest of the recipe change? Macro F1 on {title(dataset)} changes {'; '.join(found)}."
 
 
 def _leak(study: Study, dataset: str) -> str | None:
