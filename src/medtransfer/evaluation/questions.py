@@ -1,10 +1,11 @@
 """What several configurations answer together: how many blocks to train, how many images, which recipe."""
 
+import numpy as np
 import pandas as pd
 
 from medtransfer.evaluation.comparison import Run, by_model
 from medtransfer.evaluation.families import changed_recipe, configuration_of, overrides
-from medtransfer.evaluation.metrics import MACRO
+from medtransfer.evaluation.metrics import MACRO, MICRO, score
 from medtransfer.params import BLOCKS
 
 SCORES = ["f1", "low", "high", "seeds"]
@@ -115,7 +116,8 @@ def recipe_changes(runs: list[Run], pairs: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        dataset, model, base, change (`scaling: caffe`), difference (model less base), low, high, p, p_corrected.
+        dataset, model, base, change (`scaling: caffe`), difference (model less base, macro F1), low, high, p,
+        p_corrected, micro (difference in micro F1, on the seeds that both have).
     """
     rows = []
     for dataset, model, fits in _networks(runs):
@@ -123,9 +125,15 @@ def recipe_changes(runs: list[Run], pairs: pd.DataFrame) -> pd.DataFrame:
             change = changed_recipe(fits[0].record, others[0].record) if dataset == other_dataset else None
             found = find_pair(pairs, dataset, model, base) if change else None
             if found:
+                found["micro"] = _micro_difference(fits, others)
                 rows.append({"dataset": dataset, "model": model, "base": base, "change": change, **found})
-    columns = ["dataset", "model", "base", "change", "difference", "low", "high", "p", "p_corrected"]
+    columns = ["dataset", "model", "base", "change", "difference", "low", "high", "p", "p_corrected", "micro"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def _micro_difference(fits: list[Run], others: list[Run]) -> float:
+    ours, theirs = ({run.seed: score(run.predictions)[MICRO] for run in own} for own in (fits, others))
+    return float(np.mean([ours[seed] - theirs[seed] for seed in ours if seed in theirs]))
 
 
 def find_pair(pairs: pd.DataFrame, dataset: str, first: str, second: str) -> dict[str, float] | None:

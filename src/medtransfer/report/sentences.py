@@ -336,9 +336,13 @@ def _recipes(study: Study, dataset: str) -> str | None:
         return None
     found = []
     for change, own in changes.groupby("change", sort=False):
-        effects = [_effect(row, str(row["base"])) for row in own.to_dict("records")]
+        effects = [_recipe_effect(row) for row in own.to_dict("records")]
         found.append(f"with {RECIPES.get(str(change), change)} by {' and by '.join(effects)}")
     return f"What does the rest of the recipe change? Macro F1 on {title(dataset)} changes {'; '.join(found)}."
+
+
+def _recipe_effect(change: dict[Any, Any]) -> str:
+    return f"{_effect(change, change['base'])[:-1]}; micro F1 {change['micro']:+.2f})"
 
 
 def _leak(study: Study, dataset: str) -> str | None:
