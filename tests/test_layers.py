@@ -9,6 +9,7 @@ import pytest
 from medtransfer.explain.layers import compare_layers, linear_cka, probe_blocks, rewind_blocks
 from medtransfer.models import vgg16
 from medtransfer.params import TrainParams
+from medtransfer.stages.layers import draw_rows
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
 
@@ -82,3 +83,12 @@ def test_probes_find_a_class_that_can_be_seen(tiny: TrainParams) -> None:
     assert list(table.features) == [64, 128, 256, 512, 512]
     assert table.accuracy[0] == 1
     keras.backend.clear_session()
+
+
+def test_the_compared_images_are_not_the_first_ones() -> None:
+    rows = np.arange(100, 1100)
+    drawn = draw_rows(rows, 200, seed=0)
+    assert len(set(drawn)) == 200
+    assert 500 < drawn.mean() < 700
+    assert (drawn == draw_rows(rows, 200, seed=0)).all()
+    assert (draw_rows(rows, 5000, seed=0) == rows).all()

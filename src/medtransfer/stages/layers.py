@@ -24,7 +24,7 @@ from medtransfer.training.fit import predict
 
 PROBED = 2000  # training images of a probe
 COMPARED_BYTES = 1e9  # of the largest layer's outputs, which are held twice
-COMPARED = 256  # images at most
+COMPARED = 256  # validation images at most, drawn at random
 
 
 def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
@@ -69,7 +69,7 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
         for which, model in (("start", start), ("tuned", tuned))
     ]
     largest = 64 * description["image_size"] ** 2 * np.dtype(np.float32).itemsize
-    compared = rows["validation"][: min(COMPARED, int(COMPARED_BYTES // largest))]
+    compared = draw_rows(rows["validation"], min(COMPARED, int(COMPARED_BYTES // largest)), seed)
     with whole_folder(LAYERS / dataset / run_name(name, seed)) as folder:
         pd.concat(probes).round(6).to_csv(folder / "probes.csv", index=False)
         rewind_blocks(tuned, start, score_network).round(6).to_csv(folder / "rewinding.csv", index=False)
@@ -88,6 +88,12 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
         }
         write_json(folder / "layers.json", record)
     return LAYERS / dataset / run_name(name, seed)
+
+
+def draw_rows(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Return at most so many of the rows, in their order: the first ones may be of one class."""
+    drawn: np.ndarray = np.random.default_rng(seed).choice(rows, min(most, len(rows)), replace=False)
+    return np.sort(drawn)
 
 
 def _columns(probabilities: np.ndarray, classes: list[str]) -> pd.DataFrame:
