@@ -134,7 +134,15 @@ def test_the_cheapest_counts_the_features_and_was_compared_with_the_best() -> No
 
 
 def test_a_claim_is_decided_whichever_model_comes_first_in_its_pair() -> None:
-    pair = {"dataset": "chest_xray", "difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.001, "p_corrected": 0.002}
+    pair = {
+        "dataset": "chest_xray",
+        "difference": 0.2,
+        "low": 0.1,
+        "high": 0.3,
+        "p": 0.001,
+        "p_corrected": 0.002,
+        "seeds": 1,
+    }
     forward = judge(pd.DataFrame([{**pair, "first": "imagenet_all", "second": "cnn_random"}]))
     backward = judge(pd.DataFrame([{**pair, "first": "cnn_random", "second": "imagenet_all"}]))
     assert list(forward.verdict) == ["holds"]
@@ -143,7 +151,15 @@ def test_a_claim_is_decided_whichever_model_comes_first_in_its_pair() -> None:
 
 
 def test_claims_are_corrected_for_their_own_number() -> None:
-    pair = {"dataset": "ham10000", "difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.01, "p_corrected": 0.2}
+    pair = {
+        "dataset": "ham10000",
+        "difference": 0.2,
+        "low": 0.1,
+        "high": 0.3,
+        "p": 0.01,
+        "p_corrected": 0.2,
+        "seeds": 1,
+    }
     table = judge(pd.DataFrame([{**pair, "first": "imagenet_all", "second": "cnn_random"}]))
     assert table.p_corrected.tolist() == [0.01]
     assert table.verdict.tolist() == ["holds"]
@@ -394,7 +410,7 @@ def test_chains_stand_beside_random_and_imagenet_weights() -> None:
     row = table.loc["imagenet → ham10000 → chest_xray"]
     for start, model in (("random", "cnn_random"), ("imagenet", "imagenet_all")):
         assert row[f"less {start}"].startswith(f"{f1['ham10000_all'] - f1[model]:+.2f}\n[")
-    assert row["p, random"] == "< .001"
+    assert row["p, random"] == "0.001"
     assert list(table.loc["random → chest_xray", ["less random", "p, random"]]) == ["-", "-"]
     assert "p, imagenet" in build_page([study])
     assert not tables.beyond_the_talk(study.table, study.summary, study.pairs, study.runs, "ham10000")

@@ -119,7 +119,15 @@ def test_a_recipe_is_compared_with_what_differs_from_it_in_one_thing(params: Par
         fit(params, "few", fraction=0.1),
         fit(params, "head_sgd", trainable="head", optimizer="sgd"),
     ]
-    pair = {"dataset": "ham10000", "difference": 0.2, "low": 0.1, "high": 0.3, "p": 0.01, "p_corrected": 0.02}
+    pair = {
+        "dataset": "ham10000",
+        "difference": 0.2,
+        "low": 0.1,
+        "high": 0.3,
+        "p": 0.01,
+        "p_corrected": 0.02,
+        "seeds": 1,
+    }
     names = [run.model for run in runs]
     pairs = pd.DataFrame([{**pair, "first": one, "second": two} for one in names for two in names if one < two])
     table = recipe_changes(runs, pairs).set_index("model")

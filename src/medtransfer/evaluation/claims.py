@@ -9,7 +9,8 @@ from medtransfer.evaluation.intervals import correct
 from medtransfer.evaluation.questions import find_pair
 
 LEVEL = 0.05
-COLUMNS = ["sentence", "dataset", "better", "worse", "difference", "low", "high", "p", "p_corrected", "verdict"]
+FOUND = ["seeds", "difference", "low", "high", "p", "p_corrected"]
+COLUMNS = ["sentence", "dataset", "better", "worse", *FOUND, "verdict"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ def judge(pairs: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        sentence, dataset, better, worse, difference, low, high, p, p_corrected, verdict: `holds` or `does not
-        hold` where p < .05 after correction, else `not settled`.
+        sentence, dataset, better, worse, seeds (how many both have), difference, low, high, p, p_corrected, verdict:
+        `holds` or `does not hold` where p < .05 after correction, else `not settled`.
     """
     rows = []
     for claim in CLAIMS:

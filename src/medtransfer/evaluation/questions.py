@@ -117,7 +117,7 @@ def recipe_changes(runs: list[Run], pairs: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         dataset, model, base, change (`scaling: caffe`), difference (model less base, macro F1), low, high, p,
-        p_corrected, micro (difference in micro F1, on the seeds that both have).
+        p_corrected, seeds (how many both have), micro (difference in micro F1 on them).
     """
     rows = []
     for dataset, model, fits in _networks(runs):
@@ -127,7 +127,7 @@ def recipe_changes(runs: list[Run], pairs: pd.DataFrame) -> pd.DataFrame:
             if found:
                 found["micro"] = _micro_difference(fits, others)
                 rows.append({"dataset": dataset, "model": model, "base": base, "change": change, **found})
-    columns = ["dataset", "model", "base", "change", "difference", "low", "high", "p", "p_corrected", "micro"]
+    columns = ["dataset", "model", "base", "change", "difference", "low", "high", "p", "p_corrected", "seeds", "micro"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -137,7 +137,7 @@ def _micro_difference(fits: list[Run], others: list[Run]) -> float:
 
 
 def find_pair(pairs: pd.DataFrame, dataset: str, first: str, second: str) -> dict[str, float] | None:
-    """Return difference (first less second), low, high, p and p_corrected of two models out of `compare_models`.
+    """Return difference (first less second), low, high, p, p_corrected and seeds of two models of `compare_models`.
 
     It has each pair once, in either order.
     """
@@ -146,7 +146,7 @@ def find_pair(pairs: pd.DataFrame, dataset: str, first: str, second: str) -> dic
         for row in own.to_dict("records"):
             # Without the 0.0 an exact zero would come out as -0.0.
             low, high = sorted((sign * row["low"] + 0.0, sign * row["high"] + 0.0))
-            kept = {"p": row["p"], "p_corrected": row["p_corrected"]}
+            kept = {name: row[name] for name in ("p", "p_corrected", "seeds")}
             return {"difference": sign * row["difference"] + 0.0, "low": low, "high": high, **kept}
     return None
 

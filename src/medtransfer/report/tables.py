@@ -24,8 +24,8 @@ CELL_NOTE = (
 
 CLAIMS_NOTE = (
     "What the talk claims, tested as: the first model's macro F1 is higher than the second's; p corrected for the "
-    "number of claims. The same two models may have a smaller p in the tables below: there it is corrected for the "
-    "number of pairs, and the correction weighs how many of the others are clear."
+    "number of claims (Holm). In the tables below the same two models have a larger p, corrected for the number of all "
+    "pairs. An interval is of its own pair alone, so it may leave out 0 where p is above .05 after correction."
 )
 
 
@@ -48,7 +48,9 @@ def claims(decided: pd.DataFrame) -> pd.DataFrame:
             "first": row["better"],
             "second": row["worse"],
             "difference": _difference(row),
-            "p": p_value(row["p_corrected"]),
+            "seeds": str(int(row["seeds"])),
+            "p": p_value(row["p"]),
+            "p, corrected": p_value(row["p_corrected"]),
             "verdict": f"**{row['verdict']}**",
         }
         for row in decided.to_dict("records")
