@@ -209,10 +209,8 @@ def test_ways_that_agree_and_ways_that_do_not() -> None:
     assert "trained" not in unknown.blocks
     same = agree(*layer_tables(dict.fromkeys(WAYS, rising)))
     assert same.concordance == pytest.approx(1)
-    assert same.p < 0.01
     np.testing.assert_allclose(same.blocks.to_numpy(), np.repeat(np.array(rising)[:, None], 4, axis=1))
     split = agree(*layer_tables({"rewinding": rising, "outputs": rising, "weights": falling, "probes": falling}))
     assert split.concordance == pytest.approx(0)
-    assert split.p > 0.9
     assert split.blocks["weights"].idxmax() == "block1"
     assert split.blocks["rewinding"].idxmax() == "block5"

@@ -141,7 +141,7 @@ def _scores(study: Study, dataset: str) -> list[Drawn]:
         (study.table.dataset == dataset) & (study.table["class"] == MACRO) & (study.table.family == TALK)
     ]
     fits = {model: own for name, model, own in by_model(study.runs) if name == dataset}
-    seconds = costs({model: fits[model] for model in part.model})
+    seconds = costs({model: fits[model] for model in part.model}, study.runs)
     warm = [model for model in part.model if leaves_out_features(fits[model])]
     without = f" Without the time to compute features that were already stored: {', '.join(warm)}." if warm else ""
     talks = ", and the talk's" if is_the_talks(dataset) else ""
@@ -152,7 +152,8 @@ def _scores(study: Study, dataset: str) -> list[Drawn]:
             figures.scores(part, figures.mark(f"{dataset}: macro F1", mark), _seeds(study, dataset)),
         ),
         (
-            f"What each model costs: seconds of training against macro F1.{without}",
+            "What each model costs: seconds of training, with those of the fit that it begins from, against macro F1."
+            + without,
             figures.cost(part, seconds, figures.mark(f"{dataset}: cost against macro F1", mark)),
         ),
     ]

@@ -8,6 +8,7 @@ import pandas as pd
 
 from medtransfer.evaluation.claims import judge
 from medtransfer.evaluation.comparison import Run
+from medtransfer.evaluation.families import configuration_of
 
 
 @dataclass(frozen=True)
@@ -53,23 +54,31 @@ class Study:
         return judge(self.pairs)
 
 
-def costs(models: Mapping[str, list[Run]]) -> dict[str, float]:
+def costs(models: Mapping[str, list[Run]], runs: list[Run]) -> dict[str, float]:
     """Return the seconds of a fit of each model, mean over the seeds that were fitted where all networks were.
 
-    With those of its features where another run computed them. The seconds of several machines are not compared; where
-    no device has all networks, every seed counts.
+    With those of its features where another run computed them, and of the fit that it begins from, out of `runs`. The
+    seconds of several machines are not compared; where no device has all networks, every seed counts.
     """
+    fitted = {(run.dataset, run.model, run.seed): run for run in runs}
     devices = [{run.record["device"] for run in fits} for fits in models.values() if fits[0].history is not None]
     shared = set.intersection(*devices) if devices else set()
     return {
-        model: _mean_cost([run for run in fits if run.record["device"] in shared] or fits)
+        model: _mean_cost([run for run in fits if run.record["device"] in shared] or fits, fitted)
         for model, fits in models.items()
     }
 
 
-def _mean_cost(fits: list[Run]) -> float:
+def _mean_cost(fits: list[Run], fitted: Mapping[tuple[str, str, int], Run]) -> float:
+    return sum(_cost(run, fitted) for run in fits) / len(fits)
+
+
+def _cost(run: Run, fitted: Mapping[tuple[str, str, int], Run]) -> float:
+    source = configuration_of(run.record).source if run.record["kind"] == "network" else None
+    before = fitted.get((*source, run.seed)) if source else None
     # Of a null, and of what was committed before these seconds were kept, nobody knows: `leaves_out_features`.
-    return sum(run.record["seconds"] + (run.record.get("feature_seconds") or 0) for run in fits) / len(fits)
+    own = float(run.record["seconds"] + (run.record.get("feature_seconds") or 0))
+    return own + (_cost(before, fitted) if before else 0)
 
 
 def leaves_out_features(fits: list[Run]) -> bool:

@@ -17,8 +17,8 @@ SYNTHETIC_NOTE = (
     "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."
 )
 CELL_NOTE = (
-    "An F1 of .00: the model never gets that class right; one that only ever answers the largest class has it in all "
-    "others."
+    "An F1 of .00: the model never gets that class right, of which a bootstrap has no interval; one that only ever "
+    "answers the largest class has it in all others."
 )
 
 
@@ -99,7 +99,9 @@ def differences(pairs: pd.DataFrame, dataset: str, family: str = TALK) -> pd.Dat
 
 def _cell(row: pd.Series) -> str:
     published = f" ({_short(row.published)})" if pd.notna(row.published) else ""
-    return f"{_short(row.f1)}{published}\n[{_short(row.low)}, {_short(row.high)}]"
+    # Drawn again, what was never right is never right.
+    span = f"[{_short(row.low)}, {_short(row.high)}]" if row.high > 0 else "-"
+    return f"{_short(row.f1)}{published}\n{span}"
 
 
 def _short(value: float) -> str:
