@@ -169,15 +169,26 @@ def test_a_leak_is_measured_by_class_on_the_same_images() -> None:
     leaky, clean = predictions(), predictions()
     wrong = clean.label == "b"
     clean.loc[wrong, ["p_a", "p_b", "p_c"]] = [0.9, 0.05, 0.05]
-    table = measure_leak([run(leaky), run(leaky, model="alone")], [run(clean)]).set_index("class")
-    assert set(table.model) == {"m"}
+    shared = {"d": pd.DataFrame({"id": leaky.id[wrong], "split": "train"})}
+    found = measure_leak([run(leaky), run(leaky, model="alone")], [run(clean)], shared)
+    assert set(found.model) == {"m"}
+    by_images = found[found["class"] == MICRO].set_index("images")
+    assert by_images.tested.to_dict() == {"all": 90, "shared": wrong.sum(), "others": 90 - wrong.sum()}
+    assert by_images.clean["shared"] == 0
+    assert by_images.difference["others"] == 0
+    assert by_images.low["shared"] > 0
+    table = found[found.images == "all"].set_index("class")
     assert table.clean["b"] == 0
     assert table.difference["b"] == pytest.approx(score(leaky)["b"])
     assert table.low["b"] > 0
-    same = measure_leak([run(leaky)], [run(leaky)])
+    validated = {"d": shared["d"].assign(split="validation")}
+    assert set(measure_leak([run(leaky)], [run(clean)], validated).images) == {"all", "shared", "others"}
+    network = [run(table, kind="network") for table in (leaky, clean)]
+    assert set(measure_leak(network[:1], network[1:], validated).images) == {"all", "others"}  # not fitted on it
+    same = measure_leak([run(leaky)], [run(leaky)], shared)
     assert (same[["difference", "low", "high"]] == 0).all(axis=None)
     with pytest.raises(ValueError, match="different images"):
-        measure_leak([run(leaky)], [run(clean.assign(id=clean.id + "x"))])
+        measure_leak([run(leaky)], [run(clean.assign(id=clean.id + "x"))], shared)
 
 
 def slowly_studentized(true: list[np.ndarray], first: list[np.ndarray], second: list[np.ndarray]) -> float:

@@ -25,7 +25,7 @@ from medtransfer.evaluation.agreement import WAYS
 from medtransfer.evaluation.claims import CLAIMS, judge
 from medtransfer.evaluation.comparison import Run
 from medtransfer.evaluation.families import LATTICE, RECIPES, SIZES, TALK, family
-from medtransfer.evaluation.metrics import MACRO
+from medtransfer.evaluation.metrics import MACRO, MICRO
 from medtransfer.evaluation.questions import block_gains
 from medtransfer.files import write_json
 from medtransfer.params import Configuration, read_params
@@ -50,6 +50,8 @@ QUESTIONS = """<script>addEventListener("load", () => {
 });</script>"""
 
 
+# What `prepare` keeps of each image, here only what tells who is in two splits.
+SAMPLES = "id,group,split a,p,test b,p,test c,q,test d,p,train e,p,train f,q,left g,p,validation".replace(" ", "\n")
 TRAIN = read_params(PROJECT / "params.yaml").train
 
 
@@ -370,11 +372,15 @@ def test_a_study_with_more_answers_more_questions() -> None:
         r"with class weights by -\S+ \[.*\] on imagenet_all \(a fall, p < .001, one fit of each; micro F1 -0.\d\d\)\.$",
         told,
     )
+    same = {"dataset": "chest_xray", "model": "m", "class": MICRO}
     leak = pd.DataFrame(
-        [{"dataset": "chest_xray", "model": "m", "class": MACRO, "difference": 0.04, "low": 0.01, "high": 0.07}]
+        [
+            {**same, "images": "shared", "difference": 0.04, "low": 0.01, "high": 0.07},
+            {**same, "images": "others", "difference": 0.0, "low": -0.01, "high": 0.01},
+        ]
     )
     told = beyond(dataclasses.replace(study, leak=leak), "chest_xray")[-1]
-    assert "changes by +0.04 [+0.01, +0.07] for m. With one seed, the variation" in told
+    assert "changes by +0.04 [+0.01, +0.07] for m (on the other test images +0.00 [-0.01, +0.01]). With one" in told
 
 
 def test_the_lattice_of_trained_blocks_is_one_of_the_ways() -> None:
@@ -615,6 +621,7 @@ def test_results_are_collected_and_reported_without_the_models(tmp_path: Path, m
     (tmp_path / "artifacts" / "prepared" / "chest_xray").mkdir(parents=True)
     record = tmp_path / "artifacts" / "runs" / "chest_xray" / "dataset.json"
     record.rename(tmp_path / "artifacts" / "prepared" / "chest_xray" / "dataset.json")
+    (tmp_path / "artifacts" / "prepared" / "chest_xray" / "samples.csv").write_text(SAMPLES)
     (tmp_path / "artifacts" / "runs" / "chest_xray" / "cnn_random-seed0" / "model.keras").write_bytes(b"large")
     shutil.copy(source / "params.yaml", tmp_path)
     shutil.copy(source / "data-version.yaml", tmp_path / "data.dvc")
@@ -674,11 +681,30 @@ def finished_study(folder: Path, seed: int, models: list[str]) -> None:
             shutil.rmtree(fit)
     (folder / "artifacts/prepared/chest_xray").mkdir(parents=True)
     shutil.copy(source / "runs/chest_xray/dataset.json", folder / "artifacts/prepared/chest_xray")
+    rows = [
+        "id,group,split",
+        "a,p,test",
+        "b,p,test",
+        "c,q,test",
+        "d,p,train",
+        "e,p,train",
+        "f,q,left out",
+        "g,p,validation",
+    ]
+    (folder / "artifacts/prepared/chest_xray/samples.csv").write_text("\n".join(rows))
     text = (source / "params.yaml").read_text().replace("seeds: [0, 1, 2]", f"seeds: [{seed}]")
     (folder / "params.yaml").write_text(text)
     shutil.copy(source / "data-version.yaml", folder / "data.dvc")
     tuning = pd.read_csv(source / "tuning.csv", dtype=str).iloc[seed : seed + 2]
     tuning.to_csv(folder / "artifacts/tuning.csv", index=False)
+
+
+def test_which_test_images_share_a_group_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished_study(tmp_path, 0, ["decision_tree"])
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    told = Path("results/mine/runs/chest_xray/shared.csv").read_text().split()
+    assert told == ["id,split", "a,train", "a,validation", "b,train", "b,validation"]
 
 
 def test_another_seed_is_added_to_what_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -788,6 +814,10 @@ def test_the_leak_is_measured_between_two_folders_and_shown(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     mixed = CliRunner().invoke(cli, ["leak", "remove", "match"])
     assert "remove/params.yaml: datasets.ham10000.split.leak: found remove, expected match" in str(mixed.exception)
+    untold = CliRunner().invoke(cli, ["leak", "match", "remove"])
+    assert "match/runs/chest_xray/shared.csv: not found" in str(untold.exception)
+    tested = pd.read_csv("match/runs/chest_xray/m-seed0/predictions.csv", dtype=str).query("split == 'test'").id
+    pd.DataFrame({"id": tested[:100], "split": "train"}).to_csv("match/runs/chest_xray/shared.csv", index=False)
     assert CliRunner().invoke(cli, ["leak", "match", "remove"]).exit_code == 0
     table = pd.read_csv("match/leak.csv")
     assert (table.difference == 0).all()

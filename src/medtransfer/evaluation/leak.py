@@ -1,29 +1,39 @@
 """How much images of the same lesions or patients in training flatter a score."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 from medtransfer.evaluation.comparison import Run, by_model
 from medtransfer.evaluation.intervals import MEASURES, draw_weights, span, weighted_score
-from medtransfer.evaluation.metrics import MACRO, score
+from medtransfer.evaluation.metrics import MACRO, MICRO, score
 from medtransfer.evaluation.predictions import classes_of
 
-COLUMNS = ["dataset", "model", "class", "leaky", "clean", "difference", "low", "high"]
+COLUMNS = ["dataset", "model", "images", "class", "tested", "leaky", "clean", "difference", "low", "high"]
+ALL, SHARED, OTHERS = "all", "shared", "others"
+# What a model is fitted on.
+SEEN = {"network": ("train",), "baseline": ("train", "validation")}
 
 
-def measure_leak(leaky: list[Run], clean: list[Run]) -> pd.DataFrame:
+def measure_leak(leaky: list[Run], clean: list[Run], shared: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Compare fits with the leak and without it on the same test images, a model at a time.
 
     Parameters
     ----------
     leaky, clean : lists of runs
         Of splits by image that differ in `leak` alone: `match` and `remove`.
+    shared : mapping of DataFrames
+        By data set, which test images (id) share a lesion or patient with which split (split) of `leaky`.
 
     Returns
     -------
     DataFrame
-        dataset, model, class (or MACRO), leaky, clean (F1, mean over seeds), difference, low and high (its 95%
-        interval over lesions or patients). A model that only one side has is left out.
+        dataset, model, images (ALL, SHARED with what the model was fitted on where it leaks, OTHERS), class (of all
+        images each class and MACRO; MICRO of each), tested (their number), leaky, clean (F1, mean over seeds),
+        difference, low and high (its 95% interval over lesions or patients). Only the shared images can be flattered;
+        on the others the two fits differ because they saw other images. A model that only one side has is left out.
 
     Raises
     ------
@@ -38,23 +48,35 @@ def measure_leak(leaky: list[Run], clean: list[Run]) -> pd.DataFrame:
         sides = [[run.predictions for run in side] for side in (fits, others[dataset, model])]
         if any(list(table.id) != list(sides[0][0].id) for side in sides for table in side):
             raise ValueError(f"{dataset} {model}: the two sides were tested on different images")
-        names = [*classes_of(sides[0][0]), *MEASURES]
-        ours, theirs = (pd.DataFrame([score(table) for table in side]).mean() for side in sides)
-        weights = draw_weights(sides[0][0], fits[0].seed)
-        drawn = [np.mean([weighted_score(table, weights) for table in side], axis=0) for side in sides]
-        low, high = span(drawn[0] - drawn[1])
-        for position, name in enumerate(names):
-            if name in (*classes_of(sides[0][0]), MACRO):
-                rows.append(
-                    {
-                        "dataset": dataset,
-                        "model": model,
-                        "class": name,
-                        "leaky": ours[name],
-                        "clean": theirs[name],
-                        "difference": ours[name] - theirs[name],
-                        "low": low[position],
-                        "high": high[position],
-                    }
-                )
+        known = shared[dataset]
+        leaks = sides[0][0].id.isin(known.id[known.split.isin(SEEN[fits[0].record["kind"]])])
+        every = pd.Series(True, index=leaks.index)
+        for images, kept in ((ALL, every), (SHARED, leaks), (OTHERS, ~leaks)):
+            names = [*classes_of(sides[0][0]), MACRO, MICRO] if images == ALL else [MICRO]
+            parts = [[table[kept] for table in side] for side in sides]
+            if kept.any():
+                found = _differences(parts[0], parts[1], names, fits[0].seed)
+                rows += [{"dataset": dataset, "model": model, "images": images, **row} for row in found]
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _differences(
+    leaky: list[pd.DataFrame], clean: list[pd.DataFrame], names: list[str], seed: int
+) -> list[dict[str, Any]]:
+    scored = [*classes_of(leaky[0]), *MEASURES]
+    ours, theirs = (pd.DataFrame([score(table) for table in side]).mean() for side in (leaky, clean))
+    weights = draw_weights(leaky[0], seed)
+    drawn = [np.mean([weighted_score(table, weights) for table in side], axis=0) for side in (leaky, clean)]
+    low, high = (dict(zip(scored, ends, strict=True)) for ends in span(drawn[0] - drawn[1]))
+    return [
+        {
+            "class": name,
+            "tested": len(leaky[0]),
+            "leaky": ours[name],
+            "clean": theirs[name],
+            "difference": ours[name] - theirs[name],
+            "low": low[name],
+            "high": high[name],
+        }
+        for name in names
+    ]

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
+from medtransfer.evaluation.leak import ALL
+
 SYNTHETIC_MARK = " - SYNTHETIC demonstration data"
 DPI = 130
 # Colours that people with any colour vision tell apart (Paul Tol, Colour Schemes, SRON/EPS/TN/09-002, 2021, "bright"),
@@ -367,16 +369,20 @@ def gradcam(
 
 
 def leak(table: pd.DataFrame, title: str) -> Figure:
-    """Return a figure of how much the leak adds to each class's F1, a panel a model; `table` from `measure_leak`."""
+    """Return a figure of how much the leak adds to each class's F1, a panel a model.
+
+    `table` from `measure_leak`; F1 on the images that share a lesion or patient, and on the others, come last.
+    """
+    table = table.assign(name=table["class"].where(table.images == ALL, table["class"] + ", " + table.images))
     models = list(table.model.drop_duplicates())
-    figure = Figure(figsize=(3.2 * len(models) + 1, 1.4 + 0.3 * table["class"].nunique()), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(models) + 1, 1.4 + 0.3 * table.name.nunique()), layout="constrained")
     panels = figure.subplots(1, len(models), squeeze=False, sharey=True, sharex=True)[0]
     for axes, model in zip(panels, models, strict=True):
         own = table[table.model == model]
         rows = np.arange(len(own))[::-1]
         axes.errorbar(own.difference, rows, xerr=_spans(own, "difference"), fmt="o", color=PALETTE[0], capsize=3)
         axes.axvline(0, color="#333333", linewidth=1)
-        axes.set_yticks(rows, list(own["class"]))
+        axes.set_yticks(rows, list(own.name))
         axes.set_title(model, fontsize=9)
         axes.grid(axis="x", color="#dddddd")
         axes.spines[["top", "right"]].set_visible(False)

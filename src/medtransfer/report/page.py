@@ -204,8 +204,8 @@ def _questions(study: Study, dataset: str) -> list[Drawn]:
     if study.leak is not None and dataset in set(study.leak.dataset):
         text = (
             f"How much the leak flatters each class: F1 with images of the test images' {_units(study.own, dataset)} "
-            "in training, less F1 without, on the same test images and with as many training images of each class. "
-            "95% intervals."
+            "in training, less F1 without, on the same test images and with as many training images of each class; the "
+            "micro average also on the test images that share one with training, and on the others. 95% intervals."
         )
         drawing = figures.leak(study.leak[study.leak.dataset == dataset], figures.mark(f"{dataset}: the leak", mark))
         drawn.append((text, drawing))

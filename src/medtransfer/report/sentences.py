@@ -9,7 +9,8 @@ from medtransfer.evaluation.agreement import Agreement, agree
 from medtransfer.evaluation.claims import LEVEL
 from medtransfer.evaluation.comparison import Run, by_model
 from medtransfer.evaluation.families import TALK, family
-from medtransfer.evaluation.metrics import MACRO, score
+from medtransfer.evaluation.leak import OTHERS, SHARED
+from medtransfer.evaluation.metrics import MACRO, MICRO, score
 from medtransfer.evaluation.predictions import classes_of, only_answer
 from medtransfer.evaluation.questions import block_gains, chain, data_sizes, find_pair, recipe_changes
 from medtransfer.report.study import Layers, Study, costs, leaves_out_features
@@ -368,17 +369,19 @@ def _recipe_effect(change: dict[Any, Any]) -> str:
 def _leak(study: Study, dataset: str) -> str | None:
     if study.leak is None:
         return None
-    own = study.leak[(study.leak.dataset == dataset) & (study.leak["class"] == MACRO)]
+    own = study.leak[(study.leak.dataset == dataset) & (study.leak["class"] == MICRO)]
+    told = {(row["model"], row["images"]): row for row in own.to_dict("records")}
     found = [
-        f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] for {row['model']}"
-        for row in own.to_dict("records")
+        f"{_difference(told[model, SHARED])} for {model} (on the other test images {_difference(told[model, OTHERS])})"
+        for model in own.model.drop_duplicates()
+        if {(model, SHARED), (model, OTHERS)} <= set(told)
     ]
     if not found:
         return None
     alone = (study.table.seeds[study.table.dataset == dataset] == 1).all()
     return (
-        f"How much does the leak flatter? With images of the test images' {units(dataset)} in training, macro F1 on "
-        f"the same test images changes by {'; '.join(found)}."
+        f"How much does the leak flatter? With images of the test images' {units(dataset)} in training, the share of "
+        f"right answers on the test images concerned changes by {'; '.join(found)}."
         + (
             " With one seed, the variation of training is in these numbers, but not in their intervals."
             if alone

@@ -11,7 +11,18 @@ from ruamel.yaml import YAML
 from medtransfer.errors import UserError
 from medtransfer.files import whole_folder
 from medtransfer.stages.integrity import check_unchanged
-from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, PREPARED, RUNS, TUNING, TUNING_KEY, check_name
+from medtransfer.stages.layout import (
+    FIGURES,
+    GRADCAM,
+    LAYERS,
+    PARAMS,
+    PREPARED,
+    RUNS,
+    SHARED,
+    TUNING,
+    TUNING_KEY,
+    check_name,
+)
 
 RESULTS = Path("results")
 KEPT = ("predictions.csv", "history.csv", "metrics.json", "run.json")
@@ -87,6 +98,16 @@ def _copy(fits: list[Path], folder: Path) -> None:
         shutil.copyfile(drawn, folder / f"{drawn.parent.name}-activations.png")
     for dataset in {_record(fit)["dataset"] for fit in fits}:
         shutil.copyfile(PREPARED / dataset / "dataset.json", folder / "runs" / dataset / "dataset.json")
+        shared = _shared(pd.read_csv(PREPARED / dataset / "samples.csv", dtype=str))
+        if len(shared):
+            shared.to_csv(folder / "runs" / dataset / SHARED, index=False)
+
+
+def _shared(samples: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each test image and split (train, validation) that has images of its group: id, split."""
+    groups = samples[samples.split.isin(["train", "validation"])][["group", "split"]].drop_duplicates()
+    tested = samples[samples.split == "test"][["id", "group"]]
+    return tested.merge(groups, on="group")[["id", "split"]]
 
 
 def _check_same_study(fits: list[Path], folder: Path) -> None:

@@ -14,6 +14,8 @@ ACTIVATIONS = Path("artifacts/activations")
 LAYERS = Path("artifacts/layers")
 GRADCAM = Path("artifacts/gradcam")
 TUNING = Path("artifacts/tuning.csv")
+# Of a data set's collected runs: which test images share a lesion or patient with which other split.
+SHARED = "shared.csv"
 TUNING_KEY = ["dataset", "configuration", "optimizer", "learning_rate", "fraction", "epochs", "seed"]
 SWEEPS = Path("artifacts/sweeps")
 REPORTS = Path("reports")

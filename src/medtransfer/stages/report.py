@@ -17,7 +17,7 @@ from medtransfer.report.figures import DPI
 from medtransfer.report.page import build_page, overview
 from medtransfer.report.study import Layers, Picture, Study
 from medtransfer.stages.evaluate import TABLES, evaluate_runs, read_run, write_tables
-from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, REPORTS, RUNS, TUNING
+from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, REPORTS, RUNS, SHARED, TUNING
 
 LEAK = "leak.csv"
 OVERVIEW = "scores.png"
@@ -45,17 +45,27 @@ def write_leak(leaky: Path, clean: Path) -> Path:
     Raises
     ------
     UserError
-        The two folders were not made with `split.leak` match and remove.
+        The two folders were not made with `split.leak` match and remove, or the first does not tell which test images
+        share a lesion or patient with training.
     """
     for folder, expected in ((leaky, "match"), (clean, "remove")):
         for dataset, settings in YAML(typ="safe").load((folder / PARAMS).read_text())["datasets"].items():
             found = settings["split"].get("leak", "keep")
             if found != expected:
                 raise UserError(f"{folder / PARAMS}: datasets.{dataset}.split.leak: found {found}, expected {expected}")
-    table = measure_leak(*(read_runs(folder / "runs", folder / PARAMS) for folder in (leaky, clean)))
+    sides = [read_runs(folder / "runs", folder / PARAMS) for folder in (leaky, clean)]
+    shared = {dataset: _read_shared(leaky, dataset) for dataset in {run.dataset for run in sides[0]}}
+    table = measure_leak(sides[0], sides[1], shared)
     with whole_file(leaky / LEAK) as path:
         table.round(6).to_csv(path, index=False)
     return leaky / LEAK
+
+
+def _read_shared(folder: Path, dataset: str) -> pd.DataFrame:
+    path = folder / "runs" / dataset / SHARED
+    if not path.exists():
+        raise UserError(f"{path}: not found; collect these runs again, or their split leaks nothing")
+    return pd.read_csv(path, dtype=str)
 
 
 def report(folders: list[Path], output: Path) -> None:
