@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 
 from medtransfer.evaluation.agreement import Agreement, agree
 from medtransfer.evaluation.claims import LEVEL
 from medtransfer.evaluation.comparison import Run, by_model
 from medtransfer.evaluation.families import TALK, family
 from medtransfer.evaluation.leak import OTHERS, SHARED
-from medtransfer.evaluation.metrics import MACRO, MICRO, score
+from medtransfer.evaluation.metrics import AUC, MACRO, MICRO, score
 from medtransfer.evaluation.predictions import classes_of, only_answer
 from medtransfer.evaluation.questions import block_gains, chain, data_sizes, find_pair, recipe_changes
 from medtransfer.report.study import Layers, Study, costs, leaves_out_features
@@ -133,12 +134,13 @@ def _cheapest(study: Study, dataset: str) -> str | None:
         rest = "every cheaper one that was compared is worse" if cheaper else "none is cheaper"
         return f"On {title(dataset)}, {chosen} (test macro F1 {table.f1[best]:.2f}), and {rest}."
     without = (
-        " (without the time to compute features that were already stored)" if leaves_out_features(fits[cheap]) else ""
+        " without the time to compute features that were already stored" if leaves_out_features(fits[cheap]) else ""
     )
     return (
-        f"On {title(dataset)}, {chosen} (test macro F1 {table.f1[best]:.2f}, {seconds[best]:.0f} s of training); "
-        f"{_named(cheap, fits[cheap])} is the cheapest that may be as good ({table.f1[cheap]:.2f}, "
-        f"{seconds[cheap]:.0f} s{without}; difference {_difference(compared[cheap])}{_fits(compared[cheap])})."
+        f"On {title(dataset)}, {chosen} (test macro F1 {table.f1[best]:.2f} after {seconds[best]:.0f} s of training); "
+        f"{_named(cheap, fits[cheap])} is the cheapest that may be as good, {table.f1[cheap]:.2f} after "
+        f"{seconds[cheap]:.0f} s of training{without} (difference {_difference(compared[cheap])}"
+        f"{_fits(compared[cheap])})."
     )
 
 
@@ -297,9 +299,29 @@ def _first_block(tried: pd.DataFrame, flat: pd.Series) -> str:
 
 
 def beyond(study: Study, dataset: str) -> list[str]:
-    """Return what only some studies can answer: when transfer pays, what a chain, the recipe and the leak change."""
-    ways = (_data_size, _chain, _recipes, _leak)
+    """Return what else a study can answer: another measure, when transfer pays, a chain, the recipe and the leak."""
+    ways = (_measures, _data_size, _chain, _recipes, _leak)
     return [told for way in ways if (told := way(study, dataset))]
+
+
+def _measures(study: Study, dataset: str) -> str | None:
+    """Say whether the order of the talk's networks by macro F1 is that by AUC, which does not hang on a decision."""
+    networks = {
+        model
+        for name, model, fits in by_model(study.runs)
+        if name == dataset and fits[0].history is not None and family(fits[0].record) == TALK
+    }
+    own = study.summary[(study.summary.dataset == dataset) & study.summary.model.isin(networks)]
+    values = own.pivot(index="model", columns="measure", values="value")
+    if len(values) < 3:
+        return None
+    best = {measure: (values[measure].idxmax(), values[measure].max()) for measure in (MACRO, AUC)}
+    agreement = scipy.stats.kendalltau(values[MACRO], values[AUC]).statistic
+    return (
+        f"Does the order hang on the measure? {best[MACRO][0]} has the highest macro F1 ({best[MACRO][1]:.2f}), "
+        f"{best[AUC][0]} the highest AUC ({best[AUC][1]:.2f}); over {len(values)} networks the two orders have a "
+        f"Kendall's tau of {agreement:.2f} (1: the same)."
+    )
 
 
 def _data_size(study: Study, dataset: str) -> str | None:
