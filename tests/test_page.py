@@ -373,6 +373,11 @@ def test_a_study_with_more_answers_more_questions() -> None:
         r"with class weights by -\S+ \[.*\] on imagenet_all \(a fall, p < .001, one fit of each; micro F1 -0.\d\d\)\.$",
         told,
     )
+    balanced = run("chest_xray", "imagenet_all_sampled", 0.99, balance="sampling")
+    helped = evaluate_study("s", [run("chest_xray", "imagenet_all", 0.7), balanced, weighed])
+    assert re.search(
+        r"^What else helps\? On chest X-rays, balanced sampling changes macro F1 by \+0", answer(helped)[-1]
+    )
     same = {"dataset": "chest_xray", "model": "m", "class": MICRO}
     leak = pd.DataFrame(
         [
