@@ -164,19 +164,19 @@ def cluster() -> Iterator[Cluster]:
 
 
 def test_a_lost_node_costs_nothing_and_changes_nothing(project: Path, cluster: Cluster) -> None:
-    names = {f"{LAST_BLOCK}-seed{seed}" for seed in range(3)}
-    process = start(project, *SEEDS, "--gpus", "1", RAY_ADDRESS=cluster.address)
+    names = {f"{LAST_BLOCK}-seed{seed}" for seed in range(2)}
+    process = start(project, *SEEDS[:-2], "--gpus", "1", RAY_ADDRESS=cluster.address)
     wait_for(lambda: with_snapshot(project) == 2, process)  # so that no node is idle
     assert len(fitting(project)) == 2  # one a GPU, where there is room for two
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     output = finish(process)
-    assert [line[:6] for line in output.splitlines() if " of 3: " in line] == ["1 of 3", "2 of 3", "3 of 3"]
-    assert output.count(" min left") == 2
-    assert "3 of 3 fits finished" in output
+    assert [line[:6] for line in output.splitlines() if " of 2: " in line] == ["1 of 2", "2 of 2"]
+    assert output.count(" min left") == 1
+    assert "2 of 2 fits finished" in output
     check_every_fit_finished_once(project, names)
     disturbed = predictions(project)
-    assert len(disturbed) == 3
-    seed, *_ = [seed for seed in "012" if log_lines(project, f"{LAST_BLOCK}-seed{seed}", "going on after epoch")]
+    assert len(disturbed) == 2
+    seed, *_ = [seed for seed in "01" if log_lines(project, f"{LAST_BLOCK}-seed{seed}", "going on after epoch")]
 
     threads = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
     alone = ("stage", "train", "chest_xray", "random_last_block", "--seed", seed)
