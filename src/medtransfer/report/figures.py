@@ -9,8 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
-from medtransfer.evaluation.leak import ALL
-
 SYNTHETIC_MARK = " - SYNTHETIC demonstration data"
 DPI = 130
 # Colours that people with any colour vision tell apart (Paul Tol, Colour Schemes, SRON/EPS/TN/09-002, 2021, "bright"),
@@ -371,9 +369,8 @@ def gradcam(
 def leak(table: pd.DataFrame, title: str) -> Figure:
     """Return a figure of how much the leak adds to each class's F1, a panel a model.
 
-    `table` from `measure_leak`; F1 on the images that share a lesion or patient, and on the others, come last.
+    `table` from `measure_leak`, with a column `name` that tells the rows of a model apart.
     """
-    table = table.assign(name=table["class"].where(table.images == ALL, table["class"] + ", " + table.images))
     models = list(table.model.drop_duplicates())
     figure = Figure(figsize=(3.2 * len(models) + 1, 1.4 + 0.3 * table.name.nunique()), layout="constrained")
     panels = figure.subplots(1, len(models), squeeze=False, sharey=True, sharex=True)[0]

@@ -14,6 +14,7 @@ from medtransfer.evaluation.agreement import agree
 from medtransfer.evaluation.comparison import by_model
 from medtransfer.evaluation.confusion import confusion
 from medtransfer.evaluation.families import TALK, family
+from medtransfer.evaluation.leak import ALL
 from medtransfer.evaluation.metrics import MACRO, score
 from medtransfer.evaluation.predictions import classes_of
 from medtransfer.evaluation.published import is_the_talks
@@ -207,7 +208,9 @@ def _questions(study: Study, dataset: str) -> list[Drawn]:
             "in training, less F1 without, on the same test images and with as many training images of each class; the "
             "micro average also on the test images that share one with training, and on the others. 95% intervals."
         )
-        drawing = figures.leak(study.leak[study.leak.dataset == dataset], figures.mark(f"{dataset}: the leak", mark))
+        own = study.leak[study.leak.dataset == dataset]
+        own = own.assign(name=own["class"].where(own.images == ALL, own["class"] + ", " + own.images))
+        drawing = figures.leak(own, figures.mark(f"{dataset}: the leak", mark))
         drawn.append((text, drawing))
     return drawn
 
