@@ -27,6 +27,7 @@ from medtransfer.report.sentences import (
     collapses,
     guess,
     largest_parts,
+    more,
     title,
     which_layers,
 )
@@ -63,6 +64,7 @@ def build_page(studies: list[Study]) -> str:
         synthetic=any(run.record["synthetic"] for study in studies for run in study.runs),
         synthetic_note=tables.SYNTHETIC_NOTE,
         answer=answer(studies[0]),
+        more=more(studies[0]),
         claims_note=tables.CLAIMS_NOTE,
         studies=[_view(study) for study in studies],
     )

@@ -1,5 +1,6 @@
 """The report's sentences: which words they use, the numbers decide."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ AT_THE_GUESS = 0.005  # a macro F1 no farther from that of the largest class alo
 
 
 def answer(study: Study) -> list[str]:
-    """Return the answer to the talk's questions, when transfer pays, what to freeze and what else helps."""
+    """Return the answer to the talk's two questions, and what to freeze."""
     gains = _effects(study, FROM_IMAGENET, FROM_RANDOM)
     layers = _effects(study, LAST_BLOCK, FIRST_BLOCK)
     found = []
@@ -44,21 +45,25 @@ def answer(study: Study) -> list[str]:
             "Can knowledge be moved? Starting from ImageNet weights instead of random ones changes macro F1 by "
             f"{' and by '.join(gains)}.{_parts(study)}"
         )
-    fewer = [text for dataset in study.table.dataset.drop_duplicates() if (text := _fewer_images(study, dataset))]
-    if fewer:
-        found.append(f"When does it pay? {' '.join(fewer)}")
     if layers:
         found.append(
             "Which layers matter? Training the last block instead of the first changes macro F1 by "
             f"{' and by '.join(layers)}."
         )
-    cheap = [text for dataset in study.table.dataset.drop_duplicates() if (text := _cheapest(study, dataset))]
-    if cheap:
-        found.append(f"What to freeze? {' '.join(cheap)}")
-    more = [text for dataset in study.table.dataset.drop_duplicates() if (text := _helps(study, dataset))]
-    if more:
-        found.append(f"What else helps? {' '.join(more)}")
-    return found
+    return found + _asked(study, {"What to freeze?": _cheapest})
+
+
+def more(study: Study) -> list[str]:
+    """Return what a larger study adds to the answer: when transfer pays, and what else helps."""
+    return _asked(study, {"When does transfer pay?": _fewer_images, "What else helps?": _helps})
+
+
+def _asked(study: Study, questions: dict[str, Callable[[Study, str], str | None]]) -> list[str]:
+    datasets = study.table.dataset.drop_duplicates()
+    told = {
+        question: [text for dataset in datasets if (text := ask(study, dataset))] for question, ask in questions.items()
+    }
+    return [f"{question} {' '.join(texts)}" for question, texts in told.items() if texts]
 
 
 def _parts(study: Study) -> str:
