@@ -329,7 +329,7 @@ def test_more_configurations_change_no_other_answer_and_no_table_of_the_talk() -
     assert set(tables.measures(large.summary, "chest_xray").index) == {run.model for run in fits}
     beyond = dict(tables.beyond_the_talk(large.table, large.summary, large.pairs, large.runs, "chest_xray"))
     assert [list(frame.index) for frame in beyond.values()] == [
-        [run.model for run in more], ["all_caffe"], ["10 (10%)", "100 (100%)"], ["imagenet_all", "imagenet_head"],
+        [run.model for run in added], ["all_caffe"], ["10 (10%)", "100 (100%)"], ["imagenet_all", "imagenet_head"],
     ]  # fmt: skip
     assert tables.beyond_the_talk(small.table, small.summary, small.pairs, small.runs, "chest_xray") == []
 
