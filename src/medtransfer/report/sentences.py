@@ -194,7 +194,8 @@ def _ways(asked: list[Layers], gains: pd.Series) -> str:
     clear = rewound.high[top["rewinding"]] < rewound.macro_f1.drop(["none", top["rewinding"]]).min()
     told = [
         f"put back to its start, {top['rewinding']} costs most ({most['rewinding']:.2f} of a macro F1 of "
-        f"{rewound.macro_f1['none']:.2f}{'' if clear else '; not clearly more than the next'})",
+        f"{rewound.macro_f1['none']:.2f}{_by_seed(asked, str(top['rewinding']))}"
+        f"{'' if clear else '; not clearly more than the next'})",
         f"the outputs of {top['outputs']} changed most",
         f"the weights of {top['weights']} moved farthest",
         f"a linear classifier gains most from the training of {top['probes']} and what comes before it "
@@ -210,6 +211,14 @@ def _ways(asked: list[Layers], gains: pd.Series) -> str:
         f"Which layers of {asked[0].record['model']} matter ({which})? {first[0].upper()}{first[1:]}; "
         f"{'; '.join(others)}. {_agreement(seen)}{_not_asked(gains)}"
     )
+
+
+def _by_seed(asked: list[Layers], block: str) -> str:
+    if len(asked) == 1:
+        return ""
+    scores = [found.rewinding.set_index("block").macro_f1 for found in asked]
+    losses = [f"{one['none'] - one[block]:.2f}" for one in scores]
+    return f"; by seed {', '.join(losses)}"
 
 
 def _agreement(seen: Agreement) -> str:
