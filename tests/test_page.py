@@ -390,6 +390,17 @@ def test_a_study_with_more_answers_more_questions() -> None:
     assert "changes by +0.04 [+0.01, +0.07] for m (on the other test images +0.00 [-0.01, +0.01]). With one" in told
 
 
+def test_a_study_divided_as_the_talks_is_compared_with_its_scores() -> None:
+    fits = [run("chest_xray", "cnn_random", 0.92, weights="random"), run("chest_xray", "imagenet_all", 0.7)]
+    assert not any("How near" in text for text in beyond(evaluate_study("s", fits), "chest_xray"))
+    for fit in fits:
+        fit.record["split_by"] = "image"
+    (told,) = beyond(evaluate_study("s", fits), "chest_xray")
+    assert re.search(
+        r"0\.9\d \(0.92\) for cnn_random; 0\.\d\d \(0.94\) for imagenet_all\. .* interval for cnn_random\.$", told
+    )
+
+
 def test_the_lattice_of_trained_blocks_is_one_of_the_ways() -> None:
     names = [f"block{number}" for number in range(1, 6)]
     prefixes = [

@@ -316,9 +316,25 @@ def _first_block(tried: pd.DataFrame, flat: pd.Series) -> str:
 
 
 def beyond(study: Study, dataset: str) -> list[str]:
-    """Return what else a study can answer: another measure, when transfer pays, a chain, the recipe and the leak."""
-    ways = (_measures, _data_size, _chain, _recipes, _leak)
+    """Return what else a study can answer: how near the talk it is, another measure, when transfer pays, and so on."""
+    ways = (_published, _measures, _data_size, _chain, _recipes, _leak)
     return [told for way in ways if (told := way(study, dataset))]
+
+
+def _published(study: Study, dataset: str) -> str | None:
+    """Say how near the talk's scores those of a study are that divides the images as the talk did."""
+    record = next(run.record for run in study.runs if run.dataset == dataset)
+    own = study.table[
+        (study.table.dataset == dataset) & (study.table["class"] == MACRO) & study.table.published.notna()
+    ]
+    if record["split_by"] != "image" or own.empty:
+        return None
+    told = [f"{row['f1']:.2f} ({row['published']:.2f}) for {row['model']}" for row in own.to_dict("records")]
+    within = own.model[(own.low <= own.published) & (own.published <= own.high)]
+    return (
+        f"How near is it to the talk, which divided the images in the same way? Macro F1, the talk's in brackets, is "
+        f"{'; '.join(told)}. The talk's lies within our 95% interval for {' and '.join(within) or 'none of them'}."
+    )
 
 
 def _measures(study: Study, dataset: str) -> str | None:
