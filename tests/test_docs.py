@@ -45,6 +45,12 @@ NOT_RUN = {
     "medtransfer tune ham10000 --fraction 0.2 --epochs 5 --rate 3e-5 --rate 1e-4 --rate 3e-4": REAL,
     "medtransfer tune ham10000 --fraction 0.2 --epochs 5 --rate 1e-4 --rate 1e-3 --rate 1e-2 --optimizer sgd "
     "--configuration imagenet_first_block --configuration imagenet_all": REAL,
+    "medtransfer tune ham10000 --fraction 1 --epochs 60 --rate 1e-4 --rate 3e-4 --rate 1e-3 --rate 3e-3 "
+    "--configuration imagenet_head_weighted --configuration imagenet_head_sampled "
+    "--configuration imagenet_head_caffe": REAL,
+    "medtransfer tune chest_xray --fraction 0.2 --epochs 5 --rate 3e-5 --rate 1e-4 --rate 3e-4 "
+    "--configuration imagenet_last_block": REAL,
+    "dvc repro --single-item train-chest_xray@chest_xray-imagenet_all-0": REAL,
     ".venv/bin/python benchmarks/xla.py --size 64 --rounds 5 --precision mixed_bfloat16": MEASURES,
     ".venv/bin/python benchmarks/trees.py artifacts/prepared/ham10000 random_forest": MEASURES,
     ".venv/bin/pip install torch==2.13.0": "would change the tests' environment",

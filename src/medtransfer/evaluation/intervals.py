@@ -9,7 +9,6 @@ from functools import lru_cache
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
 from medtransfer.evaluation.metrics import (
     AUC,
@@ -90,8 +89,10 @@ def correct(p_values: np.ndarray) -> np.ndarray:
     They bound the chance of any false discovery whatever the dependence of the tests, which here share images, and
     are never smaller among more tests than among fewer of the same.
     """
-    corrected: np.ndarray = multipletests(p_values, method="holm")[1]
-    return corrected
+    order = np.argsort(p_values)
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.maximum.accumulate(p_values[order] * np.arange(len(p_values), 0, -1))
+    return np.minimum(corrected, 1)
 
 
 def draw_weights(predictions: pd.DataFrame, seed: int) -> np.ndarray:

@@ -67,7 +67,8 @@ def _differences(
     ours, theirs = (pd.DataFrame([score(table) for table in side]).mean() for side in (leaky, clean))
     weights = draw_weights(leaky[0], seed)
     drawn = [np.mean([weighted_score(table, weights) for table in side], axis=0) for side in (leaky, clean)]
-    low, high = (dict(zip(scored, ends, strict=True)) for ends in span(drawn[0] - drawn[1]))
+    asked = [scored.index(name) for name in names]
+    low, high = (dict(zip(names, ends, strict=True)) for ends in span((drawn[0] - drawn[1])[:, asked]))
     return [
         {
             "class": name,
