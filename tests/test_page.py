@@ -111,7 +111,7 @@ def test_the_cheapest_of_those_that_are_not_clearly_worse_is_named() -> None:
     fits[0].record["seconds"] = 1.0
     assert "slow is" in answer(evaluate_study("s", fits))[-1]
     assert (
-        "every cheaper one that was compared is worse"
+        "lies below 0 for every cheaper one that was compared"
         in answer(evaluate_study("s", [run("d", "best", 0.99), fits[2]]))[-1]
     )
     assert "alone" not in answer(evaluate_study("s", fits))[-1]

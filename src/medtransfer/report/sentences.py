@@ -139,7 +139,8 @@ def _cheapest(study: Study, dataset: str) -> str | None:
     chosen = f"{_named(best, fits[best])} is best on the validation images"
     if cheap == best:
         cheaper = any(seconds[model] < seconds[best] for model in compared)
-        rest = "every cheaper one that was compared is worse" if cheaper else "none is cheaper"
+        worse = "the 95% interval of the difference lies below 0 for every cheaper one that was compared"
+        rest = worse if cheaper else "none is cheaper"
         return f"On {title(dataset)}, {chosen} (test macro F1 {table.f1[best]:.2f}), and {rest}."
     without = (
         " without the time to compute features that were already stored" if leaves_out_features(fits[cheap]) else ""
@@ -348,11 +349,12 @@ def _measures(study: Study, dataset: str) -> str | None:
     values = own.pivot(index="model", columns="measure", values="value")
     if len(values) < 3:
         return None
-    best = {measure: (values[measure].idxmax(), values[measure].max()) for measure in (MACRO, AUC)}
+    first, second = values[MACRO].idxmax(), values[AUC].idxmax()
+    also = "and the" if first == second else f"{second} the"
     agreement = scipy.stats.kendalltau(values[MACRO], values[AUC]).statistic
     return (
-        f"Does the order depend on the measure? {best[MACRO][0]} has the highest macro F1 ({best[MACRO][1]:.2f}), "
-        f"{best[AUC][0]} the highest AUC ({best[AUC][1]:.2f}); over {len(values)} networks the two orders have a "
+        f"Does the order depend on the measure? {first} has the highest macro F1 ({values[MACRO].max():.2f}), {also} "
+        f"highest AUC ({values[AUC].max():.2f}); over {len(values)} networks the two orders have a "
         f"Kendall's tau of {agreement:.2f} (1: the same)."
     )
 
