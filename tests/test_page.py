@@ -37,7 +37,7 @@ from medtransfer.stages.evaluate import evaluate_runs
 from medtransfer.stages.integrity import _digest_of, file_digests
 from medtransfer.stages.report import read_study, write_result_tables
 from medtransfer.stages.results import LEAK
-from test_questions import layer_tables
+from test_questions import EFFECT, layer_tables
 
 # Asked of the browser once the page is there, since --dump-dom prints attributes.
 QUESTIONS = """<script>addEventListener("load", () => {
@@ -140,15 +140,7 @@ def test_the_cheapest_counts_the_features_and_was_compared_with_the_best() -> No
 
 
 def test_a_claim_is_decided_whichever_model_comes_first_in_its_pair() -> None:
-    pair = {
-        "dataset": "chest_xray",
-        "difference": 0.2,
-        "low": 0.1,
-        "high": 0.3,
-        "p": 0.001,
-        "p_corrected": 0.002,
-        "seeds": 1,
-    }
+    pair = {**EFFECT, "dataset": "chest_xray", "p": 0.001, "p_corrected": 0.002}
     forward = judge(pd.DataFrame([{**pair, "first": "imagenet_all", "second": "cnn_random"}]))
     backward = judge(pd.DataFrame([{**pair, "first": "cnn_random", "second": "imagenet_all"}]))
     assert list(forward.verdict) == ["holds"]
@@ -157,15 +149,7 @@ def test_a_claim_is_decided_whichever_model_comes_first_in_its_pair() -> None:
 
 
 def test_claims_are_corrected_for_their_own_number() -> None:
-    pair = {
-        "dataset": "ham10000",
-        "difference": 0.2,
-        "low": 0.1,
-        "high": 0.3,
-        "p": 0.01,
-        "p_corrected": 0.2,
-        "seeds": 1,
-    }
+    pair = {**EFFECT, "dataset": "ham10000", "p": 0.01, "p_corrected": 0.2}
     table = judge(pd.DataFrame([{**pair, "first": "imagenet_all", "second": "cnn_random"}]))
     assert table.p_corrected.tolist() == [0.01]
     assert table.verdict.tolist() == ["holds"]
@@ -707,17 +691,7 @@ def finished_study(folder: Path, seed: int, models: list[str]) -> None:
             shutil.rmtree(fit)
     (folder / "artifacts/prepared/chest_xray").mkdir(parents=True)
     shutil.copy(source / "runs/chest_xray/dataset.json", folder / "artifacts/prepared/chest_xray")
-    rows = [
-        "id,group,split",
-        "a,p,test",
-        "b,p,test",
-        "c,q,test",
-        "d,p,train",
-        "e,p,train",
-        "f,q,left out",
-        "g,p,validation",
-    ]
-    (folder / "artifacts/prepared/chest_xray/samples.csv").write_text("\n".join(rows))
+    (folder / "artifacts/prepared/chest_xray/samples.csv").write_text(SAMPLES)
     text = (source / "params.yaml").read_text().replace("seeds: [0, 1, 2]", f"seeds: [{seed}]")
     (folder / "params.yaml").write_text(text)
     shutil.copy(source / "data-version.yaml", folder / "data.dvc")

@@ -14,6 +14,8 @@ from medtransfer.evaluation.questions import block_counts, block_gains, data_siz
 from medtransfer.params import BLOCKS, Configuration, Params
 
 NOTHING = pd.DataFrame()
+# What `compare_models` finds of a pair, without its names and p-values.
+EFFECT = {"difference": 0.2, "low": 0.1, "high": 0.3, "seeds": 1}
 
 
 def fit(params: Params, model: str, *, right: int = 1, **configuration: object) -> Run:
@@ -119,15 +121,7 @@ def test_a_recipe_is_compared_with_what_differs_from_it_in_one_thing(params: Par
         fit(params, "few", fraction=0.1),
         fit(params, "head_sgd", trainable="head", optimizer="sgd"),
     ]
-    pair = {
-        "dataset": "ham10000",
-        "difference": 0.2,
-        "low": 0.1,
-        "high": 0.3,
-        "p": 0.01,
-        "p_corrected": 0.02,
-        "seeds": 1,
-    }
+    pair = {**EFFECT, "dataset": "ham10000", "p": 0.01, "p_corrected": 0.02}
     names = [run.model for run in runs]
     pairs = pd.DataFrame([{**pair, "first": one, "second": two} for one in names for two in names if one < two])
     table = recipe_changes(runs, pairs).set_index("model")

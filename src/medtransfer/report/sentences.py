@@ -97,11 +97,11 @@ def _planned(study: Study, dataset: str, better: str, worse: str) -> dict[Any, A
     return own.iloc[0].to_dict() if len(own) else find_pair(study.pairs, dataset, better, worse)
 
 
-def _effect(pair: dict[Any, Any], where: str) -> str:
+def _effect(pair: dict[Any, Any], where: str, also: str = "") -> str:
     way = "rise" if pair["difference"] > 0 else "fall"
     clear = f"a clear {way}" if pair["seeds"] > 1 else f"a {way}"
     verdict = clear if pair["p_corrected"] < LEVEL else "not settled"
-    return f"{_difference(pair)} on {where} ({verdict}, {_p(pair)}{_fits(pair)})"
+    return f"{_difference(pair)} on {where} ({verdict}, {_p(pair)}{_fits(pair)}{also})"
 
 
 def _fits(pair: dict[Any, Any]) -> str:
@@ -123,12 +123,7 @@ def _cheapest(study: Study, dataset: str) -> str | None:
     The best one is that of the validation images, so that no test image chooses it. Another may be as good where the
     95% interval of the difference holds 0; correcting for more pairs would only let worse ones through.
     """
-    fits = {
-        model: own
-        for name, model, own in by_model(study.runs)
-        if name == dataset and own[0].history is not None and family(own[0].record) == TALK
-    }
-    table = study.table[(study.table.dataset == dataset) & (study.table["class"] == MACRO)].set_index("model")
+    fits, table = _networks(study, dataset), _macro(study, dataset).set_index("model")
     if len(fits) < 2:
         return None
     best = max(fits, key=lambda model: _validated(fits[model]))
@@ -151,6 +146,19 @@ def _cheapest(study: Study, dataset: str) -> str | None:
         f"{seconds[cheap]:.0f} s of training{without} (difference {_difference(compared[cheap])}"
         f"{_fits(compared[cheap])})."
     )
+
+
+def _networks(study: Study, dataset: str) -> dict[str, list[Run]]:
+    """Return the fits of each of the talk's networks."""
+    return {
+        model: fits
+        for name, model, fits in by_model(study.runs)
+        if name == dataset and fits[0].history is not None and family(fits[0].record) == TALK
+    }
+
+
+def _macro(study: Study, dataset: str) -> pd.DataFrame:
+    return study.table[(study.table.dataset == dataset) & (study.table["class"] == MACRO)]
 
 
 def _validated(fits: list[Run]) -> float:
@@ -325,9 +333,7 @@ def beyond(study: Study, dataset: str) -> list[str]:
 def _published(study: Study, dataset: str) -> str | None:
     """Say how near the talk's scores those of a study are that divides the images as the talk did."""
     record = next(run.record for run in study.runs if run.dataset == dataset)
-    own = study.table[
-        (study.table.dataset == dataset) & (study.table["class"] == MACRO) & study.table.published.notna()
-    ]
+    own = _macro(study, dataset).dropna(subset="published")
     if record["split_by"] != "image" or own.empty:
         return None
     told = [f"{row['f1']:.2f} ({row['published']:.2f}) for {row['model']}" for row in own.to_dict("records")]
@@ -340,12 +346,7 @@ def _published(study: Study, dataset: str) -> str | None:
 
 def _measures(study: Study, dataset: str) -> str | None:
     """Say whether the order of the talk's networks by macro F1 is that by AUC, which does not depend on a decision."""
-    networks = {
-        model
-        for name, model, fits in by_model(study.runs)
-        if name == dataset and fits[0].history is not None and family(fits[0].record) == TALK
-    }
-    own = study.summary[(study.summary.dataset == dataset) & study.summary.model.isin(networks)]
+    own = study.summary[(study.summary.dataset == dataset) & study.summary.model.isin(_networks(study, dataset))]
     values = own.pivot(index="model", columns="measure", values="value")
     if len(values) < 3:
         return None
@@ -409,29 +410,34 @@ def _chain(study: Study, dataset: str) -> str | None:
 
 
 def _recipes(study: Study, dataset: str) -> str | None:
-    changes = recipe_changes([run for run in study.runs if run.dataset == dataset], study.pairs)
+    changes = _changes(study, dataset)
     if changes.empty:
         return None
     found = []
     for change, own in changes.groupby("change", sort=False):
         effects = [_recipe_effect(row) for row in own.to_dict("records")]
-        found.append(f"with {RECIPES.get(str(change), change)} by {' and by '.join(effects)}")
+        found.append(f"with {change} by {' and by '.join(effects)}")
     return f"What does the rest of the recipe change? Macro F1 on {title(dataset)} changes {'; '.join(found)}."
 
 
 def _helps(study: Study, dataset: str) -> str | None:
     """Say which change of the recipe raises macro F1 most, of those with p < .05."""
-    changes = recipe_changes([run for run in study.runs if run.dataset == dataset], study.pairs)
-    rises = [row for row in changes.to_dict("records") if row["difference"] > 0 and row["p_corrected"] < LEVEL]
+    changes = _changes(study, dataset).to_dict("records")
+    rises = [row for row in changes if row["difference"] > 0 and row["p_corrected"] < LEVEL]
     if not rises:
         return None
     most = max(rises, key=lambda row: row["difference"])
-    what = RECIPES.get(most["change"], most["change"])
-    return f"On {title(dataset)}, {what} changes macro F1 by {_recipe_effect(most)}."
+    return f"On {title(dataset)}, {most['change']} changes macro F1 by {_recipe_effect(most)}."
+
+
+def _changes(study: Study, dataset: str) -> pd.DataFrame:
+    """Return a data set's `recipe_changes`, each in words."""
+    found = recipe_changes([run for run in study.runs if run.dataset == dataset], study.pairs)
+    return found.assign(change=found.change.replace(RECIPES))
 
 
 def _recipe_effect(change: dict[Any, Any]) -> str:
-    return f"{_effect(change, change['base'])[:-1]}; micro F1 {change['micro']:+.2f})"
+    return _effect(change, change["base"], f"; micro F1 {change['micro']:+.2f}")
 
 
 def _leak(study: Study, dataset: str) -> str | None:
