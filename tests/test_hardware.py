@@ -15,7 +15,8 @@ from medtransfer.params import parse_params
     [
         ([], "fpu avx2", "tensorflow", "float32"),
         ([], "fpu avx512_bf16", "tensorflow", "mixed_bfloat16"),
-        ([], "fpu amx_bf16", "tensorflow", "mixed_bfloat16"),
+        ([], "fpu avx512_bf16\nvendor_id\t: GenuineIntel", "tensorflow", "float32"),
+        ([], "fpu avx512_bf16 amx_bf16\nvendor_id\t: GenuineIntel", "tensorflow", "mixed_bfloat16"),
         ([], "fpu amx_bf16", "jax", "float32"),
         ([(9, 0)], "fpu avx2", "jax", "mixed_bfloat16"),
         ([(7, 5)], "fpu amx_bf16", "tensorflow", "float32"),
@@ -43,6 +44,13 @@ def test_a_processor_that_tells_nothing_has_no_bfloat16(tmp_path: Path, monkeypa
     monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "none")
     monkeypatch.setattr(hardware, "gpu_capabilities", list)
     assert hardware.native_precision() == "float32"
+    assert hardware.processor_has_slow_bfloat16()
+
+
+def test_no_processor_is_slow_beside_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(hardware, "gpu_capabilities", lambda: [(7, 5)])
+    assert not hardware.processor_has_slow_bfloat16()
 
 
 def test_what_was_fitted_with_auto_agrees_with_what_it_stood_for() -> None:

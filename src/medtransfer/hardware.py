@@ -6,8 +6,7 @@ from pathlib import Path
 import pynvml
 
 CPUINFO = Path("/proc/cpuinfo")
-# Processors that multiply in bfloat16; all others emulate it, slower than float32.
-CPU_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+INTEL = "GenuineIntel"
 GPU_CAPABILITY = (8, 0)  # NVIDIA's Ampere
 
 
@@ -33,13 +32,22 @@ def native_precision() -> str:
     if gpus:
         native = min(gpus) >= GPU_CAPABILITY
     else:
-        native = os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow" and not CPU_FLAGS.isdisjoint(
-            _cpu_flags()
-        )
+        native = os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow" and _processor_multiplies_bfloat16()
     return "mixed_bfloat16" if native else "float32"
 
 
-def _cpu_flags() -> set[str]:
-    """Return what the first processor can do."""
+def processor_has_slow_bfloat16() -> bool:
+    """Return whether there is no GPU and the processor is faster in float32."""
+    return not gpu_capabilities() and native_precision() == "float32"
+
+
+def _processor_multiplies_bfloat16() -> bool:
+    """Return whether the first processor multiplies in bfloat16 faster than in float32.
+
+    Most emulate it. Intel's with avx512_bf16 alone, as in virtual machines that hide AMX, take longer than in float32;
+    AMD's take half the time (benchmarks/README.md).
+    """
     text = CPUINFO.read_text() if CPUINFO.exists() else ""
-    return {flag for line in text.splitlines() if line.startswith("flags") for flag in line.partition(":")[2].split()}
+    facts = {name.strip(): set(value.split()) for name, _, value in (line.partition(":") for line in text.splitlines())}
+    flags = facts.get("flags", set())
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and INTEL not in facts.get("vendor_id", set()))

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from medtransfer.errors import UserError
+from medtransfer.models.convolution import use_fast_convolutions
 from medtransfer.params import BLOCKS, TrainParams
 
 HEAD = "head"
@@ -42,7 +43,9 @@ def build_vgg16(image_size: int, classes: int, train: TrainParams, seed: int) ->
         x = keras.layers.Dropout(train.dropout, name=f"head_dropout{number}")(x)
     # float32 whatever the precision: bfloat16 has too few digits for a softmax.
     x = keras.layers.Dense(classes, activation="softmax", dtype="float32", name="head_output")(x)  # (B, classes)
-    return keras.Model(pixels, x, name="vgg16")
+    model = keras.Model(pixels, x, name="vgg16")
+    use_fast_convolutions(model)
+    return model
 
 
 def _scale(pixels: keras.KerasTensor, scaling: str) -> keras.KerasTensor:
@@ -70,6 +73,7 @@ def load_network(path: Path) -> keras.Model:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, BadZipFile) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: no network that this project saved ({reason}); run `dvc repro`") from None
+    use_fast_convolutions(model)
     return model
 
 

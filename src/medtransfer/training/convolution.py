@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from medtransfer.hardware import processor_has_slow_bfloat16
 from medtransfer.training.device import accelerators
 
 # The side of a feature map up to which nine products are faster.
@@ -18,10 +19,10 @@ MAX_SIDE = 14
 def use_fast_gradients(model: keras.Model) -> int:
     """Give a network's trainable convolutions on small feature maps the faster gradient; return how many.
 
-    Only their way to compute changes: the model saves and loads as before. On other backends, on a GPU and
-    in float32 nothing is changed.
+    Only their way to compute changes: the model saves and loads as before. On other backends, on a GPU, in
+    float32 and on a processor that is slow in bfloat16 nothing is changed.
     """
-    if keras.backend.backend() != "tensorflow" or accelerators():
+    if keras.backend.backend() != "tensorflow" or accelerators() or processor_has_slow_bfloat16():
         return 0
     changed = 0
     for layer in model.layers:

@@ -1,0 +1,76 @@
+"""A training step in bfloat16, as the processor does it and with convolutions in float32, and in float32, as JSON."""
+
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from unittest import mock
+
+import click
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+
+from medtransfer.models import vgg16
+from medtransfer.params import BLOCKS, read_params
+from medtransfer.training.device import device_name, keep_freed_memory, make_deterministic
+from medtransfer.training.fit import compile_network
+
+# Precision, and whether the processor is taken for one that is slow in bfloat16.
+SIDES = {
+    "bfloat16": ("mixed_bfloat16", False),
+    "bfloat16_convolved_in_float32": ("mixed_bfloat16", True),
+    "float32": ("float32", False),
+}
+PARTS = {"all": BLOCKS, "first block": BLOCKS[:1], "last block": BLOCKS[-1:]}
+
+
+@click.command()
+@click.option("--size", default=64, show_default=True)
+@click.option("--batch", default=32, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+def main(size: int, batch: int, rounds: int) -> None:
+    """Measure all sides in turn; medians in images a second and their ratios to bfloat16."""
+    keras.config.disable_interactive_logging()
+    make_deterministic()
+    keep_freed_memory()
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+    labels = draw.integers(0, 7, batch)
+    rows = []
+    for part, blocks in PARTS.items():
+        models = {side: _build(size, blocks, *how) for side, how in SIDES.items()}
+        seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+        for _ in range(rounds + 2):
+            for side, model in models.items():
+                begin = time.perf_counter()
+                model.train_on_batch(pixels, labels)
+                seconds[side].append(time.perf_counter() - begin)
+        speeds = {side: batch / statistics.median(values[2:]) for side, values in seconds.items()}
+        ratios = {f"{side}_ratio": round(speed / speeds["bfloat16"], 2) for side, speed in speeds.items()}
+        rows.append({"trainable": part, **{side: round(speed, 1) for side, speed in speeds.items()}, **ratios})
+    click.echo(
+        json.dumps(
+            {"device": device_name(), "cores": os.cpu_count(), "size": size, "batch": batch, "rows": rows}, indent=2
+        )
+    )
+
+
+def _build(size: int, blocks: tuple[str, ...], precision: str, slow: bool) -> keras.Model:
+    settings = read_params(Path("params.yaml")).train.model_copy(update={"precision": precision})
+    with (
+        mock.patch("medtransfer.models.convolution.processor_has_slow_bfloat16", return_value=slow),
+        mock.patch("medtransfer.training.convolution.processor_has_slow_bfloat16", return_value=slow),
+    ):
+        model = vgg16.build_vgg16(size, 7, settings, seed=0)
+        vgg16.set_trainable(model, blocks)
+        compile_network(model, settings)
+    return model
+
+
+if __name__ == "__main__":
+    main()

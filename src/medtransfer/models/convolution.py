@@ -1,0 +1,30 @@
+"""Convolutions of bfloat16 values on a processor that is faster in float32."""
+
+from typing import Any
+
+import keras
+
+from medtransfer.hardware import processor_has_slow_bfloat16
+
+
+def use_fast_convolutions(model: keras.Model) -> int:
+    """Let a network in bfloat16 convolve in float32 where that is faster; return how many layers do.
+
+    A product of two bfloat16 values is exact in float32, and sums are in float32 either way: rounding aside, the values
+    are the same. Only the way to compute changes: the model saves and loads as before.
+    """
+    if not processor_has_slow_bfloat16():
+        return 0
+    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    slow = [layer for layer in layers if layer.compute_dtype == "bfloat16"]
+    for layer in slow:
+        layer.convolution_op = _convolve
+    return len(slow)
+
+
+def _convolve(inputs: Any, kernel: Any) -> Any:
+    """Convolve (B, H, W, C) with a kernel (3, 3, C, D), stride 1, same padding, to (B, H, W, D)."""
+    # The kernel is float32 and is rounded first, as the layer itself does.
+    rounded = keras.ops.cast(kernel, inputs.dtype)
+    outputs = keras.ops.conv(keras.ops.cast(inputs, "float32"), keras.ops.cast(rounded, "float32"), padding="same")
+    return keras.ops.cast(outputs, inputs.dtype)
