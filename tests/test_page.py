@@ -267,6 +267,11 @@ def test_seconds_of_several_machines_are_not_compared() -> None:
     assert costs({"head": head, "all": [fit("all", 0, "A", 100)]}, []) == {"head": 10, "all": 100}
     assert costs({"head": head}, head) == {"head": 255}
     assert costs({"head": head, "all": [fit("all", 0, "C", 100)]}, head) == {"head": 255, "all": 100}
+    # Another machine may bear the same name.
+    assert costs({"head": [*head, fit("head", 2, "A", 90)], "all": [fit("all", 0, "A", 100)]}, head) == {
+        "head": 10,
+        "all": 100,
+    }
 
 
 def test_a_chain_costs_what_it_begins_from_too() -> None:
