@@ -100,6 +100,7 @@ assert train_here() == resumed
 """
 
 
+@pytest.mark.slow
 def test_a_stage_trains_on_every_device_and_goes_on_after_an_interruption(
     tmp_path: Path, demo: Path, params: Params
 ) -> None:

@@ -30,7 +30,7 @@ IMPORT = "test_datasets.py::test_the_command_imports_one_after_the_other_under_d
 COLLECT = "test_page.py::test_results_are_collected_and_reported_without_the_models"
 BUCKET = "test_bucket.py::test_data_come_back_from_a_bucket"
 LAYERS = "test_pipeline.py::test_a_finished_network_is_asked_which_layers_matter_and_the_page_shows_it"
-SWEEP = "test_sweep.py::test_ctrl_c_and_a_lost_process_cost_nothing"
+SWEEP = "test_sweep.py::test_a_sweep_fits_everything_once"
 
 NOT_RUN = {
     "git clone <this repository> medtransfer && cd medtransfer": "the address is the reader's",
@@ -58,6 +58,7 @@ NOT_RUN = {
     "medtransfer bench ham10000 --rounds 0 --race-images 960 --race-epochs 3 --output race.json": MEASURES,
     ".venv/bin/python benchmarks/study.py e2f5dfe 89861bb --rounds 1": MEASURES,
     ".venv/bin/python benchmarks/gradients.py": MEASURES,
+    ".venv/bin/python benchmarks/convolutions.py": MEASURES,
     "make up": ENGINE,
     "docker build --target gpu --tag medtransfer:gpu .": ENGINE,
     "docker build --target cpu --tag medtransfer:cpu .": ENGINE,
@@ -208,7 +209,14 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if lines_to_run(page)])
+# Pages whose lines train several times, or are much the same as the README's.
+SLOW = ("docs/experiments.md", "docs/getting-started.md", "docs/own-data.md", "docs/reliability.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in PAGES if lines_to_run(page)],
+)
 def test_the_lines_of_a_page_run(study: Path, page: str) -> None:
     run(study, "git", "reset", "--quiet", "--hard", "finished")
     run(study, "git", "reset", "--quiet", "HEAD~")  # a study that has just ended, not committed yet

@@ -210,8 +210,15 @@ def test_processes_that_want_the_same_features_compute_them_once(tmp_path: Path)
     assert (tmp_path / "counter").read_text() == "x"
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("blocks", [("block5",), ()])
+@pytest.mark.parametrize(
+    ("blocks", "precision"),
+    [
+        (("block5",), "mixed_bfloat16"),
+        ((), "float32"),
+        pytest.param(("block5",), "float32", marks=pytest.mark.slow),
+        pytest.param((), "mixed_bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_is_the_same_with_and_without_the_store(
     blocks: tuple[str, ...], precision: str, images: np.ndarray, tiny: TrainParams
 ) -> None:

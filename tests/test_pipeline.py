@@ -270,6 +270,7 @@ def test_the_audit_finds_nothing_wrong_with_a_fresh_study(study: Path) -> None:
     assert run(study, "medtransfer", "audit").splitlines()[-1] == "8 fits, 0 differences"
 
 
+@pytest.mark.slow
 def test_what_mlflow_lost_is_logged_again_from_the_outputs(study: Path, copy: Path) -> None:
     shutil.rmtree(copy / "mlruns")
     lost = run(copy, "medtransfer", "audit", code=1)
@@ -417,7 +418,7 @@ def test_a_study_that_is_killed_ends_with_the_bits_of_one_that_is_not(tmp_path: 
     """benchmarks/reliability/kills.py has the long version: every stage, and more kills."""
     study = {"ham10000": {"train": ["imagenet_last_block"]}, "chest_xray": {"transfer": []}}
     changes = {"study": study, "baselines": [], "train": {"epochs": 3, "dense_units": [16, 16]}}
-    plan = [("prepare", "as it ends"), ("train", "in a snapshot"), ("train", "before it is recorded")]
+    plan = [("train", "in a snapshot"), ("train", "before it is recorded")]
     found = kills.compare(tmp_path, changes, [plan], seed=0, target=("train-ham10000",))
     assert found["differing"] == []
     assert found["compared_files"] == 8

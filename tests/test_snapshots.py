@@ -77,7 +77,7 @@ def stopped(data: tuple[np.ndarray, np.ndarray], recipe: TrainParams, tmp_path_f
     return folder
 
 
-@pytest.mark.parametrize("after", [1, 2, 3])
+@pytest.mark.parametrize("after", [2, *(pytest.param(after, marks=pytest.mark.slow) for after in (1, 3))])
 def test_a_stopped_fit_ends_with_the_bits_of_one_that_never_was(
     data: tuple[np.ndarray, np.ndarray], recipe: TrainParams, whole: tuple[Any, Any], tmp_path: Path, after: int
 ) -> None:

@@ -38,6 +38,8 @@ RATES = ("--dataset", "chest_xray", "--configuration", "random_last_block", "--s
 def project(tmp_path: Path, demo: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with both small data sets prepared and two quick configurations behind frozen prefixes."""
     monkeypatch.chdir(tmp_path)
+    # Beside another process of tests, Ray's workers would wait: they are nice by 15.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     head, last = (params.configurations[name] for name in ("imagenet_head", "imagenet_last_block"))
     small = params.model_copy(
         update={
@@ -163,6 +165,15 @@ def cluster() -> Iterator[Cluster]:
     made.shutdown()
 
 
+def test_a_sweep_fits_everything_once(project: Path) -> None:
+    grid = ("--dataset", "chest_xray", "--configuration", "random_head", "--seed", "0", "--seed", "1")
+    output = finish(start(project, *grid, "--local"))
+    assert "2 of 2 fits finished" in output
+    check_every_fit_finished_once(project, {f"chest_xray-random_head-seed{seed}" for seed in range(2)})
+    check_nothing_is_left_running(project, project)
+
+
+@pytest.mark.slow
 def test_a_lost_node_costs_nothing_and_changes_nothing(project: Path, cluster: Cluster) -> None:
     names = {f"{LAST_BLOCK}-seed{seed}" for seed in range(2)}
     process = start(project, *SEEDS[:-2], "--gpus", "1", RAY_ADDRESS=cluster.address)

@@ -390,6 +390,7 @@ def test_processes_that_start_at_once_on_a_fresh_store_lose_nothing(tmp_path: Pa
     assert lost_points(tmp_path, processes=4, points=10) == {"points": 0, "runs": 0}
 
 
+@pytest.mark.slow
 def test_requests_that_should_do_nothing_are_refused(tmp_path: Path) -> None:
     found = attack(tmp_path)
     assert found["not_refused"] == {}

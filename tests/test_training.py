@@ -143,7 +143,12 @@ def test_the_same_seed_gives_the_same_bits_and_learns(data: tuple[np.ndarray, np
 
 @pytest.mark.parametrize(
     ("blocks", "precision"),
-    [(BLOCKS, "float32"), (BLOCKS, "mixed_bfloat16"), (("block1", "block5"), "float32"), ((), "mixed_bfloat16")],
+    [
+        (BLOCKS, "mixed_bfloat16"),
+        (("block1", "block5"), "float32"),
+        pytest.param(BLOCKS, "float32", marks=pytest.mark.slow),
+        pytest.param((), "mixed_bfloat16", marks=pytest.mark.slow),
+    ],
 )
 def test_every_configuration_repeats_its_bits(
     data: tuple[np.ndarray, np.ndarray], tiny: TrainParams, blocks: tuple[str, ...], precision: str
