@@ -26,10 +26,14 @@ sys.meta_path.insert(0, Refuse())
 """
 
 
-def test_a_tiny_configuration_trains_on_jax_without_tensorflow(tmp_path: Path, demo: Path, params: Params) -> None:
+@pytest.mark.parametrize("configuration", ["random_head", pytest.param("cnn_random", marks=pytest.mark.slow)])
+def test_a_tiny_configuration_trains_on_jax_without_tensorflow(
+    tmp_path: Path, demo: Path, params: Params, configuration: str
+) -> None:
     yaml = YAML()
     values = yaml.load((PROJECT / "params.yaml").read_text())
     values["train"] |= {"epochs": 1, "dense_units": [8, 8], "batch_size": 64}
+    values["configurations"]["random_head"] = {"weights": "random", "trainable": "head"}
     with (tmp_path / "params.yaml").open("w") as file:
         yaml.dump(values, file)
     with whole_folder(tmp_path / "artifacts" / "prepared" / "chest_xray") as folder:
@@ -38,10 +42,10 @@ def test_a_tiny_configuration_trains_on_jax_without_tensorflow(tmp_path: Path, d
     (tmp_path / "site" / "sitecustomize.py").write_text(NO_TENSORFLOW)
     env = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": f"{tmp_path / 'site'}:{PROJECT / 'src'}"}
     env.pop("MLFLOW_TRACKING_URI", None)
-    command = [sys.executable, "-m", "medtransfer", "stage", "train", "chest_xray", "cnn_random", "--seed", "0"]
+    command = [sys.executable, "-m", "medtransfer", "stage", "train", "chest_xray", configuration, "--seed", "0"]
     result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]
-    folder = tmp_path / "artifacts" / "runs" / "chest_xray" / "cnn_random-seed0"
+    folder = tmp_path / "artifacts" / "runs" / "chest_xray" / f"{configuration}-seed0"
     assert json.loads((folder / "run.json").read_text())["backend"] == "jax"
     predictions = pd.read_csv(folder / "predictions.csv")
     assert len(predictions) == 88

@@ -414,11 +414,12 @@ def test_params_that_change_while_a_stage_runs_are_not_taken_for_its_own(copy: P
 # --- kills
 
 
+@pytest.mark.slow
 def test_a_study_that_is_killed_ends_with_the_bits_of_one_that_is_not(tmp_path: Path) -> None:
     """benchmarks/reliability/kills.py has the long version: every stage, and more kills."""
     study = {"ham10000": {"train": ["imagenet_last_block"]}, "chest_xray": {"transfer": []}}
     changes = {"study": study, "baselines": [], "train": {"epochs": 3, "dense_units": [16, 16]}}
-    plan = [("train", "in a snapshot"), ("train", "before it is recorded")]
+    plan = [("prepare", "as it ends"), ("train", "in a snapshot"), ("train", "before it is recorded")]
     found = kills.compare(tmp_path, changes, [plan], seed=0, target=("train-ham10000",))
     assert found["differing"] == []
     assert found["compared_files"] == 8

@@ -286,6 +286,7 @@ print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     peaks = []
     for count in (2_500, 25_000):  # 31 and 307 MB
