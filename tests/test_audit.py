@@ -597,6 +597,7 @@ def test_a_server_that_never_answers_holds_no_fit_up_and_the_repair_logs_it(
 
 
 @pytest.mark.usefixtures("log_a_tree_for_the_network")
+@pytest.mark.slow
 def test_a_server_that_stalls_within_a_fit_has_every_point_once_after_the_repair(
     study: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:

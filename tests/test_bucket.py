@@ -99,6 +99,7 @@ def ssh(tmp_path: Path) -> Iterator[tuple[int, Path]]:
     thread.join(60)
 
 
+@pytest.mark.slow
 def test_data_come_back_from_behind_ssh(project: Path, ssh: tuple[int, Path], tmp_path: Path) -> None:
     port, key = ssh
     dvc(project, "remote", "add", "--default", "hospital", f"ssh://user@127.0.0.1{tmp_path / 'disk'}")

@@ -214,7 +214,7 @@ def test_processes_that_want_the_same_features_compute_them_once(tmp_path: Path)
     ("blocks", "precision"),
     [
         (("block5",), "mixed_bfloat16"),
-        ((), "float32"),
+        pytest.param((), "float32", marks=pytest.mark.slow),
         pytest.param(("block5",), "float32", marks=pytest.mark.slow),
         pytest.param((), "mixed_bfloat16", marks=pytest.mark.slow),
     ],

@@ -394,6 +394,7 @@ def test_data_that_were_prepared_otherwise_are_not_trained_on(copy: Path) -> Non
     assert "prepared with image_size 32, but params.yaml says 48" in said
 
 
+@pytest.mark.slow
 def test_params_that_change_while_a_stage_runs_are_not_taken_for_its_own(copy: Path) -> None:
     """DVC would write the new values into dvc.lock, beside outputs that were made with the old ones."""
     kept = kills.fingerprints(copy)
@@ -432,6 +433,7 @@ def test_a_study_that_is_killed_ends_with_the_bits_of_one_that_is_not(tmp_path: 
 # --- what runs again
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_predictions_to_the_bit(study: Path) -> None:
     path = study / "artifacts" / "runs" / "ham10000" / "imagenet_head-seed0" / "predictions.csv"
     before = path.read_bytes()
@@ -439,6 +441,7 @@ def test_the_same_seed_gives_the_same_predictions_to_the_bit(study: Path) -> Non
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_swapping_data_sets_is_a_version_to_go_back_to(study: Path) -> None:
     pointer = (study / "data.dvc").read_text()
     commit(study, "finished")

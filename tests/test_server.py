@@ -110,6 +110,7 @@ def serve_as_composed(folder: Path) -> Iterator[str]:
             process.wait(timeout=60)
 
 
+@pytest.mark.slow
 def test_the_composed_server_asks_for_a_password_and_its_own_name(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -329,6 +329,7 @@ def server(folder: Path, port: int, *more: str) -> Iterator["subprocess.Popen[by
         yield process
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_early_or_late_gets_every_point_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
