@@ -218,7 +218,10 @@ def test_the_fast_gradients_are_keras_own_to_rounding(
             loss = keras.losses.sparse_categorical_crossentropy(labels, model(pixels, training=True))
         gradients.append(tape.gradient(loss, [variable.value for variable in model.trainable_variables]))
     assert changed == [0, 6]
-    assert all(_norm_apart(plain, fast_one) < 0.03 for plain, fast_one in zip(*gradients, strict=True))
+    for plain, fast_one in zip(*gradients, strict=True):
+        assert _norm_apart(plain, fast_one) < 0.03
+        plain, fast_one = np.asarray(plain, np.float64).ravel(), np.asarray(fast_one, np.float64).ravel()
+        assert np.dot(plain, fast_one) > 0.999 * np.linalg.norm(plain) * np.linalg.norm(fast_one)
 
 
 def test_convolutions_in_float32_are_bfloat16s_to_rounding(tiny: TrainParams, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +273,7 @@ def test_faster_convolutions_change_neither_float32_nor_what_is_saved(
     assert (model.predict_on_batch(pixels) == before).all()
     assert (vgg16.load_network(tmp_path / "model.keras").predict_on_batch(pixels) == before).all()
     theirs = keras.models.load_model(tmp_path / "model.keras", compile=False, safe_mode=True)
-    np.testing.assert_allclose(theirs.predict_on_batch(pixels), before, rtol=0.02)
+    np.testing.assert_allclose(theirs.predict_on_batch(pixels), before, rtol=0.02 if slow else 0)
 
 
 READ_ALL = """
