@@ -24,29 +24,25 @@ def gpu_capabilities() -> list[tuple[int, int]]:
 
 
 def native_precision() -> str:
-    """Return `mixed_bfloat16` where the GPUs, or else the processor, compute in bfloat16, and `float32` elsewhere.
-
-    JAX has no fast bfloat16 on a processor.
-    """
+    """Return `mixed_bfloat16` where the GPUs, or else the processor, compute in bfloat16, and `float32` elsewhere."""
     gpus = gpu_capabilities()
-    if gpus:
-        native = min(gpus) >= GPU_CAPABILITY
-    else:
-        native = os.environ.get("KERAS_BACKEND", "tensorflow") == "tensorflow" and _processor_multiplies_bfloat16()
+    native = min(gpus) >= GPU_CAPABILITY if gpus else _processor_has_fast_bfloat16()
     return "mixed_bfloat16" if native else "float32"
 
 
 def processor_has_slow_bfloat16() -> bool:
     """Return whether there is no GPU and the processor is faster in float32."""
-    return not gpu_capabilities() and native_precision() == "float32"
+    return not gpu_capabilities() and not _processor_has_fast_bfloat16()
 
 
-def _processor_multiplies_bfloat16() -> bool:
-    """Return whether the first processor multiplies in bfloat16 faster than in float32.
+def _processor_has_fast_bfloat16() -> bool:
+    """Return whether the processor multiplies in bfloat16 faster than in float32.
 
-    Most emulate it. Intel's with avx512_bf16 alone, as in virtual machines that hide AMX, take longer than in float32;
-    AMD's take half the time (benchmarks/README.md).
+    Most emulate it, and JAX has none that is fast. Intel's with avx512_bf16 alone, as in virtual machines that hide
+    AMX, take longer than in float32; AMD's take half the time (benchmarks/README.md).
     """
+    if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+        return False
     text = CPUINFO.read_text() if CPUINFO.exists() else ""
     facts = {name.strip(): set(value.split()) for name, _, value in (line.partition(":") for line in text.splitlines())}
     flags = facts.get("flags", set())

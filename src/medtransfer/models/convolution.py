@@ -13,13 +13,14 @@ def use_fast_convolutions(model: keras.Model) -> int:
     A product of two bfloat16 values is exact in float32, and sums are in float32 either way: rounding aside, the values
     are the same. Only the way to compute changes: the model saves and loads as before.
     """
-    if not processor_has_slow_bfloat16():
+    layers = [
+        layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D) and layer.compute_dtype == "bfloat16"
+    ]
+    if not layers or not processor_has_slow_bfloat16():
         return 0
-    layers = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
-    slow = [layer for layer in layers if layer.compute_dtype == "bfloat16"]
-    for layer in slow:
+    for layer in layers:
         layer.convolution_op = _convolve
-    return len(slow)
+    return len(layers)
 
 
 def _convolve(inputs: Any, kernel: Any) -> Any:
