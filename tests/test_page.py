@@ -327,7 +327,7 @@ def test_the_readme_says_what_the_committed_results_say() -> None:
     readme = " ".join((PROJECT / "README.md").read_text().split())
     study = read_study(PROJECT / ANSWER)
     for sentence in [*answer(study), *more(study)]:
-        assert sentence in readme, "run tools/answer.py"
+        assert sentence in readme, "run make answer"
 
 
 def test_a_study_with_more_answers_more_questions() -> None:

@@ -1,14 +1,13 @@
-"""Write the answer in README.md: what the committed results say, between its heading and its figure."""
+"""Write the answer in README.md, what a folder of results says, between its heading and its figure: `make answer`."""
 
+import sys
 import textwrap
 from pathlib import Path
 
 from medtransfer.report.sentences import answer, more
 from medtransfer.stages.report import read_study
 
-ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-STUDY = ROOT / "results" / "real-64px-by-group"
+README = Path(__file__).resolve().parent.parent / "README.md"
 HEADING, FIGURE = "## The answer so far\n", "!["
 WIDTH = 118
 
@@ -24,5 +23,5 @@ def page(readme: str, paragraphs: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    study = read_study(STUDY)
+    study = read_study(Path(sys.argv[1]))
     README.write_text(page(README.read_text(), [*answer(study), *more(study)]))
