@@ -64,7 +64,7 @@ def _build(size: int, blocks: tuple[str, ...], precision: str, slow: bool) -> ke
     settings = read_params(Path("params.yaml")).train.model_copy(update={"precision": precision})
     with (
         mock.patch("medtransfer.models.convolution.processor_has_slow_bfloat16", return_value=slow),
-        mock.patch("medtransfer.training.convolution.processor_has_slow_bfloat16", return_value=slow),
+        mock.patch("medtransfer.training.gradients.processor_has_slow_bfloat16", return_value=slow),
     ):
         model = vgg16.build_vgg16(size, 7, settings, seed=0)
         vgg16.set_trainable(model, blocks)

@@ -13,8 +13,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import tensorflow as tf
 
-from medtransfer.training.convolution import _gradient_of_kernel
 from medtransfer.training.device import device_name
+from medtransfer.training.gradients import _gradient_of_kernel
 
 # Side of the feature map, channels in and out: what VGG16 has at 32, 64 and 224 px.
 SHAPES = [(2, 512, 512), (4, 512, 512), (8, 256, 512), (8, 512, 512), (14, 512, 512), (16, 256, 256), (28, 512, 512)]

@@ -11,15 +11,14 @@ import pytest
 import tensorflow as tf
 
 from medtransfer.errors import UserError
-from medtransfer.models import convolution as models_convolution
-from medtransfer.models import vgg16
+from medtransfer.models import convolution, vgg16
 from medtransfer.models.convolution import use_fast_convolutions
 from medtransfer.params import BLOCKS, TrainParams
-from medtransfer.training import convolution as training_convolution
+from medtransfer.training import gradients
 from medtransfer.training.batches import Batches
-from medtransfer.training.convolution import use_fast_gradients
 from medtransfer.training.device import make_deterministic
 from medtransfer.training.fit import HISTORY_COLUMNS, build_optimizer, fit, predict
+from medtransfer.training.gradients import use_fast_gradients
 
 SIZE, CLASSES = 32, 3
 
@@ -192,7 +191,7 @@ def test_every_optimizer_gets_the_learning_rate(tiny: TrainParams) -> None:
 
 
 def _set_processor(monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
-    for module in (models_convolution, training_convolution):
+    for module in (convolution, gradients):
         monkeypatch.setattr(module, "processor_has_slow_bfloat16", lambda: slow)
 
 
@@ -254,7 +253,7 @@ def test_a_processor_that_is_slow_in_bfloat16_has_no_fast_gradients(
 ) -> None:
     _set_processor(monkeypatch, slow=True)
     model = vgg16.build_vgg16(SIZE, CLASSES, tiny.model_copy(update={"precision": "mixed_bfloat16"}), seed=5)
-    assert all(layer.convolution_op is models_convolution._convolve for layer in vgg16.base_layers(model))
+    assert all(layer.convolution_op is convolution._convolve for layer in vgg16.base_layers(model))
     assert use_fast_gradients(model) == 0
 
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from medtransfer.errors import UserError
 from medtransfer.params import TrainParams
 from medtransfer.training.batches import Batches, feed
-from medtransfer.training.convolution import use_fast_gradients
+from medtransfer.training.gradients import use_fast_gradients
 from medtransfer.training.snapshots import Fit, ResumableStopping, collect, load, restore, save
 
 log = logging.getLogger(__name__)
