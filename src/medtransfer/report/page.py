@@ -195,8 +195,8 @@ def _questions(study: Study, dataset: str) -> list[Drawn]:
         drawn.append((text, figures.data_sizes(sizes, figures.mark(f"{dataset}: training images", mark))))
     if study.tuning is not None and dataset in set(study.tuning.dataset):
         text = (
-            "The learning rates that were tried, on a part of the training images; the one with the lowest validation "
-            "loss is used. Dashed: a model that only ever answers the largest class."
+            "The learning rates that were tried, on a part or all of the training images; the one with the lowest "
+            "validation loss is used. Dashed: a model that only ever answers the largest class."
         )
         drawing = figures.rates(
             largest_parts(study.tuning[study.tuning.dataset == dataset]),
