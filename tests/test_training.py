@@ -14,7 +14,6 @@ from medtransfer.errors import UserError
 from medtransfer.models import convolution, vgg16
 from medtransfer.models.convolution import use_fast_convolutions
 from medtransfer.params import BLOCKS, TrainParams
-from medtransfer.training import gradients
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import make_deterministic
 from medtransfer.training.fit import HISTORY_COLUMNS, build_optimizer, fit, predict
@@ -191,8 +190,8 @@ def test_every_optimizer_gets_the_learning_rate(tiny: TrainParams) -> None:
 
 
 def _set_processor(monkeypatch: pytest.MonkeyPatch, slow: bool) -> None:
-    for module in (convolution, gradients):
-        monkeypatch.setattr(module, "processor_has_slow_bfloat16", lambda: slow)
+    for module in ("models.convolution", "training.gradients"):
+        monkeypatch.setattr(f"medtransfer.{module}.processor_has_slow_bfloat16", lambda: slow)
 
 
 def _norm_apart(one: tf.Tensor, other: tf.Tensor) -> float:
