@@ -185,6 +185,8 @@ def test_a_leak_is_measured_by_class_on_the_same_images() -> None:
     assert set(measure_leak([run(leaky)], [run(clean)], validated).images) == {"all", "shared", "others"}
     network = [run(table, kind="network") for table in (leaky, clean)]
     assert set(measure_leak(network[:1], network[1:], validated).images) == {"all", "others"}  # not fitted on it
+    more = measure_leak([run(leaky), run(clean, seed=1)], [run(clean)], shared)
+    pd.testing.assert_frame_equal(more, measure_leak([run(leaky)], [run(clean)], shared))  # on the seeds of both
     same = measure_leak([run(leaky)], [run(leaky)], shared)
     assert (same[["difference", "low", "high"]] == 0).all(axis=None)
     with pytest.raises(ValueError, match="different images"):

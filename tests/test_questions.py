@@ -8,14 +8,14 @@ import pytest
 
 from medtransfer.evaluation.agreement import WAYS, agree
 from medtransfer.evaluation.comparison import Run
-from medtransfer.evaluation.families import LATTICE, RECIPES, SIZES, TALK, family, question
+from medtransfer.evaluation.families import LATTICE, RECIPES, SIZES, TALK, WEIGHTS, family, question
 from medtransfer.evaluation.metrics import MACRO
 from medtransfer.evaluation.questions import block_counts, block_gains, data_sizes, find_pair, recipe_changes
 from medtransfer.params import BLOCKS, Configuration, Params
 
 NOTHING = pd.DataFrame()
 # What `compare_models` finds of a pair, without its names and p-values.
-EFFECT = {"difference": 0.2, "low": 0.1, "high": 0.3, "seeds": 1}
+EFFECT = {"difference": 0.2, "low": 0.1, "high": 0.3, "least": 0.2, "most": 0.2, "seeds": 1}
 
 
 def fit(params: Params, model: str, *, right: int = 1, **configuration: object) -> Run:
@@ -88,7 +88,16 @@ def test_a_block_adds_what_networks_that_differ_in_it_alone_say(params: Params) 
         fit(params, "last_two", trainable=["block4", "block5"]),  # .6
         fit(params, "all"),  # .7, alone with its blocks
     ]
-    gains = block_gains(runs, scores(runs))
+    f1 = dict(zip((run.model for run in runs), range(len(runs)), strict=True))
+    pairs = pd.DataFrame(
+        [
+            {**EFFECT, "dataset": "ham10000", "first": one, "second": two, "difference": (f1[one] - f1[two]) / 10,
+             "p": 1.0, "p_corrected": 1.0}
+            for one, two in combinations(f1, 2)
+            if (one, two) != ("first", "first_last")  # as if they had no seed in common
+        ]
+    )  # fmt: skip
+    gains = block_gains(runs, pairs)
     assert list(gains.index) == list(BLOCKS)
     assert gains.to_list() == pytest.approx([0.2, np.nan, np.nan, 0.5, 0.1], nan_ok=True)
 
@@ -143,7 +152,10 @@ def test_each_pair_answers_one_question_or_none(params: Params) -> None:
         "random": fit(params, "random", weights="random"),
         "all": fit(params, "all"),
         "first": fit(params, "first", trainable=["block1"]),
-        "chain": fit(params, "chain", weights="ham10000/all"),
+        "chain": fit(params, "chain", weights="ham10000/imagenet_all"),
+        "other_chain": fit(params, "other_chain", weights="ham10000/cnn_random"),
+        "random_last": fit(params, "random_last", weights="random", trainable=["block5"]),
+        "last": fit(params, "last", trainable=["block5"]),
         "last_two": fit(params, "last_two", trainable=["block4", "block5"]),
         "first_two": fit(params, "first_two", trainable=["block1", "block2"]),
         "caffe": fit(params, "caffe", scaling="caffe"),
@@ -157,16 +169,20 @@ def test_each_pair_answers_one_question_or_none(params: Params) -> None:
         for pair in combinations(runs, 2)
         if (asked := question(*(runs[name].record for name in pair)))
     }
-    talk = ("tree", "random", "all", "first", "chain")
+    talk = ("tree", "random", "all", "first", "last", "chain")
     assert pairs == {
+        **{frozenset((one, two)): LATTICE for one in ("all", "first", "last") for two in ("last_two", "first_two")},
+        **{frozenset(("other_chain", other)): WEIGHTS for other in ("random", "all", "chain")},
         **{frozenset(pair): TALK for pair in combinations(talk, 2)},
-        **{frozenset(pair): LATTICE for pair in combinations(("all", "first", "last_two", "first_two"), 2)},
-        frozenset(("all", "first")): TALK,
+        frozenset(("last_two", "first_two")): LATTICE,
+        frozenset(("random_last", "random")): LATTICE,
+        frozenset(("random_last", "last")): WEIGHTS,
         frozenset(("all", "caffe")): RECIPES,
         frozenset(("all_10", "random_10")): SIZES,
     }
     assert {family(runs[name].record) for name in talk} == {TALK}
     assert family(runs["both"].record) == RECIPES
+    assert {family(runs[name].record) for name in ("other_chain", "random_last")} == {WEIGHTS}
 
 
 def layer_tables(order: dict[str, list[float]]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

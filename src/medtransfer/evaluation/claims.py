@@ -1,16 +1,16 @@
 """What the talk claims, put to the test: each claim is that one model's macro F1 is higher than another's."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from medtransfer.evaluation.intervals import correct
-from medtransfer.evaluation.questions import find_pair
+from medtransfer.evaluation.questions import PAIR, find_pair
 
 LEVEL = 0.05
-FOUND = ["seeds", "difference", "low", "high", "p", "p_corrected"]
-COLUMNS = ["sentence", "dataset", "better", "worse", *FOUND, "verdict"]
+COLUMNS = ["sentence", "dataset", "better", "worse", *PAIR, "verdict"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def judge(pairs: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        sentence, dataset, better, worse, seeds (how many both have), difference, low, high, p, p_corrected, verdict:
-        `holds` or `does not hold` where p < .05 after correction, else `not settled`.
+        sentence, dataset, better, worse, PAIR, verdict: `holds` or `does not hold` where it is `settled`, else
+        `not settled`.
     """
     rows = []
     for claim in CLAIMS:
@@ -61,6 +61,14 @@ def judge(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _verdict(found: dict[Any, Any]) -> str:
-    if found["p_corrected"] >= LEVEL:
+    if not settled(found):
         return "not settled"
     return "holds" if found["difference"] > 0 else "does not hold"
+
+
+def settled(pair: Mapping[Any, Any]) -> bool:
+    """Return whether p < LEVEL after correction and the difference has the same sign with every seed.
+
+    p is of the test groups alone: of the variation of training it knows nothing.
+    """
+    return bool(pair["p_corrected"] < LEVEL and pair["least"] * pair["most"] > 0)

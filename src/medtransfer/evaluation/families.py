@@ -3,20 +3,23 @@
 A p-value is corrected for the comparisons of its own question, so that asking another one changes no answer.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from medtransfer.params import BLOCKS, Configuration
 
 RECIPE = ("scaling", "balance", "optimizer")
-# The first holds the talk's models; the others what differs from them in the name's thing alone.
-TALK, RECIPES, SIZES, LATTICE = "talk", "recipes", "sizes", "blocks"
-FAMILIES = {
-    TALK: "the talk's models",
-    RECIPES: "scaling, balance of classes or optimizer",
-    SIZES: "fewer training images",
-    LATTICE: "other blocks",
-}
-TALK_BLOCKS = (BLOCKS, ("block5",), ("block1",), ("block1", "block5"), ())
+# The first holds the talk's models and the head alone; the others what differs from them in the name's thing alone.
+TALK, RECIPES, SIZES, LATTICE, WEIGHTS = "talk", "recipes", "sizes", "blocks", "weights"
+# The blocks that the talk's networks train, by the weights that they begin from.
+TALK_BLOCKS: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
+    {
+        "random": (BLOCKS,),
+        "imagenet": (BLOCKS, ("block5",), ("block1",), ("block1", "block5"), ()),
+        "ham10000/imagenet_all": (BLOCKS,),
+    }
+)
 
 
 def configuration_of(record: dict[str, Any]) -> Configuration:
@@ -35,18 +38,20 @@ def overrides(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def family(record: dict[str, Any]) -> str:
-    """Return the question that a model was added for, one of FAMILIES."""
+    """Return the question that a model was added for: TALK, RECIPES, SIZES, LATTICE or WEIGHTS."""
     if record["kind"] != "network":
         return TALK
     changed = overrides(record)
     if changed:
         return RECIPES if set(changed) & set(RECIPE) else SIZES
     found = configuration_of(record)
-    return LATTICE if found.weights == "imagenet" and found.blocks not in TALK_BLOCKS else TALK
+    if found.blocks in TALK_BLOCKS.get(found.weights, ()):
+        return TALK
+    return LATTICE if found.weights == "imagenet" else WEIGHTS
 
 
 def question(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """Return the question that comparing two models of a data set answers, one of FAMILIES, or None.
+    """Return the question that comparing two models of a data set answers, as `family` names it, or None.
 
     None where they differ in more than the question is about.
     """
@@ -59,9 +64,12 @@ def question(one: dict[str, Any], other: dict[str, Any]) -> str | None:
         return RECIPES
     if families == {SIZES} and _same_images_other_weights(one, other):
         return SIZES
-    if families <= {TALK, LATTICE} and {configuration_of(record).weights for record in (one, other)} == {"imagenet"}:
+    if families & {RECIPES, SIZES}:
+        return None
+    ours, theirs = configuration_of(one), configuration_of(other)
+    if ours.weights == theirs.weights:
         return LATTICE
-    return None
+    return WEIGHTS if ours.blocks == theirs.blocks else None
 
 
 def changed_recipe(record: dict[str, Any], base: dict[str, Any]) -> str | None:

@@ -59,8 +59,8 @@ def compare_pair(first: list[pd.DataFrame], second: list[pd.DataFrame], seed: in
     -------
     dict
         `difference` (first less second), `low` and `high` of its 95% bootstrap interval over groups, `sd` of the
-        differences of single seeds (NaN for one), and `p`, of a studentized permutation test that swaps the two
-        models' answers to whole groups.
+        differences of single seeds (NaN for one), `least` and `most` of them, and `p`, of a studentized permutation
+        test that swaps the two models' answers to whole groups.
 
     Raises
     ------
@@ -79,6 +79,8 @@ def compare_pair(first: list[pd.DataFrame], second: list[pd.DataFrame], seed: in
         "low": float(low),
         "high": float(high),
         "sd": float(by_seed.std(ddof=1)) if len(by_seed) > 1 else float("nan"),
+        "least": float(by_seed.min()),
+        "most": float(by_seed.max()),
         "p": _permute(ours, theirs, seed),
     }
 

@@ -11,14 +11,14 @@ from medtransfer.evaluation.intervals import MEASURES, draw_weights, span, weigh
 from medtransfer.evaluation.metrics import MACRO, MICRO, score
 from medtransfer.evaluation.predictions import classes_of
 
-COLUMNS = ["dataset", "model", "images", "class", "tested", "leaky", "clean", "difference", "low", "high"]
+COLUMNS = ["dataset", "model", "seeds", "images", "class", "tested", "leaky", "clean", "difference", "low", "high"]
 ALL, SHARED, OTHERS = "all", "shared", "others"
 # What a model is fitted on.
 SEEN = {"network": ("train",), "baseline": ("train", "validation")}
 
 
 def measure_leak(leaky: list[Run], clean: list[Run], shared: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Compare fits with the leak and without it on the same test images, a model at a time.
+    """Compare fits with the leak and without it on the same test images, a model at a time, on the seeds of both.
 
     Parameters
     ----------
@@ -30,34 +30,41 @@ def measure_leak(leaky: list[Run], clean: list[Run], shared: Mapping[str, pd.Dat
     Returns
     -------
     DataFrame
-        dataset, model, images (ALL, SHARED with what the model was fitted on where it leaks, OTHERS), class (of all
-        images each class and MACRO; MICRO of each), tested (their number), leaky, clean (F1, mean over seeds),
-        difference, low and high (its 95% interval over lesions or patients). Only the shared images can be flattered;
-        on the others the two fits differ because they saw other images. A model that only one side has is left out.
+        dataset, model, seeds (how many both sides have), images (ALL, SHARED with what the model was fitted on where it
+        leaks, OTHERS), class (of all images each class and MACRO; MICRO of each), tested (their number), leaky, clean
+        (F1, mean over seeds), difference, low and high (its 95% interval over lesions or patients). Only the shared
+        images can be flattered; on the others the two fits differ because they saw other images. A model without a seed
+        on both sides is left out.
 
     Raises
     ------
     ValueError
         The two sides were tested on different images.
     """
-    others = {(dataset, model): fits for dataset, model, fits in by_model(clean)}
+    others = {(run.dataset, run.model, run.seed): run for run in clean}
     rows = []
     for dataset, model, fits in by_model(leaky):
-        if (dataset, model) not in others:
-            continue
-        sides = [[run.predictions for run in side] for side in (fits, others[dataset, model])]
-        if any(list(table.id) != list(sides[0][0].id) for side in sides for table in side):
-            raise ValueError(f"{dataset} {model}: the two sides were tested on different images")
-        known = shared[dataset]
-        leaks = sides[0][0].id.isin(known.id[known.split.isin(SEEN[fits[0].record["kind"]])])
-        every = pd.Series(True, index=leaks.index)
-        for images, kept in ((ALL, every), (SHARED, leaks), (OTHERS, ~leaks)):
-            names = [*classes_of(sides[0][0]), MACRO, MICRO] if images == ALL else [MICRO]
-            parts = [[table[kept] for table in side] for side in sides]
-            if kept.any():
-                found = _differences(parts[0], parts[1], names, fits[0].seed)
-                rows += [{"dataset": dataset, "model": model, "images": images, **row} for row in found]
+        paired = [(run, others[key]) for run in fits if (key := (dataset, model, run.seed)) in others]
+        if paired:
+            names = {"dataset": dataset, "model": model, "seeds": len(paired)}
+            rows += [{**names, **row} for row in _by_images(paired, shared[dataset])]
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _by_images(paired: list[tuple[Run, Run]], shared: pd.DataFrame) -> list[dict[str, Any]]:
+    sides = [[run.predictions for run in side] for side in zip(*paired, strict=True)]
+    first, tested = paired[0][0], sides[0][0]
+    if any(list(table.id) != list(tested.id) for side in sides for table in side):
+        raise ValueError(f"{first.dataset} {first.model}: the two sides were tested on different images")
+    leaks = tested.id.isin(shared.id[shared.split.isin(SEEN[first.record["kind"]])])
+    every = pd.Series(True, index=leaks.index)
+    rows = []
+    for images, kept in ((ALL, every), (SHARED, leaks), (OTHERS, ~leaks)):
+        names = [*classes_of(tested), MACRO, MICRO] if images == ALL else [MICRO]
+        leaky, clean = ([table[kept] for table in side] for side in sides)
+        if kept.any():
+            rows += [{"images": images, **row} for row in _differences(leaky, clean, names, first.seed)]
+    return rows
 
 
 def _differences(

@@ -5,10 +5,11 @@ import pandas as pd
 
 from medtransfer.evaluation.comparison import Run, by_model
 from medtransfer.evaluation.families import changed_recipe, configuration_of, overrides
-from medtransfer.evaluation.metrics import MACRO, MICRO, score
+from medtransfer.evaluation.metrics import MACRO, MICRO
 from medtransfer.params import BLOCKS
 
 SCORES = ["f1", "low", "high", "seeds"]
+PAIR = ["difference", "low", "high", "least", "most", "p", "p_corrected", "seeds"]
 
 
 def block_counts(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
@@ -29,25 +30,29 @@ def block_counts(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
     return _with_scores(pd.DataFrame(rows, columns=["dataset", "model", "start", "blocks"]), table)
 
 
-def block_gains(runs: list[Run], table: pd.DataFrame) -> pd.Series:
+def block_gains(runs: list[Run], pairs: pd.DataFrame) -> pd.Series:
     """Return what training each block adds to macro F1: the mean over the pairs of networks that differ in it alone.
 
     Parameters
     ----------
     runs : list of Run
         Of one data set; the networks are those of `block_counts`, with any blocks.
+    pairs : DataFrame
+        From `compare_models`, which compares two networks on the seeds that both have.
 
     Returns
     -------
     Series
         A value a block, missing where no two networks differ in that block alone.
     """
-    macro = table[(table["class"] == MACRO) & table.dataset.isin([run.dataset for run in runs])].set_index("model").f1
-    f1 = {frozenset(trained): macro[model] for _, model, trained in _lattice(runs)}
-    gains = {
-        block: [f1[more] - f1[more - {block}] for more in f1 if block in more and more - {block} in f1]
-        for block in BLOCKS
-    }
+    networks = {frozenset(trained): (dataset, model) for dataset, model, trained in _lattice(runs)}
+    gains: dict[str, list[float]] = {block: [] for block in BLOCKS}
+    for more, (dataset, model) in networks.items():
+        for block in more:
+            fewer = networks.get(more - {block})
+            pair = find_pair(pairs, dataset, model, fewer[1]) if fewer else None
+            if pair:
+                gains[block].append(pair["difference"])
     return pd.Series({block: pd.Series(found, dtype=float).mean() for block, found in gains.items()})
 
 
@@ -116,8 +121,8 @@ def recipe_changes(runs: list[Run], pairs: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        dataset, model, base, change (`scaling: caffe`), difference (model less base, macro F1), low, high, p,
-        p_corrected, seeds (how many both have), micro (difference in micro F1 on them).
+        dataset, model, base, change (`scaling: caffe`), what `find_pair` returns of model less base, micro (their
+        difference in micro F1, on the same seeds).
     """
     rows = []
     for dataset, model, fits in _networks(runs):
@@ -127,17 +132,16 @@ def recipe_changes(runs: list[Run], pairs: pd.DataFrame) -> pd.DataFrame:
             if found:
                 found["micro"] = _micro_difference(fits, others)
                 rows.append({"dataset": dataset, "model": model, "base": base, "change": change, **found})
-    columns = ["dataset", "model", "base", "change", "difference", "low", "high", "p", "p_corrected", "seeds", "micro"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["dataset", "model", "base", "change", *PAIR, "micro"])
 
 
 def _micro_difference(fits: list[Run], others: list[Run]) -> float:
-    ours, theirs = ({run.seed: score(run.predictions)[MICRO] for run in own} for own in (fits, others))
+    ours, theirs = ({run.seed: run.scores[MICRO] for run in own} for own in (fits, others))
     return float(np.mean([ours[seed] - theirs[seed] for seed in ours if seed in theirs]))
 
 
 def find_pair(pairs: pd.DataFrame, dataset: str, first: str, second: str) -> dict[str, float] | None:
-    """Return difference (first less second), low, high, p, p_corrected and seeds of two models of `compare_models`.
+    """Return what `compare_models` found of two models, first less second: PAIR.
 
     It has each pair once, in either order.
     """
@@ -145,9 +149,11 @@ def find_pair(pairs: pd.DataFrame, dataset: str, first: str, second: str) -> dic
         own = pairs[(pairs.dataset == dataset) & (pairs["first"] == one) & (pairs["second"] == other)]
         for row in own.to_dict("records"):
             # Without the 0.0 an exact zero would come out as -0.0.
-            low, high = sorted((sign * row["low"] + 0.0, sign * row["high"] + 0.0))
+            signed = {name: sign * row[name] + 0.0 for name in ("difference", "low", "high", "least", "most")}
+            low, high = sorted((signed["low"], signed["high"]))
+            least, most = sorted((signed["least"], signed["most"]))
             kept = {name: row[name] for name in ("p", "p_corrected", "seeds")}
-            return {"difference": sign * row["difference"] + 0.0, "low": low, "high": high, **kept}
+            return {**signed, "low": low, "high": high, "least": least, "most": most, **kept}
     return None
 
 

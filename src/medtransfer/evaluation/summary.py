@@ -6,14 +6,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medtransfer.evaluation.calibration import fit_temperature, scale
+from medtransfer.evaluation.calibration import believable, fit_temperature, scale
 from medtransfer.evaluation.comparison import Run, Spans, by_model
 from medtransfer.evaluation.families import family, question
 from medtransfer.evaluation.intervals import MEASURES, compare_pair, correct, intervals
 from medtransfer.evaluation.metrics import BRIER, CALIBRATION, score
 
 PAIR_COLUMNS = [
-    "dataset", "family", "first", "second", "seeds", "difference", "low", "high", "sd", "p", "p_corrected"
+    "dataset", "family", "first", "second", "seeds", "difference", "low", "high", "sd", "least", "most", "p",
+    "p_corrected",
 ]  # fmt: skip
 # Scaling keeps the order of the classes: only what looks at the probabilities themselves changes.
 SCALED = {name: f"{name}, scaled" for name in (BRIER, CALIBRATION)}
@@ -31,25 +32,25 @@ def summarise(runs: list[Run], spans: Spans) -> pd.DataFrame:
     -------
     DataFrame
         dataset, model, family (see `families`), measure (MEASURES; SCALED after temperature scaling on the
-        validation images, for models that kept their predictions for those), value (mean over seeds), low and
-        high (95% interval over groups), seeds, sd (over the seeds, whose test images are the same; missing for one).
+        validation images, for models that kept their predictions for those and whose temperatures are `believable`),
+        value (mean over seeds), low and high (95% interval over groups), seeds, sd (over the seeds, whose test images
+        are the same; missing for one).
     """
     rows = []
     for dataset, model, fits in by_model(runs):
-        tables = [run.predictions for run in fits]
-        rows += _rows(fits[0], tables, {name: name for name in MEASURES}, spans[dataset, model])
-        if all(run.validation is not None for run in fits):
-            scaled = [
-                scale(run.predictions, fit_temperature(run.validation)) for run in fits if run.validation is not None
-            ]
-            rows += _rows(fits[0], scaled, SCALED, intervals(scaled, fits[0].seed))
+        names = {name: name for name in MEASURES}
+        rows += _rows(fits[0], [run.scores for run in fits], names, spans[dataset, model])
+        temperatures = [fit_temperature(run.validation) for run in fits if run.validation is not None]
+        if len(temperatures) == len(fits) and all(map(believable, temperatures)):
+            scaled = [scale(run.predictions, found) for run, found in zip(fits, temperatures, strict=True)]
+            rows += _rows(fits[0], list(map(score, scaled)), SCALED, intervals(scaled, fits[0].seed))
     return pd.DataFrame(rows)
 
 
 def _rows(
-    run: Run, tables: list[pd.DataFrame], names: dict[str, str], spans: dict[str, tuple[float, float]]
+    run: Run, by_seed: list[dict[str, float]], names: dict[str, str], spans: dict[str, tuple[float, float]]
 ) -> list[dict[str, object]]:
-    scores = pd.DataFrame([score(table) for table in tables])
+    scores = pd.DataFrame(by_seed)
     return [
         {
             "dataset": run.dataset,
@@ -59,8 +60,8 @@ def _rows(
             "value": scores[name].mean(),
             "low": spans[name][0],
             "high": spans[name][1],
-            "seeds": len(tables),
-            "sd": scores[name].std(ddof=1) if len(tables) > 1 else np.nan,
+            "seeds": len(scores),
+            "sd": scores[name].std(ddof=1) if len(scores) > 1 else np.nan,
         }
         for name, shown in names.items()
     ]
@@ -73,9 +74,9 @@ def compare_models(runs: list[Run]) -> pd.DataFrame:
     -------
     DataFrame
         dataset, family (the question that the pair answers, see `families`), first, second, seeds (how many both
-        have), difference, low, high, sd (of the differences of single seeds; missing for one seed), p, p_corrected
-        (for all pairs of the data set and family). Pairs that answer no question are left out, as are those
-        without a seed in common.
+        have), difference, low, high, sd (of the differences of single seeds; missing for one seed), least and most (of
+        them), p, p_corrected (for all pairs of the data set and family). Pairs that answer no question are left out, as
+        are those without a seed in common.
     """
     rows = []
     for dataset in dict.fromkeys(run.dataset for run in runs):

@@ -255,7 +255,7 @@ def cost(table: pd.DataFrame, seconds: dict[str, float], title: str) -> Figure:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(color="#dddddd")
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    axes.set(xlabel="seconds of fitting, mean over seeds (log)", ylabel="macro F1")
+    axes.set(xlabel="seconds of fitting (log)", ylabel="macro F1")
     axes.set_title(title, fontsize=10, wrap=True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from medtransfer.evaluation.agreement import agree
 from medtransfer.evaluation.comparison import by_model
 from medtransfer.evaluation.confusion import confusion
-from medtransfer.evaluation.families import TALK, family
+from medtransfer.evaluation.families import TALK
 from medtransfer.evaluation.leak import ALL
-from medtransfer.evaluation.metrics import MACRO, score
+from medtransfer.evaluation.metrics import MACRO
 from medtransfer.evaluation.predictions import classes_of
 from medtransfer.evaluation.published import is_the_talks
 from medtransfer.evaluation.questions import block_counts, block_gains, data_sizes
@@ -26,9 +26,9 @@ from medtransfer.report.sentences import (
     beyond,
     collapses,
     guess,
-    largest_parts,
     more,
     title,
+    tries,
     which_layers,
 )
 from medtransfer.report.study import Layers, Study, costs, leaves_out_features
@@ -83,12 +83,13 @@ def _view(study: Study) -> dict[str, Any]:
 
 
 def overview(table: pd.DataFrame) -> Figure:
-    """Return a figure of the macro F1 of the talk's models on every data set; `table` from `compare`."""
-    macro = table[(table["class"] == MACRO) & (table.family == TALK)]
+    """Return a figure of the macro F1 of the models `in_front` on every data set; `table` from `compare`."""
+    macro = table[table["class"] == MACRO]
+    parts = {dataset: tables.in_front(macro, dataset) for dataset in macro.dataset.drop_duplicates()}
     return figures.overview(
         {
             figures.mark(f"{dataset}, {own.test_images.iloc[0]} test images", bool(own.synthetic.any())): own
-            for dataset, own in macro.groupby("dataset", sort=False)
+            for dataset, own in parts.items()
         }
     )
 
@@ -116,12 +117,12 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
         ],
         "f1": _cells(tables.pivot(study.table, dataset)),
         "measures": _cells(tables.measures(study.summary, dataset)),
-        "differences": _cells(tables.differences(study.pairs, dataset)),
+        "differences": _cells(compared) if len(compared := tables.differences(study.pairs, dataset)) else None,
         "beyond": [
             {"text": text, "table": _cells(frame)}
             for text, frame in tables.beyond_the_talk(study.table, study.summary, study.pairs, study.runs, dataset)
         ],
-        "blocks": [_blocks(found, block_gains(runs, study.table)) for found in asked],
+        "blocks": [_blocks(found, block_gains(runs, study.pairs)) for found in asked],
         "provenance": _cells(tables.provenance(runs)),
         "figures": [{"text": text, "uri": _embed(_png(figure))} for text, figure in drawn]
         + [
@@ -140,9 +141,7 @@ def _blocks(found: Layers, gains: pd.Series) -> dict[str, Any]:
 
 
 def _scores(study: Study, dataset: str) -> list[Drawn]:
-    part = study.table[
-        (study.table.dataset == dataset) & (study.table["class"] == MACRO) & (study.table.family == TALK)
-    ]
+    part = tables.in_front(study.table[study.table["class"] == MACRO], dataset)
     fits = {model: own for name, model, own in by_model(study.runs) if name == dataset}
     seconds = costs({model: fits[model] for model in part.model}, study.runs)
     warm = [model for model in part.model if leaves_out_features(fits[model])]
@@ -155,8 +154,8 @@ def _scores(study: Study, dataset: str) -> list[Drawn]:
             figures.scores(part, figures.mark(f"{dataset}: macro F1", mark), _seeds(study, dataset)),
         ),
         (
-            "What each model costs: seconds of training, with those of the fit that it begins from, against macro F1."
-            + without,
+            "What each model costs: seconds of training (one seed), with those of the fit that it begins from, against "
+            "macro F1." + without,
             figures.cost(part, seconds, figures.mark(f"{dataset}: cost against macro F1", mark)),
         ),
     ]
@@ -164,21 +163,16 @@ def _scores(study: Study, dataset: str) -> list[Drawn]:
 
 def _seeds(study: Study, dataset: str) -> dict[str, list[float]]:
     """Return the macro F1 of every fit by its model."""
-    return {
-        model: [score(run.predictions)[MACRO] for run in fits]
-        for name, model, fits in by_model(study.runs)
-        if name == dataset
-    }
+    return {model: [run.scores[MACRO] for run in fits] for name, model, fits in by_model(study.runs) if name == dataset}
 
 
 def _questions(study: Study, dataset: str) -> list[Drawn]:
     """Draw what only some studies can answer: how many blocks, how many images, which rate, the leak."""
     mark = _synthetic(study, dataset)
     drawn = []
-    others = study.table[
-        (study.table.dataset == dataset) & (study.table["class"] == MACRO) & (study.table.family != TALK)
-    ]
-    if len(others):
+    macro = study.table[(study.table.dataset == dataset) & (study.table["class"] == MACRO)]
+    others = macro[macro.family != TALK]
+    if 0 < len(others) < len(macro):
         text = "Macro F1 of each model beyond the talk's with its 95% interval."
         name = figures.mark(f"{dataset}: beyond the talk, macro F1", mark)
         drawn.append((text, figures.scores(others, name, _seeds(study, dataset))))
@@ -193,17 +187,14 @@ def _questions(study: Study, dataset: str) -> list[Drawn]:
     if sizes.fraction.nunique() >= POINTS:
         text = "When transfer pays: macro F1 against the number of training images, from either weights. 95% intervals."
         drawn.append((text, figures.data_sizes(sizes, figures.mark(f"{dataset}: training images", mark))))
-    if study.tuning is not None and dataset in set(study.tuning.dataset):
+    tried = tries(study, dataset)
+    if tried is not None:
         text = (
             "The learning rates that were tried, on a part or all of the training images; the one with the lowest "
             "validation loss is used. Dashed: a model that only ever answers the largest class."
         )
-        drawing = figures.rates(
-            largest_parts(study.tuning[study.tuning.dataset == dataset]),
-            guess(study, dataset),
-            figures.mark(f"{dataset}: learning rates", mark),
-        )
-        drawn.append((text, drawing))
+        name = figures.mark(f"{dataset}: learning rates", mark)
+        drawn.append((text, figures.rates(tried, guess(study, dataset), name)))
     if study.leak is not None and dataset in set(study.leak.dataset):
         text = (
             f"How much the leak flatters each class: F1 with images of the test images' {_units(study.own, dataset)} "
@@ -218,25 +209,21 @@ def _questions(study: Study, dataset: str) -> list[Drawn]:
 
 
 def _each_model(study: Study, dataset: str) -> list[Drawn]:
-    models = [
-        (model, fits)
-        for name, model, fits in by_model(study.runs)
-        if name == dataset and family(fits[0].record) == TALK
-    ]
+    shown = set(tables.in_front(study.table, dataset).model)
+    models = [(model, fits) for name, model, fits in by_model(study.runs) if name == dataset and model in shown]
     confusions = {model: np.sum([confusion(run.predictions) for run in fits], axis=0) for model, fits in models}
     histories = {model: [run.history for run in fits if run.history is not None] for model, fits in models}
     histories = {model: found for model, found in histories.items() if found}
     classes, mark = classes_of(models[0][1][0].predictions), _synthetic(study, dataset)
     drawn = [
         (
-            "Validation loss of each network over the epochs, a line a seed.",
-            figures.losses(histories, figures.mark(f"{dataset}: validation loss", mark)),
-        ),
-        (
             "Confusion matrices of the test images, counts over all seeds.",
             figures.confusions(confusions, classes, figures.mark(dataset, mark)),
-        ),
+        )
     ]
+    if histories:
+        text = "Validation loss of each network over the epochs, a line a seed."
+        drawn.insert(0, (text, figures.losses(histories, figures.mark(f"{dataset}: validation loss", mark))))
     for found in study.layers:
         if found.record["dataset"] == dataset:
             name = f"{dataset}, {found.record['model']}, seed {found.record['seed']}: which layers matter"

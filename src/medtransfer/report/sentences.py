@@ -8,11 +8,11 @@ import pandas as pd
 import scipy.stats
 
 from medtransfer.evaluation.agreement import Agreement, agree
-from medtransfer.evaluation.claims import LEVEL
+from medtransfer.evaluation.claims import LEVEL, settled
 from medtransfer.evaluation.comparison import Run, by_model
 from medtransfer.evaluation.families import TALK, family
 from medtransfer.evaluation.leak import OTHERS, SHARED
-from medtransfer.evaluation.metrics import AUC, MACRO, MICRO, score
+from medtransfer.evaluation.metrics import AUC, MACRO, MICRO
 from medtransfer.evaluation.predictions import classes_of, only_answer
 from medtransfer.evaluation.questions import block_gains, chain, data_sizes, find_pair, recipe_changes
 from medtransfer.report.study import Layers, Study, costs, leaves_out_features
@@ -32,7 +32,7 @@ RECIPES = {
     "balance: sampling": "balanced sampling",
 }
 TITLES = {"ham10000": "skin lesions", "chest_xray": "chest X-rays"}
-AT_THE_GUESS = 0.005  # a macro F1 no farther from that of the largest class alone has not learnt the others
+AT_THE_GUESS = 0.0005  # a macro F1 no farther from that of the largest class alone has not learnt the others
 
 
 def answer(study: Study) -> list[str]:
@@ -67,16 +67,16 @@ def _asked(study: Study, questions: dict[str, Callable[[Study, str], str | None]
 
 
 def _parts(study: Study) -> str:
-    """Say which networks that train only a part from ImageNet weights are better than from random weights, p < .05."""
+    """Say which networks that train only a part from ImageNet weights are better than from random weights."""
     clear: dict[str, list[str]] = {}
     pairs = [
         (model, dataset, pair)
         for model in FEWER
         for dataset in study.table.dataset.drop_duplicates()
-        if (pair := find_pair(study.pairs, dataset, model, FROM_RANDOM))
+        if (pair := _planned(study, dataset, model, FROM_RANDOM))
     ]
     for model, dataset, pair in pairs:
-        if pair["difference"] > 0 and pair["p_corrected"] < LEVEL:
+        if pair["difference"] > 0 and settled(pair):
             effect = f"{_difference(pair)} on {title(dataset)} ({_p(pair)}{_fits(pair)})"
             clear.setdefault(FEWER[model], []).append(effect)
     if not clear:
@@ -90,17 +90,25 @@ def _effects(study: Study, better: str, worse: str) -> list[str]:
     return [_effect(pair, title(dataset)) for dataset, pair in found.items() if pair]
 
 
-def _planned(study: Study, dataset: str, better: str, worse: str) -> dict[Any, Any] | None:
-    """Return the comparison as the talk's claim has it, or, where it claims nothing, as one of all pairs."""
-    claims = study.claims
-    own = claims[(claims.dataset == dataset) & (claims.better == better) & (claims.worse == worse)]
-    return own.iloc[0].to_dict() if len(own) else find_pair(study.pairs, dataset, better, worse)
+def _planned(study: Study, dataset: str, first: str, second: str) -> dict[Any, Any] | None:
+    """Return the comparison of two models, first less second, as all sentences take it.
+
+    Its p is that of the talk's claim about the two, or, where the talk claims nothing, that of one of all pairs.
+    """
+    pair, claims = find_pair(study.pairs, dataset, first, second), study.claims
+    about = claims[
+        (claims.dataset == dataset) & claims.better.isin([first, second]) & claims.worse.isin([first, second])
+    ]
+    return {**pair, "p_corrected": about.p_corrected.iloc[0]} if pair and len(about) else pair
 
 
 def _effect(pair: dict[Any, Any], where: str, also: str = "") -> str:
     way = "rise" if pair["difference"] > 0 else "fall"
-    clear = f"a clear {way}" if pair["seeds"] > 1 else f"a {way}"
-    verdict = clear if pair["p_corrected"] < LEVEL else "not settled"
+    verdict = "not settled"
+    if settled(pair):
+        verdict = f"a clear {way}" if pair["seeds"] > 1 else f"a {way}"
+    elif pair["p_corrected"] < LEVEL:
+        verdict = f"a {way}, but not with every seed"
     return f"{_difference(pair)} on {where} ({verdict}, {_p(pair)}{_fits(pair)}{also})"
 
 
@@ -120,22 +128,27 @@ def _p(pair: dict[Any, Any]) -> str:
 def _cheapest(study: Study, dataset: str) -> str | None:
     """Say which of the talk's networks takes the least time of those that may be as good as the best one.
 
-    The best one is that of the validation images, so that no test image chooses it. Another may be as good where the
-    95% interval of the difference holds 0; correcting for more pairs would only let worse ones through.
+    The best one is that of the validation images, on the seeds that all have, so that no test image chooses it. Another
+    may be as good where the 95% interval of the difference holds 0; correcting for more pairs would only let worse ones
+    through.
     """
     fits, table = _networks(study, dataset), _macro(study, dataset).set_index("model")
     if len(fits) < 2:
         return None
-    best = max(fits, key=lambda model: _validated(fits[model]))
+    validated = _validated(fits)
+    best = max(fits, key=lambda model: validated[model])
     compared = {model: pair for model in fits if (pair := find_pair(study.pairs, dataset, model, best))}
     equal = [best, *(model for model, pair in compared.items() if pair["high"] >= 0)]
     seconds = costs(fits, study.runs)
     cheap = min(equal, key=lambda model: seconds[model])
     chosen = f"{_named(best, fits[best])} is best on the validation images"
     if cheap == best:
-        cheaper = any(seconds[model] < seconds[best] for model in compared)
-        worse = "the 95% interval of the difference lies below 0 for every cheaper one that was compared"
-        rest = worse if cheaper else "none is cheaper"
+        cheaper = [model for model in fits if seconds[model] < seconds[best]]
+        rest = "none is cheaper"
+        if cheaper:
+            rest = "no cheaper one was compared with it"
+        if set(cheaper) & set(compared):
+            rest = "the 95% interval of the difference lies below 0 for every cheaper one that was compared"
         return f"On {title(dataset)}, {chosen} (test macro F1 {table.f1[best]:.2f}), and {rest}."
     without = (
         " without the time to compute features that were already stored" if leaves_out_features(fits[cheap]) else ""
@@ -161,9 +174,18 @@ def _macro(study: Study, dataset: str) -> pd.DataFrame:
     return study.table[(study.table.dataset == dataset) & (study.table["class"] == MACRO)]
 
 
-def _validated(fits: list[Run]) -> float:
-    """Return a network's macro F1 on the validation images, mean over its seeds."""
-    return float(np.mean([score(run.validation)[MACRO] for run in fits if run.validation is not None]))
+def _validated(networks: dict[str, list[Run]]) -> dict[str, float]:
+    """Return each network's macro F1 on the validation images, mean over the seeds that all of them have."""
+    return {
+        model: float(np.mean([run.validation_scores[MACRO] for run in fits if run.validation_scores]))
+        for model, fits in _same_seeds(networks).items()
+    }
+
+
+def _same_seeds(networks: dict[str, list[Run]]) -> dict[str, list[Run]]:
+    """Return the fits with the seeds that all networks have, or, where they share none, all fits."""
+    common = set.intersection(*({run.seed for run in fits} for fits in networks.values()))
+    return {model: [run for run in fits if run.seed in common] or fits for model, fits in networks.items()}
 
 
 def _named(model: str, fits: list[Run]) -> str:
@@ -181,7 +203,7 @@ def which_layers(study: Study, dataset: str) -> list[str]:
     asked = [
         found for found in study.layers if (found.record["dataset"], found.record["model"]) == (dataset, FROM_IMAGENET)
     ]
-    gains = block_gains([run for run in study.runs if run.dataset == dataset], study.table)
+    gains = block_gains([run for run in study.runs if run.dataset == dataset], study.pairs)
     return [*([_ways(asked, gains)] if asked else []), *_freezing(study, dataset)]
 
 
@@ -200,7 +222,7 @@ def _ways(asked: list[Layers], gains: pd.Series) -> str:
     top = seen.blocks.idxmax()
     most = seen.blocks.max()
     rewound = rewinding.set_index("block")
-    clear = rewound.high[top["rewinding"]] < rewound.macro_f1.drop(["none", top["rewinding"]]).min()
+    clear = all(_costs_most(found.rewinding.set_index("block"), str(top["rewinding"])) for found in asked)
     told = [
         f"put back to its start, {top['rewinding']} costs most ({most['rewinding']:.2f} of a macro F1 of "
         f"{rewound.macro_f1['none']:.2f}{_by_seed(asked, str(top['rewinding']))}"
@@ -220,6 +242,11 @@ def _ways(asked: list[Layers], gains: pd.Series) -> str:
         f"Which layers of {asked[0].record['model']} matter ({which})? {first[0].upper()}{first[1:]}; "
         f"{'; '.join(others)}. {_agreement(seen)}{_not_asked(gains)}"
     )
+
+
+def _costs_most(rewound: pd.DataFrame, block: str) -> bool:
+    """Return whether putting back any other block leaves more than the upper end of what this one leaves."""
+    return bool(rewound.high[block] < rewound.macro_f1.drop(["none", block]).min())
 
 
 def _by_seed(asked: list[Layers], block: str) -> str:
@@ -257,7 +284,7 @@ def _not_asked(gains: pd.Series) -> str:
 
 
 def _freezing(study: Study, dataset: str) -> list[str]:
-    found = {model: find_pair(study.pairs, dataset, model, FROM_IMAGENET) for model in FEWER}
+    found = {model: _planned(study, dataset, model, FROM_IMAGENET) for model in FEWER}
     known = {model: pair for model, pair in found.items() if pair}
     if not known:
         return []
@@ -275,31 +302,39 @@ def _freezing(study: Study, dataset: str) -> list[str]:
 
 
 def guess(study: Study, dataset: str) -> float:
-    """Return the macro F1 of a model that only ever answers the largest class of the data set's test images."""
-    predictions = next(run.predictions for run in study.runs if run.dataset == dataset)
-    share = predictions.label.value_counts(normalize=True).max()
-    return float(2 * share / (1 + share) / len(classes_of(predictions)))
+    """Return the macro F1 of a network that only ever answers the largest class of the data set's validation images."""
+    validation = next(run.validation for run in study.runs if run.dataset == dataset and run.validation is not None)
+    share = validation.label.value_counts(normalize=True).max()
+    return float(2 * share / (1 + share) / len(classes_of(validation)))
 
 
-def largest_parts(tuning: pd.DataFrame) -> pd.DataFrame:
-    """Return the tries on the largest part of the training images, of each configuration and optimizer."""
-    most = tuning.groupby(["configuration", "optimizer"]).fraction.transform("max")
-    return tuning[tuning.fraction == most]
+def tries(study: Study, dataset: str) -> pd.DataFrame | None:
+    """Return the tries of `tune` on the largest part of the training images, of each configuration and optimizer.
+
+    None where there are none, or no network of the study tells what the validation images are.
+    """
+    networks = [run for run in study.runs if run.dataset == dataset and run.validation is not None]
+    if study.tuning is None or not networks or dataset not in set(study.tuning.dataset):
+        return None
+    own = study.tuning[study.tuning.dataset == dataset]
+    most = own.groupby(["configuration", "optimizer"]).fraction.transform("max")
+    return own[own.fraction == most]
 
 
 def collapses(study: Study, dataset: str) -> str | None:
     """Say which of the rates and optimizers that were tried learnt the largest class alone, and what that is due to."""
-    if study.tuning is None or dataset not in set(study.tuning.dataset):
+    own = tries(study, dataset)
+    if own is None:
         return None
-    own, level = largest_parts(study.tuning[study.tuning.dataset == dataset]), guess(study, dataset)
+    level = guess(study, dataset)
     start = f"Answering the largest class alone gives a macro F1 of {level:.2f}. "
     flat = (own.val_macro_f1 - level).abs() < AT_THE_GUESS
     if not flat.any():
         return start + f"None of the {len(own)} rates and optimizers that were tried ended there."
-    tries = own[flat].sort_values(["configuration", "optimizer", "learning_rate"])
+    ended = own[flat].sort_values(["configuration", "optimizer", "learning_rate"])
     named = [
         f"{model} with {optimizer} at {', '.join(f'{rate:g}' for rate in dict.fromkeys(part.learning_rate))}"
-        for (model, optimizer), part in tries.groupby(["configuration", "optimizer"], sort=False)
+        for (model, optimizer), part in ended.groupby(["configuration", "optimizer"], sort=False)
     ]
     text = f"Of the {len(own)} tries on validation images, {int(flat.sum())} ended there: {'; '.join(named)}."
     return f"{start}{text} {_first_block(own, flat)}".strip()
@@ -315,13 +350,23 @@ def _first_block(tried: pd.DataFrame, flat: pd.Series) -> str:
     )
     if not (~flat & first).any():
         return f"That is all {count}: no rate or optimizer that was tried lets it learn."
-    how = f"That is {count}; with other rates and optimizers it learns"
-    if (flat & whole).any():
-        return (
-            f"{how}, and the whole network collapses too in {int((flat & whole).sum())} of {int(whole.sum())}: "
-            "here the optimizer and its rate make the collapse, not the configuration."
-        )
-    return f"{how}, so the configuration alone does not make the collapse."
+    how = ["optimizer", "learning_rate", "fraction", "epochs"]
+    told = tried.assign(flat=flat)[[*how, "flat"]]
+    alike = told[first].merge(told[whole], on=how)
+    both, alone, other = (
+        int(found.sum())
+        for found in (alike.flat_x & alike.flat_y, alike.flat_x & ~alike.flat_y, ~alike.flat_x & alike.flat_y)
+    )
+    text = (
+        f"That is {count}; with other rates and optimizers it learns, so the configuration alone does not make the "
+        "collapse."
+    )
+    if alike.empty:
+        return text
+    return (
+        f"{text} Of {len(alike)} pairs of rate and optimizer that were tried of it and of the whole network, {both} "
+        f"collapse both, {alone} the first block alone and {other} the whole network alone."
+    )
 
 
 def beyond(study: Study, dataset: str) -> list[str]:
@@ -346,10 +391,11 @@ def _published(study: Study, dataset: str) -> str | None:
 
 def _measures(study: Study, dataset: str) -> str | None:
     """Say whether the order of the talk's networks by macro F1 is that by AUC, which does not depend on a decision."""
-    own = study.summary[(study.summary.dataset == dataset) & study.summary.model.isin(_networks(study, dataset))]
-    values = own.pivot(index="model", columns="measure", values="value")
-    if len(values) < 3:
+    networks = _networks(study, dataset)
+    if len(networks) < 3:
         return None
+    scores = {model: pd.DataFrame([run.scores for run in fits]).mean() for model, fits in _same_seeds(networks).items()}
+    values = pd.DataFrame(scores).T
     first, second = values[MACRO].idxmax(), values[AUC].idxmax()
     also = "and the" if first == second else f"{second} the"
     agreement = scipy.stats.kendalltau(values[MACRO], values[AUC]).statistic
@@ -403,8 +449,8 @@ def _chain(study: Study, dataset: str) -> str | None:
         text = f"{row['f1']:.2f} [{row['low']:.2f}, {row['high']:.2f}] from {row['start']}"
         pair = _planned(study, dataset, row["model"], FROM_RANDOM)
         if pair:
-            settled = "other" if pair["p_corrected"] < LEVEL else "not clearly other"
-            text += f" ({settled} than from random, {_p(pair)}{_fits(pair)})"
+            other = "other" if settled(pair) else "not clearly other"
+            text += f" ({other} than from random, {_p(pair)}{_fits(pair)})"
         found.append(text)
     return f"What does a chain of transfers add? Macro F1 on {title(dataset)} is {'; '.join(found)}."
 
@@ -421,13 +467,17 @@ def _recipes(study: Study, dataset: str) -> str | None:
 
 
 def _helps(study: Study, dataset: str) -> str | None:
-    """Say which change of the recipe raises macro F1 most, of those with p < .05."""
+    """Say which changes of the recipe raise macro F1, those that rest on most fits first.
+
+    All of them: the largest alone would be one that the test images chose.
+    """
     changes = _changes(study, dataset).to_dict("records")
-    rises = [row for row in changes if row["difference"] > 0 and row["p_corrected"] < LEVEL]
+    rises = [row for row in changes if row["difference"] > 0 and settled(row)]
     if not rises:
         return None
-    most = max(rises, key=lambda row: row["difference"])
-    return f"On {title(dataset)}, {most['change']} changes macro F1 by {_recipe_effect(most)}."
+    rises.sort(key=lambda row: row["seeds"], reverse=True)
+    found = [f"{row['change']}, by {_recipe_effect(row)}" for row in rises]
+    return f"On {title(dataset)}, macro F1 is raised by {'; '.join(found)}."
 
 
 def _changes(study: Study, dataset: str) -> pd.DataFrame:
@@ -452,7 +502,7 @@ def _leak(study: Study, dataset: str) -> str | None:
     ]
     if not found:
         return None
-    alone = (study.table.seeds[study.table.dataset == dataset] == 1).all()
+    alone = own.seeds.min() == 1
     return (
         f"How much does the leak flatter? With images of the test images' {units(dataset)} in training, the share of "
         f"right answers on the test images concerned changes by {'; '.join(found)}."

@@ -55,17 +55,17 @@ class Study:
 
 
 def costs(models: Mapping[str, list[Run]], runs: list[Run]) -> dict[str, float]:
-    """Return the seconds of a fit of each model, mean over the seeds of which one machine fitted every network.
+    """Return the seconds of a fit of each model, of the first seed with which one machine fitted every network.
 
     With those of its features where another run computed them, and of the fit that it begins from, out of `runs`. The
-    seconds of several machines are not compared, and two may bear one name, so no seed counts for some networks only;
-    where no seed has all, every seed counts.
+    seconds of several machines are neither compared nor averaged, and two may bear one name. Without such a seed it is
+    the mean over all.
     """
     fitted = {(run.dataset, run.model, run.seed): run for run in runs}
     networks = [fits for fits in models.values() if fits[0].history is not None]
     devices = [{run.seed: run.record["device"] for run in fits} for fits in networks]
     common = set.intersection(*map(set, devices)) if devices else set()
-    shared = {seed for seed in common if len({device[seed] for device in devices}) == 1}
+    shared = sorted(seed for seed in common if len({device[seed] for device in devices}) == 1)[:1]
     return {
         model: _mean_cost([run for run in fits if run.seed in shared] or fits, fitted) for model, fits in models.items()
     }

@@ -9,7 +9,7 @@ from rich.table import Table
 from medtransfer.evaluation.agreement import WAYS, Agreement
 from medtransfer.evaluation.claims import judge
 from medtransfer.evaluation.comparison import Run
-from medtransfer.evaluation.families import LATTICE, TALK
+from medtransfer.evaluation.families import LATTICE, TALK, WEIGHTS
 from medtransfer.evaluation.published import is_the_talks
 from medtransfer.evaluation.questions import chain, data_sizes, find_pair, recipe_changes
 
@@ -24,8 +24,9 @@ CELL_NOTE = (
 
 CLAIMS_NOTE = (
     "What the talk claims, tested as: the first model's macro F1 is higher than the second's; p corrected for the "
-    "number of claims (Holm). In the tables below the same two models have a larger p, corrected for the number of all "
-    "pairs. An interval is of its own pair alone, so it may leave out 0 where p is above .05 after correction."
+    "number of claims (Holm). In the tables below the same two models have another p, corrected for the number of all "
+    "pairs there. A claim is settled where p < .05 and the difference has one sign with every seed. An interval is of "
+    "its own pair alone, so it may leave out 0 where p is above .05 after correction."
 )
 
 
@@ -58,9 +59,16 @@ def claims(decided: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("claim")
 
 
+def in_front(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Return one data set's rows of the talk's models, or, where it has none of them, of all."""
+    own = table[table.dataset == dataset]
+    talks = own[own.family == TALK]
+    return talks if len(talks) else own
+
+
 def pivot(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Return one data set's comparison with the talk: a row a class, a column a model of the talk's, then the seeds."""
-    part = table[(table.dataset == dataset) & (table.family == TALK)]
+    """Return one data set's comparison with the talk: a row a class, a column a model `in_front`, then the seeds."""
+    part = in_front(table, dataset)
     text = part.apply(_cell, axis=1)
     frame = part.assign(text=text).pivot(index="class", columns="model", values="text")
     frame = frame.loc[part["class"].drop_duplicates(), part.model.drop_duplicates()]
@@ -69,8 +77,11 @@ def pivot(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
 
 
 def measures(summary: pd.DataFrame, dataset: str, *, talk: bool = True) -> pd.DataFrame:
-    """Return the measures of the talk's models, or of the others: a row a model, a column a measure, then the seeds."""
-    part = summary[(summary.dataset == dataset) & ((summary.family == TALK) == talk)]
+    """Return the measures of the models `in_front`, or of those that are none of the talk's, then the seeds.
+
+    A row a model, a column a measure.
+    """
+    part = in_front(summary, dataset) if talk else summary[(summary.dataset == dataset) & (summary.family != TALK)]
     text = [_measure(row) for row in part.to_dict("records")]
     frame = part.assign(text=text).pivot(index="model", columns="measure", values="text").fillna("-")
     frame = frame.loc[part.model.drop_duplicates(), part.measure.drop_duplicates()]
@@ -140,12 +151,14 @@ def markdown(table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, ru
             "",
             *_markdown_table(measures(summary, dataset)),
             "",
-            "Differences in macro F1 on the same test images, the row's model less the column's; "
-            f"bold where p < .05 (permutation test over {units(dataset)}, corrected for the number of pairs).",
-            "",
-            *_markdown_table(differences(pairs, dataset)),
-            "",
         ]
+        compared = differences(pairs, dataset)
+        if len(compared):
+            text = (
+                "Differences in macro F1 on the same test images, the row's model less the column's; "
+                f"bold where p < .05 (permutation test over {units(dataset)}, corrected for the number of pairs)."
+            )
+            lines += [text, "", *_markdown_table(compared), ""]
         for text, frame in beyond_the_talk(table, summary, pairs, runs, dataset):
             lines += [text, "", *_markdown_table(frame), ""]
         lines += [*_markdown_table(provenance(own)), ""]
@@ -162,10 +175,9 @@ def beyond_the_talk(
     runs : list of Run
         Of all data sets: a chain's source is a run of another one.
     """
-    other = summary[(summary.dataset == dataset) & (summary.family != TALK)]
-    found = (
-        [("Models beyond the talk's: the same measures.", measures(summary, dataset, talk=False))] if len(other) else []
-    )
+    families = set(summary.family[summary.dataset == dataset])
+    mixed = TALK in families and len(families) > 1
+    found = [("Models beyond the talk's: the same measures.", measures(summary, dataset, talk=False))] if mixed else []
     links = chain(runs, table)
     links = links[links.dataset == dataset]
     if len(links):
@@ -184,9 +196,13 @@ def beyond_the_talk(
             "Fewer training images: macro F1 from either weights, and what ImageNet's add; p corrected for the number "
         )
         found.append((text + "of fractions below 1, and for the talk's pairs at 1.", fewer_images(sizes, pairs)))
-    if ((pairs.dataset == dataset) & (pairs.family == LATTICE)).any():
-        text = "Other blocks: differences in macro F1, the row's model less the column's; bold where p < .05 after "
-        found.append((text + "correction for the number of these pairs.", differences(pairs, dataset, LATTICE)))
+    for family, name in ((LATTICE, "Other blocks"), (WEIGHTS, "Other weights to begin from")):
+        if ((pairs.dataset == dataset) & (pairs.family == family)).any():
+            text = (
+                f"{name}: differences in macro F1, the row's model less the column's; bold where p < .05 after "
+                "correction for the number of these pairs."
+            )
+            found.append((text, differences(pairs, dataset, family)))
     return found
 
 
@@ -194,7 +210,7 @@ def _chain_note(links: pd.DataFrame) -> str:
     text = (
         "Chains of transfers: macro F1 of the whole network by the weights that it begins from, and its difference to "
         "the network from random and to that from ImageNet weights, on the seeds that both have; p corrected for the "
-        "number of pairs of the talk's models."
+        "number of pairs of the talk's models, and where one of the two is none of the talk's, for that of such pairs."
     )
     alone = links.model[links.seeds == 1]
     return text + (f" One seed alone: {', '.join(alone)}." if len(alone) else "")

@@ -9,6 +9,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from medtransfer.errors import UserError
+from medtransfer.evaluation.families import overrides
 from medtransfer.files import whole_folder
 from medtransfer.stages.integrity import check_unchanged
 from medtransfer.stages.layout import (
@@ -26,6 +27,7 @@ from medtransfer.stages.layout import (
 
 RESULTS = Path("results")
 KEPT = ("predictions.csv", "history.csv", "metrics.json", "run.json")
+NETWORKS = "all networks"
 SAME_DATA = ("data_version", "image_size", "split_by")
 
 
@@ -111,18 +113,27 @@ def _shared(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_same_study(fits: list[Path], folder: Path) -> None:
-    """Check that fits can stand beside those of a folder: the same data, and the same recipe of the same model."""
+    """Check that fits can stand beside those of a folder: the same data, and the same recipe.
+
+    A model that both have was made alike; networks share the common recipe, which the report takes for granted.
+    """
     known: dict[tuple[str, ...], dict[str, Any]] = {}
     for path in sorted(folder.glob("runs/*/*/run.json")):
         record = _record(path.parent)
         split = _split(folder / "runs" / record["dataset"])
         known.setdefault((record["dataset"],), {key: record[key] for key in SAME_DATA} | split)
         known.setdefault((record["dataset"], record["model"]), _recipe(record))
+        if record["kind"] == "network":
+            known.setdefault((record["dataset"], NETWORKS), {}).update(_common_recipe(record))
     for fit in fits:
         record = _record(fit)
         dataset, model = record["dataset"], record["model"]
         found = _recipe(record) | {key: record[key] for key in SAME_DATA} | _split(PREPARED / dataset)
-        for key, value in (known.get((dataset, model), {}) | known.get((dataset,), {})).items():
+        common = {}
+        if record["kind"] == "network":
+            every = known.get((dataset, NETWORKS), {})
+            common = {key: every[key] for key in _common_recipe(record) if key in every}
+        for key, value in (common | known.get((dataset, model), {}) | known.get((dataset,), {})).items():
             if found.get(key) != value:
                 raise UserError(
                     f"{fit / 'run.json'}: {key}: found {found.get(key)}, expected {value} as in {folder}; "
@@ -132,6 +143,12 @@ def _check_same_study(fits: list[Path], folder: Path) -> None:
 
 def _split(folder: Path) -> dict[str, Any]:
     return {"split": json.loads((folder / "dataset.json").read_text())["split"]}
+
+
+def _common_recipe(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a network's recipe comes from `train` in params.yaml, not from its own configuration."""
+    own = {"learning_rate", *overrides(record)}
+    return {key: value for key, value in record["hyperparameters"]["train"].items() if key not in own}
 
 
 def _recipe(record: dict[str, Any]) -> dict[str, Any]:
@@ -159,7 +176,8 @@ def _keep(known: Path, folder: Path) -> None:
     if tried:
         # As text: no digit changes.
         rows = pd.concat([pd.read_csv(path, dtype=str) for path in tried])
-        rows.drop_duplicates(TUNING_KEY).to_csv(folder / TUNING.name, index=False)
+        # What was tried before a part of the key existed has it not.
+        rows.drop_duplicates([name for name in TUNING_KEY if name in rows]).to_csv(folder / TUNING.name, index=False)
     _join_params(known / PARAMS, folder / PARAMS)
 
 

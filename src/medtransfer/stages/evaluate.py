@@ -28,12 +28,7 @@ LEARNING = {"cnn_random": "random weights", "imagenet_all": "ImageNet weights"}
 def evaluate(params: Params) -> None:
     """Score every fit of the study and compare it with the talk."""
     forget_recorded()
-    runs = [
-        read_run(run_folder(dataset, model, seed))
-        for dataset, study in params.study.items()
-        for model in (*params.baselines, *study.train, *study.transfer)
-        for seed in params.seeds
-    ]
+    runs = [read_run(folder) for folder in studied(params)]
     for dataset in params.study:
         check_unchanged(ACTIVATIONS / dataset)
     table, summary, pairs = evaluate_runs(runs)
@@ -50,6 +45,16 @@ def evaluate(params: Params) -> None:
     unknown = [run for run in runs if not add_to_mlflow(run)]
     if unknown:
         print(f"{len(unknown)} of {len(runs)} fits are not in this MLflow store: their figures are in reports/ only")
+
+
+def studied(params: Params) -> list[Path]:
+    """Return the folder of every fit that params.yaml studies; others may lie beside them."""
+    return [
+        run_folder(dataset, model, seed)
+        for dataset, study in params.study.items()
+        for model in (*params.baselines, *study.train, *study.transfer)
+        for seed in params.seeds
+    ]
 
 
 def evaluate_runs(runs: list[Run]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

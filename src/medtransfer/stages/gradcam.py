@@ -9,7 +9,7 @@ import pandas as pd
 
 from medtransfer.evaluation.predictions import predicted_labels, probabilities_of, read_predictions
 from medtransfer.explain.gradcam import grad_cam
-from medtransfer.files import whole_folder
+from medtransfer.files import whole_folder, write_json
 from medtransfer.models import vgg16
 from medtransfer.params import Params
 from medtransfer.report import figures
@@ -19,7 +19,7 @@ from medtransfer.training.device import make_deterministic
 
 
 def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> Path:
-    """Write gradcam.png and images.csv of one finished fit, and return their folder.
+    """Write gradcam.png, images.csv and gradcam.json of one finished fit, and return their folder.
 
     Of each class, the test image that the network was most sure of and right about, and the one that it was most
     sure of and wrong about; the map speaks for the class that it gave.
@@ -38,14 +38,15 @@ def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> P
     pixels = np.asarray(images[samples.reset_index().set_index("id")["index"][chosen.id].to_numpy()])
     told = chosen.predicted.map(description["classes"].index).to_numpy()
     heat = grad_cam(vgg16.load_network(fitted / "model.keras"), pixels, told)
-    synthetic = json.loads((fitted / "run.json").read_text())["synthetic"]
+    record = json.loads((fitted / "run.json").read_text())
     with whole_folder(GRADCAM / dataset / run_name(name, seed)) as folder:
         chosen.round(6).to_csv(folder / "images.csv", index=False)
         title = figures.mark(
             f"{dataset}, {name}, seed {seed}: where it looked (Grad-CAM, {heat.shape[1]} × {heat.shape[2]} places)",
-            synthetic,
+            record["synthetic"],
         )
         figures.gradcam(chosen, pixels, heat, description["classes"], title, folder / "gradcam.png")
+        write_json(folder / "gradcam.json", {"dataset": dataset, "model": name, "seed": seed, "fit": record["fit"]})
     return GRADCAM / dataset / run_name(name, seed)
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
+from medtransfer.evaluation.families import configuration_of
 from medtransfer.evaluation.intervals import intervals
 from medtransfer.evaluation.metrics import MACRO, score
 from medtransfer.explain.layers import compare_layers, probe_blocks, rewind_blocks
 from medtransfer.files import whole_folder, write_json
 from medtransfer.models import vgg16
-from medtransfer.params import Params
+from medtransfer.params import Params, TrainParams
 from medtransfer.stages.inputs import encode_labels, finished_network, read_dataset
 from medtransfer.stages.layout import LAYERS, run_name
 from medtransfer.stages.train import load_start
@@ -31,7 +32,7 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     """Write rewinding.csv, similarity.csv, probes.csv and layers.json of one finished fit, and return their folder.
 
     Rewinding and probes are scored on the test images, with 95% intervals over lesions or patients; the
-    probes are fitted on up to `PROBED` training images.
+    probes are fitted on up to `PROBED` training images. The start is what run.json says, whatever params.yaml says now.
 
     Raises
     ------
@@ -42,12 +43,11 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     keras.config.disable_interactive_logging()
     make_deterministic()
     images, samples, description = read_dataset(params, dataset)
-    classes, configuration = description["classes"], params.configurations[name]
+    classes, fit = description["classes"], json.loads((fitted / "run.json").read_text())
+    settings, configuration = TrainParams.model_validate(fit["hyperparameters"]["train"]), configuration_of(fit)
     begin = time.perf_counter()
     tuned = vgg16.load_network(fitted / "model.keras")
-    start = vgg16.build_vgg16(
-        description["image_size"], len(classes), configuration.recipe(params.train, dataset), seed
-    )
+    start = vgg16.build_vgg16(description["image_size"], len(classes), settings, seed)
     load_start(start, configuration, params, seed)
     rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation", "test")}
     labels = encode_labels(samples, classes)
@@ -59,7 +59,7 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
         return {"macro_f1": score(table)[MACRO], "low": low, "high": high}
 
     def score_network(model: keras.Model) -> dict[str, float]:
-        return score_answers(predict(model, images, rows["test"], params.train.batch_size))
+        return score_answers(predict(model, images, rows["test"], settings.batch_size))
 
     known = rows["train"]
     if len(known) > PROBED:
@@ -78,7 +78,7 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
             "dataset": dataset,
             "model": name,
             "seed": seed,
-            "fit": json.loads((fitted / "run.json").read_text())["fit"],
+            "fit": fit["fit"],
             "probed_images": len(known),
             "compared_images": len(compared),
             "backend": keras.backend.backend(),

@@ -14,6 +14,7 @@ from ruamel.yaml.mergevalue import MergeValue
 from medtransfer.datasets.catalogue import CATALOGUE
 from medtransfer.datasets.own import Columns, copy_own, find_samples
 from medtransfer.errors import UserError
+from medtransfer.evaluation.intervals import MEASURES
 from medtransfer.files import whole_file
 from medtransfer.params import LABEL_PATTERN, Params, parse_params
 from medtransfer.prepare import assign_splits
@@ -77,6 +78,9 @@ def _describe(samples: pd.DataFrame, about: About, group: str | None, where: Pat
     odd = [label for label in classes if not re.fullmatch(LABEL_PATTERN, label)]
     if odd:
         raise UserError(f"{where}: label {odd[0]!r}: expected letters, digits, blanks and _ . - only; rename it")
+    taken = [label for label in classes if label in (*MEASURES, "seeds")]
+    if taken:
+        raise UserError(f"{where}: label {taken[0]!r}: the name of something else in every table; rename it")
     if len(classes) < 2:
         raise UserError(f"{where}: {classes[0]} is the only label; a study needs two or more")
     return {

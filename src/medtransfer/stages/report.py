@@ -1,26 +1,29 @@
 """report: collected results under results/ (or the study here) → tables beside them, and one HTML page."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
 
 from medtransfer.errors import UserError
-from medtransfer.evaluation.comparison import Run
+from medtransfer.evaluation.comparison import Run, by_model
 from medtransfer.evaluation.leak import measure_leak
+from medtransfer.evaluation.metrics import MACRO
 from medtransfer.files import whole_file
+from medtransfer.params import read_params
 from medtransfer.report.figures import DPI
 from medtransfer.report.page import build_page, overview
 from medtransfer.report.study import Layers, Picture, Study
-from medtransfer.stages.evaluate import TABLES, evaluate_runs, read_run, write_tables
-from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, REPORTS, RUNS, SHARED, TUNING
+from medtransfer.stages.evaluate import TABLES, evaluate_runs, read_run, studied, write_tables
+from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, REPORTS, SHARED, TUNING
 
 LEAK = "leak.csv"
 OVERVIEW = "scores.png"
+ROUNDED = 1e-6  # the tables' last digit
 LAYER_TABLES = ("rewinding", "similarity", "probes")
 
 
@@ -84,27 +87,39 @@ def read_study(folder: Path) -> Study:
         It holds no runs, or the tables are missing or of other runs.
     """
     collected = (folder / "runs").is_dir()
-    runs = read_runs(folder / "runs" if collected else folder / RUNS, folder / PARAMS)
+    if collected:
+        runs = read_runs(folder / "runs", folder / PARAMS)
+    else:
+        runs = [read_run(folder / fit) for fit in studied(read_params(folder / PARAMS))]
     where = folder if collected else folder / REPORTS
     remedy = f"run `medtransfer tables {folder}`" if collected else "run `dvc repro`"
     missing = [name for name in TABLES if not (where / f"{name}.csv").exists()]
     if missing:
         raise UserError(f"{where / missing[0]}.csv: not found; {remedy}")
     table, summary, pairs = (pd.read_csv(where / f"{name}.csv") for name in TABLES)
-    fits = Counter((run.dataset, run.model) for run in runs)
-    told = {(row["dataset"], row["model"]): row["seeds"] for row in table.to_dict("records")}
-    if fits != told:
+    if not _is_of(table, runs):
         raise UserError(f"{where / TABLES[0]}.csv: not of the models and seeds whose runs lie beside it; {remedy}")
     layers = _read_layers(folder / "layers" if collected else folder / LAYERS, runs)
     pictures = [
         *_activations(folder.glob("*-activations.png") if collected else (folder / FIGURES).glob("*/activations.png")),
-        *_gradcams(folder / "gradcam" if collected else folder / GRADCAM),
+        *_gradcams(folder / "gradcam" if collected else folder / GRADCAM, runs),
     ]
     leak = pd.read_csv(where / LEAK) if (where / LEAK).exists() else None
     tried = folder / TUNING.name if collected else folder / TUNING
     tuning = pd.read_csv(tried) if tried.exists() else None
     own = _own_data_sets(folder / PARAMS)
     return Study(folder.resolve().name, runs, table, summary, pairs, layers, pictures, leak, tuning, own)
+
+
+def _is_of(table: pd.DataFrame, runs: list[Run]) -> bool:
+    """Return whether a table of `compare`, read back, is of these runs: as many seeds, and their macro F1."""
+    found = {
+        (dataset, model, len(fits)): np.mean([run.scores[MACRO] for run in fits])
+        for dataset, model, fits in by_model(runs)
+    }
+    macro = table[table["class"] == MACRO].to_dict("records")
+    told = {(row["dataset"], row["model"], row["seeds"]): row["f1"] for row in macro}
+    return found.keys() == told.keys() and all(abs(found[key] - told[key]) < ROUNDED for key in told)
 
 
 def _own_data_sets(params: Path) -> dict[str, dict[str, Any]]:
@@ -127,36 +142,43 @@ def _activations(paths: Iterable[Path]) -> list[Picture]:
     ]
 
 
-def _gradcams(folder: Path) -> list[Picture]:
+def _gradcams(folder: Path, runs: list[Run]) -> list[Picture]:
     text = (
         "Where {} looked (Grad-CAM): of each class, the test image that it was most sure of and right about, and the "
         "one that it was most sure of and wrong about."
     )
     return [
-        Picture(path.parent.parent.name, text.format(path.parent.name), path.read_bytes())
-        for path in sorted(folder.glob("*/*/gradcam.png"))
+        Picture(path.parent.parent.name, text.format(path.parent.name), (path.parent / "gradcam.png").read_bytes())
+        for path, _ in _asked_of_fits(folder, "gradcam", runs)
     ]
 
 
 def _read_layers(folder: Path, runs: list[Run]) -> list[Layers]:
-    """Read what was asked of single networks.
+    return [
+        Layers(record, *(pd.read_csv(path.parent / f"{name}.csv") for name in LAYER_TABLES))
+        for path, record in _asked_of_fits(folder, "layers", runs)
+    ]
+
+
+def _asked_of_fits(folder: Path, command: str, runs: list[Run]) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the records that `layers` or `gradcam` wrote of single networks, with their paths.
 
     Raises
     ------
     UserError
-        It was asked of a fit that is not among the runs.
+        One was asked of a fit that is not among the runs.
     """
     fits = {(run.dataset, run.model, run.seed): run.record["fit"] for run in runs}
     found = []
-    for path in sorted(folder.glob("*/*/layers.json")):
+    for path in sorted(folder.glob(f"*/*/{command}.json")):
         record = json.loads(path.read_text())
         dataset, model, seed = record["dataset"], record["model"], record["seed"]
         if fits.get((dataset, model, seed)) != record["fit"]:
             raise UserError(
                 f"{path}: of the fit {record['fit']}, which is not the one among the runs; "
-                f"run `medtransfer layers {dataset} {model} --seed {seed}`"
+                f"run `medtransfer {command} {dataset} {model} --seed {seed}`"
             )
-        found.append(Layers(record, *(pd.read_csv(path.parent / f"{name}.csv") for name in LAYER_TABLES)))
+        found.append((path, record))
     return found
 
 
