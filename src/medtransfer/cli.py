@@ -758,17 +758,17 @@ def _print_answers(table: Any, facts: dict[str, Any]) -> None:
 @cli.command()
 @click.argument("dataset")
 @click.option("--configuration", "names", multiple=True, help="Only this one; may be given several times.")
-@click.option("--rate", "rates", type=float, multiple=True, default=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3), show_default=True)
+@click.option("--rate", "rates", type=RATE, multiple=True, default=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3), show_default=True)
 @click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="[default: what params.yaml says]")
-@click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), help="[default: what params.yaml says]")
 @click.option("--epochs", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), default=TUNING, show_default=True)
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default=TUNING, show_default=True)
 def tune(
     dataset: str,
     names: tuple[str, ...],
     rates: tuple[float, ...],
     optimizer: str | None,
-    fraction: float,
+    fraction: float | None,
     epochs: int,
     output: Path,
 ) -> None:
@@ -783,12 +783,9 @@ def tune(
         from medtransfer.stages.tune import tune as run
 
     study = params.study[dataset]
-    chosen = list(names) or [*study.train, *study.transfer]
+    chosen = list(dict.fromkeys(names)) or [*study.train, *study.transfer]
     table = run(params, dataset, chosen, list(rates), fraction, epochs, output, optimizer)
-    own = table[(table.dataset == dataset) & (table.fraction == fraction) & (table.epochs == epochs)]
-    if optimizer:
-        own = own[own.optimizer == optimizer]
-    best = own.loc[own.groupby(["configuration", "optimizer"], sort=False).val_loss.idxmin()]
+    best = table.loc[table.groupby("configuration", sort=False).val_loss.idxmin()]
     for row in best.itertuples():
         rate = f"learning_rate: {{{dataset}: {row.learning_rate:g}}}"
         click.echo(f"{row.configuration}: {rate}  # {row.optimizer}, validation loss {row.val_loss:.4f}")

@@ -1,5 +1,8 @@
 """tune: a grid of learning rates for each freezing configuration, compared on the validation images."""
 
+import hashlib
+import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +12,18 @@ import pandas as pd
 
 from medtransfer.errors import UserError
 from medtransfer.evaluation.metrics import MACRO, score
-from medtransfer.files import whole_file
+from medtransfer.files import sha256_of, whole_file
 from medtransfer.models import vgg16
 from medtransfer.params import Params, TrainParams
 from medtransfer.stages.inputs import encode_labels, read_dataset, training_rows
-from medtransfer.stages.layout import TUNING_KEY
+from medtransfer.stages.layout import PREPARED, TUNING_KEY, run_folder
 from medtransfer.stages.train import load_start
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import device_name, keep_freed_memory, make_deterministic
-from medtransfer.training.fit import fit, predict
+from medtransfer.training.fit import DivergedError, fit, predict
 from medtransfer.training.prefix import leave_out_prefix
+
+FOUND = ["best_epoch", "val_loss", "val_macro_f1", "image_size", "precision", "device", "seconds"]
 
 
 def tune(
@@ -26,19 +31,21 @@ def tune(
     dataset: str,
     names: list[str],
     rates: list[float],
-    fraction: float,
+    fraction: float | None,
     epochs: int,
     output: Path,
     optimizer: str | None = None,
 ) -> pd.DataFrame:
     """Train every configuration with every learning rate and write how well each did on the validation images.
 
-    No test image is looked at. What `output` already holds is not trained again.
+    No test image is looked at. What `output` already holds of the same recipe and data is not trained again. A rate
+    with which training diverges has a validation loss of infinity.
 
     Parameters
     ----------
     fraction : float
-        The part of the training images that is used, the same classes' shares in it.
+        The part of the training images that is used, the same classes' shares in it; instead of what params.yaml says
+        of each configuration.
     epochs : int
         Early stopping, with the patience of params.yaml, may end a run before.
     optimizer : str
@@ -47,7 +54,8 @@ def tune(
     Returns
     -------
     DataFrame
-        A row a run: TUNING_KEY, best_epoch, val_loss and val_macro_f1 after it, image_size, precision, device, seconds.
+        What `output` holds of these configurations, recipe and data, a row a run, with these rates and with others:
+        TUNING_KEY and FOUND; val_loss and val_macro_f1 are those after best_epoch.
     """
     unknown = [name for name in names if name not in params.configurations]
     if unknown:
@@ -58,60 +66,94 @@ def tune(
     make_deterministic()
     keep_freed_memory()
     table = _read(output)
+    asked = []
     for name in names:
+        own = {"epochs": epochs, "optimizer": optimizer, "fraction": fraction}
         recipe = params.configurations[name].recipe(params.train, dataset)
-        used = optimizer or recipe.optimizer
+        recipe = recipe.model_copy(update={key: value for key, value in own.items() if value is not None})
+        key = {
+            "dataset": dataset, "configuration": name, "optimizer": recipe.optimizer, "fraction": recipe.fraction,
+            "epochs": epochs, "seed": params.seeds[0], "made_from": _origin(params, dataset, name, recipe),
+        }  # fmt: skip
         for rate in rates:
-            settings = recipe.model_copy(update={"learning_rate": rate, "epochs": epochs, "optimizer": used})
-            key = dict(zip(TUNING_KEY, (dataset, name, used, rate, fraction, epochs, params.seeds[0]), strict=True))
-            if (table[TUNING_KEY] == pd.Series(key)).all(axis=1).any():
+            if _rows(table, {**key, "learning_rate": rate}).any():
                 continue
-            row = {**key, **_try(params, dataset, name, settings, fraction)}
-            table = pd.concat([table, pd.DataFrame([row])], ignore_index=True)
+            settings = recipe.model_copy(update={"learning_rate": rate})
+            row = {**key, "learning_rate": rate, **_try(params, dataset, name, settings)}
+            table = pd.concat([table, pd.DataFrame([row])[[*TUNING_KEY, *FOUND]]], ignore_index=True)
             with whole_file(output) as path:
                 table.to_csv(path, index=False)
             print(
-                f"{dataset} {name} with {used} at {rate:g}: "
+                f"{dataset} {name} with {recipe.optimizer} at {rate:g}: "
                 f"validation loss {row['val_loss']:.4f}, macro F1 {row['val_macro_f1']:.3f}"
             )
             keras.backend.clear_session()
-    return table
+        asked.append(table[_rows(table, key)])
+    return pd.concat(asked, ignore_index=True)
+
+
+def _rows(table: pd.DataFrame, key: dict[str, Any]) -> pd.Series:
+    return (table[list(key)] == pd.Series(key)).all(axis=1)
+
+
+def _origin(params: Params, dataset: str, name: str, recipe: TrainParams) -> str:
+    """Return a digest of what decides a try beside the rest of TUNING_KEY: recipe, start, blocks and data."""
+    _, _, description = read_dataset(params, dataset)
+    configuration, seed = params.configurations[name], params.seeds[0]
+    source = run_folder(*configuration.source, seed) / "model.keras" if configuration.source else None
+    facts = {
+        "recipe": recipe.model_dump(exclude={"learning_rate"}),
+        "start": [configuration.weights, params.weights.file, source and source.exists() and sha256_of(source)],
+        "blocks": configuration.blocks,
+        "data": [description[key] for key in ("image_size", "resize_filter")],
+        "samples": sha256_of(PREPARED / dataset / "samples.csv"),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _read(output: Path) -> pd.DataFrame:
     if not output.exists():
         return pd.DataFrame(columns=TUNING_KEY)
-    table = pd.read_csv(output)
+    try:
+        table = pd.read_csv(output, dtype={"made_from": str})
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{output}: cannot be read as CSV ({reason}); name another file with --output") from None
     missing = [name for name in TUNING_KEY if name not in table]
     if missing:
         raise UserError(f"{output}: column {missing[0]} is missing; name another file with --output")
     return table
 
 
-def _try(params: Params, dataset: str, name: str, settings: TrainParams, fraction: float) -> dict[str, Any]:
+def _try(params: Params, dataset: str, name: str, settings: TrainParams) -> dict[str, Any]:
     images, samples, description = read_dataset(params, dataset)
     seed, configuration = params.seeds[0], params.configurations[name]
     model = vgg16.build_vgg16(description["image_size"], len(description["classes"]), settings, seed)
     load_start(model, configuration, params, seed)
     vgg16.set_trainable(model, configuration.blocks)
     network, inputs, _ = leave_out_prefix(model, configuration.blocks, settings, images, params.cache.max_gb)
-    labels, rows = encode_labels(samples, description["classes"]), training_rows(samples, fraction, seed)
+    labels = encode_labels(samples, description["classes"])
+    rows = training_rows(samples, settings.fraction, seed)
     validation = np.flatnonzero(samples.split == "validation")
-    history = fit(
-        network,
-        Batches(inputs, rows, labels, settings.batch_size, seed, settings.balance),
-        Batches(inputs, validation, labels, settings.batch_size),
-        settings,
-    )
+    made = {"image_size": description["image_size"], "precision": settings.precision, "device": device_name()}
+    begin = time.perf_counter()
+    try:
+        history = fit(
+            network,
+            Batches(inputs, rows, labels, settings.batch_size, seed, settings.balance),
+            Batches(inputs, validation, labels, settings.batch_size),
+            settings,
+        )
+    except DivergedError:
+        seconds = round(time.perf_counter() - begin, 1)
+        return {"best_epoch": 0, "val_loss": np.inf, "val_macro_f1": np.nan, **made, "seconds": seconds}
     best = history.iloc[int(history.val_loss.to_numpy().argmin())]
     probabilities = predict(network, inputs, validation, settings.batch_size)
     return {
         "best_epoch": int(best.epoch),
         "val_loss": float(best.val_loss),
         "val_macro_f1": _macro_f1(samples.iloc[validation], probabilities, description["classes"]),
-        "image_size": description["image_size"],
-        "precision": settings.precision,
-        "device": device_name(),
+        **made,
         "seconds": round(float(history.seconds.sum()), 1),
     }
 

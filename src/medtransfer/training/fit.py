@@ -25,6 +25,10 @@ HISTORY_COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "sec
 HEAD_STEPS = 32
 
 
+class DivergedError(UserError):
+    """Training ended in numbers that are not finite."""
+
+
 def fit(
     model: keras.Model,
     training: Batches,
@@ -58,8 +62,10 @@ def fit(
 
     Raises
     ------
+    DivergedError
+        The loss is no longer a finite number.
     UserError
-        The loss is no longer a finite number, or a snapshot cannot be written.
+        A snapshot cannot be written.
     """
     compile_network(model, params)
     state = Fit(model, ResumableStopping(params.patience))
@@ -167,9 +173,9 @@ class _Recorder(keras.callbacks.Callback):
         row = {name: float((logs or {})[name]) for name in HISTORY_COLUMNS[1:5]}
         if not all(math.isfinite(value) for value in row.values()):
             self.bar.stop()
-            raise UserError(
+            raise DivergedError(
                 f"epoch {epoch + 1}: the loss is {row['loss']} and the validation loss {row['val_loss']}, "
-                "no finite numbers; lower train.learning_rate in params.yaml"
+                f"no finite numbers; lower the learning rate, which is {float(self.model.optimizer.learning_rate):g}"
             )
         row = {
             "epoch": epoch + 1,
