@@ -405,7 +405,7 @@ def test_a_damaged_fit_is_left_out_and_the_others_are_logged(study: mlflow.Mlflo
     again = study.get_run(run_of(study, second))
     assert again.info.status == "FINISHED"
     assert again.data.metrics["test_f1_macro_avg"] == 0.5
-    assert tracking.has_model(study, again)
+    assert not tracking.model_problem(study, again, read=False)
 
 
 @pytest.mark.usefixtures("log_a_tree_for_the_network")
@@ -480,7 +480,7 @@ def test_no_model_is_loaded_whose_digest_was_not_checked(
     assert str(place(TREES[0]) / "model.skops") not in loaded
     assert bool(loaded) is recorded  # the other tree's
     assert sum("not logged" in line for line in done) >= (1 if recorded else 3)
-    assert not tracking.has_model(study, study.get_run(run_of(study, TREES[0])))
+    assert tracking.model_problem(study, study.get_run(run_of(study, TREES[0])), read=False)
 
 
 def test_a_run_whose_parameters_were_changed_does_not_stop_the_later_ones(study: mlflow.MlflowClient) -> None:

@@ -129,6 +129,12 @@ def test_a_check_finds_what_only_the_pipeline_has(pipeline: Path, params: Params
         check_pipeline(params.model_copy(update={"study": {**skin, "chest_xray": no_chain}}))
 
 
+def test_an_empty_stage_is_named(pipeline: Path, params: Params) -> None:
+    pipeline.write_text("stages:\n  prepare:\n")
+    with pytest.raises(UserError, match=r"dvc\.yaml: cannot be read as a pipeline: the stage prepare is empty"):
+        check_pipeline(params)
+
+
 def test_the_further_configurations_want_a_pipeline_without_the_stage_transfer(pipeline: Path) -> None:
     params = read_params(PROJECT / "results" / "params-extra.yaml")
     with pytest.raises(UserError, match=r"a stage of dvc\.yaml trains it"):

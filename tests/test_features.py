@@ -251,3 +251,6 @@ def test_damaged_features_are_computed_again(caplog: pytest.LogCaptureFixture) -
     assert again is not None
     assert (again == np.concatenate(list(rows(0)))).all()
     assert "damaged" in caplog.text
+    (entry["path"] / "made_from.json").write_text("")  # a power cut
+    assert [left["made_from"] for left in features.entries()] == [None]
+    assert features.clear() > 0

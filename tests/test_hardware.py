@@ -1,6 +1,7 @@
 """What `precision: auto` stands for on processors and GPUs with and without bfloat16."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,6 +39,45 @@ def test_auto_is_what_the_machine_computes_in(
     text = (PROJECT / "params.yaml").read_text()
     assert "precision: auto" in text
     assert parse_params(text, Path("params.yaml")).train.precision == expected
+
+
+def test_a_gpu_that_the_backend_cannot_use_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, answer in (
+        ("nvmlInit", None),
+        ("nvmlShutdown", None),
+        ("nvmlDeviceGetCount", 1),
+        ("nvmlDeviceGetHandleByIndex", "gpu"),
+        ("nvmlDeviceGetCudaComputeCapability", (9, 0)),
+    ):
+        monkeypatch.setattr(f"pynvml.{name}", lambda *arguments, answer=answer: answer)  # fmt: skip
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(hardware, "_backend_has_cuda", lambda: True)
+    assert hardware.gpu_capabilities() == [(9, 0)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert hardware.gpu_capabilities() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(hardware, "_backend_has_cuda", lambda: False)
+    assert hardware.gpu_capabilities() == []
+
+
+@pytest.mark.parametrize(
+    ("backend", "package", "system", "expected"),
+    [
+        ("tensorflow", "nvidia-cudnn-cu12", None, True),
+        ("jax", "jax-cuda12-plugin", None, True),
+        ("jax", "nvidia-cudnn-cu12", None, False),
+        ("tensorflow", "numpy", "libcudnn.so.9", True),
+        ("tensorflow", "numpy", None, False),
+    ],
+)
+def test_nvidias_libraries_are_found(
+    backend: str, package: str, system: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    found = [SimpleNamespace(metadata={"Name": package})]
+    monkeypatch.setattr("importlib.metadata.distributions", lambda: found)
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: system)
+    assert hardware._backend_has_cuda() is expected
 
 
 def test_a_processor_that_tells_nothing_has_no_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

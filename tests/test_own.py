@@ -109,6 +109,23 @@ def test_added_again_it_keeps_its_groups(project: Path) -> None:
     assert Path("params.yaml").read_text() == before
 
 
+def test_a_group_that_comes_later_is_no_silent_one(project: Path) -> None:
+    add(columns=Columns())
+    with pytest.raises(UserError, match=r"datasets\.mine\.split\.by: is image, and --group patient asks"):
+        add()
+
+
+def test_a_blank_at_the_end_makes_no_second_patient_or_class(project: Path) -> None:
+    table = pd.read_csv("labels.csv")
+    for column in ("label", "patient"):
+        table.loc[::3, column] += " "
+    table.to_csv("labels.csv", index=False)
+    add()
+    copied = pd.read_csv("data/mine/labels.csv", dtype=str, keep_default_na=False)
+    assert copied.group.nunique() == 20
+    assert set(copied.label) == {"ill", "well"}
+
+
 def test_data_that_are_named_but_not_there_are_had_first(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`dvc add data` would leave the demonstration out of data.dvc."""
     called: list[tuple[str, ...]] = []
@@ -208,6 +225,7 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(project: Path) -> Non
         (lambda: None, {"images": Path("data")}, "data: no image; expected files that end in .jpg"),
         (lambda: change_table(label="ill"), {}, "labels.csv: ill is the only label; a study needs two or more"),
         (lambda: change_table(label=["a/b", "c"] * 20), {}, "label 'a/b': expected letters, digits"),
+        (lambda: change_table(label=["AUC", "c"] * 20), {}, "label 'AUC': the name of something else in every table"),
         (lambda: change_table(label=["ill"] * 36 + ["well"] * 4), {}, "class well has 2 groups; dividing it by group"),
         (lambda: change_table(label=["ill"] * 36 + ["well"] * 4), {"columns": Columns()}, "class well has 4 images"),
         (lambda: change_table(image=["x.png"] * 40), {}, "row 2: 'x.png' is not among the images"),

@@ -714,14 +714,20 @@ def test_tables_and_layers_of_other_fits_are_noticed(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     shutil.copytree(PROJECT / ANSWER, folder)
     assert len(read_study(folder).layers) > 0
-    asked = folder / "layers/chest_xray/imagenet_all-seed1/layers.json"
-    text = asked.read_text()
-    asked.write_text(re.sub(r'"fit": "\w+"', '"fit": "another"', text))
-    with pytest.raises(
-        UserError, match=r"layers\.json: of the fit another, .* layers chest_xray imagenet_all --seed 1"
-    ):
+    for command, seed in (("layers", 1), ("gradcam", 0)):
+        asked = folder / f"{command}/chest_xray/imagenet_all-seed{seed}/{command}.json"
+        text = asked.read_text()
+        asked.write_text(re.sub(r'"fit": "\w+"', '"fit": "another"', text))
+        told = rf"{command}\.json: of the fit another, .* {command} chest_xray imagenet_all --seed {seed}"
+        with pytest.raises(UserError, match=told):
+            read_study(folder)
+        asked.write_text(text)
+    answers = folder / "runs/chest_xray/imagenet_all-seed0/predictions.csv"
+    text = answers.read_text()
+    shutil.copy(folder / "runs/chest_xray/imagenet_head-seed0/predictions.csv", answers)
+    with pytest.raises(UserError, match=r"results\.csv: not of the models and seeds whose runs lie beside it"):
         read_study(folder)
-    asked.write_text(text)
+    answers.write_text(text)
     add_seed(folder / "runs/chest_xray/imagenet_all-seed0", 9)
     with pytest.raises(UserError, match=r"results\.csv: not of the models and seeds whose runs lie beside it"):
         read_study(folder)
@@ -801,6 +807,7 @@ def test_another_seed_is_added_to_what_is_collected(tmp_path: Path, monkeypatch:
         ("image_size", 224, "image_size: found 224, expected 64"),
         ("split_by", "image", "split_by: found image, expected group"),
         ("learning_rate", 0.5, "learning_rate: found 0.5, expected 3e-05"),
+        ("dropout", 0.1, "dropout: found 0.1, expected 0.5"),
     ],
 )
 def test_what_was_made_otherwise_is_not_added(
@@ -814,14 +821,34 @@ def test_what_was_made_otherwise_is_not_added(
     finished_study(tmp_path, 1, ["imagenet_all"])
     path = Path("artifacts/runs/chest_xray/imagenet_all-seed1/run.json")
     record = json.loads(path.read_text())
-    place = record["hyperparameters"]["train"] if key == "learning_rate" else record
-    place[key] = value
+    recipe = record["hyperparameters"]["train"]
+    (recipe if key in recipe else record)[key] = value
     write_json(path, record)
     refused = CliRunner().invoke(cli, ["collect", "mine", "--add"])
     assert isinstance(refused.exception, UserError)
     assert message in str(refused.exception)
     assert str(path) in str(refused.exception)
     assert sorted(path.read_bytes() for path in Path("results").rglob("*") if path.is_file()) == before
+
+
+def test_another_network_with_another_common_recipe_is_not_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished_study(tmp_path, 0, ["imagenet_all", "decision_tree"])
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    shutil.rmtree("artifacts")
+    finished_study(tmp_path, 0, ["imagenet_head"])
+    path = Path("artifacts/runs/chest_xray/imagenet_head-seed0/run.json")
+    record = json.loads(path.read_text())
+    recipe, own = (record["hyperparameters"][key] for key in ("train", "configuration"))
+    recipe["scaling"] = "caffe"
+    write_json(path, record)
+    refused = CliRunner().invoke(cli, ["collect", "mine", "--add"])
+    assert "scaling: found caffe, expected talk" in str(refused.exception)
+    own["scaling"] = "caffe"  # said by the configuration, it is another family
+    write_json(path, record)
+    assert CliRunner().invoke(cli, ["collect", "mine", "--add"]).exit_code == 0
 
 
 @pytest.mark.parametrize("name", ["../../keep", "../keep", "..", ".", "", "/tmp/keep", "a/b", "-x", "mine\n"])

@@ -85,6 +85,15 @@ def test_a_class_too_small_to_divide_is_named(samples: pd.DataFrame) -> None:
         assign_splits(few, split("group"), "x")
 
 
+def test_a_split_that_lacks_a_class_is_refused(samples: pd.DataFrame) -> None:
+    small = Split.model_validate({"by": "image", "validation": 0.2, "test": 0.004, "seed": 0})
+    with pytest.raises(UserError, match="x: no image of c among the test images; expected every class in each, so ask"):
+        assign_splits(samples, small, "x")
+    smaller = Split.model_validate({"by": "image", "validation": 0.2, "test": 0.002, "seed": 0})
+    with pytest.raises(UserError, match=r"x: 1000 images cannot be divided into 0.002 test .*; ask for larger parts"):
+        assign_splits(samples, smaller, "x")
+
+
 def test_rows_of_the_array_are_the_rows_of_the_table(demo: Path, params: Params, tmp_path: Path) -> None:
     settings = params.datasets["ham10000"]
     description = prepare_dataset(HAM10000, demo / "ham10000", settings, tmp_path)

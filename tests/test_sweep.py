@@ -300,6 +300,13 @@ def test_the_grid_has_a_fit_for_every_combination(project: Path, params: Params)
     other = small.model_copy(update={"train": small.train.model_copy(update={"batch_size": 64})})
     with pytest.raises(UserError, match=r"sweep\.json: made with another train\.batch_size"):
         stage.lay_out(other, root, fits)
+    named = small.model_copy(update={"weights": small.weights.model_copy(update={"file": "here.h5"})})
+    stage.lay_out(named, root, fits)
+    assert read_params(root / "rate-0.001" / "params.yaml").weights.file == str(project / "here.h5")
+    prepared = project / "artifacts" / "prepared" / "chest_xray" / "dataset.json"
+    prepared.write_text(prepared.read_text().replace('"image_size": 32', '"image_size": 64'))
+    with pytest.raises(UserError, match=r"sweep\.json: made with another prepared\.chest_xray/dataset\.json"):
+        stage.lay_out(small, root, fits)
 
 
 @pytest.mark.parametrize(

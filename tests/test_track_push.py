@@ -66,7 +66,7 @@ def described(client: mlflow.MlflowClient) -> dict[str, dict[str, object]]:
             ],
             "data": [entry.dataset.digest for entry in run.inputs.dataset_inputs],
             "files": sorted(entry.path for entry in client.list_artifacts(run.info.run_id)),
-            "model": tracking.has_model(client, run),
+            "model": not tracking.model_problem(client, run, read=False),
         }
     assert len(found) == len(FITS)
     return found

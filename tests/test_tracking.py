@@ -253,6 +253,17 @@ def test_a_fault_of_ours_is_not_taken_for_a_server_that_is_away(store: mlflow.Ml
     assert mlflow.active_run() is None
 
 
+def test_an_experiment_that_was_deleted_is_named(store: mlflow.MlflowClient) -> None:
+    with tracking.run("ham10000", "x", "f1", {}, {}):
+        pass
+    store.delete_experiment(store.get_experiment_by_name("ham10000").experiment_id)
+    with (
+        pytest.raises(UserError, match=r"experiment ham10000 .* was deleted; .*experiments restore --experiment-id 1"),
+        tracking.run("ham10000", "x", "f2", {}, {}),
+    ):
+        pass
+
+
 def test_a_run_whose_parameters_were_changed_is_not_taken_up(store: mlflow.MlflowClient) -> None:
     with tracking.run("ham10000", "x", "f1", {"train": {"epochs": 1}}, {}) as run:
         pass
@@ -313,7 +324,7 @@ def test_a_loss_that_is_no_number_fails_the_run_and_names_the_epoch(
         fit(model, batches, batches, tiny, run.log_epochs)
     ended = store.get_run(run.run_id)
     assert ended.info.status == "FAILED"
-    assert ended.data.tags[tracking.ERROR].startswith("UserError: epoch 1: the loss is nan")
+    assert ended.data.tags[tracking.ERROR].startswith("DivergedError: epoch 1: the loss is nan")
     assert "loss" not in ended.data.metrics
 
 

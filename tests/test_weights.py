@@ -20,7 +20,7 @@ from conftest import SHARED
 from medtransfer.cli import cli
 from medtransfer.errors import UserError
 from medtransfer.models import vgg16, weights
-from medtransfer.params import TrainParams
+from medtransfer.params import WEIGHTS_VARIABLE, TrainParams
 
 BASE_SHAPES = [(3, 3, 3, 64), (64,), (3, 3, 64, 64), (64,), (3, 3, 64, 128), (128,), (3, 3, 128, 128), (128,),
                (3, 3, 128, 256), (256,), *[(3, 3, 256, 256), (256,)] * 2, (3, 3, 256, 512), (512,),
@@ -38,7 +38,7 @@ def stand_in() -> list[np.ndarray]:
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: list[np.ndarray]) -> None:
     """An empty cache, no network, and the stand-in's digest as the expected one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv(weights.FILE_VARIABLE, raising=False)
+    monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
     monkeypatch.setattr(weights, "IMAGENET_DIGEST", weights.digest(stand_in))
     monkeypatch.setattr(weights, "_download_from_keras", refuse)
     monkeypatch.setattr(weights, "_download_wheel", refuse)
@@ -64,7 +64,7 @@ def test_a_named_file_goes_first_and_the_variable_before_params(
 ) -> None:
     path = hdf5_of(stand_in, tmp_path / "a.weights.h5")
     assert equal(weights.imagenet_weights(str(path)), stand_in)
-    monkeypatch.setenv(weights.FILE_VARIABLE, str(path))
+    monkeypatch.setenv(WEIGHTS_VARIABLE, str(path))
     assert equal(weights.imagenet_weights("elsewhere.h5"), stand_in)
 
 
@@ -145,9 +145,14 @@ def test_without_any_source_the_line_says_how_to_provide_a_file() -> None:
 def test_a_damaged_cache_is_named_not_used(stand_in: list[np.ndarray]) -> None:
     weights._write_cache(stand_in)
     body = weights.cache_path().read_bytes()
-    weights.cache_path().write_bytes(body[: len(body) // 2])
-    with pytest.raises(UserError, match="weights fetch"):
-        weights.imagenet_weights()
+    for part in (body[: len(body) // 2], b""):
+        weights.cache_path().write_bytes(part)
+        with pytest.raises(UserError, match="damaged; delete it and run `medtransfer weights fetch`"):
+            weights.imagenet_weights()
+    other = weights.cache_path().with_name("other.npz")
+    other.write_bytes(b"")
+    with pytest.raises(UserError, match=r"other\.npz: damaged; get it anew"):
+        weights.read_weights(other)
 
 
 def test_a_wheel_is_read_as_data(tmp_path: Path, stand_in: list[np.ndarray]) -> None:

@@ -22,12 +22,12 @@ import click
 
 from medtransfer.errors import UserError, counted
 from medtransfer.params import TREES, Params, TrainParams, read_params
-from medtransfer.stages.layout import TUNING, check_name
+from medtransfer.stages.layout import DATA, PARAMS, TUNING, check_name
 
-PARAMS = Path("params.yaml")
-DATA = Path("data")
 EXIT_USER_ERROR = 2
+FILE = click.Path(path_type=Path, dir_okay=False)
 RATE = click.FloatRange(0, min_open=True)
+SEED = click.IntRange(0, 2**31 - 1)
 OPTIMIZERS = get_args(TrainParams.model_fields["optimizer"].annotation)
 # What the machine refuses and the user can mend: a full or read-only disk, a missing right.
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -172,7 +172,7 @@ def check() -> None:
 
 @cli.command()
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path, file_okay=False, exists=True))
-@click.option("--output", type=click.Path(path_type=Path), default=Path("reports/index.html"), show_default=True)
+@click.option("--output", type=FILE, default=Path("reports/index.html"), show_default=True)
 def report(folders: tuple[Path, ...], output: Path) -> None:
     """Write the report, one page with everything in it, of FOLDERS under results/ or of the study here.
 
@@ -264,7 +264,7 @@ def stage_prepare(dataset: str) -> None:
 @stage.command("baseline")
 @click.argument("dataset")
 @click.argument("model", type=click.Choice(TREES))
-@click.option("--seed", type=int, required=True)
+@click.option("--seed", type=SEED, required=True)
 def stage_baseline(dataset: str, model: str, seed: int) -> None:
     """Fit a decision tree or a random forest on pixel values."""
     params = _params()
@@ -276,7 +276,7 @@ def stage_baseline(dataset: str, model: str, seed: int) -> None:
 @stage.command("train")
 @click.argument("dataset")
 @click.argument("configuration")
-@click.option("--seed", type=int, required=True)
+@click.option("--seed", type=SEED, required=True)
 def stage_train(dataset: str, configuration: str, seed: int) -> None:
     """Fit one freezing configuration of VGG16."""
     params = _params()
@@ -312,7 +312,7 @@ def data() -> None:
 
 
 @data.command("demo")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 def data_demo(seed: int) -> None:
     """Draw the synthetic stand-in for both data sets and put it under DVC."""
     from medtransfer.datasets.demo import draw_demo
@@ -533,9 +533,9 @@ def audit(repair: bool, host: str | None) -> None:
     "--race-images", default=960, show_default=True, help="Training images of the race to equal accuracy; 0: none."
 )
 @click.option("--race-epochs", default=3, show_default=True, help="Epochs of the notebook in the race.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--configuration", "names", multiple=True, help="Only this one; may be given several times.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("artifacts/bench.json"), show_default=True)
+@click.option("--output", type=FILE, default=Path("artifacts/bench.json"), show_default=True)
 def bench(dataset: str, output: Path, names: tuple[str, ...], **options: int) -> None:
     """Measure training against a plain Keras notebook, PyTorch where it is installed, and the machine's limit.
 
@@ -581,8 +581,8 @@ def bench(dataset: str, output: Path, names: tuple[str, ...], **options: int) ->
 @cli.command()
 @click.argument("name")
 @click.option("--dataset", "datasets", multiple=True, help="[default: all of params.yaml]")
-@click.option("--configuration", "names", multiple=True, help="[default: those of params.yaml for each data set]")
-@click.option("--seed", "seeds", type=click.IntRange(0), multiple=True, help="[default: those of params.yaml]")
+@click.option("--configuration", "names", multiple=True, help="[default: study.<data set>.train in params.yaml]")
+@click.option("--seed", "seeds", type=SEED, multiple=True, help="[default: those of params.yaml]")
 @click.option("--rate", "rates", type=RATE, multiple=True, help="Learning rate.  [default: those of params.yaml]")
 @click.option("--cpus", type=click.IntRange(1), default=1, show_default=True, help="What one fit takes of a node.")
 @click.option("--gpus", type=click.FloatRange(0), default=0.0, show_default=True, help="May be a part of one, as 0.25.")
@@ -612,7 +612,12 @@ def sweep(
     from medtransfer.stages.sweep import Needs
     from medtransfer.stages.sweep import sweep as run
 
-    grid = (list(datasets or params.study), list(names), list(seeds or params.seeds), list(rates))
+    grid = (
+        list(dict.fromkeys(datasets or params.study)),
+        list(dict.fromkeys(names)),
+        list(dict.fromkeys(seeds or params.seeds)),
+        list(dict.fromkeys(rates)),
+    )
     try:
         table = run(params, name, *grid, Needs(**needs), local)
     except KeyboardInterrupt:
@@ -669,7 +674,7 @@ def register(dataset: str) -> None:
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--model", help="Another registered model, such as models:/ham10000/2.  [default: models:/DATASET@best]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Write a CSV file.")
+@click.option("--output", type=FILE, help="Write a CSV file.")
 @click.option(
     "--overlays", type=click.Path(path_type=Path, file_okay=False), help="A folder for pictures of where it looked."
 )
@@ -762,7 +767,7 @@ def _print_answers(table: Any, facts: dict[str, Any]) -> None:
 @click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="[default: what params.yaml says]")
 @click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), help="[default: what params.yaml says]")
 @click.option("--epochs", type=click.IntRange(1), default=10, show_default=True)
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default=TUNING, show_default=True)
+@click.option("--output", type=FILE, default=TUNING, show_default=True)
 def tune(
     dataset: str,
     names: tuple[str, ...],
@@ -794,7 +799,7 @@ def tune(
 @cli.command()
 @click.argument("dataset")
 @click.argument("configuration")
-@click.option("--seed", type=int, help="[default: the first in params.yaml]")
+@click.option("--seed", type=SEED, help="[default: the first in params.yaml]")
 def layers(dataset: str, configuration: str, seed: int | None) -> None:
     """Ask a finished network which of its layers matter.
 
@@ -812,7 +817,7 @@ def layers(dataset: str, configuration: str, seed: int | None) -> None:
 @cli.command()
 @click.argument("dataset")
 @click.argument("configuration")
-@click.option("--seed", type=int, help="[default: the first in params.yaml]")
+@click.option("--seed", type=SEED, help="[default: the first in params.yaml]")
 def gradcam(dataset: str, configuration: str, seed: int | None) -> None:
     """Show where a finished network looked: for each class, its surest right and wrong answers."""
     params = _params()

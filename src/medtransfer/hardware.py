@@ -1,5 +1,7 @@
 """What this machine computes with, asked without loading Keras or its backends."""
 
+import ctypes.util
+import importlib.metadata
 import os
 from pathlib import Path
 
@@ -11,7 +13,9 @@ GPU_CAPABILITY = (8, 0)  # NVIDIA's Ampere
 
 
 def gpu_capabilities() -> list[tuple[int, int]]:
-    """Return the CUDA compute capability of each NVIDIA GPU; empty where there is none."""
+    """Return the CUDA compute capability of each NVIDIA GPU; empty where the backend can use none."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not _backend_has_cuda():
+        return []
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
@@ -21,6 +25,16 @@ def gpu_capabilities() -> list[tuple[int, int]]:
         return [tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)) for handle in handles]
     finally:
         pynvml.nvmlShutdown()
+
+
+def _backend_has_cuda() -> bool:
+    """Return whether the backend finds NVIDIA's libraries: without them a GPU is there in vain.
+
+    From pip they are packages of their own; an image of NVIDIA's has them in the system.
+    """
+    needed = "jax-cuda" if os.environ.get("KERAS_BACKEND") == "jax" else "nvidia-cudnn"
+    packages = (found.metadata["Name"] or "" for found in importlib.metadata.distributions())
+    return any(name.lower().startswith(needed) for name in packages) or ctypes.util.find_library("cudnn") is not None
 
 
 def native_precision() -> str:

@@ -28,6 +28,7 @@ from medtransfer.hardware import native_precision
 
 BLOCKS = ("block1", "block2", "block3", "block4", "block5")
 TREES = ("decision_tree", "random_forest")
+WEIGHTS_VARIABLE = "MEDTRANSFER_WEIGHTS"  # goes before `weights.file`
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 # A label is also the name of a column and, in MLflow, of a metric.
@@ -54,6 +55,16 @@ Precision = Annotated[
     Literal["float32", "mixed_bfloat16", "auto"],
     AfterValidator(lambda asked: native_precision() if asked == AUTO else asked),
 ]
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"expected each once, but {value} is there {values.count(value)} times")
+    return values
+
+
+EachOnce = AfterValidator(_each_once)
 
 
 class Section(BaseModel):
@@ -112,8 +123,8 @@ class DatasetParams(Section):
 class StudyParams(Section):
     """Which freezing configurations one data set is studied with."""
 
-    train: list[Name]
-    transfer: list[Name] = []
+    train: Annotated[list[Name], EachOnce]
+    transfer: Annotated[list[Name], EachOnce] = []
 
 
 class DecisionTreeParams(Section):
@@ -219,9 +230,9 @@ class Configuration(Section):
 class Params(Section):
     """The whole of params.yaml."""
 
-    seeds: Annotated[list[Seed], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1), EachOnce]
     datasets: dict[Name, DatasetParams]
-    baselines: list[Literal["decision_tree", "random_forest"]]
+    baselines: Annotated[list[Literal["decision_tree", "random_forest"]], EachOnce]
     study: dict[Name, StudyParams]
     trees: TreesParams
     train: TrainParams

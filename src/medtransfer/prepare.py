@@ -45,6 +45,7 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
     """
     samples = read_samples(dataset, raw)
     samples["split"] = leave_out(samples, assign_splits(samples, params.split, dataset.name), params.split)
+    _check_classes(samples, samples.split, params.split, dataset.name)
     shared = shared_with_training(samples)
     if params.split.by == "group" and shared.any():
         raise UserError(
@@ -145,7 +146,7 @@ def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
     Raises
     ------
     UserError
-        A class has too few images or groups to reach every split.
+        A class has too few images or groups to reach every split, or does not reach one.
     """
     unit = samples.groupby("label").size() if split.by == "image" else samples.groupby("label").group.nunique()
     if unit.min() < 5:
@@ -153,12 +154,31 @@ def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
             f"{name}: class {unit.idxmin()} has {counted(unit.min(), split.by)}; dividing it by {split.by} needs at "
             "least 5"
         )
-    rest, test = _cut(samples, split.test, split)
-    train, _ = _cut(samples.loc[rest], split.validation / (1 - split.test), split)
+    try:
+        rest, test = _cut(samples, split.test, split)
+        train, _ = _cut(samples.loc[rest], split.validation / (1 - split.test), split)
+    except ValueError as error:  # scikit-learn's
+        raise UserError(
+            f"{name}: {len(samples)} images cannot be divided into {split.test:g} test and {split.validation:g} "
+            f"validation ({error}); ask for larger parts in datasets.{name}.split"
+        ) from None
     splits = pd.Series("validation", index=samples.index)
     splits[train] = "train"
     splits[test] = "test"
+    _check_classes(samples, splits, split, name)
     return splits
+
+
+def _check_classes(samples: pd.DataFrame, splits: pd.Series, split: Split, name: str) -> None:
+    """Raise UserError where a split has no image of a class: its F1 would count as 0."""
+    for part in SPLITS:
+        there = set(samples.label[splits == part])
+        missing = [label for label in dict.fromkeys(samples.label) if label not in there]
+        if missing:
+            raise UserError(
+                f"{name}: no image of {', '.join(missing)} among the {part} images; expected every class in each, so "
+                f"ask for larger parts in datasets.{name}.split, or try another split.seed than {split.seed}"
+            )
 
 
 def leave_out(samples: pd.DataFrame, splits: pd.Series, split: Split) -> pd.Series:

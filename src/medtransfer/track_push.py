@@ -91,6 +91,11 @@ def _push_run(
     if waits or run.info.status not in ("FINISHED", "FAILED", "KILLED"):
         return "running", None
     known = target.get_experiment_by_name(experiment)
+    if known and known.lifecycle_stage == "deleted":
+        raise UserError(
+            f"MLflow's experiment {experiment} at {address()} was deleted; give it back "
+            f"(mlflow experiments restore --experiment-id {known.experiment_id}), then push again"
+        )
     experiment_id = known.experiment_id if known else target.create_experiment(experiment)
     for other in _twins(target, experiment_id, run):
         if UNFINISHED not in other.data.tags:

@@ -303,7 +303,13 @@ def _set_experiment(name: str) -> None:
     Where two processes make it at once, mlflow.set_experiment returns it to the slower one without using it, and that
     one's runs would go to the default experiment.
     """
-    if not mlflow.get_experiment_by_name(name):
+    known = mlflow.get_experiment_by_name(name)
+    if known and known.lifecycle_stage == "deleted":
+        raise UserError(
+            f"MLflow's experiment {name} at {address()} was deleted; give it back "
+            f"(mlflow experiments restore --experiment-id {known.experiment_id}), or remove it for good (mlflow gc)"
+        )
+    if not known:
         project = _copied_project() if mlflow.get_tracking_uri() == own_uri() else ""
         try:  # in a copy its files would lie in the copy
             mlflow.create_experiment(name, artifact_location=f"{project}/mlruns/{name}" if project else None)
@@ -445,11 +451,6 @@ def fits_of(client: mlflow.MlflowClient, status: str | None = None) -> dict[str,
 def registered(client: mlflow.MlflowClient) -> list[Any]:
     """Return the versions of the registered models that `register_classifier` made."""
     return [version for version in client.search_model_versions() if DIGEST in version.tags]
-
-
-def has_model(client: mlflow.MlflowClient, run: Any) -> bool:
-    """Return whether MLflow says that a model was logged with the run, whole."""
-    return not model_problem(client, run, read=False)
 
 
 def model_problem(client: mlflow.MlflowClient, run: Any, read: bool = True) -> str:

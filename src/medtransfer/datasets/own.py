@@ -128,8 +128,9 @@ def _from_table(files: dict[str, Path], labels: Path, columns: Columns) -> pd.Da
                 f"{labels}: row {number}: {name!r} {reason}; expected the path of one image below the folder"
             )
         paths += matching
-    group = table[columns.group] if columns.group else ""
-    found = pd.DataFrame({"path": paths, "label": table[columns.label], "group": group})
+    # A blank at the end, which nobody sees in a table, would make two patients or classes of one.
+    group = table[columns.group].str.strip() if columns.group else ""
+    found = pd.DataFrame({"path": paths, "label": table[columns.label].str.strip(), "group": group})
     twice = found.path[found.path.duplicated()]
     if len(twice):
         raise UserError(f"{labels}: {twice.iloc[0]} has two rows; expected one an image")

@@ -25,12 +25,12 @@ import onnx.numpy_helper
 
 from medtransfer.errors import UserError
 from medtransfer.files import user_cache, whole_file
+from medtransfer.params import WEIGHTS_VARIABLE
 
 log = logging.getLogger(__name__)
 
 # SHA-256 over the 26 tensors in layer order, kernel (3, 3, in, out) then bias, little-endian float32.
 IMAGENET_DIGEST = "d9a27cc1fc7f975ef8cff49180e794ccd7c4bc868ebb49740803b3bbaa8dbefd"
-FILE_VARIABLE = "MEDTRANSFER_WEIGHTS"
 
 KERAS_FILE = "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"
 KERAS_ORIGIN = f"https://storage.googleapis.com/tensorflow/keras-applications/vgg16/{KERAS_FILE}"
@@ -69,7 +69,7 @@ def imagenet_weights(file: str | None = None) -> list[np.ndarray]:
     UserError
         The file is not what it should be, or no source can be reached.
     """
-    named = os.environ.get(FILE_VARIABLE) or file
+    named = os.environ.get(WEIGHTS_VARIABLE) or file
     if named:
         tensors = read_weights(Path(named))
         log.info("ImageNet weights: from the file %s", named)
@@ -108,7 +108,7 @@ def fetch_weights() -> list[np.ndarray]:
         return tensors
     raise UserError(
         f"ImageNet weights cannot be had ({'; '.join(failures)}); copy {KERAS_FILE} to this machine "
-        f"and name it in params.yaml as weights.file or in {FILE_VARIABLE}"
+        f"and name it in params.yaml as weights.file or in {WEIGHTS_VARIABLE}"
     )
 
 
@@ -153,8 +153,9 @@ def _read_npz(path: Path) -> list[np.ndarray]:
     try:
         with np.load(path) as archive:
             return [archive[f"{layer}_{part}"] for layer in LAYERS for part in ("kernel", "bias")]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        raise UserError(f"{path}: damaged; delete it and run `medtransfer weights fetch`") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        remedy = "delete it and run `medtransfer weights fetch`" if path == cache_path() else "get it anew"
+        raise UserError(f"{path}: damaged; {remedy}") from None
 
 
 def _read_hdf5(path: Path) -> list[np.ndarray]:

@@ -87,7 +87,7 @@ def training_rows(samples: pd.DataFrame, fraction: float, seed: int) -> np.ndarr
     Raises
     ------
     UserError
-        There would be fewer images than classes.
+        There would be fewer images than classes, or none of a class.
     """
     rows = np.flatnonzero(samples.split == "train")
     if fraction == 1:
@@ -98,4 +98,10 @@ def training_rows(samples: pd.DataFrame, fraction: float, seed: int) -> np.ndarr
         raise UserError(
             f"fraction {fraction:g} of {len(rows)} training images: too few to keep each class's share ({error})"
         ) from None
+    lost = set(samples.label.iloc[rows]) - set(samples.label.iloc[kept])
+    if lost:
+        raise UserError(
+            f"fraction {fraction:g} of {len(rows)} training images: none of {', '.join(sorted(lost))} is left; take a "
+            "larger one"
+        )
     return np.sort(kept)

@@ -150,7 +150,7 @@ def check_pipeline(params: Params) -> None:
         dvc.yaml cannot be read; DVC would not train a configuration, so that the comparison would lack it; or it would
         train, or look for, what the study has not.
     """
-    matrices = [stage["matrix"] for stage in _read_stages().values() if "matrix" in stage]
+    matrices = [stage["matrix"] for stage in _read_stages().values() if isinstance(stage.get("matrix"), dict)]
     for dataset, study in params.study.items() if matrices else []:
         listed = [matrix for matrix in matrices if dataset in matrix.get("dataset", [])]
         trained = {name for matrix in listed for name in _configurations(matrix, params)}
@@ -168,7 +168,11 @@ def check_pipeline(params: Params) -> None:
 
 def _read_stages() -> dict[str, Any]:
     try:
-        return dict(YAML(typ="safe").load(PIPELINE.read_text())["stages"]) if PIPELINE.exists() else {}
+        stages = dict(YAML(typ="safe").load(PIPELINE.read_text())["stages"]) if PIPELINE.exists() else {}
+        empty = [name for name, stage in stages.items() if not isinstance(stage, dict)]
+        if empty:
+            raise ValueError(f"the stage {empty[0]} is empty")
+        return stages
     except (YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

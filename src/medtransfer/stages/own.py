@@ -62,6 +62,11 @@ def add_own(
         raise UserError(
             f"{PARAMS}: datasets.{name}.split.by: is group, and --group is missing; give it, or write by: image there"
         )
+    if known and known.split.by == "image" and columns.group:
+        raise UserError(
+            f"{PARAMS}: datasets.{name}.split.by: is image, and --group {columns.group} asks to divide by it; write "
+            "by: group there, or leave --group out"
+        )
     samples = find_samples(images, labels, columns)
     entry = _describe(samples, about, columns.group, labels or images)
     files = _plan(params, name, entry, by="group" if columns.group else "image", only=only)

@@ -32,7 +32,7 @@ from medtransfer.errors import UserError
 from medtransfer.evaluation.metrics import MACRO, score
 from medtransfer.evaluation.predictions import read_predictions
 from medtransfer.files import sha256_of, whole_file, write_json
-from medtransfer.params import Params
+from medtransfer.params import WEIGHTS_VARIABLE, Params
 from medtransfer.stages.inputs import read_dataset
 from medtransfer.stages.integrity import LOCK, POINTER, check_unchanged
 from medtransfer.stages.layout import PARAMS, PREPARED, SWEEPS, run_folder, run_name, unfinished_folder
@@ -93,7 +93,7 @@ def sweep(
         The sweep's folder under artifacts/sweeps/ and, as `sweep <name>`, its MLflow experiment, where all fits lie
         under one parent run.
     configurations : list of str
-        Empty for those that params.yaml lists for each data set.
+        Empty for those that params.yaml lists for each data set under `train`.
     rates : list of float
         Empty for the rates of params.yaml.
     local : bool
@@ -161,12 +161,9 @@ def plan(
                     f"params.yaml: configurations.{name}: missing; there are {', '.join(params.configurations)}"
                 )
             fits += [Fit(dataset, name, *rest) for rest in itertools.product(seeds, asked)]
-    for fit in fits:
-        source = params.configurations[fit.configuration].source
-        if source and not (run_folder(*source, fit.seed) / "model.keras").exists():
-            raise UserError(
-                f"{run_folder(*source, fit.seed)}: not found, and {fit.configuration} begins from it; run `dvc repro`"
-            )
+    missing = [source for source in _sources(params, fits) if not (source / "model.keras").exists()]
+    if missing:
+        raise UserError(f"{missing[0]}: not found, and a fit of the grid begins from it; run `dvc repro`")
     blocks = {name: configuration.blocks for name, configuration in params.configurations.items()}
     return sorted(fits, key=lambda fit: blocks[fit.configuration][:1] or ("head",))
 
@@ -183,7 +180,12 @@ def lay_out(params: Params, root: Path, fits: list[Fit]) -> str:
     made_from: dict[str, dict[str, Any]] = {
         "train": params.train.model_dump(),
         "configurations": {name: value.model_dump() for name, value in params.configurations.items()},
-        "prepared": {dataset: sha256_of(PREPARED / dataset / "samples.csv") for dataset in datasets},
+        "prepared": {
+            f"{dataset}/{file}": sha256_of(PREPARED / dataset / file)
+            for dataset in datasets
+            for file in ("samples.csv", "dataset.json")
+        },
+        "sources": {str(source): sha256_of(source / "model.keras") for source in _sources(params, fits)},
     }
     record = root / "sweep.json"
     known: dict[str, Any] = (
@@ -191,7 +193,7 @@ def lay_out(params: Params, root: Path, fits: list[Fit]) -> str:
     )
     for section, values in json.loads(json.dumps(made_from)).items():
         for key, value in values.items():
-            if known["made_from"][section].setdefault(key, value) != value:
+            if known["made_from"].setdefault(section, {}).setdefault(key, value) != value:
                 raise UserError(
                     f"{record}: made with another {section}.{key} than there is now; choose another name, or remove it "
                     f"({root})"
@@ -214,6 +216,9 @@ def lay_out(params: Params, root: Path, fits: list[Fit]) -> str:
             if not begins_from.exists():
                 begins_from.symlink_to(run_folder(*source, fit.seed).resolve())
     seeds = sorted({fit.seed for fit in fits})
+    if params.weights.file:  # relative to this folder, not to those of the sweep
+        absolute = params.weights.model_copy(update={"file": str(Path(params.weights.file).resolve())})
+        params = params.model_copy(update={"weights": absolute})
     for name, rate in {fit.project: fit.rate for fit in fits}.items():
         with whole_file(root / name / PARAMS) as path:
             YAML().dump(with_rate(params, rate, seeds).model_dump(), path)
@@ -221,6 +226,14 @@ def lay_out(params: Params, root: Path, fits: list[Fit]) -> str:
             if file.exists():
                 shutil.copyfile(file, root / name / file)
     return str(known["sweep"])
+
+
+def _sources(params: Params, fits: list[Fit]) -> list[Path]:
+    """Return the folders of the finished runs that fits begin from."""
+    found = [
+        run_folder(*source, fit.seed) for fit in fits if (source := params.configurations[fit.configuration].source)
+    ]
+    return list(dict.fromkeys(found))
 
 
 def with_rate(params: Params, rate: float | None, seeds: list[int]) -> Params:
@@ -241,6 +254,8 @@ def _ray(local: bool, needs: Needs) -> Iterator[None]:
         for key, value in os.environ.items()
         if key.startswith(("KERAS_", "MLFLOW_", "MEDTRANSFER_", "TF_", "JAX_", "XLA_"))
     }
+    if WEIGHTS_VARIABLE in environment:
+        environment[WEIGHTS_VARIABLE] = str(Path(environment[WEIGHTS_VARIABLE]).resolve())
     environment |= {
         "MLFLOW_TRACKING_URI": tracking.absolute_uri(),
         "TF_NUM_INTRAOP_THREADS": str(needs.cpus),

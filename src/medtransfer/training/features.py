@@ -35,20 +35,30 @@ def store() -> Path:
 
 
 def entries() -> list[dict[str, Any]]:
-    """Return every entry, least recently used first: path, bytes, last_used, made_from (None while unfinished)."""
+    """Return every entry, least recently used first: path, bytes, last_used, made_from.
+
+    made_from is None while the entry is unfinished, and where a power cut left nothing readable.
+    """
     found = []
     for array in store().glob("*/features.npy"):
         made_from = array.with_name("made_from.json")
-        whole = made_from.exists()
         found.append(
             {
                 "path": array.parent,
                 "bytes": array.stat().st_size,
-                "last_used": (made_from if whole else array).stat().st_mtime,
-                "made_from": json.loads(made_from.read_text()) if whole else None,
+                "last_used": (made_from if made_from.exists() else array).stat().st_mtime,
+                "made_from": _made_from(made_from),
             }
         )
     return sorted(found, key=lambda entry: entry["last_used"])
+
+
+def _made_from(path: Path) -> dict[str, Any] | None:
+    try:
+        read: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return read
 
 
 def clear() -> int:
