@@ -61,7 +61,8 @@ up: .env ## Start the tracking server in containers (Docker), with passwords of 
 
 .env:
 	@umask 077; for name in POSTGRES_PASSWORD MLFLOW_AUTH_ADMIN_PASSWORD MLFLOW_FLASK_SERVER_SECRET_KEY; do \
-		echo "$$name=$$($(PYTHON) -c 'import secrets; print(secrets.token_hex(24))')"; done > .env
+		secret=$$($(PYTHON) -c 'import secrets; print(secrets.token_hex(24))') && echo "$$name=$$secret" || exit; \
+		done > .env.partial && mv .env.partial .env
 	@echo "passwords: .env"
 
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
@@ -75,5 +76,5 @@ vulnerabilities: ## Compare the locked versions with the known vulnerabilities (
 	for file in lock cpu gpu; do \
 		uv tool run pip-audit --strict --disable-pip --require-hashes --requirement requirements/$$file.txt || exit; done
 
-clean: ## Remove what the stages and the tests made; data, DVC's cache and mlruns stay
-	rm -rf artifacts reports/figures reports/plots/confusion reports/plots/training_accuracy .pytest_cache .mypy_cache .ruff_cache
+clean: ## Remove what the stages and the tests made; data, sweeps, tuning.csv, DVC's cache and mlruns stay
+	rm -rf $(addprefix artifacts/,prepared runs unfinished activations layers gradcam) reports/figures reports/plots/confusion reports/plots/training_accuracy .pytest_cache .mypy_cache .ruff_cache

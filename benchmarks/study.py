@@ -59,7 +59,12 @@ def study(clone: Path) -> float:
     with tempfile.TemporaryDirectory() as home, (clone.parent / f"{clone.name}.log").open("w") as log:
         begin = time.perf_counter()
         subprocess.run(
-            ["make", "study"], cwd=clone, check=True, env={**os.environ, "HOME": home}, stdout=log, stderr=log
+            ["make", "study"],
+            cwd=clone,
+            check=True,
+            env={**os.environ, "HOME": home, "XDG_CACHE_HOME": f"{home}/.cache"},
+            stdout=log,
+            stderr=log,
         )
         return time.perf_counter() - begin
 

@@ -34,6 +34,7 @@ TREES = ("decision_tree", "random_forest")
 NETWORK = "imagenet_head"
 TRAIN = {"dropout": 0.5, "dense_units": [16], "precision": "float32", "scaling": "caffe", "learning_rate": 0.1}
 ADDRESSES = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
+SAMPLES = "id,label,group,split\na,nv,1,train\nb,mel,2,train\nc,nv,3,validation\nd,mel,4,test\n"
 IMAGES = np.arange(4 * 3, dtype=np.uint8).reshape(4, 1, 1, 3)
 
 
@@ -55,7 +56,7 @@ def write_fit(model: str, commit: str) -> None:
     place(model).mkdir(parents=True)
     hyperparameters: dict[str, Any] = {model: {"max_depth": 2}, "seed": 0}
     record = {"dataset": "ham10000", "model": model, "seed": 0, "fit": f"fit-{model}", "kind": "baseline"}
-    record |= {"data_version": "abc.dir", "data_source": "here", "git_commit": commit, "seconds": 1.5}
+    record |= {"data_version": "abc.dir", "data_source": "here", "image_size": 1, "git_commit": commit, "seconds": 1.5}
     if model == NETWORK:
         record |= {"kind": "network", "epochs": 2}
         configuration = {"trainable": ["head"], "learning_rate": 0.1}
@@ -118,6 +119,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             subprocess.run(["git", *command], check=True)
         Path("artifacts/prepared/ham10000").mkdir(parents=True)
         np.save("artifacts/prepared/ham10000/images.npy", IMAGES)
+        write_json(Path("artifacts/prepared/ham10000/dataset.json"), {"image_size": 1, "source": "here"})
+        Path("artifacts/prepared/ham10000/samples.csv").write_text(SAMPLES)
         for model in (*TREES, NETWORK):
             write_fit(model, tracking.git_commit())
             log_fit(model)
@@ -134,7 +137,8 @@ def study(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow
             store.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(made), str(folder)))
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlruns/mlflow.db")
-    monkeypatch.setattr(audit, "_check_dvc", lambda: iter(()))
+    for check in ("_check_dvc", "_check_data"):
+        monkeypatch.setattr(audit, check, lambda: iter(()))
     return tracking.connect()
 
 
@@ -453,6 +457,17 @@ def test_a_store_of_before_the_digests_differs_only_where_a_file_is_lost(study: 
     assert audit.audit() == []
     lose_model_file(study)
     assert len(audit.audit()) == 3
+
+
+def test_nothing_is_logged_with_data_that_were_prepared_otherwise(study: mlflow.MlflowClient) -> None:
+    lose_run(study)
+    for change, told in (({"image_size": 2}, "has image_size 2, but artifacts/runs/"), ({"source": "there"}, "source")):
+        write_json(Path("artifacts/prepared/ham10000/dataset.json"), {"image_size": 1, "source": "here", **change})
+        [line] = audit.repair()
+        assert told in line
+    shutil.rmtree("artifacts/prepared")
+    [line] = audit.repair()
+    assert "artifacts/prepared/ham10000: not found; " in line
 
 
 def test_a_study_reads_no_model_at_its_end(study: mlflow.MlflowClient) -> None:

@@ -79,6 +79,8 @@ palette = PICTURE.convert("P")
 WIDE = np.random.default_rng(1).integers(0, 65536, (40, 48, 4))
 WIDE_OPAQUE = np.where(np.arange(4) == 3, 65535, WIDE)
 
+# Image width as text, and a turned camera: Pillow writes the data anew and trips over the first.
+ODD_EXIF = b"Exif\0\0II*\0" + struct.pack("<IHHHI4sHHIHHI", 8, 2, 0x100, 2, 3, b"ab\0\0", 0x112, 3, 1, 6, 0, 0)
 BAD_IMAGES = {
     "a zero-byte file": ("a.jpg", b"", "neither a JPEG nor a PNG"),
     "text": ("a.jpg", b"no picture at all", "neither a JPEG nor a PNG"),
@@ -107,6 +109,8 @@ BAD_IMAGES = {
         "transparent pixels"),
     "a bomb": ("a.png", png_of(30_000, 30_000), "cannot be decoded"),
     "a small bomb": ("a.png", png_of(12_000, 10_000), "at most 100,000,000"),
+    "an orientation beside a width in letters": ("a.jpg", encoded(PICTURE, "JPEG", exif=ODD_EXIF), "cannot be decoded"),
+    "EXIF data that end at once": ("a.png", encoded(PICTURE, "PNG", exif=b"II*\0"), "cannot be decoded"),
     "a picture without rows": ("a.png", png_of(10, 0), "cannot be decoded"),
 }  # fmt: skip
 
@@ -427,7 +431,7 @@ def test_a_folder_with_a_link_out_of_it_is_refused(tmp_path: Path, target: str) 
     (tmp_path / "outside.jpg").write_bytes(JPEG)
     (tmp_path / "source" / "HAM10000_metadata.csv").write_text("x")
     (folder / "ISIC_1.jpg").symlink_to(target)
-    message = "a link that leaves" if target != "../.." else "not found|column"  # a linked folder is passed over
+    message = "a link that leaves" if target != "../.." else "a link to a folder"
     with pytest.raises(UserError, match=message) as caught:
         import_dataset(HAM10000, tmp_path / "source", tmp_path / "data")
     assert one_line(caught.value)

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
 from medtransfer.bench.compare import NOTEBOOK, available_sides, column_seconds, compare, table
 from medtransfer.bench.limit import matmul_rate, multiply_adds
+from medtransfer.bench.sides import make_sample
 from medtransfer.models import vgg16
 from medtransfer.params import BLOCKS, Params, TrainParams
 
@@ -32,6 +34,15 @@ def test_a_stored_prefix_needs_no_multiply_adds() -> None:
 
 def test_the_matrix_product_takes_time() -> None:
     assert 1e6 < matmul_rate("float32", sizes=(64, 128), repeats=3) < 1e15
+
+
+def test_a_class_that_a_split_lacks_keeps_its_number(tmp_path: Path) -> None:
+    images, labels = np.zeros((6, 8, 8, 3), np.uint8), np.array([0, 1, 2, 1, 2, 2])
+    sample = make_sample(images, labels, np.arange(3), np.arange(3, 6), tmp_path)
+    found = keras.utils.image_dataset_from_directory(
+        sample.folder / "validation", image_size=(8, 8), shuffle=False, verbose=False
+    )
+    assert np.concatenate([batch.numpy() for _, batch in found]).tolist() == [1, 2, 2]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from clones import dvc
+from conftest import PROJECT
+from medtransfer import audit
 from medtransfer.errors import UserError
-from medtransfer.params import Params
+from medtransfer.params import Params, read_params
 from medtransfer.stages.baseline import baseline
 from medtransfer.stages.collect import collect
 from medtransfer.stages.evaluate import evaluate
@@ -115,17 +118,40 @@ def test_a_damaged_object_of_the_cache_stops_the_stage_that_reads_it(
 
 
 @pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("data/ham10000/HAM10000_metadata.csv", "data"),
+        ("artifacts/prepared/ham10000/images.npy", "artifacts/prepared/ham10000"),
+        ("artifacts/activations/ham10000/activations.npz", "artifacts/activations/ham10000"),
+    ],
+)
+def test_an_audit_reads_the_data(recorded: Path, monkeypatch: pytest.MonkeyPatch, name: str, folder: str) -> None:
+    monkeypatch.chdir(recorded)
+    assert list(audit._check_data()) == []
+    cached = Path(name).resolve()
+    whole, found = cached.read_bytes(), cached.stat()
+    cached.chmod(0o644)
+    cached.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    os.utime(cached, ns=(found.st_atime_ns, found.st_mtime_ns))  # as on a disk that loses a bit
+    try:
+        [line] = audit._check_data()
+    finally:
+        cached.write_bytes(whole)
+    assert line.startswith(f"{folder}: not what ")
+
+
+@pytest.mark.parametrize(
     ("lost", "read"),
     [
         ("decision_tree-seed0/run.json", lambda: collect("mine")),
-        ("imagenet_head-seed0/model.keras", lambda: best_fit("ham10000")),
+        ("imagenet_head-seed0/model.keras", lambda: best_fit(read_params(PROJECT / "params.yaml"), "ham10000")),
     ],
 )
 def test_a_fit_that_lost_a_file_is_not_left_out_in_silence(
     recorded: Path, monkeypatch: pytest.MonkeyPatch, lost: str, read: Callable[[], object]
 ) -> None:
     monkeypatch.chdir(recorded)
-    assert best_fit("ham10000").name == "imagenet_head-seed0"
+    assert best_fit(read_params(PROJECT / "params.yaml"), "ham10000").name == "imagenet_head-seed0"
     path = Path("artifacts/runs/ham10000", lost)
     cached = path.readlink()
     path.unlink()

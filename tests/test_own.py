@@ -252,6 +252,13 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(project: Path) -> Non
         assert {path: path.read_text() for path in before} == before
 
 
+def test_a_folder_that_is_a_link_is_not_left_out(project: Path) -> None:
+    Path("mine/p2").rename("elsewhere")
+    Path("mine/p2").symlink_to(project / "elsewhere")
+    with pytest.raises(UserError, match=r"mine/p2: a link to a folder; expected a folder, so copy it there"):
+        add()
+
+
 def test_a_link_out_of_the_folder_is_refused(project: Path) -> None:
     outside = project / "secret.png"
     Image.new("RGB", (8, 8)).save(outside)

@@ -35,8 +35,9 @@ from medtransfer.files import sha256_of, whole_folder, write_json
 from medtransfer.models import vgg16
 from medtransfer.params import Params, TrainParams
 from medtransfer.prepare import prepare_dataset
+from medtransfer.serving import page as server_page
 from medtransfer.serving.classifier import load_classifier, read_image
-from medtransfer.serving.page import MAX_BYTES, build_app
+from medtransfer.serving.page import MAX_BYTES, MAX_WAITING, build_app
 from medtransfer.stages.predict import open_classifier
 
 CLASSES = ["NORMAL", "PNEUMONIA"]
@@ -69,7 +70,10 @@ def write_fit(folder: Path, prepared: Path, tiny: TrainParams, model: str, seed:
     network.save(target / "model.keras")
     write_predictions(target / "predictions.csv", samples, told, CLASSES)
     fit = f"fit-{model}"
-    record = {"dataset": "chest_xray", "model": model, "seed": 0, "fit": fit, "synthetic": True}
+    record = {"dataset": "chest_xray", "model": model, "seed": 0, "fit": fit, "synthetic": True, "image_size": 32}
+    data = json.loads((prepared / "dataset.json").read_text())
+    hyperparameters = {"data": {key: data[key] for key in ("image_size", "resize_filter", "split")}}
+    record |= {"data_source": data["source"], "hyperparameters": hyperparameters}
     write_json(target / "run.json", record)
     with tracking.run("chest_xray", f"{model}-seed0", fit, {}, {}, sample_seconds=None) as run:
         example = np.zeros((1, 32, 32, 3), np.uint8)
@@ -117,6 +121,28 @@ def test_the_best_on_validation_is_registered_once(registered: Path) -> None:
     assert not tracking.model_problem(client, run, read=False)
     files = [path.name for path in (registered / "mlruns").rglob("*") if path.is_file()]
     assert not [name for name in files if name.endswith((".pkl", ".pickle"))]
+
+
+def test_no_network_is_registered_with_data_that_were_prepared_otherwise(registered: Path) -> None:
+    described = registered / "artifacts/prepared/chest_xray/dataset.json"
+    kept = described.read_text()
+    try:
+        described.write_text(kept.replace('"lanczos"', '"nearest"'))
+        done = CliRunner().invoke(cli, ["register", "chest_xray"])
+        assert (
+            "has resize_filter nearest, but artifacts/runs/chest_xray/imagenet_all-seed0 was made with lanczos"
+            in str(done.exception)
+        )
+        described.unlink()
+        done = CliRunner().invoke(cli, ["register", "chest_xray"])
+        assert "artifacts/prepared/chest_xray: not found; " in str(done.exception)
+    finally:
+        described.write_text(kept)
+
+
+def test_a_network_of_another_data_set_is_refused(registered: Path) -> None:
+    done = CliRunner().invoke(cli, ["predict", "ham10000", "params.yaml", "--model", "models:/chest_xray/1"])
+    assert "models:/chest_xray/1: a network for chest_xray; expected one for ham10000" in str(done.exception)
 
 
 def test_a_better_network_becomes_the_best_and_the_other_can_still_be_asked(
@@ -286,26 +312,65 @@ def test_an_answer_says_whether_the_network_was_trained_on_synthetic_data(regist
     assert page.post("/predict", content=png()).json()["synthetic"] is synthetic
 
 
-def status_of(page: TestClient, path: str) -> int:
-    """Ask for a path as it is: the client would shorten it first."""
+async def ask_app(app: Any, path: str, method: str = "GET", body: bytes = b"") -> int:
+    """Ask for a path as it is, which the client would shorten first, in the event loop that runs."""
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(message: Any) -> None:
         sent.append(message)
 
     scope = {
-        "type": "http", "http_version": "1.1", "method": "GET", "scheme": "http", "path": path, "root_path": "",
+        "type": "http", "http_version": "1.1", "method": method, "scheme": "http", "path": path, "root_path": "",
         "raw_path": path.encode(), "query_string": b"", "headers": [(b"host", b"127.0.0.1")],
     }  # fmt: skip
 
-    async def ask() -> None:
-        await page.app(scope, receive, send)
-
-    asyncio.run(ask())
+    await app(scope, receive, send)
     return int(sent[0]["status"])
+
+
+def test_the_page_behind_a_proxy_that_speaks_tls_may_ask(page: TestClient) -> None:
+    assert page.post("/predict", content=png(), headers={"Origin": "https://127.0.0.1"}).status_code == 200
+    assert page.post("/predict", content=png(), headers={"Origin": "https://other.org"}).status_code == 403
+
+
+def test_images_that_wait_keep_nobody_from_asking_whether_it_lives(
+    registered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as may wait, one more, and the two pages, all at once."""
+    go_on = threading.Event()
+    monkeypatch.setattr(server_page, "_answer", lambda *asked: {"waited": go_on.wait(30)})
+    app = build_app(open_classifier("chest_xray", None))
+
+    async def ask_all() -> tuple[list[int], list[int]]:
+        waiting = [asyncio.create_task(ask_app(app, "/predict", "POST", png())) for _ in range(MAX_WAITING)]
+        await asyncio.sleep(0.5)
+        meanwhile = [
+            await ask_app(app, "/predict", "POST", png()),
+            await ask_app(app, "/"),
+            await ask_app(app, "/health"),
+        ]
+        go_on.set()
+        return meanwhile, [await one for one in waiting]
+
+    assert asyncio.run(ask_all()) == ([503, 200, 200], [200] * MAX_WAITING)
+
+
+def test_an_image_of_more_pixels_than_a_camera_has_is_refused(page: TestClient) -> None:
+    large = io.BytesIO()
+    Image.new("1", (6000, 6000)).save(large, "PNG")
+    told = page.post("/predict", content=large.getvalue())
+    assert told.status_code == 422
+    assert "6000 × 6000 pixels; expected at most 30,000,000" in told.json()["detail"]
+
+
+@pytest.mark.parametrize("host", ["foo*", "host.org:8000", "*", "a/b", ""])
+def test_a_name_that_is_none_is_refused(host: str) -> None:
+    done = CliRunner().invoke(cli, ["serve", "chest_xray", "--allow-host", host])
+    assert done.exit_code == 2
+    assert f"{host!r}: expected a name such as scans.example.org" in done.output
 
 
 def test_other_ways_in_are_closed(page: TestClient) -> None:
@@ -313,7 +378,7 @@ def test_other_ways_in_are_closed(page: TestClient) -> None:
     for path in ("/docs", "/openapi.json", "/static/x"):
         assert page.get(path).status_code == 404
     for path in ("/../params.yaml", "/health/../../params.yaml", "//etc/passwd"):
-        assert status_of(page, path) == 404
+        assert asyncio.run(ask_app(page.app, path)) == 404
     assert page.get("/health").json()["status"] == "ok"
     assert "default-src 'none'" in page.get("/").headers["content-security-policy"]
 

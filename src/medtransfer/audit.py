@@ -19,8 +19,9 @@ from medtransfer.errors import UserError
 from medtransfer.files import digest_of_folder, sha256_of
 from medtransfer.models.settings import read_settings
 from medtransfer.params import AUTO
+from medtransfer.stages.inputs import data_of
 from medtransfer.stages.integrity import POINTER, check_unchanged, read_lock
-from medtransfer.stages.layout import FIGURES, PREPARED, RUNS
+from medtransfer.stages.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
 from medtransfer.stages.results import tell_mlflow
 
 # Every fit's run has them.
@@ -40,6 +41,7 @@ def audit() -> list[str]:
     lock = _locked()
     return [
         *_check_dvc(),
+        *_check_data(),
         *(line for folder in fit_folders() for line in _check_fit(client, folder, lock)),
         *_check_running(client),
         *_check_twins(client),
@@ -81,6 +83,15 @@ def _check_dvc() -> Iterator[str]:
             yield f"dvc: {stage}: {in_words(changes)}; run `dvc repro`"
         else:
             yield f"dvc: {stage}: never ran here; run `dvc repro`"
+
+
+def _check_data() -> Iterator[str]:
+    """Read the data: DVC asks only whether a file's time and size are those that it noted."""
+    for folder in (DATA, *sorted(PREPARED.glob("*/")), *sorted(ACTIVATIONS.glob("*/"))):
+        try:
+            check_unchanged(folder)
+        except UserError as error:
+            yield str(error)
 
 
 def in_words(changes: list[Any]) -> str:
@@ -346,8 +357,7 @@ def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]], read
     run = _run_of(client, record)
     if run is not None and not list(_check_run(client, folder, record, run, read_models)):
         return False
-    if (PREPARED / record["dataset"]).exists():
-        check_unchanged(PREPARED / record["dataset"])
+    data_of(folder)
     _log_again(folder, record)
     run = _run_of(client, record)
     if run is None:
@@ -365,10 +375,8 @@ def _log_again(folder: Path, record: dict[str, Any]) -> None:
     with tracking.run(
         record["dataset"], folder.name, record["fit"], record["hyperparameters"], tags, sample_seconds=None
     ) as run:
-        samples = PREPARED / record["dataset"] / "samples.csv"
-        if samples.exists():
-            origin = {key: record[key] for key in ("data_source", "data_version")}
-            run.log_data(pd.read_csv(samples, dtype=str, keep_default_na=False), record["dataset"], origin)
+        samples = pd.read_csv(PREPARED / record["dataset"] / "samples.csv", dtype=str, keep_default_na=False)
+        run.log_data(samples, record["dataset"], {key: record[key] for key in ("data_source", "data_version")})
         tell_mlflow(run, folder)
         run.log_model(lambda: _log_model(folder, record))
     if drawn := _drawn(folder):

@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -26,11 +27,20 @@ from medtransfer.stages.layout import DATA, PARAMS, TUNING, check_name
 
 EXIT_USER_ERROR = 2
 FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+COUNT, SOME = click.IntRange(0), click.IntRange(1)
 RATE = click.FloatRange(0, min_open=True)
 SEED = click.IntRange(0, 2**31 - 1)
 OPTIMIZERS = get_args(TrainParams.model_fields["optimizer"].annotation)
 # What the machine refuses and the user can mend: a full or read-only disk, a missing right.
-MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+MACHINE_ERRORS = {
+    errno.ENOSPC: "make room or use another disk",
+    errno.EDQUOT: "make room or use another disk",
+    errno.EROFS: "make room or use another disk",
+    errno.EACCES: "get the right",
+    errno.EPERM: "get the right",
+    errno.ENOTDIR: "name another path",  # a file of the user's where a folder has to be
+}
 
 
 def main() -> None:
@@ -51,7 +61,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in MACHINE_ERRORS:
             raise
-        mend = "get the right" if error.errno in (errno.EACCES, errno.EPERM) else "make room or use another disk"
+        mend = MACHINE_ERRORS[error.errno]
         click.echo(f"medtransfer: {error.filename or Path.cwd()}: {error.strerror}; {mend}, then run again", err=True)
         sys.exit(EXIT_USER_ERROR)
 
@@ -120,7 +130,7 @@ def _check() -> Params:
 
 
 @cli.command()
-@click.option("--lanes", type=click.IntRange(1), help="Stages to run at once. [default: 1 with a GPU, else 2]")
+@click.option("--lanes", type=SOME, help="Stages to run at once. [default: 1 with a GPU, else 2]")
 def study(lanes: int | None) -> None:
     """Run the whole study and print the comparison.
 
@@ -445,9 +455,7 @@ def _print_validation(report: dict[str, Any]) -> None:
 
 @data.command("describe")
 @click.argument("names", nargs=-1)
-@click.option(
-    "--plots", type=click.Path(path_type=Path), default=Path("artifacts/class_distribution"), show_default=True
-)
+@click.option("--plots", type=FOLDER, default=Path("artifacts/class_distribution"), show_default=True)
 def data_describe(names: tuple[str, ...], plots: Path) -> None:
     """Print classes, counts, groups, licence and citation; plot the class distribution."""
     from medtransfer.datasets.checks import class_counts, describe
@@ -527,12 +535,14 @@ def audit(repair: bool, host: str | None) -> None:
 
 @cli.command()
 @click.argument("dataset", default="ham10000")
-@click.option("--images", default=320, show_default=True, help="Training images of an epoch of the whole network.")
-@click.option("--rounds", default=3, show_default=True, help="Measured epochs a side, after one to warm up; 0: none.")
+@click.option("--images", type=SOME, default=320, show_default=True, help="Training images of a whole network's epoch.")
 @click.option(
-    "--race-images", default=960, show_default=True, help="Training images of the race to equal accuracy; 0: none."
+    "--rounds", type=COUNT, default=3, show_default=True, help="Measured epochs a side, after one to warm up."
 )
-@click.option("--race-epochs", default=3, show_default=True, help="Epochs of the notebook in the race.")
+@click.option(
+    "--race-images", type=COUNT, default=960, show_default=True, help="Of the race to equal accuracy; 0: none."
+)
+@click.option("--race-epochs", type=SOME, default=3, show_default=True, help="Epochs of the notebook in the race.")
 @click.option("--seed", type=SEED, default=0, show_default=True)
 @click.option("--configuration", "names", multiple=True, help="Only this one; may be given several times.")
 @click.option("--output", type=FILE, default=Path("artifacts/bench.json"), show_default=True)
@@ -584,10 +594,10 @@ def bench(dataset: str, output: Path, names: tuple[str, ...], **options: int) ->
 @click.option("--configuration", "names", multiple=True, help="[default: study.<data set>.train in params.yaml]")
 @click.option("--seed", "seeds", type=SEED, multiple=True, help="[default: those of params.yaml]")
 @click.option("--rate", "rates", type=RATE, multiple=True, help="Learning rate.  [default: those of params.yaml]")
-@click.option("--cpus", type=click.IntRange(1), default=1, show_default=True, help="What one fit takes of a node.")
+@click.option("--cpus", type=SOME, default=1, show_default=True, help="What one fit takes of a node.")
 @click.option("--gpus", type=click.FloatRange(0), default=0.0, show_default=True, help="May be a part of one, as 0.25.")
 @click.option("--memory-gb", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True)
-@click.option("--retries", type=click.IntRange(0), default=3, show_default=True, help="After a worker or node died.")
+@click.option("--retries", type=COUNT, default=3, show_default=True, help="After a worker or node died.")
 @click.option("--local", is_flag=True, help="Start Ray on this machine; else the cluster of RAY_ADDRESS is used.")
 def sweep(
     name: str,
@@ -675,9 +685,7 @@ def register(dataset: str) -> None:
 @click.option("--model", help="Another registered model, such as models:/ham10000/2.  [default: models:/DATASET@best]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--output", type=FILE, help="Write a CSV file.")
-@click.option(
-    "--overlays", type=click.Path(path_type=Path, file_okay=False), help="A folder for pictures of where it looked."
-)
+@click.option("--overlays", type=FOLDER, help="A folder for pictures of where it looked.")
 def predict(
     dataset: str, paths: tuple[Path, ...], model: str | None, as_json: bool, output: Path | None, overlays: Path | None
 ) -> None:
@@ -709,12 +717,25 @@ def predict(
         sys.exit(EXIT_USER_ERROR)
 
 
+def _host_names(context: click.Context, option: click.Parameter, hosts: tuple[str, ...]) -> tuple[str, ...]:
+    for host in hosts:
+        if not re.fullmatch(r"(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", host):
+            raise click.BadParameter(f"{host!r}: expected a name such as scans.example.org or *.example.org")
+    return hosts
+
+
 @cli.command()
 @click.argument("dataset")
 @click.option("--model", help="Another registered model, such as models:/ham10000/2.  [default: models:/DATASET@best]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
-@click.option("--allow-host", "hosts", multiple=True, help="Another name under which it may be asked.")
+@click.option(
+    "--allow-host",
+    "hosts",
+    multiple=True,
+    callback=_host_names,
+    help="Another name under which it may be asked, without a port; *.NAME for all below NAME.",
+)
 def serve(dataset: str, model: str | None, host: str, port: int, hosts: tuple[str, ...]) -> None:
     """Show a page on which to drop an image, and answer programs: POST /predict with the file as the body.
 
@@ -745,6 +766,7 @@ def _refuse_busy_port(host: str, port: int) -> None:
 
 def _print_answers(table: Any, facts: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from medtransfer.report.tables import SYNTHETIC_NOTE
@@ -754,7 +776,7 @@ def _print_answers(table: Any, facts: dict[str, Any]) -> None:
     for name in ("image", "predicted", *facts["classes"]):
         view.add_column(name, justify="left" if name in ("image", "predicted") else "right")
     for row in table[table.problem == ""].to_dict("records"):
-        view.add_row(row["image"], row["predicted"], *(f"{row[f'p_{name}']:.3f}" for name in facts["classes"]))
+        view.add_row(escape(row["image"]), row["predicted"], *(f"{row[f'p_{name}']:.3f}" for name in facts["classes"]))
     console = Console() if sys.stdout.isatty() else Console(width=160)
     console.print(view)
     click.echo(NOTE + (f" {SYNTHETIC_NOTE}" if facts["synthetic"] else ""))
@@ -766,7 +788,7 @@ def _print_answers(table: Any, facts: dict[str, Any]) -> None:
 @click.option("--rate", "rates", type=RATE, multiple=True, default=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3), show_default=True)
 @click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="[default: what params.yaml says]")
 @click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), help="[default: what params.yaml says]")
-@click.option("--epochs", type=click.IntRange(1), default=10, show_default=True)
+@click.option("--epochs", type=SOME, default=10, show_default=True)
 @click.option("--output", type=FILE, default=TUNING, show_default=True)
 def tune(
     dataset: str,

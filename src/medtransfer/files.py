@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from medtransfer.errors import UserError
+
 
 def partial_beside(target: Path) -> Path:
     """Return where an unfinished `target` lives: beside it, under a name that .dvcignore lists."""
@@ -56,18 +58,25 @@ def whole_file(target: Path) -> Iterator[Path]:
 
 
 def files_under(folder: Path) -> list[Path]:
-    """Return the files under a folder, sorted; unlike Path.rglob, an error where one in it may not be read."""
+    """Return the files under a folder, sorted; unlike Path.rglob, an error where one in it may not be read.
+
+    Raises
+    ------
+    UserError
+        A folder in it is a link: what lies behind it would be left out.
+    """
 
     def refuse(error: OSError) -> None:
         if isinstance(error, PermissionError):
             raise error
 
-    return sorted(
-        path
-        for parent, _, names in os.walk(folder, onerror=refuse)
-        for path in (Path(parent, name) for name in names)
-        if path.is_file()
-    )
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        linked = [path for path in (Path(parent, name) for name in sorted(folders)) if path.is_symlink()]
+        if linked:
+            raise UserError(f"{linked[0]}: a link to a folder; expected a folder, so copy it there")
+        found += [path for path in (Path(parent, name) for name in names) if path.is_file()]
+    return sorted(found)
 
 
 def write_array_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:

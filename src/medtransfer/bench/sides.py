@@ -64,11 +64,17 @@ def make_sample(
     sample = Sample(
         np.load(folder / "images.npy", mmap_mode="r"), labels[rows], len(train), int(labels.max()) + 1, folder
     )
+    for split in ("train", "validation"):
+        for name in _class_folders(sample):  # Keras numbers the folders that are there
+            (folder / split / name).mkdir(parents=True)
     for number, (pixels, label) in enumerate(zip(sample.images, sample.labels, strict=True)):
-        target = folder / ("train" if number < len(train) else "validation") / f"{label:03}"
-        target.mkdir(parents=True, exist_ok=True)
+        target = folder / ("train" if number < len(train) else "validation") / _class_folders(sample)[label]
         Image.fromarray(pixels).save(target / f"{number}.png")
     return sample
+
+
+def _class_folders(sample: Sample) -> list[str]:
+    return [f"{label:03}" for label in range(sample.classes)]
 
 
 def ours(
@@ -104,6 +110,7 @@ def notebook(
             image_size=sample.images.shape[1:3],
             batch_size=settings.batch_size,
             seed=seed,
+            class_names=_class_folders(sample),
             verbose=False,
         )
 

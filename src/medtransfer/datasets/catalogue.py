@@ -60,6 +60,10 @@ def _select_ham10000(path: PurePosixPath) -> PurePosixPath | None:
     return None
 
 
+# What a line on missing data advises.
+IMPORT_IT = "import the data set with `medtransfer data import`"
+
+
 def or_pull(folder: Path) -> str:
     """Return what else a line on a missing data set can advise: where no data are there, those that DVC has."""
     data = folder.parent
@@ -72,9 +76,7 @@ def _read_ham10000(folder: Path) -> Listing:
     try:
         table = pd.read_csv(metadata, dtype=str)
     except FileNotFoundError:
-        raise UserError(
-            f"{metadata}: not found; import the data set with `medtransfer data import`{or_pull(folder)}"
-        ) from None
+        raise UserError(f"{metadata}: not found; {IMPORT_IT}{or_pull(folder)}") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{metadata}: cannot be read as CSV: {' '.join(str(error).split())}") from None
     missing = [column for column in METADATA_COLUMNS if column not in table.columns]
@@ -121,7 +123,7 @@ def _select_chest_xray(path: PurePosixPath) -> PurePosixPath | None:
 def _read_chest_xray(folder: Path) -> Listing:
     """Read `[chest_xray/]{train,val,test}/<class>/*` or, without the three folders, `<class>/*`."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: not found; import the data set with `medtransfer data import`{or_pull(folder)}")
+        raise UserError(f"{folder}: not found; {IMPORT_IT}{or_pull(folder)}")
     rows, problems = [], []
     for path in (path for path in files_under(folder) if path.name != SOURCE_FILE):
         patient = _CHEST_PATIENT.match(path.name)

@@ -3,6 +3,7 @@
 The one decoding function: training, evaluation and serving get their pixels here.
 """
 
+import struct
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +34,7 @@ class Decoded(NamedTuple):
     converted: str
 
 
-def load_rgb(source: Path | bytes, size: int | None = None, name: str = "") -> Decoded:
+def load_rgb(source: Path | bytes, size: int | None = None, name: str = "", max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decode a JPEG or PNG to 8-bit RGB, turned as its EXIF orientation says.
 
     Sixteen bits are scaled to eight and rounded (Pillow's own conversion saturates grey and cuts colour), palettes,
@@ -54,12 +55,12 @@ def load_rgb(source: Path | bytes, size: int | None = None, name: str = "") -> D
     ------
     UserError
         The content is no whole JPEG or PNG or not what the name says, has several frames, real
-        transparency, or more than MAX_PIXELS pixels.
+        transparency, or more than `max_pixels` pixels.
     """
     name = name or str(source if isinstance(source, Path) else "image")
     try:
         with _open(source) as image:
-            _check(image, name)
+            _check(image, name, max_pixels)
             if size:
                 image.draft(None, (3 * size, 3 * size))
             layout = image.tile[0].args if image.tile else None
@@ -70,7 +71,7 @@ def load_rgb(source: Path | bytes, size: int | None = None, name: str = "") -> D
         raise
     except UnidentifiedImageError:
         raise UserError(f"{name}: cannot be decoded: neither a JPEG nor a PNG; convert it to one of them") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise UserError(f"{name}: cannot be decoded as an image: {' '.join(str(error).split())}") from None
 
 
@@ -84,7 +85,7 @@ def _low_bytes(source: Path | bytes, layout: str, channels: list[int]) -> np.nda
         return np.asarray(ImageOps.exif_transpose(image))[..., channels]
 
 
-def _check(image: Image.Image, name: str) -> None:
+def _check(image: Image.Image, name: str, max_pixels: int) -> None:
     suffix = Path(name).suffix.lower()
     kind = "JPEG" if image.format == "MPO" else str(image.format)
     if suffix and suffix not in FORMATS[kind]:
@@ -92,8 +93,8 @@ def _check(image: Image.Image, name: str) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames != 1:
         raise UserError(f"{name}: has {frames} frames; expected one image")
-    if image.width * image.height > MAX_PIXELS:
-        raise UserError(f"{name}: {image.width} × {image.height} pixels; expected at most {MAX_PIXELS:,}, so reduce it")
+    if image.width * image.height > max_pixels:
+        raise UserError(f"{name}: {image.width} × {image.height} pixels; expected at most {max_pixels:,}, so reduce it")
 
 
 def _to_rgb(image: Image.Image, low: np.ndarray | None, name: str) -> Decoded:
@@ -119,14 +120,16 @@ def _to_rgb(image: Image.Image, low: np.ndarray | None, name: str) -> Decoded:
     return Decoded(upright.convert("RGB"), ", ".join(converted))
 
 
-def load_pixels(source: Path | bytes, size: int, resize_filter: str, name: str = "") -> np.ndarray:
+def load_pixels(
+    source: Path | bytes, size: int, resize_filter: str, name: str = "", max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Decode an image and resize it to a square, not keeping its aspect ratio (as in the talk).
 
     Returns
     -------
     ndarray of shape (size, size, 3), uint8
     """
-    return resize(load_rgb(source, size, name).image, size, resize_filter)
+    return resize(load_rgb(source, size, name, max_pixels).image, size, resize_filter)
 
 
 def resize(image: Image.Image, size: int, resize_filter: str) -> np.ndarray:

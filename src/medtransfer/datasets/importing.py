@@ -12,7 +12,7 @@ from typing import IO
 
 from rich.progress import track
 
-from medtransfer.datasets.catalogue import SOURCE_FILE, Dataset
+from medtransfer.datasets.catalogue import IMPORT_IT, SOURCE_FILE, Dataset
 from medtransfer.errors import UserError, counted
 from medtransfer.files import files_under, partial_beside, replace_folder, sha256_of, whole_file, write_json
 
@@ -97,7 +97,11 @@ def _fill(dataset: Dataset, staging: Path, chosen: dict[PurePosixPath, Entry], p
         chosen.items(), f"importing {dataset.name}", transient=True, disable=not sys.stdout.isatty()
     ):
         _copy_entry(entry, staging / target, path)
-    problems = dataset.read(staging).problems
+    try:
+        problems = dataset.read(staging).problems
+    except UserError as error:
+        told = str(error).replace(f"{staging}/", "").replace(f"; {IMPORT_IT}", "")
+        raise UserError(f"{path}: {told}; nothing was imported") from None
     if problems:
         first = problems[0].replace(f"{staging}/", "")
         raise UserError(f"{path}: {first} ({counted(len(problems), 'problem')} in all); nothing was imported")

@@ -6,7 +6,7 @@ line, the served model and the page all ask it here.
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from medtransfer.datasets.images import load_pixels, load_rgb
+from medtransfer.datasets.images import MAX_PIXELS, load_pixels, load_rgb
 from medtransfer.errors import UserError
 from medtransfer.evaluation.calibration import believable, fit_temperature, temper
 from medtransfer.evaluation.metrics import MACRO, score
@@ -100,7 +100,7 @@ def load_classifier(folder: Path, registered: Mapping[str, str] = MappingProxyTy
     return Classifier(load_network(folder / NETWORK), facts)
 
 
-def read_image(classifier: Classifier, content: bytes, name: str = "") -> np.ndarray:
+def read_image(classifier: Classifier, content: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return the pixels (size, size, 3), uint8, of a JPEG or PNG of any size, as `prepare` would.
 
     Raises
@@ -108,7 +108,8 @@ def read_image(classifier: Classifier, content: bytes, name: str = "") -> np.nda
     UserError
         It is no whole JPEG or PNG, or another thing that `load_rgb` refuses.
     """
-    return load_pixels(content, classifier.facts["image_size"], classifier.facts["resize_filter"], name)
+    facts = classifier.facts
+    return load_pixels(content, facts["image_size"], facts["resize_filter"], name, max_pixels)
 
 
 def ask(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
@@ -131,8 +132,10 @@ def describe(classifier: Classifier, probabilities: np.ndarray) -> dict[str, Any
     }
 
 
-def show_where(classifier: Classifier, contents: Sequence[bytes], pixels: np.ndarray) -> list[Image.Image]:
-    """Return each image, in its own size, with where the network looked for its answer laid over it (Grad-CAM)."""
-    told = ask(classifier, pixels).argmax(axis=1)
-    heat = grad_cam(classifier.network, pixels, told)
-    return [overlay(load_rgb(content).image, own) for content, own in zip(contents, heat, strict=True)]
+def show_where(
+    classifier: Classifier, contents: Sequence[bytes], pixels: np.ndarray, probabilities: np.ndarray
+) -> Iterator[Image.Image]:
+    """Yield each image, in its own size, with where the network looked for its answer laid over it (Grad-CAM)."""
+    heat = grad_cam(classifier.network, pixels, probabilities.argmax(axis=1))
+    for content, own in zip(contents, heat, strict=True):
+        yield overlay(load_rgb(content).image, own)

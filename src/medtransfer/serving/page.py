@@ -3,14 +3,16 @@
 import base64
 import io
 import logging
-import threading
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
+import anyio
 import jinja2
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 
 from medtransfer.errors import UserError
 from medtransfer.serving.classifier import NOTE, Classifier, ask, describe, read_image, show_where
@@ -18,6 +20,8 @@ from medtransfer.serving.classifier import NOTE, Classifier, ask, describe, read
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 20_000_000
+MAX_PIXELS = 30_000_000  # 16 bits of them take 1.8 GB to decode
+MAX_WAITING = 16  # images, each up to MAX_BYTES in memory
 LOOPBACK = ("127.0.0.1", "localhost")
 # The page holds all that it shows and asks this server alone.
 HEADERS = {
@@ -40,36 +44,43 @@ def build_app(classifier: Classifier, hosts: tuple[str, ...] = LOOPBACK) -> Fast
     app = FastAPI(title="medtransfer", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts])
     page = _render(classifier)
-    one_at_a_time = threading.Lock()  # a request uses every core as it is
+    one_at_a_time = anyio.CapacityLimiter(1)  # a request uses every core as it is
+    waiting = 0
 
+    # No thread of the pool, or images that wait would keep them from answering.
     @app.get("/")
-    def show() -> HTMLResponse:
+    async def show() -> HTMLResponse:
         return HTMLResponse(page, headers=HEADERS)
 
     @app.get("/health")
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:
         return {"status": "ok", "network_sha256": classifier.facts["network_sha256"]}
 
     @app.post("/predict")
     async def predict(request: Request, overlay: bool = False) -> JSONResponse:
+        nonlocal waiting
         _refuse_foreign_page(request)
-        content = await _read_body(request)
-
-        def work() -> dict[str, Any]:
-            with one_at_a_time:
-                return _answer(classifier, content, overlay)
-
+        if waiting >= MAX_WAITING:
+            raise HTTPException(503, f"{waiting} images are waiting already; ask again later")
+        waiting += 1
         try:
-            return JSONResponse(await run_in_threadpool(work), headers=HEADERS)
+            content = await _read_body(request)
+            answer = partial(_answer, classifier, content, overlay)
+            return JSONResponse(await anyio.to_thread.run_sync(answer, limiter=one_at_a_time), headers=HEADERS)
         except UserError as error:
             raise HTTPException(422, str(error)) from None
+        except ClientDisconnect:
+            raise HTTPException(400, "the rest of the image did not come") from None
+        finally:
+            waiting -= 1
 
     return app
 
 
 def _refuse_foreign_page(request: Request) -> None:
+    # Not the scheme: behind a proxy that speaks TLS only the browser knows it.
     origin = request.headers.get("origin")
-    if origin is not None and origin != f"{request.url.scheme}://{request.headers.get('host')}":
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
         raise HTTPException(403, f"asked by a page of {origin}; only this server's own page may ask")
 
 
@@ -86,12 +97,14 @@ async def _read_body(request: Request) -> bytes:
 
 
 def _answer(classifier: Classifier, content: bytes, overlay: bool) -> dict[str, Any]:
-    pixels = read_image(classifier, content)[None]
-    told = describe(classifier, ask(classifier, pixels)[0])
+    pixels = read_image(classifier, content, max_pixels=MAX_PIXELS)[None]
+    probabilities = ask(classifier, pixels)
+    told = describe(classifier, probabilities[0])
     said = {**told, "note": NOTE, "synthetic": classifier.facts["synthetic"]}
     if overlay:
         buffer = io.BytesIO()
-        show_where(classifier, [content], pixels)[0].save(buffer, format="PNG")
+        (drawn,) = show_where(classifier, [content], pixels, probabilities)
+        drawn.save(buffer, format="PNG")
         said["overlay"] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     return said
 

@@ -71,6 +71,34 @@ def finished_network(params: Params, dataset: str, name: str, seed: int) -> Path
     return fitted
 
 
+def data_of(fit: Path) -> dict[str, Any]:
+    """Return dataset.json of the data that a finished fit was made from.
+
+    Raises
+    ------
+    UserError
+        It is not prepared, has changed since, or was prepared otherwise than for this fit.
+    """
+    record = json.loads((fit / "run.json").read_text())
+    name = record["dataset"]
+    folder = PREPARED / name
+    if not (folder / "dataset.json").exists():
+        raise UserError(f"{folder}: not found; {_get_data(name)}run `dvc repro prepare@{name}`")
+    check_unchanged(folder)
+    description: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
+    # A tree's record has the size alone; what was fitted before a part of the split existed has it not.
+    then = {"image_size": record["image_size"], "source": record["data_source"]}
+    for key, value in (then | record["hyperparameters"].get("data", {})).items():
+        now = description[key]
+        now = {name: now[name] for name in value} if key == "split" else now
+        if now != value:
+            raise UserError(
+                f"{folder}: has {key} {now}, but {fit} was made with {value}; run `dvc repro`, or prepare the data as "
+                "they were"
+            )
+    return description
+
+
 def _check_dataset(params: Params, name: str) -> None:
     if name not in params.datasets:
         raise UserError(f"params.yaml: datasets.{name}: missing; there are {', '.join(params.datasets)}")

@@ -43,11 +43,14 @@ def open_classifier(dataset: str, model: str | None) -> Classifier:
     Raises
     ------
     UserError
-        MLflow does not have it, or its network is not the one that was registered.
+        MLflow does not have it, its network is not the one that was registered, or it is of another data set.
     """
     with tempfile.TemporaryDirectory() as folder:
         uri = model or f"models:/{dataset}@{tracking.BEST}"
-        return load_classifier(*tracking.fetch_classifier(uri, Path(folder)))
+        found = load_classifier(*tracking.fetch_classifier(uri, Path(folder)))
+    if found.facts["dataset"] != dataset:
+        raise UserError(f"{uri}: a network for {found.facts['dataset']}; expected one for {dataset}")
+    return found
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
@@ -81,19 +84,20 @@ def answer(classifier: Classifier, paths: list[Path], overlays: Path | None = No
     for start in range(0, len(paths), BATCH):
         part = paths[start : start + BATCH]
         read = [_read(classifier, path) for path in part]
-        good = [(content, pixels) for content, pixels, problem in read if not problem]
-        stacked = np.stack([pixels for _, pixels in good]) if good else np.zeros((0,))
-        probabilities = iter(ask(classifier, stacked) if good else [])
-        drawn = iter(show_where(classifier, [content for content, _ in good], stacked) if good and overlays else [])
-        for number, (path, (_, _, problem)) in enumerate(zip(part, read, strict=True), start=start):
-            if problem:
-                yield Answer(path, None, problem)
-                continue
-            overlay = overlays / f"{number:04d}-{path.stem}.png" if overlays else None
-            if overlay:
-                with whole_file(overlay) as partial:
-                    next(drawn).save(partial, format="PNG")
-            yield Answer(path, describe(classifier, next(probabilities)), overlay=overlay)
+        good = [number for number, (_, _, problem) in enumerate(read) if not problem]
+        said, drawn = {}, {}
+        if good:
+            stacked = np.stack([read[number][1] for number in good])
+            probabilities = ask(classifier, stacked)
+            said = {number: describe(classifier, row) for number, row in zip(good, probabilities, strict=True)}
+        if good and overlays:
+            pictures = show_where(classifier, [read[number][0] for number in good], stacked, probabilities)
+            for number, picture in zip(good, pictures, strict=True):
+                drawn[number] = overlays / f"{start + number:04d}-{part[number].stem}.png"
+                with whole_file(drawn[number]) as partial:
+                    picture.save(partial, format="PNG")
+        for number, path in enumerate(part):
+            yield Answer(path, said.get(number), read[number][2], drawn.get(number))
 
 
 def _read(classifier: Classifier, path: Path) -> tuple[bytes, np.ndarray, str]:

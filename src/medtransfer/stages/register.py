@@ -15,8 +15,10 @@ from medtransfer.evaluation.metrics import MACRO, score
 from medtransfer.evaluation.predictions import only_answer, read_predictions
 from medtransfer.params import Params
 from medtransfer.serving.classifier import write_classifier
+from medtransfer.stages.evaluate import studied
+from medtransfer.stages.inputs import data_of
 from medtransfer.stages.integrity import check_unchanged
-from medtransfer.stages.layout import PREPARED, RUNS
+from medtransfer.stages.layout import RUNS
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +36,16 @@ def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
     Raises
     ------
     UserError
-        There is no finished network, or MLflow does not answer or does not know its run.
+        There is no finished network, its data are prepared otherwise now, or MLflow does not answer or does not know
+        its run.
     """
     if dataset not in params.study:
         raise UserError(f"params.yaml: study.{dataset}: missing; there are {', '.join(params.study)}")
-    fit = best_fit(dataset)
+    fit = best_fit(params, dataset)
     only = only_answer(_validation_rows(fit))
     if only:
         log.warning("%s: answers %s alone, whatever the validation image: no network does better", fit, only)
-    description = json.loads((PREPARED / dataset / "dataset.json").read_text())
+    description = data_of(fit)
     client = tracking.reach()
     record = json.loads((fit / "run.json").read_text())
     run_id = tracking.find(client, dataset, record["fit"])
@@ -56,8 +59,8 @@ def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
     return facts, version
 
 
-def best_fit(dataset: str) -> Path:
-    """Return the folder of the finished network with the highest macro F1 on the validation images.
+def best_fit(params: Params, dataset: str) -> Path:
+    """Return the folder of the study's finished network with the highest macro F1 on the validation images.
 
     Raises
     ------
@@ -65,11 +68,10 @@ def best_fit(dataset: str) -> Path:
         There is none, or a fit is not what DVC recorded.
     """
     # All before one is read: a damaged one could be the best, and one whose network is lost is no candidate below.
-    for path in sorted((RUNS / dataset).glob("*/")):
+    fits = [path for path in studied(params) if path.parent == RUNS / dataset and path.exists()]
+    for path in fits:
         check_unchanged(path)
-    found = {}
-    for path in sorted((RUNS / dataset).glob("*/model.keras")):
-        found[path.parent] = score(_validation_rows(path.parent))[MACRO]
+    found = {path: score(_validation_rows(path))[MACRO] for path in fits if (path / "model.keras").exists()}
     if not found:
         raise UserError(f"{RUNS / dataset}: no finished network; run `dvc repro`")
     return max(found, key=lambda fit: found[fit])
