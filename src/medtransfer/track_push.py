@@ -16,7 +16,7 @@ from rich.progress import track
 from ruamel.yaml import YAML
 
 from medtransfer.errors import UserError
-from medtransfer.tracking import AWAY, DEFAULT_URI, FIT, address, every_run, reach, reason
+from medtransfer.tracking import AWAY, DEFAULT_URI, FIT, address, every_run, living_experiment, reach, reason
 
 ORIGIN = "medtransfer.pushed_from"
 UNFINISHED = "medtransfer.push_unfinished"
@@ -90,12 +90,7 @@ def _push_run(
     waits = parent in ids and ids[parent] is None
     if waits or run.info.status not in ("FINISHED", "FAILED", "KILLED"):
         return "running", None
-    known = target.get_experiment_by_name(experiment)
-    if known and known.lifecycle_stage == "deleted":
-        raise UserError(
-            f"MLflow's experiment {experiment} at {address()} was deleted; give it back "
-            f"(mlflow experiments restore --experiment-id {known.experiment_id}), then push again"
-        )
+    known = living_experiment(target, experiment)
     experiment_id = known.experiment_id if known else target.create_experiment(experiment)
     for other in _twins(target, experiment_id, run):
         if UNFINISHED not in other.data.tags:

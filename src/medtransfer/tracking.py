@@ -297,19 +297,30 @@ def _forget_error(client: mlflow.MlflowClient, run_id: str) -> None:
         client.delete_tag(run_id, ERROR)
 
 
+def living_experiment(client: mlflow.MlflowClient, name: str) -> Any:
+    """Return an experiment, or None where there is none.
+
+    Raises
+    ------
+    UserError
+        It was deleted: its name is taken, but no run can be made in it.
+    """
+    known = client.get_experiment_by_name(name)
+    if known and known.lifecycle_stage == "deleted":
+        raise UserError(
+            f"MLflow's experiment {name} at {address()} was deleted; give it back "
+            f"(mlflow experiments restore --experiment-id {known.experiment_id}), or remove it for good (mlflow gc)"
+        )
+    return known
+
+
 def _set_experiment(name: str) -> None:
     """Use an experiment, made first where it is missing.
 
     Where two processes make it at once, mlflow.set_experiment returns it to the slower one without using it, and that
     one's runs would go to the default experiment.
     """
-    known = mlflow.get_experiment_by_name(name)
-    if known and known.lifecycle_stage == "deleted":
-        raise UserError(
-            f"MLflow's experiment {name} at {address()} was deleted; give it back "
-            f"(mlflow experiments restore --experiment-id {known.experiment_id}), or remove it for good (mlflow gc)"
-        )
-    if not known:
+    if not living_experiment(mlflow.MlflowClient(), name):
         project = _copied_project() if mlflow.get_tracking_uri() == own_uri() else ""
         try:  # in a copy its files would lie in the copy
             mlflow.create_experiment(name, artifact_location=f"{project}/mlruns/{name}" if project else None)

@@ -64,11 +64,12 @@ def make_sample(
     sample = Sample(
         np.load(folder / "images.npy", mmap_mode="r"), labels[rows], len(train), int(labels.max()) + 1, folder
     )
+    names = _class_folders(sample)
     for split in ("train", "validation"):
-        for name in _class_folders(sample):  # Keras numbers the folders that are there
+        for name in names:  # Keras numbers the folders that are there
             (folder / split / name).mkdir(parents=True)
     for number, (pixels, label) in enumerate(zip(sample.images, sample.labels, strict=True)):
-        target = folder / ("train" if number < len(train) else "validation") / _class_folders(sample)[label]
+        target = folder / ("train" if number < len(train) else "validation") / names[label]
         Image.fromarray(pixels).save(target / f"{number}.png")
     return sample
 

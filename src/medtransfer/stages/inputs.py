@@ -23,11 +23,7 @@ def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, d
         It has not been prepared, has changed since, or was prepared otherwise than params.yaml now says.
     """
     _check_dataset(params, name)
-    folder = PREPARED / name
-    if not (folder / "dataset.json").exists():
-        raise UserError(f"{folder}: not found; {_get_data(name)}run `dvc repro prepare@{name}`")
-    check_unchanged(folder)
-    description = json.loads((folder / "dataset.json").read_text())
+    folder, description = PREPARED / name, _described(name)
     # Read as params.yaml is, so that what was prepared before a key existed has its default.
     prepared = DatasetParams.model_validate(
         {key: description[key] for key in DatasetParams.model_fields if key in description}
@@ -41,6 +37,16 @@ def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, d
     images = np.load(folder / "images.npy", mmap_mode="r")
     samples = pd.read_csv(folder / "samples.csv", dtype=str, keep_default_na=False)
     return images, samples, description
+
+
+def _described(name: str) -> dict[str, Any]:
+    """Return dataset.json of a prepared data set that is there and is what DVC recorded."""
+    folder = PREPARED / name
+    if not (folder / "dataset.json").exists():
+        raise UserError(f"{folder}: not found; {_get_data(name)}run `dvc repro prepare@{name}`")
+    check_unchanged(folder)
+    description: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
+    return description
 
 
 def _get_data(name: str) -> str:
@@ -80,17 +86,12 @@ def data_of(fit: Path) -> dict[str, Any]:
         It is not prepared, has changed since, or was prepared otherwise than for this fit.
     """
     record = json.loads((fit / "run.json").read_text())
-    name = record["dataset"]
-    folder = PREPARED / name
-    if not (folder / "dataset.json").exists():
-        raise UserError(f"{folder}: not found; {_get_data(name)}run `dvc repro prepare@{name}`")
-    check_unchanged(folder)
-    description: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
+    folder, description = PREPARED / record["dataset"], _described(record["dataset"])
     # A tree's record has the size alone; what was fitted before a part of the split existed has it not.
     then = {"image_size": record["image_size"], "source": record["data_source"]}
     for key, value in (then | record["hyperparameters"].get("data", {})).items():
         now = description[key]
-        now = {name: now[name] for name in value} if key == "split" else now
+        now = {part: now[part] for part in value} if key == "split" else now
         if now != value:
             raise UserError(
                 f"{folder}: has {key} {now}, but {fit} was made with {value}; run `dvc repro`, or prepare the data as "

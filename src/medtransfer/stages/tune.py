@@ -66,6 +66,7 @@ def tune(
     make_deterministic()
     keep_freed_memory()
     table = _read(output)
+    _, _, description = read_dataset(params, dataset)
     asked = []
     for name in names:
         own = {"epochs": epochs, "optimizer": optimizer, "fraction": fraction}
@@ -73,7 +74,7 @@ def tune(
         recipe = recipe.model_copy(update={key: value for key, value in own.items() if value is not None})
         key = {
             "dataset": dataset, "configuration": name, "optimizer": recipe.optimizer, "fraction": recipe.fraction,
-            "epochs": epochs, "seed": params.seeds[0], "made_from": _origin(params, dataset, name, recipe),
+            "epochs": epochs, "seed": params.seeds[0], "made_from": _origin(params, description, name, recipe),
         }  # fmt: skip
         for rate in rates:
             if _rows(table, {**key, "learning_rate": rate}).any():
@@ -96,9 +97,8 @@ def _rows(table: pd.DataFrame, key: dict[str, Any]) -> pd.Series:
     return (table[list(key)] == pd.Series(key)).all(axis=1)
 
 
-def _origin(params: Params, dataset: str, name: str, recipe: TrainParams) -> str:
+def _origin(params: Params, description: dict[str, Any], name: str, recipe: TrainParams) -> str:
     """Return a digest of what decides a try beside the rest of TUNING_KEY: recipe, start, blocks and data."""
-    _, _, description = read_dataset(params, dataset)
     configuration, seed = params.configurations[name], params.seeds[0]
     source = run_folder(*configuration.source, seed) / "model.keras" if configuration.source else None
     facts = {
@@ -106,7 +106,7 @@ def _origin(params: Params, dataset: str, name: str, recipe: TrainParams) -> str
         "start": [configuration.weights, params.weights.file, source and source.exists() and sha256_of(source)],
         "blocks": configuration.blocks,
         "data": [description[key] for key in ("image_size", "resize_filter")],
-        "samples": sha256_of(PREPARED / dataset / "samples.csv"),
+        "samples": sha256_of(PREPARED / description["name"] / "samples.csv"),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
