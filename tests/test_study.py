@@ -176,6 +176,7 @@ def test_sigterm_leaves_nothing_of_a_study_running(
     assert len(list(project.glob("*-begun"))) == lanes, "another stage began"
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_stages_run_as_killed_though_ctrl_c_follows(
     tmp_path: Path, demo: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,7 +143,7 @@ def test_the_same_seed_gives_the_same_bits_and_learns(data: tuple[np.ndarray, np
     ("blocks", "precision"),
     [
         (BLOCKS, "mixed_bfloat16"),
-        (("block1", "block5"), "float32"),
+        pytest.param(("block1", "block5"), "float32", marks=pytest.mark.slow),
         pytest.param(BLOCKS, "float32", marks=pytest.mark.slow),
         pytest.param((), "mixed_bfloat16", marks=pytest.mark.slow),
     ],
