@@ -11,14 +11,14 @@ WORKDIR /study
 
 FROM build AS build-cpu
 COPY requirements/cpu.txt requirements/cpu.txt
-RUN pip install --no-cache-dir --no-compile --require-hashes --requirement requirements/cpu.txt
+RUN pip install --no-cache-dir --require-hashes --requirement requirements/cpu.txt
 COPY pyproject.toml README.md ./
 COPY src src
 RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable .
 
 FROM build AS build-gpu
 COPY requirements/gpu.txt requirements/gpu.txt
-RUN pip install --no-cache-dir --no-compile --require-hashes --requirement requirements/gpu.txt
+RUN pip install --no-cache-dir --require-hashes --requirement requirements/gpu.txt
 COPY pyproject.toml README.md ./
 COPY src src
 RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable .
