@@ -101,6 +101,20 @@ def test_added_again_it_takes_the_place_of_the_one_before(project: Path) -> None
     assert len(list(Path("data/mine/images").rglob("*.png"))) == 30
 
 
+def test_added_again_it_keeps_what_was_written_of_it(project: Path) -> None:
+    add(about=About())
+    text = Path("params.yaml").read_text()
+    for written, edited in ((" ill: ill", " ill: pneumonia"), ("title: mine", "title: Scans"), ("unknown", "CC0")):
+        assert text.count(f"{written}\n") == 1, written
+        text = text.replace(f"{written}\n", f"{edited}\n")
+    Path("params.yaml").write_text(text)
+    add(about=About(citation="ours"))
+    catalogue = read_params(Path("params.yaml")).datasets["mine"].catalogue
+    assert catalogue is not None
+    said = (catalogue.title, catalogue.classes, catalogue.licence, catalogue.citation)
+    assert said == ("Scans", {"ill": "pneumonia", "well": "well"}, "CC0", "ours")
+
+
 def test_added_again_it_keeps_its_groups(project: Path) -> None:
     add()
     before = Path("params.yaml").read_text()

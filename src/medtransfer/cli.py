@@ -377,9 +377,9 @@ def _announce(name: str, files: int) -> None:
 @click.option("--image-column", default="image", show_default=True)
 @click.option("--label-column", default="label", show_default=True)
 @click.option("--group", help="The column with what no two splits may share, such as the patient.")
-@click.option("--title", help="[default: NAME]")
-@click.option("--licence", default="unknown", show_default=True)
-@click.option("--citation", default="none", show_default=True)
+@click.option("--title", help="[default: NAME, or as params.yaml has it]")
+@click.option("--licence", help="[default: unknown, or as params.yaml has it]")
+@click.option("--citation", help="[default: none, or as params.yaml has it]")
 @click.option("--only", is_flag=True, help="Take the other data sets out of the study.")
 def data_add(
     name: str,
@@ -389,8 +389,8 @@ def data_add(
     label_column: str,
     group: str | None,
     title: str | None,
-    licence: str,
-    citation: str,
+    licence: str | None,
+    citation: str | None,
     only: bool,
 ) -> None:
     """Put a data set of your own in data/, under DVC, and into the study.
@@ -404,7 +404,7 @@ def data_add(
         raise UserError("--group: names a column of --labels, which is missing; give both or neither")
     if not only:
         _get_what_is_named()
-    columns, about = Columns(image_column, label_column, group), About(title or name, licence, citation)
+    columns, about = Columns(image_column, label_column, group), About(title, licence, citation)
     files = add_own(_check(), name, images, labels, columns, about, only)
     _announce(name, files)
     click.echo("params.yaml and dvc.yaml have it now: look at them, then `dvc repro`")

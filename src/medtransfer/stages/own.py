@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,11 @@ COMPARED = ("cnn_random", "imagenet_all")
 
 @dataclass(frozen=True)
 class About:
-    """What the user says of a data set beside its images and labels."""
+    """What the user says of a data set beside its images and labels; None: what params.yaml says stays."""
 
-    title: str
-    licence: str
-    citation: str
+    title: str | None = None
+    licence: str | None = None
+    citation: str | None = None
 
 
 def add_own(
@@ -68,7 +69,14 @@ def add_own(
             "by: group there, or leave --group out"
         )
     samples = find_samples(images, labels, columns)
-    entry = _describe(samples, about, columns.group, labels or images)
+    catalogue = known.catalogue if known else None
+    entry = {
+        "title": about.title or (catalogue.title if catalogue else name),
+        "classes": _meanings(samples, catalogue.classes if catalogue else {}, labels or images),
+        "group": columns.group or "image",
+        "licence": about.licence or (catalogue.licence if catalogue else "unknown"),
+        "citation": about.citation or (catalogue.citation if catalogue else "none"),
+    }
     files = _plan(params, name, entry, by="group" if columns.group else "image", only=only)
     assign_splits(samples, parse_params(files[PARAMS], PARAMS).datasets[name].split, name)  # or refuse it now
     copy_own(name, samples, DATA, f"folder {images.resolve().name}")
@@ -78,7 +86,8 @@ def add_own(
     return len(samples)
 
 
-def _describe(samples: pd.DataFrame, about: About, group: str | None, where: Path) -> dict[str, Any]:
+def _meanings(samples: pd.DataFrame, known: Mapping[str, str], where: Path) -> dict[str, str]:
+    """Return what each class stands for: as params.yaml says and in its order, and new ones for themselves."""
     classes = sorted(samples.label.unique())
     odd = [label for label in classes if not re.fullmatch(LABEL_PATTERN, label)]
     if odd:
@@ -88,13 +97,7 @@ def _describe(samples: pd.DataFrame, about: About, group: str | None, where: Pat
         raise UserError(f"{where}: label {taken[0]!r}: the name of something else in every table; rename it")
     if len(classes) < 2:
         raise UserError(f"{where}: {classes[0]} is the only label; a study needs two or more")
-    return {
-        "title": about.title,
-        "classes": {label: label for label in classes},
-        "group": group or "image",
-        "licence": about.licence,
-        "citation": about.citation,
-    }
+    return {label: known.get(label, label) for label in sorted(classes, key=[*known, *classes].index)}
 
 
 def _plan(params: Params, name: str, entry: dict[str, Any], by: str, only: bool) -> dict[Path, str]:
