@@ -38,7 +38,7 @@ from medtransfer.prepare import prepare_dataset
 from medtransfer.serving import page as server_page
 from medtransfer.serving.classifier import load_classifier, read_image
 from medtransfer.serving.page import MAX_BYTES, MAX_WAITING, build_app
-from medtransfer.stages.predict import open_classifier
+from medtransfer.stages.predict import as_json, open_classifier
 
 CLASSES = ["NORMAL", "PNEUMONIA"]
 
@@ -182,7 +182,8 @@ def test_folders_are_searched_and_a_file_that_is_no_image_stops_nothing(register
     assert done.exit_code == 2
     assert "bad.jpg: cannot be decoded: neither a JPEG nor a PNG; convert it to one of them" in done.output
     table = pd.read_csv("answers.csv", keep_default_na=False)
-    assert list(table.columns) == ["image", "predicted", "p_NORMAL", "p_PNEUMONIA", "overlay", "problem", "synthetic"]
+    said = ["image", "predicted", "p_NORMAL", "p_PNEUMONIA", "overlay", "problem", "synthetic", "calibrated"]
+    assert list(table.columns) == said
     assert list(table.synthetic) == [True, True]
     assert list(table.overlay) == ["", "overlays/0001-a.png"]
     assert list(table.predicted != "") == [False, True]
@@ -304,12 +305,16 @@ def test_a_bad_request_gets_a_reason(
     assert reason in answer.text
 
 
-@pytest.mark.parametrize("synthetic", [True, False])
-def test_an_answer_says_whether_the_network_was_trained_on_synthetic_data(registered: Path, synthetic: bool) -> None:
-    classifier = open_classifier("chest_xray", None)
-    other = replace(classifier, facts={**classifier.facts, "synthetic": synthetic})
-    page = TestClient(build_app(other), base_url="http://127.0.0.1")
-    assert page.post("/predict", content=png()).json()["synthetic"] is synthetic
+@pytest.mark.parametrize("known", ["synthetic", "calibrated"])
+@pytest.mark.parametrize("value", [True, False])
+def test_an_answer_says_what_the_network_was_trained_on_and_whether_it_is_calibrated(
+    registered: Path, known: str, value: bool
+) -> None:
+    opened = open_classifier("chest_xray", None)
+    classifier = replace(opened, facts={**opened.facts, known: value})
+    page = TestClient(build_app(classifier), base_url="http://127.0.0.1")
+    assert page.post("/predict", content=png()).json()[known] is value
+    assert as_json([], classifier)["model"][known] is value
 
 
 async def ask_app(app: Any, path: str, method: str = "GET", body: bytes = b"") -> int:

@@ -618,7 +618,7 @@ def sweep(
     try:
         import ray  # noqa: F401
     except ImportError:
-        raise UserError("Ray is not installed; pip install 'medtransfer[cluster]'") from None
+        raise UserError("Ray is not installed; pip install --editable '.[cluster]'") from None
     from medtransfer.stages.sweep import Needs
     from medtransfer.stages.sweep import sweep as run
 
@@ -692,7 +692,8 @@ def predict(
     """Ask the best network of DATASET about image files, or about all images in folders.
 
     Research, no medical device: not for diagnosis or treatment. The probabilities are calibrated on the validation
-    images. Exit code 2 where a file is no image; the others are answered all the same.
+    images where those decide a temperature (`calibrated` in JSON and CSV). Exit code 2 where a file is no image; the
+    others are answered all the same.
     """
     with _quiet_start():
         from medtransfer.stages import predict as stage

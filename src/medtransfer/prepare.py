@@ -49,7 +49,8 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
     shared = shared_with_training(samples)
     if params.split.by == "group" and shared.any():
         raise UserError(
-            f"{dataset.name}: {shared.sum()} of {len(shared)} test images share a {dataset.group} with training, as "
+            f"{dataset.name}: {shared.sum()} of {len(shared)} test images share a {dataset.group} with training or "
+            f"validation, as "
             f"{samples.id[shared.index[shared]].iloc[0]}; expected none with split.by: group, so try another split.seed"
         )
     paths = [raw / path for path in samples.path]

@@ -20,7 +20,7 @@ from medtransfer.tracking import AWAY, DEFAULT_URI, FIT, address, every_run, liv
 
 ORIGIN = "medtransfer.pushed_from"
 UNFINISHED = "medtransfer.push_unfinished"
-PART = 500  # metrics or params in one request
+POINTS, PARAMS = 500, 100  # in one request: MLflow's servers take 1,000 metrics and 100 params
 
 
 def push(source_uri: str = DEFAULT_URI) -> dict[str, int]:
@@ -103,11 +103,11 @@ def _push_run(
     made = target.create_run(experiment_id, run.info.start_time, {**tags, UNFINISHED: "yes"}, run.info.run_name)
     run_id = made.info.run_id
     params = [Param(*item) for item in run.data.params.items()]
-    for start in range(0, len(params), 100):
-        target.log_batch(run_id, params=params[start : start + 100])
+    for start in range(0, len(params), PARAMS):
+        target.log_batch(run_id, params=params[start : start + PARAMS])
     points = list(_points(source, run))
-    for start in range(0, len(points), PART):
-        target.log_batch(run_id, metrics=points[start : start + PART])
+    for start in range(0, len(points), POINTS):
+        target.log_batch(run_id, metrics=points[start : start + POINTS])
     _push_inputs(target, run_id, run.inputs)
     with tempfile.TemporaryDirectory() as folder:
         if source.list_artifacts(run.info.run_id):

@@ -1,4 +1,4 @@
-"""MLflow: the only module that imports it.
+"""MLflow: what a run is told, and how it is found again.
 
 A run is one fit. Runs go to the server that MLFLOW_TRACKING_URI names or to an SQLite store under
 mlruns/, in one experiment a data set.
@@ -166,7 +166,7 @@ class Run:
         self.send(lambda client, run_id: _send_metrics(client, run_id, metrics))
 
     def log_data(self, samples: pd.DataFrame, name: str, origin: Mapping[str, str]) -> None:
-        """Log the samples (a row an image, with its SHA-256 and split) and their origin as the run's input."""
+        """Log a digest of the samples (a row an image), their number, their columns and origin as the run's input."""
         self.send(lambda client, run_id: _send_data(client, run_id, samples, name, origin))
 
     def log_model(self, log_it: Callable[[], None]) -> None:
@@ -356,7 +356,7 @@ def reach() -> mlflow.MlflowClient:
     Raises
     ------
     UserError
-        It does not.
+        MLflow does not answer.
     """
     try:
         return connect()
@@ -371,7 +371,7 @@ def answering() -> Iterator[None]:
     Raises
     ------
     UserError
-        It does.
+        MLflow stopped answering.
     """
     try:
         yield

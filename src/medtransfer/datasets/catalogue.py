@@ -214,6 +214,11 @@ def read_source(folder: Path) -> dict[str, Any]:
     """Return where a raw data set came from, as its import noted it: `synthetic`, `source`, …
 
     A folder that somebody put there by hand has no note and counts as real data.
+
+    Raises
+    ------
+    UserError
+        The note is no such JSON.
     """
     note = folder / SOURCE_FILE
     if not note.exists():

@@ -1,1 +1,1 @@
-"""What a network sees: activations of its layers."""
+"""What a network sees and which of its layers matter: activations, Grad-CAM, rewinding, similarity and probes."""

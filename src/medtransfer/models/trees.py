@@ -31,7 +31,10 @@ def flatten_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def predict_probabilities(tree: Tree, images: np.ndarray, classes: int) -> np.ndarray:
-    """Return probabilities (n, classes) for images (n, size, size, 3); 0 for a class never seen in training."""
+    """Return probabilities (n, classes), float64, for images (n, size, size, 3), uint8.
+
+    0 for a class never seen in training.
+    """
     probabilities = np.zeros((len(images), classes))
     probabilities[:, tree.classes_] = tree.predict_proba(flatten_pixels(images))
     return probabilities

@@ -1,4 +1,4 @@
-"""Figures as PNG files."""
+"""Figures, as Matplotlib's or as PNG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

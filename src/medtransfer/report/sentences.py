@@ -293,10 +293,10 @@ def _freezing(study: Study, dataset: str) -> list[str]:
         for model, pair in known.items()
     )
     clear = [f"{FEWER[model]}{_fits(pair)}" for model, pair in known.items() if pair["p_corrected"] < LEVEL]
-    settled = f"p < .05 after correction for {'; for '.join(clear)}" if clear else "none has p < .05 after correction"
+    which = f"p < .05 after correction for {'; for '.join(clear)}" if clear else "none has p < .05 after correction"
     practice = _cheapest(study, dataset)
     return [
-        f"And which have to be trained? Against training all blocks, macro F1 changes by {text}; {settled}."
+        f"And which have to be trained? Against training all blocks, macro F1 changes by {text}; {which}."
         + (f" In practice: {practice[0].lower()}{practice[1:]}" if practice else "")
     ]
 

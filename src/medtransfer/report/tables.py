@@ -7,7 +7,7 @@ import pandas as pd
 from rich.table import Table
 
 from medtransfer.evaluation.agreement import WAYS, Agreement
-from medtransfer.evaluation.claims import judge
+from medtransfer.evaluation.claims import LEVEL, judge
 from medtransfer.evaluation.comparison import Run
 from medtransfer.evaluation.families import LATTICE, TALK, WEIGHTS
 from medtransfer.evaluation.published import is_the_talks
@@ -104,7 +104,7 @@ def differences(pairs: pd.DataFrame, dataset: str, family: str = TALK) -> pd.Dat
     frame = pd.DataFrame("", index=pd.Index(names, name="model"), columns=names)
     for row in part.to_dict("records"):
         text = f"{row['difference']:+.2f}".replace("0.", ".")
-        frame.loc[row["first"], row["second"]] = f"**{text}**" if row["p_corrected"] < 0.05 else text
+        frame.loc[row["first"], row["second"]] = f"**{text}**" if row["p_corrected"] < LEVEL else text
     return frame.iloc[:-1, 1:]
 
 

@@ -97,7 +97,7 @@ def load_classifier(folder: Path, registered: Mapping[str, str] = MappingProxyTy
                 f"{folder / file}: SHA-256 {found[file]}, expected {digest}; run `medtransfer register` again"
             )
     keras.config.disable_interactive_logging()
-    return Classifier(load_network(folder / NETWORK), facts)
+    return Classifier(load_network(folder / NETWORK), {"calibrated": True, **facts})  # older ones always were
 
 
 def read_image(classifier: Classifier, content: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:

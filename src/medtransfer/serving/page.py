@@ -100,7 +100,7 @@ def _answer(classifier: Classifier, content: bytes, overlay: bool) -> dict[str, 
     pixels = read_image(classifier, content, max_pixels=MAX_PIXELS)[None]
     probabilities = ask(classifier, pixels)
     told = describe(classifier, probabilities[0])
-    said = {**told, "note": NOTE, "synthetic": classifier.facts["synthetic"]}
+    said = {**told, "note": NOTE, **{key: classifier.facts[key] for key in ("synthetic", "calibrated")}}
     if overlay:
         buffer = io.BytesIO()
         (drawn,) = show_where(classifier, [content], pixels, probabilities)

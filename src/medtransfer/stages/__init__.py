@@ -1,1 +1,1 @@
-"""One short function a DVC stage: reads files, calls the module that does the work, writes files."""
+"""One module a DVC stage or command: reads files, calls the module that does the work, writes files."""

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from medtransfer import tracking
-from medtransfer.datasets.images import FORMATS
+from medtransfer.datasets.own import SUFFIXES
 from medtransfer.errors import UserError
 from medtransfer.files import whole_file
 from medtransfer.serving.classifier import (
@@ -24,7 +24,7 @@ from medtransfer.serving.classifier import (
     show_where,
 )
 
-SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+MODEL = ("dataset", "model", "seed", "fit", "synthetic", "calibrated", "network_sha256")
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _read(classifier: Classifier, path: Path) -> tuple[bytes, np.ndarray, str]:
 
 
 def as_table(answers: list[Answer], facts: dict[str, Any]) -> pd.DataFrame:
-    """Return a row a file: image, predicted, p_<class>, overlay, problem, synthetic."""
+    """Return a row a file: image, predicted, p_<class>, overlay, problem, synthetic, calibrated."""
     rows = [
         {
             "image": str(found.path),
@@ -120,6 +120,7 @@ def as_table(answers: list[Answer], facts: dict[str, Any]) -> pd.DataFrame:
             "overlay": str(found.overlay or ""),
             "problem": found.problem,
             "synthetic": facts["synthetic"],
+            "calibrated": facts["calibrated"],
         }
         for found in answers
     ]
@@ -130,7 +131,7 @@ def as_json(answers: list[Answer], classifier: Classifier) -> dict[str, Any]:
     """Return all answers, and which model gave them, as values that JSON knows."""
     facts = classifier.facts
     return {
-        "model": {key: facts[key] for key in ("dataset", "model", "seed", "fit", "synthetic", "network_sha256")},
+        "model": {key: facts[key] for key in MODEL},
         "note": NOTE,
         "answers": [_as_values(found) for found in answers],
     }

@@ -12,7 +12,13 @@ from medtransfer.stages.layout import DATA, PREPARED
 
 
 def prepare(params: Params, dataset: str) -> None:
-    """Prepare one data set."""
+    """Prepare one data set.
+
+    Raises
+    ------
+    UserError
+        params.yaml has no such data set, or the raw data are not what was recorded or cannot be prepared.
+    """
     if dataset not in params.datasets:
         raise UserError(f"params.yaml: datasets.{dataset}: missing; there are {', '.join(params.datasets)}")
     warn_of_another_version()

@@ -52,6 +52,11 @@ def train(
         Where MLflow keeps the run; in the data set's experiment unless given.
     origin : mapping
         What stands in for what is found in this folder, as `git_commit`.
+
+    Raises
+    ------
+    UserError
+        The configuration or what it begins from is missing, or the data or weights are not what was recorded.
     """
     if name not in params.configurations:
         raise UserError(f"params.yaml: configurations.{name}: missing; there are {', '.join(params.configurations)}")
@@ -190,7 +195,13 @@ def code_digest() -> str:
 
 
 def load_start(model: keras.Model, configuration: Configuration, params: Params, seed: int) -> None:
-    """Give the convolutional base the weights that the configuration begins from."""
+    """Give the convolutional base the weights that the configuration begins from.
+
+    Raises
+    ------
+    UserError
+        The run that it begins from is not finished or has changed, or the ImageNet weights cannot be had.
+    """
     if configuration.source:
         source = run_folder(*configuration.source, seed) / "model.keras"
         if not source.exists():

@@ -56,6 +56,11 @@ def tune(
     DataFrame
         What `output` holds of these configurations, recipe and data, a row a run, with these rates and with others:
         TUNING_KEY and FOUND; val_loss and val_macro_f1 are those after best_epoch.
+
+    Raises
+    ------
+    UserError
+        A configuration or what it begins from is missing, data or `output` are not as expected.
     """
     unknown = [name for name in names if name not in params.configurations]
     if unknown:
@@ -66,7 +71,7 @@ def tune(
     make_deterministic()
     keep_freed_memory()
     table = _read(output)
-    _, _, description = read_dataset(params, dataset)
+    data = read_dataset(params, dataset)
     asked = []
     for name in names:
         own = {"epochs": epochs, "optimizer": optimizer, "fraction": fraction}
@@ -74,13 +79,13 @@ def tune(
         recipe = recipe.model_copy(update={key: value for key, value in own.items() if value is not None})
         key = {
             "dataset": dataset, "configuration": name, "optimizer": recipe.optimizer, "fraction": recipe.fraction,
-            "epochs": epochs, "seed": params.seeds[0], "made_from": _origin(params, description, name, recipe),
+            "epochs": epochs, "seed": params.seeds[0], "made_from": _origin(params, data[2], name, recipe),
         }  # fmt: skip
         for rate in rates:
             if _rows(table, {**key, "learning_rate": rate}).any():
                 continue
             settings = recipe.model_copy(update={"learning_rate": rate})
-            row = {**key, "learning_rate": rate, **_try(params, dataset, name, settings)}
+            row = {**key, "learning_rate": rate, **_try(params, data, name, settings)}
             table = pd.concat([table, pd.DataFrame([row])[[*TUNING_KEY, *FOUND]]], ignore_index=True)
             with whole_file(output) as path:
                 table.to_csv(path, index=False)
@@ -125,8 +130,10 @@ def _read(output: Path) -> pd.DataFrame:
     return table
 
 
-def _try(params: Params, dataset: str, name: str, settings: TrainParams) -> dict[str, Any]:
-    images, samples, description = read_dataset(params, dataset)
+def _try(
+    params: Params, data: tuple[np.ndarray, pd.DataFrame, dict[str, Any]], name: str, settings: TrainParams
+) -> dict[str, Any]:
+    images, samples, description = data
     seed, configuration = params.seeds[0], params.configurations[name]
     model = vgg16.build_vgg16(description["image_size"], len(description["classes"]), settings, seed)
     load_start(model, configuration, params, seed)
