@@ -37,19 +37,18 @@ AT_THE_GUESS = 0.0005  # a macro F1 no farther from that of the largest class al
 
 def answer(study: Study) -> list[str]:
     """Return the answer to the talk's two questions, and what to freeze."""
-    gains = _effects(study, FROM_IMAGENET, FROM_RANDOM)
-    layers = _effects(study, LAST_BLOCK, FIRST_BLOCK)
+    gains = _found(study, FROM_IMAGENET, FROM_RANDOM)
+    layers = _found(study, LAST_BLOCK, FIRST_BLOCK)
     found = []
     if gains:
         found.append(
-            "Can knowledge be moved? Starting from ImageNet weights instead of random ones changes macro F1 by "
-            f"{' and by '.join(gains)}.{_parts(study)}"
+            f"Can knowledge be moved? {_verdicts(gains)}: starting from ImageNet weights instead of random ones "
+            f"changes macro F1 by {_effects(gains)}.{_parts(study)}"
         )
-    if layers:
-        found.append(
-            "Which layers matter? Training the last block instead of the first changes macro F1 by "
-            f"{' and by '.join(layers)}."
-        )
+    told = [f"Training the last block instead of the first changes macro F1 by {_effects(layers)}."] if layers else []
+    told += [_whole_network(study)] if any(found.record["model"] == FROM_IMAGENET for found in study.layers) else []
+    if told:
+        found.append(f"Which layers matter? {' '.join(told)}")
     return found + _asked(study, {"What to freeze?": _cheapest})
 
 
@@ -85,9 +84,38 @@ def _parts(study: Study) -> str:
     return f" Training only a part of the layers is better than random weights with {told}."
 
 
-def _effects(study: Study, better: str, worse: str) -> list[str]:
-    found = {dataset: _planned(study, dataset, better, worse) for dataset in study.table.dataset.drop_duplicates()}
-    return [_effect(pair, title(dataset)) for dataset, pair in found.items() if pair]
+def _found(study: Study, first: str, second: str) -> dict[str, dict[Any, Any]]:
+    """Return the comparison of two models on every data set that has it."""
+    found = {dataset: _planned(study, dataset, first, second) for dataset in study.table.dataset.drop_duplicates()}
+    return {dataset: pair for dataset, pair in found.items() if pair}
+
+
+def _effects(found: dict[str, dict[Any, Any]]) -> str:
+    return " and by ".join(_effect(pair, title(dataset)) for dataset, pair in found.items())
+
+
+def _verdicts(found: dict[str, dict[Any, Any]]) -> str:
+    """Answer with yes or no, by data set where they differ; one fit of each model settles neither."""
+    told: dict[str, list[str]] = {}
+    for dataset, pair in found.items():
+        word = "not settled"
+        if settled(pair):
+            way = "yes" if pair["difference"] > 0 else "no, it harms"
+            word = way if pair["seeds"] > 1 else f"perhaps {way}"
+        told.setdefault(word, []).append(title(dataset))
+    text = "; ".join(f"{word} on {' and '.join(titles)}" for word, titles in told.items())
+    return text[0].upper() + text[1:]
+
+
+def _whole_network(study: Study) -> str:
+    """Say which block matters most by the ways of asking a network that trained as a whole."""
+    told: dict[str, list[str]] = {}
+    for dataset in study.table.dataset.drop_duplicates():
+        asked, gains = _asked_of(study, dataset)
+        if asked:
+            told.setdefault(_most(_agree(asked, gains)[1]), []).append(title(dataset))
+    text = "; ".join(f"on {' and '.join(titles)} {most}" for most, titles in told.items())
+    return f"Within the network that trained as a whole ({FROM_IMAGENET}), {text}."
 
 
 def _planned(study: Study, dataset: str, first: str, second: str) -> dict[Any, Any] | None:
@@ -200,25 +228,34 @@ def _named(model: str, fits: list[Run]) -> str:
 
 def which_layers(study: Study, dataset: str) -> list[str]:
     """Return what the ways of asking which layers matter say, where they agree, and what freezing costs."""
-    asked = [
-        found for found in study.layers if (found.record["dataset"], found.record["model"]) == (dataset, FROM_IMAGENET)
-    ]
-    gains = block_gains([run for run in study.runs if run.dataset == dataset], study.pairs)
+    asked, gains = _asked_of(study, dataset)
     return [*([_ways(asked, gains)] if asked else []), *_freezing(study, dataset)]
 
 
-def _ways(asked: list[Layers], gains: pd.Series) -> str:
-    """Say what each way of asking found of one network, mean over its seeds, and whether they agree."""
-    mean = [
+def _asked_of(study: Study, dataset: str) -> tuple[list[Layers], pd.Series]:
+    """Return what was asked of the fits of the network that trains as a whole, and what training each block adds."""
+    asked = [
+        found for found in study.layers if (found.record["dataset"], found.record["model"]) == (dataset, FROM_IMAGENET)
+    ]
+    return asked, block_gains([run for run in study.runs if run.dataset == dataset], study.pairs)
+
+
+def _agree(asked: list[Layers], gains: pd.Series) -> tuple[pd.DataFrame, Agreement]:
+    """Return the mean over seeds of what is left when a block is put back, and how all ways of asking agree."""
+    rewinding, similarity, probes = (
         pd.concat([getattr(found, name) for found in asked]).groupby(keys, sort=False, as_index=False).mean()
         for name, keys in (
             ("rewinding", ["block"]),
             ("similarity", ["layer", "block"]),
             ("probes", ["block", "network"]),
         )
-    ]
-    rewinding, similarity, probes = mean
-    seen = agree(rewinding, similarity, probes, gains)
+    )
+    return rewinding, agree(rewinding, similarity, probes, gains)
+
+
+def _ways(asked: list[Layers], gains: pd.Series) -> str:
+    """Say what each way of asking found of one network, mean over its seeds, and whether they agree."""
+    rewinding, seen = _agree(asked, gains)
     top = seen.blocks.idxmax()
     most = seen.blocks.max()
     rewound = rewinding.set_index("block")
@@ -257,17 +294,19 @@ def _by_seed(asked: list[Layers], block: str) -> str:
     return f"; by seed {', '.join(losses)}"
 
 
-def _agreement(seen: Agreement) -> str:
+def _most(seen: Agreement) -> str:
     ways, named = len(seen.blocks.columns), seen.blocks.idxmax().value_counts()
     leaders = [str(block) for block in named.index[named == named.max()]]
-    first = (
-        f"{named.max()} of these {ways} ways put {' and as many '.join(leaders)} first"
-        if named.max() > 1
-        else f"Each of these {ways} ways puts another block first"
-    )
+    if named.max() == 1:
+        return f"each of {ways} ways of asking says that another block matters most"
+    return f"{named.max()} of {ways} ways of asking say that {' and as many that '.join(leaders)} matters most"
+
+
+def _agreement(seen: Agreement) -> str:
+    first = _most(seen)
     return (
-        f"{first}; over all blocks Kendall's W of their orders is {seen.concordance:.2f} (1: the same; 0: nothing in "
-        "common)."
+        f"{first[0].upper()}{first[1:]}; over all blocks Kendall's W of their orders is {seen.concordance:.2f} (1: the "
+        "same; 0: nothing in common)."
     )
 
 
