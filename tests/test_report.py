@@ -65,7 +65,7 @@ def test_the_table_has_ours_the_talks_and_how_each_run_was_made() -> None:
     assert "| imagenet_all, seed 0 | 4 (2) | 7e-05 | float32 | tensorflow | CPU x | 1.2 | 0123456789* |" in text
     assert "| decision_tree, seed 0 | - |" in text
     assert "| model | micro avg | macro avg | balanced accuracy | AUC | Brier score | calibration error |" in text
-    assert "| decision_tree | +.00 |" in text
+    assert "| decision_tree | +0.000<br>[+0.000, +0.000] |" in text
 
 
 def test_a_data_set_that_the_talk_had_not_is_not_compared_with_it() -> None:

@@ -9,7 +9,7 @@ WAYS = {
     "trained": "macro F1 added by training it",
     "rewinding": "macro F1 lost when it is put back to its start",
     "outputs": "outputs changed, 1 - CKA",
-    "weights": "distance moved in weights",
+    "weights": "change of the weights for their size",
     "probes": "macro F1 gained by a linear classifier on its output",
 }
 

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from medtransfer.datasets.catalogue import CATALOGUE
 from medtransfer.evaluation.agreement import agree
-from medtransfer.evaluation.comparison import by_model
+from medtransfer.evaluation.comparison import Run, by_model
 from medtransfer.evaluation.confusion import confusion
 from medtransfer.evaluation.families import TALK
 from medtransfer.evaluation.leak import ALL
@@ -66,6 +67,7 @@ def build_page(studies: list[Study]) -> str:
         answer=answer(studies[0]),
         more=more(studies[0]),
         claims_note=tables.CLAIMS_NOTE,
+        zero_note=tables.ZERO_NOTE,
         studies=[_view(study) for study in studies],
     )
 
@@ -75,8 +77,11 @@ def _units(own: Mapping[str, Mapping[str, Any]], dataset: str) -> str:
 
 
 def _view(study: Study) -> dict[str, Any]:
+    record = study.runs[0].record
     return {
         "name": study.name,
+        "title": f"Split by {record['split_by']}, {record['image_size']} px",
+        "notes": study.notes,
         "claims": _cells(tables.claims(study.claims)) if len(study.claims) else None,
         "datasets": [_dataset_view(study, dataset) for dataset in study.table.dataset.drop_duplicates()],
     }
@@ -106,6 +111,8 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
         "title": title(dataset),
         "record": runs[0].record,
         "split": SPLITS.get(runs[0].record["split_by"]) if is_the_talks(dataset) else None,
+        "classes": _classes(study, dataset),
+        "how": _how(runs),
         "tests": len(runs[0].predictions),
         "groups": runs[0].predictions.group.nunique(),
         "units": _units(study.own, dataset),
@@ -120,7 +127,10 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
         "differences": _cells(compared) if len(compared := tables.differences(study.pairs, dataset)) else None,
         "beyond": [
             {"text": text, "table": _cells(frame)}
-            for text, frame in tables.beyond_the_talk(study.table, study.summary, study.pairs, study.runs, dataset)
+            for text, frame in [
+                *tables.beyond_the_talk(study.table, study.summary, study.pairs, study.runs, dataset),
+                *_leak(study, dataset),
+            ]
         ],
         "blocks": [_blocks(found, block_gains(runs, study.pairs)) for found in asked],
         "provenance": _cells(tables.provenance(runs)),
@@ -133,11 +143,47 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
     }
 
 
+def _classes(study: Study, dataset: str) -> str:
+    """Return what each class stands for, where the name alone does not say it."""
+    known = study.own.get(dataset, {}).get("classes") or getattr(CATALOGUE.get(dataset), "classes", {})
+    return "; ".join(f"{name}: {meaning}" for name, meaning in known.items() if meaning != name)
+
+
+def _how(runs: list[Run]) -> str:
+    """Say how the networks were trained, and what ended their training."""
+    networks = [run for run in runs if run.history is not None]
+    if not networks:
+        return ""
+    recipes = [run.record["hyperparameters"]["train"] for run in networks]
+    most = max(recipe["epochs"] for recipe in recipes)
+    ended = sum(run.record["epochs"] >= recipe["epochs"] for run, recipe in zip(networks, recipes, strict=True))
+    units = " and ".join(map(str, recipes[0]["dense_units"]))
+    optimizers = " or ".join(sorted({recipe["optimizer"] for recipe in recipes}))
+    return (
+        f"Networks: VGG16's blocks, a head of {units} units with dropout {recipes[0]['dropout']:g}, {optimizers}, "
+        f"batches of {recipes[0]['batch_size']}, at most {most} epochs, ended after {recipes[0]['patience']} without a "
+        f"lower validation loss ({ended or 'none'} of {len(networks)} fits reached the limit), the weights of the best "
+        "epoch. Each network by medtransfer stage train DATASET MODEL --seed SEED, each tree by medtransfer stage "
+        "baseline likewise."
+    )
+
+
 def _blocks(found: Layers, gains: pd.Series) -> dict[str, Any]:
     # Other networks begin elsewhere or do not train every block.
     asked = gains if found.record["model"] == FROM_IMAGENET else None
     table = tables.blocks(agree(found.rewinding, found.similarity, found.probes, asked))
     return {"model": found.record["model"], "seed": found.record["seed"], "table": _cells(table)}
+
+
+def _leak(study: Study, dataset: str) -> list[tuple[str, pd.DataFrame]]:
+    if study.leak is None or dataset not in set(study.leak.dataset):
+        return []
+    own = study.leak[(study.leak.dataset == dataset) & (study.leak.images == ALL)]
+    text = (
+        f"How much the leak flatters each class: F1 with images of the test images' {_units(study.own, dataset)} in "
+        "training less F1 without, on all test images; 95% interval below, not corrected for their number."
+    )
+    return [(text, tables.leak(own))]
 
 
 def _scores(study: Study, dataset: str) -> list[Drawn]:
@@ -191,7 +237,8 @@ def _questions(study: Study, dataset: str) -> list[Drawn]:
     if tried is not None:
         text = (
             "The learning rates that were tried, on a part or all of the training images; the one with the lowest "
-            "validation loss is used. Dashed: a model that only ever answers the largest class."
+            "validation loss is used, which need not be the one with the highest macro F1. Dashed: a model that only "
+            "ever answers the largest class."
         )
         name = figures.mark(f"{dataset}: learning rates", mark)
         drawn.append((text, figures.rates(tried, guess(study, dataset), name)))

@@ -16,7 +16,7 @@ from medtransfer.evaluation.metrics import AUC, MACRO, MICRO
 from medtransfer.evaluation.predictions import classes_of, only_answer
 from medtransfer.evaluation.questions import block_gains, chain, data_sizes, find_pair, recipe_changes
 from medtransfer.report.study import Layers, Study, costs, leaves_out_features
-from medtransfer.report.tables import units
+from medtransfer.report.tables import spanned, units
 
 FROM_RANDOM, FROM_IMAGENET = "cnn_random", "imagenet_all"
 FIRST_BLOCK, LAST_BLOCK = "imagenet_first_block", "imagenet_last_block"
@@ -40,12 +40,14 @@ def answer(study: Study) -> list[str]:
     gains = _found(study, FROM_IMAGENET, FROM_RANDOM)
     layers = _found(study, LAST_BLOCK, FIRST_BLOCK)
     found = []
+    told = [_effect(pair, title(dataset), _auc(study, dataset)) for dataset, pair in gains.items()]
     if gains:
         found.append(
             f"Can knowledge be moved? {_verdicts(gains)}: starting from ImageNet weights instead of random ones "
-            f"changes macro F1 by {_effects(gains)}.{_parts(study)}"
+            f"changes macro F1 by {' and by '.join(told)}."
         )
-    told = [f"Training the last block instead of the first changes macro F1 by {_effects(layers)}."] if layers else []
+    effects = " and by ".join(_effect(pair, title(dataset)) for dataset, pair in layers.items())
+    told = [f"Training the last block instead of the first changes macro F1 by {effects}."] if layers else []
     told += [_whole_network(study)] if any(found.record["model"] == FROM_IMAGENET for found in study.layers) else []
     if told:
         found.append(f"Which layers matter? {' '.join(told)}")
@@ -53,8 +55,21 @@ def answer(study: Study) -> list[str]:
 
 
 def more(study: Study) -> list[str]:
-    """Return what a larger study adds to the answer: when transfer pays, and what else helps."""
-    return _asked(study, {"When does transfer pay?": _fewer_images, "What else helps?": _helps})
+    """Return what stands behind the answer: the talk's claims, training a part, when transfer pays, what else helps."""
+    found = [text for text in (_claims(study), _parts(study)) if text]
+    return found + _asked(study, {"When does transfer pay?": _fewer_images, "What else helps?": _helps})
+
+
+def _claims(study: Study) -> str:
+    """Count what became of the talk's claims."""
+    if study.claims.empty:
+        return ""
+    counts = study.claims.verdict.value_counts()
+    alone = " A verdict on one fit of each model is one on these fits alone." if study.claims.seeds.min() == 1 else ""
+    return (
+        f"What became of the talk's claims? {counts.get('holds', 0)} hold, {counts.get('does not hold', 0)} do not and "
+        f"{counts.get('not settled', 0)} are not settled, of the comparisons that decide them.{alone}"
+    )
 
 
 def _asked(study: Study, questions: dict[str, Callable[[Study, str], str | None]]) -> list[str]:
@@ -78,10 +93,13 @@ def _parts(study: Study) -> str:
         if pair["difference"] > 0 and settled(pair):
             effect = f"{_difference(pair)} on {title(dataset)} ({_p(pair)}{_fits(pair)})"
             clear.setdefault(FEWER[model], []).append(effect)
+    if not pairs:
+        return ""
+    question = "Is it enough to train a part from ImageNet weights? "
     if not clear:
-        return " Training only a part of the layers is not clearly better than random weights." if pairs else ""
-    told = "; with ".join(f"{part} by {' and by '.join(effects)}" for part, effects in clear.items())
-    return f" Training only a part of the layers is better than random weights with {told}."
+        return f"{question}No part is clearly better than the whole network from random weights."
+    told = "; ".join(f"{part} by {' and by '.join(effects)}" for part, effects in clear.items())
+    return f"{question}Better than the whole network from random weights, in macro F1: {told}."
 
 
 def _found(study: Study, first: str, second: str) -> dict[str, dict[Any, Any]]:
@@ -90,8 +108,12 @@ def _found(study: Study, first: str, second: str) -> dict[str, dict[Any, Any]]:
     return {dataset: pair for dataset, pair in found.items() if pair}
 
 
-def _effects(found: dict[str, dict[Any, Any]]) -> str:
-    return " and by ".join(_effect(pair, title(dataset)) for dataset, pair in found.items())
+def _auc(study: Study, dataset: str) -> str:
+    """Say what ImageNet weights do to AUC, which does not depend on where a network decides, on the seeds of both."""
+    fits = {model: own for name, model, own in by_model(study.runs) if name == dataset}
+    both = _same_seeds({model: fits[model] for model in (FROM_IMAGENET, FROM_RANDOM)})
+    imagenet, random = (np.mean([run.scores[AUC] for run in own]) for own in both.values())
+    return f"; AUC {imagenet:.3f} instead of {random:.3f}"
 
 
 def _verdicts(found: dict[str, dict[Any, Any]]) -> str:
@@ -113,7 +135,7 @@ def _whole_network(study: Study) -> str:
     for dataset in study.table.dataset.drop_duplicates():
         asked, gains = _asked_of(study, dataset)
         if asked:
-            told.setdefault(_most(_agree(asked, gains)[1]), []).append(title(dataset))
+            told.setdefault(_most(_agree(asked, gains)[-1]), []).append(title(dataset))
     text = "; ".join(f"on {' and '.join(titles)} {most}" for most, titles in told.items())
     return f"Within the network that trained as a whole ({FROM_IMAGENET}), {text}."
 
@@ -141,12 +163,16 @@ def _effect(pair: dict[Any, Any], where: str, also: str = "") -> str:
 
 
 def _fits(pair: dict[Any, Any]) -> str:
-    """Say how many fits a comparison rests on: of the variation of training p knows nothing."""
-    return f", {pair['seeds']:.0f} seeds" if pair["seeds"] > 1 else ", one fit of each"
+    """Say how many fits a comparison rests on, and what each says: p and interval do not know how training varies."""
+    if pair["seeds"] == 1:
+        return ", one fit of each"
+    least, most = spanned(pair, "least", "most")
+    return f", {pair['seeds']:.0f} seeds: {least} to {most}"
 
 
 def _difference(pair: dict[Any, Any]) -> str:
-    return f"{pair['difference']:+.2f} [{pair['low']:+.2f}, {pair['high']:+.2f}]"
+    difference, low, high = spanned(pair, "difference", "low", "high")
+    return f"{difference} [{low}, {high}]"
 
 
 def _p(pair: dict[Any, Any]) -> str:
@@ -169,7 +195,7 @@ def _cheapest(study: Study, dataset: str) -> str | None:
     equal = [best, *(model for model, pair in compared.items() if pair["high"] >= 0)]
     seconds = costs(fits, study.runs)
     cheap = min(equal, key=lambda model: seconds[model])
-    chosen = f"{_named(best, fits[best])} is best on the validation images"
+    chosen = f"{_named(best, fits[best])} is best on the validation images by macro F1"
     if cheap == best:
         cheaper = [model for model in fits if seconds[model] < seconds[best]]
         rest = "none is cheaper"
@@ -177,9 +203,10 @@ def _cheapest(study: Study, dataset: str) -> str | None:
             rest = "no cheaper one was compared with it"
         if set(cheaper) & set(compared):
             rest = "the 95% interval of the difference lies below 0 for every cheaper one that was compared"
-        return f"On {title(dataset)}, {chosen} (test macro F1 {table.f1[best]:.2f}), and {rest}."
+        dearer = f"; as good may be {' and '.join(equal[1:])}, which cost more" if equal[1:] else ""
+        return f"On {title(dataset)}, {chosen} (test macro F1 {table.f1[best]:.2f}), and {rest}{dearer}."
     without = (
-        " without the time to compute features that were already stored" if leaves_out_features(fits[cheap]) else ""
+        ", not counting the frozen blocks' features, which were stored" if leaves_out_features(fits[cheap]) else ""
     )
     return (
         f"On {title(dataset)}, {chosen} (test macro F1 {table.f1[best]:.2f} after {seconds[best]:.0f} s of training); "
@@ -240,8 +267,8 @@ def _asked_of(study: Study, dataset: str) -> tuple[list[Layers], pd.Series]:
     return asked, block_gains([run for run in study.runs if run.dataset == dataset], study.pairs)
 
 
-def _agree(asked: list[Layers], gains: pd.Series) -> tuple[pd.DataFrame, Agreement]:
-    """Return the mean over seeds of what is left when a block is put back, and how all ways of asking agree."""
+def _agree(asked: list[Layers], gains: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame, Agreement]:
+    """Return the mean over seeds of rewinding and probes, and how all ways of asking agree."""
     rewinding, similarity, probes = (
         pd.concat([getattr(found, name) for found in asked]).groupby(keys, sort=False, as_index=False).mean()
         for name, keys in (
@@ -250,22 +277,22 @@ def _agree(asked: list[Layers], gains: pd.Series) -> tuple[pd.DataFrame, Agreeme
             ("probes", ["block", "network"]),
         )
     )
-    return rewinding, agree(rewinding, similarity, probes, gains)
+    return rewinding, probes, agree(rewinding, similarity, probes, gains)
 
 
 def _ways(asked: list[Layers], gains: pd.Series) -> str:
     """Say what each way of asking found of one network, mean over its seeds, and whether they agree."""
-    rewinding, seen = _agree(asked, gains)
+    rewinding, probes, seen = _agree(asked, gains)
     top = seen.blocks.idxmax()
     most = seen.blocks.max()
     rewound = rewinding.set_index("block")
     clear = all(_costs_most(found.rewinding.set_index("block"), str(top["rewinding"])) for found in asked)
     told = [
-        f"put back to its start, {top['rewinding']} costs most ({most['rewinding']:.2f} of a macro F1 of "
+        f"resetting {top['rewinding']} to its starting weights costs most ({most['rewinding']:.2f} of a macro F1 of "
         f"{rewound.macro_f1['none']:.2f}{_by_seed(asked, str(top['rewinding']))}"
         f"{'' if clear else '; not clearly more than the next'})",
         f"the outputs of {top['outputs']} changed most",
-        f"the weights of {top['weights']} moved farthest",
+        f"the weights of {top['weights']} moved farthest for their size",
         f"a linear classifier gains most from the training of {top['probes']} and what comes before it "
         f"({most['probes']:+.2f})",
     ]
@@ -277,7 +304,18 @@ def _ways(asked: list[Layers], gains: pd.Series) -> str:
     which = f"seed {seeds}" if len(asked) == 1 else f"mean over seeds {seeds}"
     return (
         f"Which layers of {asked[0].record['model']} matter ({which})? {first[0].upper()}{first[1:]}; "
-        f"{'; '.join(others)}. {_agreement(seen)}{_not_asked(gains)}"
+        f"{'; '.join(others)}. {_agreement(seen)} Outputs and linear classifiers see what all blocks before have "
+        f"changed as well, which favours the last ones.{_read_out(rewound.macro_f1['none'], probes)}{_not_asked(gains)}"
+    )
+
+
+def _read_out(own: float, probes: pd.DataFrame) -> str:
+    """Say what a linear classifier reads where the network's own head answers: the head limits a network as well."""
+    read = probes.set_index(["network", "block"]).macro_f1
+    tuned, start = read["tuned"], read["start"]
+    return (
+        f" The network itself has a macro F1 of {own:.2f}; a linear classifier on the output of its {tuned.idxmax()} "
+        f"has {tuned.max():.2f}, one on the output of {start.idxmax()} before training {start.max():.2f}."
     )
 
 
@@ -327,10 +365,7 @@ def _freezing(study: Study, dataset: str) -> list[str]:
     known = {model: pair for model, pair in found.items() if pair}
     if not known:
         return []
-    text = "; ".join(
-        f"{pair['difference']:+.2f} [{pair['low']:+.2f}, {pair['high']:+.2f}] with {FEWER[model]}"
-        for model, pair in known.items()
-    )
+    text = "; ".join(f"{_difference(pair)} with {FEWER[model]}" for model, pair in known.items())
     clear = [f"{FEWER[model]}{_fits(pair)}" for model, pair in known.items() if pair["p_corrected"] < LEVEL]
     which = f"p < .05 after correction for {'; for '.join(clear)}" if clear else "none has p < .05 after correction"
     practice = _cheapest(study, dataset)
@@ -375,7 +410,10 @@ def collapses(study: Study, dataset: str) -> str | None:
         f"{model} with {optimizer} at {', '.join(f'{rate:g}' for rate in dict.fromkeys(part.learning_rate))}"
         for (model, optimizer), part in ended.groupby(["configuration", "optimizer"], sort=False)
     ]
-    text = f"Of the {len(own)} tries on validation images, {int(flat.sum())} ended there: {'; '.join(named)}."
+    text = (
+        f"Of the {len(own)} tries on the largest part of the training images that each network was tried on, "
+        f"{int(flat.sum())} ended there: {'; '.join(named)}."
+    )
     return f"{start}{text} {_first_block(own, flat)}".strip()
 
 
@@ -400,6 +438,11 @@ def _first_block(tried: pd.DataFrame, flat: pd.Series) -> str:
         f"That is {count}; with other rates and optimizers it learns, so the configuration alone does not make the "
         "collapse."
     )
+    tries = tried[first]
+    text += (
+        f" They are tries of at most {tries.epochs.max():.0f} epochs on {tries.fraction.max():.0%} of the training "
+        "images: what made the talk's own fit collapse they cannot tell."
+    )
     if alike.empty:
         return text
     return (
@@ -422,8 +465,10 @@ def _published(study: Study, dataset: str) -> str | None:
         return None
     told = [f"{row['f1']:.2f} ({row['published']:.2f}) for {row['model']}" for row in own.to_dict("records")]
     within = own.model[(own.low <= own.published) & (own.published <= own.high)]
+    fits = "one fit of each" if own.seeds.max() == 1 else f"up to {own.seeds.max()} fits of each"
     return (
-        f"How near is it to the talk, which divided the images in the same way? Macro F1, the talk's in brackets, is "
+        "How near is it to the talk, which divided the images in the same way? At "
+        f"{record['image_size']} px (the talk's: 224), {fits}, macro F1, the talk's in brackets, is "
         f"{'; '.join(told)}. The talk's lies within our 95% interval for {' and '.join(within) or 'none of them'}."
     )
 
@@ -541,10 +586,20 @@ def _leak(study: Study, dataset: str) -> str | None:
     ]
     if not found:
         return None
+    macro = study.leak[(study.leak.dataset == dataset) & (study.leak["class"] == MACRO)].to_dict("records")
+    whole = "; ".join(f"{_difference(row)} for {row['model']}" for row in macro)
+    falls = [row["model"] for row in macro if row["high"] < 0]
     alone = own.seeds.min() == 1
     return (
         f"How much does the leak flatter? With images of the test images' {units(dataset)} in training, the share of "
-        f"right answers on the test images concerned changes by {'; '.join(found)}."
+        f"right answers on the test images concerned changes by {'; '.join(found)}. Macro F1 over all test images "
+        f"changes by {whole}."
+        + (
+            f" A leak cannot lower a score, so the fall of {' and '.join(falls)} is the variation of training, and no "
+            "smaller effect of the leak can be told from it."
+            if falls
+            else ""
+        )
         + (
             " With one seed, the variation of training is in these numbers, but not in their intervals."
             if alone

@@ -35,6 +35,7 @@ class Study:
     """The runs of one study, and its tables from `compare`, `summarise` and `compare_models`.
 
     `own`: what params.yaml says of the user's own data sets (title, group, licence, citation), by name.
+    `notes`: paragraphs of notes.txt, what else a reader has to know of these runs.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Study:
     leak: pd.DataFrame | None = None
     tuning: pd.DataFrame | None = None
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def claims(self) -> pd.DataFrame:

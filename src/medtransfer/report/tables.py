@@ -7,7 +7,7 @@ import pandas as pd
 from rich.table import Table
 
 from medtransfer.evaluation.agreement import WAYS, Agreement
-from medtransfer.evaluation.claims import LEVEL, judge
+from medtransfer.evaluation.claims import judge, settled
 from medtransfer.evaluation.comparison import Run
 from medtransfer.evaluation.families import LATTICE, TALK, WEIGHTS
 from medtransfer.evaluation.published import is_the_talks
@@ -16,10 +16,11 @@ from medtransfer.evaluation.questions import chain, data_sizes, find_pair, recip
 SYNTHETIC_NOTE = (
     "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."
 )
-CELL_NOTE = (
-    "An F1 of .00: the model never gets that class right, of which a bootstrap has no interval; one that only ever "
-    "answers the largest class has it in all others."
-)
+ZERO_NOTE = "Where F1 is .00 the model told no image of the class right, and no interval can be given"
+CELL_NOTE = f"{ZERO_NOTE}; one that only ever answers the largest class has it in all others."
+UNITS = {"ham10000": "lesions", "chest_xray": "patients"}
+SHOWN = 0.005  # less is printed as 0.00
+FINE = 0.05  # where an interval lies this near to 0, two decimals do not show it
 
 
 CLAIMS_NOTE = (
@@ -32,7 +33,7 @@ CLAIMS_NOTE = (
 
 def units(dataset: str) -> str:
     """Return what intervals are drawn over."""
-    return "lesions or patients" if is_the_talks(dataset) else "groups"
+    return UNITS.get(dataset, "groups")
 
 
 def _cell_note(dataset: str) -> str:
@@ -52,7 +53,9 @@ def claims(decided: pd.DataFrame) -> pd.DataFrame:
             "seeds": str(int(row["seeds"])),
             "p": p_value(row["p"]),
             "p, corrected": p_value(row["p_corrected"]),
-            "verdict": f"**{row['verdict']}**",
+            "verdict": f"**{row['verdict']}**"
+            if row["seeds"] > 1 or not settled(row)
+            else f"{row['verdict']}, one fit",
         }
         for row in decided.to_dict("records")
     ]
@@ -95,7 +98,7 @@ def _measure(row: dict[Any, Any]) -> str:
 
 
 def differences(pairs: pd.DataFrame, dataset: str, family: str = TALK) -> pd.DataFrame:
-    """Return the differences in macro F1 that answer one question: a row and a column a model, bold where p < .05.
+    """Return the differences in macro F1 that answer one question: a row and a column a model, bold where `settled`.
 
     An empty cell: the pair answers another question or has no seed in common.
     """
@@ -103,8 +106,9 @@ def differences(pairs: pd.DataFrame, dataset: str, family: str = TALK) -> pd.Dat
     names = list(dict.fromkeys([*part["first"], *part["second"]]))
     frame = pd.DataFrame("", index=pd.Index(names, name="model"), columns=names)
     for row in part.to_dict("records"):
-        text = f"{row['difference']:+.2f}".replace("0.", ".")
-        frame.loc[row["first"], row["second"]] = f"**{text}**" if row["p_corrected"] < LEVEL else text
+        difference, span = _difference(row).split("\n")
+        text = f"**{difference}**" if settled(row) else difference
+        frame.loc[row["first"], row["second"]] = f"{text}\n{span}"
     return frame.iloc[:-1, 1:]
 
 
@@ -156,7 +160,8 @@ def markdown(table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, ru
         if len(compared):
             text = (
                 "Differences in macro F1 on the same test images, the row's model less the column's; "
-                f"bold where p < .05 (permutation test over {units(dataset)}, corrected for the number of pairs)."
+                f"bold where p < .05 (permutation test over {units(dataset)}, corrected for the number of pairs) and "
+                "no seed says the opposite; 95% interval below."
             )
             lines += [text, "", *_markdown_table(compared), ""]
         for text, frame in beyond_the_talk(table, summary, pairs, runs, dataset):
@@ -200,7 +205,7 @@ def beyond_the_talk(
         if ((pairs.dataset == dataset) & (pairs.family == family)).any():
             text = (
                 f"{name}: differences in macro F1, the row's model less the column's; bold where p < .05 after "
-                "correction for the number of these pairs."
+                "correction for the number of these pairs and no seed says the opposite; 95% interval below."
             )
             found.append((text, differences(pairs, dataset, family)))
     return found
@@ -279,13 +284,27 @@ def _score(row: Mapping[Any, Any]) -> str:
 
 
 def _difference(row: Mapping[Any, Any]) -> str:
-    return f"{row['difference']:+.2f}\n[{row['low']:+.2f}, {row['high']:+.2f}]"
+    difference, low, high = spanned(row, "difference", "low", "high")
+    return f"{difference}\n[{low}, {high}]"
+
+
+def spanned(pair: Mapping[Any, Any], *names: str) -> list[str]:
+    """Return values of a comparison as they are printed: with three decimals where its interval lies near 0."""
+    digits = 3 if max(abs(pair["low"]), abs(pair["high"])) < FINE else 2
+    return [f"{pair[name]:+.{digits}f}" for name in names]
+
+
+def leak(found: pd.DataFrame) -> pd.DataFrame:
+    """Return how much a leak changes F1 over all test images: a row a class, a column a model; from `measure_leak`."""
+    text = [_difference(row) for row in found.to_dict("records")]
+    frame = found.assign(text=text).pivot(index="class", columns="model", values="text")
+    return frame.loc[found["class"].drop_duplicates(), found.model.drop_duplicates()]
 
 
 def blocks(found: Agreement) -> pd.DataFrame:
-    """Return how much each block matters: a row a block, a column a way of asking, its largest bold."""
+    """Return how much each block matters: a row a block, a column a way of asking, its largest bold unless it is 0."""
     text = {
-        meaning: [f"**{value:.2f}**" if value == own.max() else f"{value:.2f}" for value in own]
+        meaning: [f"**{value:.2f}**" if value == own.max() >= SHOWN else f"{value:.2f}" for value in own]
         for way, meaning in WAYS.items()
         if way in found.blocks
         for own in [found.blocks[way]]

@@ -22,6 +22,7 @@ from medtransfer.stages.evaluate import TABLES, evaluate_runs, read_run, studied
 from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, REPORTS, SHARED, TUNING
 
 LEAK = "leak.csv"
+NOTES = "notes.txt"
 OVERVIEW = "scores.png"
 ROUNDED = 1e-6  # the tables' last digit
 LAYER_TABLES = ("rewinding", "similarity", "probes")
@@ -108,7 +109,9 @@ def read_study(folder: Path) -> Study:
     tried = folder / TUNING.name if collected else folder / TUNING
     tuning = pd.read_csv(tried) if tried.exists() else None
     own = _own_data_sets(folder / PARAMS)
-    return Study(folder.resolve().name, runs, table, summary, pairs, layers, pictures, leak, tuning, own)
+    written = (folder / NOTES).read_text(encoding="utf-8") if (folder / NOTES).exists() else ""
+    notes = [" ".join(paragraph.split()) for paragraph in written.split("\n\n") if paragraph.strip()]
+    return Study(folder.resolve().name, runs, table, summary, pairs, layers, pictures, leak, tuning, own, notes)
 
 
 def _is_of(table: pd.DataFrame, runs: list[Run]) -> bool:
@@ -145,7 +148,8 @@ def _activations(paths: Iterable[Path]) -> list[Picture]:
 def _gradcams(folder: Path, runs: list[Run]) -> list[Picture]:
     text = (
         "Where {} looked (Grad-CAM): of each class, the test image that it was most sure of and right about, and the "
-        "one that it was most sure of and wrong about."
+        "one that it was most sure of and wrong about. Bright: what spoke for the answer. The map is as coarse as the "
+        "last convolution's output, and enlarged."
     )
     return [
         Picture(path.parent.parent.name, text.format(path.parent.name), (path.parent / "gradcam.png").read_bytes())
