@@ -1,10 +1,11 @@
 """Write the answer in README.md, what a folder of results says, between its heading and its figure: `make answer`."""
 
+import re
 import sys
 import textwrap
 from pathlib import Path
 
-from medtransfer.report.sentences import answer, more
+from medtransfer.report.sentences import answer
 from medtransfer.stages.report import read_study
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -18,10 +19,10 @@ def page(readme: str, paragraphs: list[str]) -> str:
     _, figure, after = rest.partition(FIGURE)
     if not (heading and figure):
         raise ValueError(f"{README}: no {HEADING!r} or no {FIGURE!r} after it")
-    wrapped = [textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False) for text in paragraphs]
+    bold = [re.sub(r"^(.*?\?)", r"**\1**", text) for text in paragraphs]
+    wrapped = [textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False) for text in bold]
     return "".join((before, heading, "\n", "\n\n".join(wrapped), "\n\n", figure, after))
 
 
 if __name__ == "__main__":
-    study = read_study(Path(sys.argv[1]))
-    README.write_text(page(README.read_text(), [*answer(study), *more(study)]))
+    README.write_text(page(README.read_text(), answer(read_study(Path(sys.argv[1])))))

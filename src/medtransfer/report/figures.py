@@ -169,6 +169,9 @@ def _spans(table: pd.DataFrame, value: str = "f1") -> np.ndarray:
 def block_counts(table: pd.DataFrame, title: str) -> Figure:
     """Return a figure of macro F1 against the number of blocks that train; `table` from `questions.block_counts`."""
     labels = {"last": "from the last block on", "first": "from the first block on"}
+    # A line that joins what is not next to each other would show values that nobody measured.
+    asked = pd.MultiIndex.from_product([list(labels), range(table.blocks.max() + 1)], names=["start", "blocks"])
+    table = table.merge(asked.to_frame(index=False), how="outer")
     return _lines(table, "start", labels, "blocks", "blocks that train beside the head", title, shift=0.06)
 
 

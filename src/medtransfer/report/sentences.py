@@ -401,7 +401,7 @@ def collapses(study: Study, dataset: str) -> str | None:
     if own is None:
         return None
     level = guess(study, dataset)
-    start = f"Answering the largest class alone gives a macro F1 of {level:.2f}. "
+    start = f"Where does training collapse? Answering the largest class alone gives a macro F1 of {level:.2f}. "
     flat = (own.val_macro_f1 - level).abs() < AT_THE_GUESS
     if not flat.any():
         return start + f"None of the {len(own)} rates and optimizers that were tried ended there."

@@ -16,7 +16,7 @@ from medtransfer.evaluation.questions import chain, data_sizes, find_pair, recip
 SYNTHETIC_NOTE = (
     "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."
 )
-ZERO_NOTE = "Where F1 is .00 the model told no image of the class right, and no interval can be given"
+ZERO_NOTE = "Where F1 is .00 the model got no image of the class right, and no interval can be given"
 CELL_NOTE = f"{ZERO_NOTE}; one that only ever answers the largest class has it in all others."
 UNITS = {"ham10000": "lesions", "chest_xray": "patients"}
 SHOWN = 0.005  # less is printed as 0.00

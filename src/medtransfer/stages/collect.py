@@ -16,6 +16,7 @@ from medtransfer.stages.layout import (
     FIGURES,
     GRADCAM,
     LAYERS,
+    NOTES,
     PARAMS,
     PREPARED,
     RUNS,
@@ -169,6 +170,8 @@ def _keep(known: Path, folder: Path) -> None:
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 (shutil.copytree if found.is_dir() else shutil.copyfile)(found, target)
+    if (known / NOTES).exists():
+        shutil.copyfile(known / NOTES, folder / NOTES)
     for drawn in known.glob("*-activations.png"):
         if not (folder / drawn.name).exists():
             shutil.copyfile(drawn, folder / drawn.name)

@@ -19,10 +19,9 @@ from medtransfer.report.figures import DPI
 from medtransfer.report.page import build_page, overview
 from medtransfer.report.study import Layers, Picture, Study
 from medtransfer.stages.evaluate import TABLES, evaluate_runs, read_run, studied, write_tables
-from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, PARAMS, REPORTS, SHARED, TUNING
+from medtransfer.stages.layout import FIGURES, GRADCAM, LAYERS, NOTES, PARAMS, REPORTS, SHARED, TUNING
 
 LEAK = "leak.csv"
-NOTES = "notes.txt"
 OVERVIEW = "scores.png"
 ROUNDED = 1e-6  # the tables' last digit
 LAYER_TABLES = ("rewinding", "similarity", "probes")
