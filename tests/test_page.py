@@ -244,7 +244,7 @@ def test_the_ways_of_asking_which_layers_matter_are_put_into_words() -> None:
         in told
     )
     page = build_page([study])
-    assert agreed.replace("'", "&#39;") in page
+    assert agreed.replace("'", "&#39;") in re.sub("</?strong>", "", page)
     assert "How much each block of imagenet_all (seed 0) matters" in page
 
 

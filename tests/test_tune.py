@@ -1,5 +1,6 @@
 """Tuning: every rate of the grid once, on training and validation images alone, and it goes on where it stopped."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,20 @@ from medtransfer.stages.inputs import training_rows
 from medtransfer.stages.layout import TUNING_KEY
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, demo: Path, params: Params) -> Path:
+    """A prepared data set, and beside it a store of features that all tests share."""
+    folder = tmp_path_factory.mktemp("prepared")
+    with whole_folder(folder / "chest_xray") as target:
+        prepare_dataset(CHEST_XRAY, demo / "chest_xray", params.datasets["chest_xray"], target)
+    return folder
+
+
 @pytest.fixture
-def project(tmp_path: Path, demo: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with whole_folder(tmp_path / "artifacts" / "prepared" / "chest_xray") as folder:
-        prepare_dataset(CHEST_XRAY, demo / "chest_xray", params.datasets["chest_xray"], folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(prepared / "cache"))
+    shutil.copytree(prepared / "chest_xray", tmp_path / "artifacts" / "prepared" / "chest_xray")
     return tmp_path
 
 
