@@ -53,9 +53,7 @@ def claims(decided: pd.DataFrame) -> pd.DataFrame:
             "seeds": str(int(row["seeds"])),
             "p": p_value(row["p"]),
             "p, corrected": p_value(row["p_corrected"]),
-            "verdict": f"**{row['verdict']}**"
-            if row["seeds"] > 1 or not settled(row)
-            else f"{row['verdict']}, one fit",
+            "verdict": f"**{row['verdict']}{', one fit' if row['seeds'] == 1 and settled(row) else ''}**",
         }
         for row in decided.to_dict("records")
     ]
