@@ -595,8 +595,8 @@ def _leak(study: Study, dataset: str) -> str | None:
         f"right answers on the test images concerned changes by {'; '.join(found)}. Macro F1 over all test images "
         f"changes by {whole}."
         + (
-            f" A leak cannot lower a score, so the fall of {' and '.join(falls)} is the variation of training, and no "
-            "smaller effect of the leak can be told from it."
+            f" A leak is no reason for a fall, so that of {' and '.join(falls)} is likely to be the variation of "
+            "training, and no smaller effect of the leak can be told from it."
             if falls
             else ""
         )
