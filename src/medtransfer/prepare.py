@@ -50,8 +50,8 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
     if params.split.by == "group" and shared.any():
         raise UserError(
             f"{dataset.name}: {shared.sum()} of {len(shared)} test images share a {dataset.group} with training or "
-            f"validation, as "
-            f"{samples.id[shared.index[shared]].iloc[0]}; expected none with split.by: group, so try another split.seed"
+            f"validation, as {samples.id[shared.index[shared]].iloc[0]}; expected none with split.by: group, so "
+            "try another split.seed"
         )
     paths = [raw / path for path in samples.path]
     size = params.image_size

@@ -62,10 +62,11 @@ def more(study: Study) -> list[str]:
 
 def _claims(study: Study) -> str:
     """Count what became of the talk's claims."""
-    if study.claims.empty:
+    claims = study.claims
+    if claims.empty:
         return ""
-    counts = study.claims.verdict.value_counts()
-    alone = " A verdict on one fit of each model is one on these fits alone." if study.claims.seeds.min() == 1 else ""
+    counts = claims.verdict.value_counts()
+    alone = " A verdict on one fit of each model is one on these fits alone." if claims.seeds.min() == 1 else ""
     return (
         f"What became of the talk's claims? {counts.get('holds', 0)} hold, {counts.get('does not hold', 0)} do not and "
         f"{counts.get('not settled', 0)} are not settled, of the comparisons that decide them.{alone}"
@@ -438,10 +439,9 @@ def _first_block(tried: pd.DataFrame, flat: pd.Series) -> str:
         f"That is {count}; with other rates and optimizers it learns, so the configuration alone does not make the "
         "collapse."
     )
-    tries = tried[first]
     text += (
-        f" They are tries of at most {tries.epochs.max():.0f} epochs on {tries.fraction.max():.0%} of the training "
-        "images: what made the talk's own fit collapse they cannot tell."
+        f" They are tries of at most {tried[first].epochs.max():.0f} epochs on {tried[first].fraction.max():.0%} of "
+        "the training images: what made the talk's own fit collapse they cannot tell."
     )
     if alike.empty:
         return text
