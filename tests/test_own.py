@@ -154,12 +154,15 @@ def test_data_that_are_named_but_not_there_are_had_first(project: Path, monkeypa
     )
     before = Path("params.yaml").read_text()
     command = ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
-    assert CliRunner().invoke(cli, command).exit_code == 1
-    assert called == [("pull", "data.dvc")]
-    assert Path("params.yaml").read_text() == before
-    assert not Path("data").exists()
+    for asked in (command, ["data", "import", "ham10000", "a.zip"], ["data", "demo"]):
+        refused = CliRunner().invoke(cli, asked)
+        assert refused.exit_code == 1
+        assert refused.stderr == "data.dvc: names data that DVC cannot get; remove this file to begin without them\n"
+        assert called.pop() == ("pull", "data.dvc")
+        assert Path("params.yaml").read_text() == before
+        assert not Path("data").exists()
     CliRunner().invoke(cli, [*command, "--only"])
-    assert called[1:] == [("add", "data")]
+    assert called == [("add", "data")]
 
 
 def test_it_can_be_the_only_one(project: Path) -> None:

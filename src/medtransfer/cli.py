@@ -327,6 +327,7 @@ def data_demo(seed: int) -> None:
     """Draw the synthetic stand-in for both data sets and put it under DVC."""
     from medtransfer.datasets.demo import draw_demo
 
+    _get_what_is_named()
     draw_demo(DATA, seed)
     _dvc("add", "data")
     click.echo("SYNTHETIC stand-ins for ham10000 and chest_xray are in data/: drawn pictures, nothing medical in them")
@@ -358,9 +359,11 @@ def data_import(name: str, path: Path) -> None:
 def _get_what_is_named() -> None:
     """Get the data that data.dvc names before others lie beside them: `dvc add` leaves out what is not there."""
     from medtransfer.stages.integrity import POINTER
+    from medtransfer.stages.study import run_dvc
 
-    if POINTER.exists() and not DATA.is_dir():
-        _dvc("pull", str(POINTER))
+    if POINTER.exists() and not DATA.is_dir() and (code := run_dvc("pull", str(POINTER))):
+        click.echo(f"{POINTER}: names data that DVC cannot get; remove this file to begin without them", err=True)
+        sys.exit(code)
 
 
 def _announce(name: str, files: int) -> None:
