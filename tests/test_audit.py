@@ -28,6 +28,7 @@ from medtransfer.files import write_json
 from medtransfer.models.trees import TRUSTED_TYPES, Tree, load_tree, save_tree
 from medtransfer.stages.integrity import digest_of
 from medtransfer.stages.results import tell_mlflow
+from medtransfer.versions import git_commit
 from test_tracking import server
 
 TREES = ("decision_tree", "random_forest")
@@ -122,7 +123,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_json(Path("artifacts/prepared/ham10000/dataset.json"), {"image_size": 1, "source": "here"})
         Path("artifacts/prepared/ham10000/samples.csv").write_text(SAMPLES)
         for model in (*TREES, NETWORK):
-            write_fit(model, tracking.git_commit())
+            write_fit(model, git_commit())
             log_fit(model)
         write_lock()
     return folder

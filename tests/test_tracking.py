@@ -26,6 +26,7 @@ from medtransfer.models.trees import TRUSTED_TYPES, build_tree, flatten_pixels
 from medtransfer.params import Params, TrainParams
 from medtransfer.training.batches import Batches
 from medtransfer.training.fit import fit
+from medtransfer.versions import data_version
 from store import lost_points
 
 ROWS = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
@@ -175,8 +176,8 @@ def test_files_are_added_to_a_known_run_and_an_unknown_one_is_said(store: mlflow
 
 def test_the_data_version_is_dvcs(tmp_path: Path) -> None:
     (tmp_path / "data.dvc").write_text("outs:\n- md5: abc.dir\n  path: data\n")
-    assert tracking.data_version(tmp_path / "data.dvc") == "abc.dir"
-    assert tracking.data_version(tmp_path / "none.dvc") == "unknown"
+    assert data_version(tmp_path / "data.dvc") == "abc.dir"
+    assert data_version(tmp_path / "none.dvc") == "unknown"
 
 
 def test_an_unfinished_run_is_taken_up_again_and_each_point_arrives_once(store: mlflow.MlflowClient) -> None:

@@ -23,6 +23,7 @@ from medtransfer.stages.inputs import data_of
 from medtransfer.stages.integrity import POINTER, check_unchanged, read_lock
 from medtransfer.stages.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
 from medtransfer.stages.results import tell_mlflow
+from medtransfer.versions import data_version
 
 # Every fit's run has them.
 REQUIRED_TAGS = ("dataset", "model", "seed", "data_version", "git_commit")
@@ -156,8 +157,8 @@ def _compare_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> 
         return
     yield from _check_locked(folder, record, lock)
     yield from _check_model(folder, record)
-    if record["data_version"] != tracking.data_version():
-        yield f"{folder}: fitted on data version {record['data_version']}, data.dvc names {tracking.data_version()}"
+    if record["data_version"] != data_version():
+        yield f"{folder}: fitted on data version {record['data_version']}, data.dvc names {data_version()}"
     commit = record["git_commit"].removesuffix("-modified")
     if not _knows_commit(commit):
         yield f"{folder}: made by git commit {commit}, which this repository does not have"

@@ -566,7 +566,7 @@ def bench(dataset: str, output: Path, names: tuple[str, ...], **options: int) ->
         from medtransfer.files import write_json
         from medtransfer.models.weights import imagenet_weights
         from medtransfer.stages.inputs import encode_labels, read_dataset
-        from medtransfer.tracking import git_commit
+        from medtransfer.versions import git_commit
 
     images, samples, description = read_dataset(params, dataset)
     rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation")}

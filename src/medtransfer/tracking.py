@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import socket
-import subprocess
 import tempfile
 import time
 import warnings
@@ -36,7 +35,6 @@ from mlflow.models import Model, ModelSignature, infer_signature
 from mlflow.types import ColSpec, Schema
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from requests.exceptions import RequestException
-from ruamel.yaml import YAML
 from sqlalchemy.exc import SQLAlchemyError
 
 from medtransfer.errors import UserError
@@ -714,28 +712,3 @@ def attach(experiment: str, fit: str, files: list[Path]) -> bool:
         _say_away(error)
         return False
     return True
-
-
-def git_commit() -> str:
-    """Return the commit that is checked out, marked where tracked files differ from it."""
-    try:
-        commit = _git("rev-parse", "HEAD")
-        # dvc.lock and the reports change while the pipeline runs and do not decide a result.
-        changed = _git(
-            "status", "--porcelain", "--untracked-files=no", "--", "src", "params.yaml", "dvc.yaml", "data.dvc"
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{commit}-modified" if changed else commit
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-
-
-def data_version(pointer: Path = Path("data.dvc")) -> str:
-    """Return DVC's hash of data/, which names the version of the raw data sets."""
-    try:
-        return str(YAML(typ="safe").load(pointer.read_text())["outs"][0]["md5"])
-    except (OSError, KeyError, IndexError, TypeError):
-        return "unknown"

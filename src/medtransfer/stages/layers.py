@@ -19,9 +19,9 @@ from medtransfer.params import Params, TrainParams
 from medtransfer.stages.inputs import encode_labels, finished_network, read_dataset
 from medtransfer.stages.layout import LAYERS, run_name
 from medtransfer.stages.train import load_start
-from medtransfer.tracking import git_commit
 from medtransfer.training.device import device_name, make_deterministic
 from medtransfer.training.fit import predict
+from medtransfer.versions import git_commit
 
 PROBED = 2000  # training images of a probe
 COMPARED_BYTES = 1e9  # of the largest layer's outputs, which are held twice

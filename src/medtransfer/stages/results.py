@@ -12,7 +12,7 @@ from medtransfer.evaluation.metrics import score
 from medtransfer.evaluation.predictions import read_predictions, write_predictions
 from medtransfer.files import digest_of_folder, write_json
 from medtransfer.report.cards import model_card
-from medtransfer.tracking import data_version, git_commit
+from medtransfer.versions import data_version, git_commit
 
 LEAK = {"keep": "", "remove": ", leak removed", "match": ", as many images left out"}
 

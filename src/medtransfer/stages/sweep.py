@@ -36,6 +36,7 @@ from medtransfer.params import WEIGHTS_VARIABLE, Params
 from medtransfer.stages.inputs import read_dataset
 from medtransfer.stages.integrity import LOCK, POINTER, check_unchanged
 from medtransfer.stages.layout import PARAMS, PREPARED, SWEEPS, run_folder, run_name, unfinished_folder
+from medtransfer.versions import git_commit
 
 log = logging.getLogger(__name__)
 
@@ -321,7 +322,7 @@ def _run_all(fits: list[Fit], root: Path, needs: Needs, experiment: str, parent:
         max_retries=needs.retries,
         max_calls=1,  # a new process a fit, which gives a GPU's memory back
     )(run_fit)
-    commit = tracking.git_commit()
+    commit = git_commit()
     pending = {task.remote(fit, str(root), commit, tracking.Place(experiment, fit.name, parent)): fit for fit in fits}
     rows: list[dict[str, Any]] = []
     to_run = {fit for fit in fits if not _record(fit, root).exists()}
