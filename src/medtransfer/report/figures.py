@@ -221,6 +221,8 @@ def rates(tuning: pd.DataFrame, guess: float, title: str) -> Figure:
 
     Parameters
     ----------
+    tuning : DataFrame
+        Of `sentences.tries`.
     guess : float
         The macro F1 of a model that only ever answers the largest class.
     """
@@ -234,6 +236,8 @@ def rates(tuning: pd.DataFrame, guess: float, title: str) -> Figure:
             own = tuning[(tuning.optimizer == optimizer) & (tuning.configuration == name)].sort_values("learning_rate")
             style = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)]}
             axes.plot(own.learning_rate, own.val_macro_f1, label=name, **style)
+        used = tuning[(tuning.optimizer == optimizer) & tuning.used]
+        axes.plot(used.learning_rate, used.val_macro_f1, "o", color="#333333", markersize=13, fillstyle="none")
         axes.set_xscale("log")
         axes.set_title(optimizer, fontsize=9)
         axes.set(xlabel="learning rate")

@@ -176,14 +176,20 @@ def _blocks(found: Layers, gains: pd.Series) -> dict[str, Any]:
 
 
 def _leak(study: Study, dataset: str) -> list[tuple[str, pd.DataFrame]]:
-    if study.leak is None or dataset not in set(study.leak.dataset):
+    own = _leak_of(study, dataset)
+    if own is None:
         return []
-    own = study.leak[(study.leak.dataset == dataset) & (study.leak.images == ALL)]
     text = (
         f"How much the leak flatters each class: F1 with images of the test images' {_units(study.own, dataset)} in "
         "training less F1 without, on all test images; 95% interval below, not corrected for their number."
     )
-    return [(text, tables.leak(own))]
+    return [(text, tables.leak(own[own.images == ALL]))]
+
+
+def _leak_of(study: Study, dataset: str) -> pd.DataFrame | None:
+    if study.leak is None or dataset not in set(study.leak.dataset):
+        return None
+    return study.leak[study.leak.dataset == dataset]
 
 
 def _scores(study: Study, dataset: str) -> list[Drawn]:
@@ -236,19 +242,19 @@ def _questions(study: Study, dataset: str) -> list[Drawn]:
     tried = tries(study, dataset)
     if tried is not None:
         text = (
-            "The learning rates that were tried, on a part or all of the training images; the one with the lowest "
-            "validation loss is used, which need not be the one with the highest macro F1. Dashed: a model that only "
-            "ever answers the largest class."
+            "The learning rates that were tried, on a part or all of the training images. In a ring the one that is "
+            "used: that with the lowest validation loss, which need not be the one with the highest macro F1. Dashed: "
+            "a model that only ever answers the largest class."
         )
         name = figures.mark(f"{dataset}: learning rates", mark)
         drawn.append((text, figures.rates(tried, guess(study, dataset), name)))
-    if study.leak is not None and dataset in set(study.leak.dataset):
+    own = _leak_of(study, dataset)
+    if own is not None:
         text = (
             f"How much the leak flatters each class: F1 with images of the test images' {_units(study.own, dataset)} "
             "in training, less F1 without, on the same test images and with as many training images of each class; the "
             "micro average also on the test images that share one with training, and on the others. 95% intervals."
         )
-        own = study.leak[study.leak.dataset == dataset]
         own = own.assign(name=own["class"].where(own.images == ALL, own["class"] + ", " + own.images))
         drawing = figures.leak(own, figures.mark(f"{dataset}: the leak", mark))
         drawn.append((text, drawing))

@@ -386,14 +386,18 @@ def guess(study: Study, dataset: str) -> float:
 def tries(study: Study, dataset: str) -> pd.DataFrame | None:
     """Return the tries of `tune` on the largest part of the training images, of each configuration and optimizer.
 
-    None where there are none, or no network of the study tells what the validation images are.
+    The column `used` says whether the study's fits have this optimizer and rate. None where there are no tries, or no
+    network of the study tells what the validation images are.
     """
     networks = [run for run in study.runs if run.dataset == dataset and run.validation is not None]
     if study.tuning is None or not networks or dataset not in set(study.tuning.dataset):
         return None
     own = study.tuning[study.tuning.dataset == dataset]
     most = own.groupby(["configuration", "optimizer"]).fraction.transform("max")
-    return own[own.fraction == most]
+    recipes = [(run.model, run.record["hyperparameters"]["train"]) for run in networks]
+    used = {(model, train["optimizer"], train["learning_rate"]) for model, train in recipes}
+    named = zip(own.configuration, own.optimizer, own.learning_rate, strict=True)
+    return own.assign(used=[name in used for name in named])[own.fraction == most]
 
 
 def collapses(study: Study, dataset: str) -> str | None:
