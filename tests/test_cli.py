@@ -1,6 +1,7 @@
 """The command line: a user's mistake is one line and exit code 2; our own keeps its traceback."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from conftest import PROJECT
+from medtransfer.datasets.catalogue import SOURCE_FILE
 from medtransfer.errors import UserError
-from medtransfer.params import Params, read_params
+from medtransfer.params import WEIGHTS_VARIABLE, Params, read_params
+from medtransfer.stages.check import describe_study
 from medtransfer.stages.integrity import check_pipeline
 
 COMMAND = [sys.executable, "-c", "from medtransfer.cli import main; main()"]
@@ -62,13 +65,38 @@ def test_a_mistake_is_one_line_and_exit_code_2(project: Path, arguments: list[st
     assert left == [], "something half-written was left"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["predict", "--foo"], "medtransfer predict: No such option '--foo'. See `medtransfer predict --help`."),
+        (["tables", "nope"], "medtransfer tables: Invalid value for 'FOLDER': Directory 'nope' does not exist. See"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(project: Path, arguments: list[str], line: str) -> None:
+    result = medtransfer(project, *arguments)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith(line)
+
+
+def test_a_reader_that_has_ended_and_a_group_without_a_command_are_no_traceback(project: Path) -> None:
+    command = f"{shlex.join([*COMMAND, 'stage', '--help'])} | true; echo ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", f"sleep 1 | {command}"], cwd=project, capture_output=True, text=True)
+    assert result.stderr == ""
+    help_alone = medtransfer(project, "data")
+    assert help_alone.returncode == 2
+    assert help_alone.stderr.startswith("Usage: medtransfer data")
+
+
 def test_data_that_were_never_pulled_are_said_to_be(project: Path) -> None:
     asked = ["data", "validate", "chest_xray"]
     assert "dvc pull" not in last_line(medtransfer(project, *asked))
     shutil.copy(PROJECT / "data.dvc", project)
     assert last_line(medtransfer(project, *asked)).endswith("`medtransfer data import`, or run `dvc pull data.dvc`")
     (project / "data" / "ham10000").mkdir(parents=True)
-    assert "dvc pull" not in last_line(medtransfer(project, *asked))
+    assert last_line(medtransfer(project, *asked)).endswith("`medtransfer data import`")
+    asked[-1] = "ham10000"  # its folder is there and empty
+    assert last_line(medtransfer(project, *asked)).endswith("`medtransfer data import`, or run `dvc checkout data.dvc`")
 
 
 def test_without_names_the_studys_data_sets_are_looked_at_and_what_is_there(project: Path, demo: Path) -> None:
@@ -99,7 +127,11 @@ def test_a_check_finds_a_stage_that_is_missing(project: Path, demo: Path) -> Non
     (project / "dvc.yaml").write_text((PROJECT / "dvc.yaml").read_text())
     result = medtransfer(project, "check")
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "params.yaml: no mistake found; the study has 13 fits\n"
+    assert result.stdout == (
+        "params.yaml: no mistake found\n"
+        "ham10000: 340 SYNTHETIC images, 32 x 32 px, split by image, as in the talk; 8 fits\n"
+        "chest_xray: 220 SYNTHETIC images, 32 x 32 px, split by image, as in the talk; 5 fits\n"
+    )
     text = (project / "params.yaml").read_text()
     text = text.replace("transfer: [ham10000_all]", "transfer: [ham10000_all, again]")
     text = text.replace(
@@ -110,6 +142,32 @@ def test_a_check_finds_a_stage_that_is_missing(project: Path, demo: Path) -> Non
         result = medtransfer(project, command)
         assert result.returncode == 2
         assert "dvc.yaml: no stage trains again on chest_xray" in last_line(result)
+
+
+def test_a_check_tells_drawn_from_real_images_and_misses_a_weights_file(
+    params: Params, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
+    shutil.copytree(demo, "data")
+    assert len(list(describe_study(params))) == 2
+    Path("data", "chest_xray", SOURCE_FILE).unlink()  # as if somebody had put real ones there
+    skin, chest, mixed = describe_study(params)
+    assert "SYNTHETIC images, 32 x 32 px" in skin
+    assert chest.startswith("chest_xray: 220 images, 32 x 32 px")
+    assert mixed.startswith("chest_xray: ham10000_all would begin from what ham10000's SYNTHETIC images taught")
+    named = params.model_copy(update={"weights": params.weights.model_copy(update={"file": "nope.h5"})})
+    with pytest.raises(UserError, match=r"params\.yaml: weights\.file: nope\.h5 not found"):
+        list(describe_study(named))
+
+
+def test_the_params_for_the_real_data_are_those_of_the_results(pipeline: Path) -> None:
+    real = read_params(PROJECT / "results" / "params-real.yaml")
+    made = read_params(PROJECT / "results" / "real-64px-by-group" / "params.yaml")
+    assert real.configurations == {name: made.configurations[name] for name in real.configurations}
+    assert real.datasets == made.datasets
+    assert real.train.model_copy(update={"precision": made.train.precision}) == made.train
+    check_pipeline(real)
 
 
 @pytest.fixture

@@ -148,8 +148,8 @@ def test_prepare_prints_what_it_counts(
     printed = capsys.readouterr().out.splitlines()
     assert printed[1:] == [
         f"{len(sharing)} of 68 test images share a lesion with training or validation images",
-        "0 of 68 test images are the same picture as one of them, 0 of these under another lesion; "
-        "0 of 68 validation images are the same picture as one of training (duplicates.csv)",
+        "near-duplicates: 0 of 68 test images have the same picture in training or validation (0 of them of another "
+        "lesion), 0 of 68 validation images have it in training (duplicates.csv)",
         "converted: 2 × CMYK, 1 × EXIF orientation",
     ]
 

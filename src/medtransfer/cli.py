@@ -54,11 +54,25 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows each epoch when it ends
     try:
-        cli()
+        # Click's own way to end prints the usage and a hint before what is wrong.
+        sys.exit(cli(prog_name="medtransfer", standalone_mode=False))
     except UserError as error:
         click.echo(f"medtransfer: {error}", err=True)
         sys.exit(EXIT_USER_ERROR)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(EXIT_USER_ERROR)
+    except click.UsageError as error:
+        asked = error.ctx.command_path if error.ctx else "medtransfer"
+        click.echo(f"{asked}: {' '.join(error.format_message().split())} See `{asked} --help`.", err=True)
+        sys.exit(EXIT_USER_ERROR)
+    except click.Abort:
+        click.echo("Aborted!", err=True)
+        sys.exit(1)
     except OSError as error:
+        if error.errno == errno.EPIPE:  # what read this command's output has ended
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would flush into it once more
+            sys.exit(1)
         if error.errno not in MACHINE_ERRORS:
             raise
         mend = MACHINE_ERRORS[error.errno]
@@ -169,15 +183,11 @@ def _log_what_is_missing() -> None:
 
 @cli.command()
 def check() -> None:
-    """Check params.yaml, dvc.yaml and that the study's data are there, before a `dvc repro`."""
-    from medtransfer.datasets.own import dataset_of
-    from medtransfer.prepare import read_samples
+    """Check params.yaml, dvc.yaml and that the study's data are there, and say what `dvc repro` would run."""
+    from medtransfer.stages.check import describe_study
 
-    params = _check()
-    for name in params.study:
-        read_samples(dataset_of(name, params), DATA / name)
-    fits = sum(len(params.baselines) + len(study.train) + len(study.transfer) for study in params.study.values())
-    click.echo(f"{PARAMS}: no mistake found; the study has {fits * len(params.seeds)} fits")
+    lines = list(describe_study(_check()))
+    click.echo("\n".join([f"{PARAMS}: no mistake found", *lines]))
 
 
 @cli.command()
@@ -408,8 +418,12 @@ def data_add(
     if not only:
         _get_what_is_named()
     columns, about = Columns(image_column, label_column, group), About(title, licence, citation)
-    files = add_own(_check(), name, images, labels, columns, about, only)
+    params = _check()
+    files = add_own(params, name, images, labels, columns, about, only)
     _announce(name, files)
+    others = [other for other in params.study if other != name]
+    if only and others:
+        click.echo(f"out of the study: {', '.join(others)}; data.dvc names of theirs what lies in data/")
     click.echo("params.yaml and dvc.yaml have it now: look at them, then `dvc repro`")
 
 
@@ -710,11 +724,12 @@ def predict(
 
         with whole_file(output) as partial:
             table.to_csv(partial, index=False)
+        click.echo(f"{counted(len(table), 'image')}: {output}", err=True)
+    problems = [found.problem for found in answers if found.problem]
     if as_json:
         click.echo(json.dumps(stage.as_json(answers, classifier), indent=2))
-    elif not output:
+    elif not output and len(problems) < len(answers):
         _print_answers(table, classifier.facts)
-    problems = [found.problem for found in answers if found.problem]
     for problem in problems:
         click.echo(f"medtransfer: {problem}", err=True)
     if problems:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 from rich.progress import track
 
-from medtransfer.datasets.catalogue import SOURCE_FILE, Dataset, Listing, get_dataset, list_samples, or_pull
+from medtransfer.datasets.catalogue import CATALOGUE, SOURCE_FILE, Dataset, Listing, get_dataset, list_samples, or_pull
 from medtransfer.datasets.images import FORMATS
 from medtransfer.errors import UserError
 from medtransfer.files import files_under, partial_beside, replace_folder, whole_file, write_json
@@ -37,6 +37,9 @@ def dataset_of(name: str, params: Params) -> Dataset:
         There is none.
     """
     entry = params.datasets[name].catalogue if name in params.datasets else None
+    if not entry and name not in CATALOGUE:
+        known = ", ".join(dict.fromkeys([*CATALOGUE, *params.datasets]))
+        raise UserError(f"data set {name!r} is unknown; there are {known}")
     return own_dataset(name, entry) if entry else get_dataset(name)
 
 

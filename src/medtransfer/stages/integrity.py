@@ -90,9 +90,9 @@ def warn_of_another_version() -> None:
         return
     if POINTER.exists() and POINTER.read_text() != shown.stdout:
         log.warning(
-            "%s: another version of the data than the last commit's. Commit it if you changed them; if you did not, "
-            "they are damaged: `git checkout %s && dvc checkout --force %s` brings them back",
-            *[POINTER] * 3,
+            "%s: names other data than the last commit. If you changed them, `git commit %s` keeps that; if you did "
+            "not, they are damaged, and `git checkout %s && dvc checkout --force %s` brings them back",
+            *[POINTER] * 4,
         )
 
 

@@ -33,12 +33,15 @@ def prepare(params: Params, dataset: str) -> None:
     print(
         f"{kind}{done['title']}: {sum(done['images'].values())} images at {done['image_size']} px, {speed:.0f} a second"
     )
-    print(f"{shared} of {tested} test images share a {done['group']} with training or validation images")
+    of_another = ""
+    if done["group"] != "image":
+        print(f"{shared} of {tested} test images share a {done['group']} with training or validation images")
+        others = done["test_images_with_a_near_duplicate_of_another_group"]
+        of_another = f" ({others} of them of another {done['group']})"
     print(
-        f"{done['test_images_with_a_near_duplicate']} of {tested} test images are the same picture as one of them, "
-        f"{done['test_images_with_a_near_duplicate_of_another_group']} of these under another {done['group']}; "
-        f"{done['validation_images_with_a_near_duplicate']} of {done['images']['validation']} validation images are "
-        "the same picture as one of training (duplicates.csv)"
+        f"near-duplicates: {done['test_images_with_a_near_duplicate']} of {tested} test images have the same picture "
+        f"in training or validation{of_another}, {done['validation_images_with_a_near_duplicate']} of "
+        f"{done['images']['validation']} validation images have it in training (duplicates.csv)"
     )
     if done["converted"]:
         print("converted: " + ", ".join(f"{count} × {kind}" for kind, count in done["converted"].items()))
