@@ -41,7 +41,7 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
         ),
         ("trainable: head", "trainable: []", "must be 'all', 'head' or a list of different blocks"),
         ("by: image, validation: 0.2", "by: patient, validation: 0.2", "datasets.ham10000.split.by: found 'patient'"),
-        ("validation: 0.2, test: 0.2", "validation: 0.5, test: 0.5", "must leave a part for training"),
+        ("validation: 0.2, test: 0.2", "validation: 0.5, test: 0.5", "validation + test is 1; expected less than 1"),
         ("by: image, validation: 0.2, test: 0.2", "by: group, validation: 0.2, test: 0.3", "equal folds"),
         (
             "by: image, validation: 0.2, test: 0.2, seed: 0",
@@ -58,6 +58,8 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
         ("[decision_tree, random_forest]", "[decision_tree, decision_tree]", "baselines: found ['decision_tree'"),
         ("train: [cnn_random, imagenet_all]", "train: [cnn_random, cnn_random]", "study.chest_xray.train: found"),
         ("  cnn_random: {", "  random_forest: {", "this name belongs to a baseline"),
+        ("{weights: random,", "{weights: rendom,", "weights: found 'rendom' (str), expected random, imagenet or"),
+        ("  cnn_random: {", "  My Network: {", "configurations.My Network: found 'My Network' (str), expected small"),
         ("trainable: head", "trainable: head, learning_rate: fast", "imagenet_head.learning_rate: found 'fast'"),
         ("trainable: head", "trainable: head, learning_rate: {ham10000: 0}", "learning_rate.ham10000: found 0 (int)"),
         ("trainable: head", "trainable: head, learning_rate: {ham: 0.1}", "'ham' is no data set; there are ham10000"),
@@ -68,6 +70,7 @@ def test_a_mistake_is_one_clear_line(tmp_path: Path, old: str, new: str, message
     with pytest.raises(UserError) as caught:
         read_params(path)
     assert message in str(caught.value)
+    assert "more mistake" not in str(caught.value)  # a misspelt key is not a missing one as well
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
 

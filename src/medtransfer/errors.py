@@ -1,4 +1,6 @@
-"""The one exception that stands for a user's mistake, and how its line counts things."""
+"""The one exception that stands for a user's mistake, and how its line is written."""
+
+import textwrap
 
 
 class UserError(Exception):
@@ -7,6 +9,11 @@ class UserError(Exception):
     The message is one line: the file or key, what was found, what was expected and what to do.
     The command line prints it without a traceback and exits with 2.
     """
+
+
+def shortened(text: object, width: int = 200) -> str:
+    """Return what somebody else's exception says on one line, without half a word at its end."""
+    return textwrap.shorten(str(text), width, placeholder=" …")
 
 
 def counted(count: int, noun: str) -> str:

@@ -30,11 +30,21 @@ BLOCKS = ("block1", "block2", "block3", "block4", "block5")
 TREES = ("decision_tree", "random_forest")
 WEIGHTS_VARIABLE = "MEDTRANSFER_WEIGHTS"  # goes before `weights.file`
 
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+WEIGHTS_PATTERN = r"^(random|imagenet|[a-z][a-z0-9_]*/[a-z][a-z0-9_]*)$"
 # A label is also the name of a column and, in MLflow, of a metric.
 LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_. -]*$"
 Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
-Line = Annotated[str, Field(pattern=r"^[^\n]+$")]
+LINE_PATTERN = r"^[^\n]+$"
+Line = Annotated[str, Field(pattern=LINE_PATTERN)]
+# What the patterns say, for whoever does not read them.
+IN_WORDS = {
+    NAME_PATTERN: "small letters, digits and '_', with a letter first",
+    LABEL_PATTERN: "letters, digits, blanks, '_', '.' and '-', with a letter or digit first",
+    LINE_PATTERN: "one line",
+    WEIGHTS_PATTERN: "random, imagenet or a finished run, <data set>/<configuration>",
+}
 PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -85,7 +95,10 @@ class Split(Section):
     @model_validator(mode="after")
     def _leave_training_and_whole_folds(self) -> "Split":
         if self.validation + self.test >= 1:
-            raise ValueError("validation + test must leave a part for training: less than 1")
+            raise ValueError(
+                f"validation + test is {self.validation + self.test:g}; expected less than 1, so that a part is left "
+                "for training"
+            )
         if self.by == "group" and self.leak != "keep":
             raise ValueError(f"leak: {self.leak} is for by: image; divided by group, nothing leaks")
         if self.by == "group":
@@ -186,7 +199,7 @@ class Configuration(Section):
     tune` finds it.
     """
 
-    weights: Annotated[str, Field(pattern=r"^(random|imagenet|[a-z][a-z0-9_]*/[a-z][a-z0-9_]*)$")]
+    weights: Annotated[str, Field(pattern=WEIGHTS_PATTERN)]
     trainable: str | list[str]
     learning_rate: Rates | None = None
     optimizer: Optimizer | None = None
@@ -248,7 +261,9 @@ class Params(Section):
             self._check_rates(name)
         for dataset, study in self.study.items():
             if dataset not in self.datasets:
-                raise ValueError(f"study.{dataset}: no such data set under datasets")
+                raise ValueError(
+                    f"study.{dataset}: no such data set under datasets; there are {', '.join(self.datasets)}"
+                )
             for key, names in (("train", study.train), ("transfer", study.transfer)):
                 for name in names:
                     self._check_configuration(f"study.{dataset}.{key}", name, transferred=key == "transfer")
@@ -288,7 +303,10 @@ def read_params(path: Path) -> Params:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: not found in {Path.cwd()}; run medtransfer in the project's folder") from None
+        raise UserError(
+            f"{path}: not found in {Path.cwd()}; run medtransfer in the project's folder, or restore it "
+            f"(git checkout {path})"
+        ) from None
     except PermissionError:
         raise
     except (ValueError, OSError) as error:
@@ -324,24 +342,37 @@ def _yaml_reason(error: Exception) -> str:
 
 
 def _one_line(path: Path, error: ValidationError) -> str:
+    entries = error.errors(include_url=False)
     # A misspelt key is also a missing one: the unknown name is what the user can find.
-    first = min(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"] if part not in (RATE, RATES)) or "the file"
-    others = error.error_count() - 1
-    more = f"; and {counted(others, 'more mistake')}" if others else ""
+    first = min(entries, key=lambda entry: entry["type"] != "extra_forbidden")
+    location = [str(part) for part in first["loc"] if part not in (RATE, RATES, "[key]")]
+    key = ".".join(location) or "the file"
+    others = [entry for entry in entries if entry is not first]
     if first["type"] == "extra_forbidden":
         allowed = _allowed_keys(first["loc"])
-        near = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
+        near = difflib.get_close_matches(location[-1], allowed, n=1)
         meant = f"did you mean {near[0]}? " if near else ""
-        return f"{path}: {key}: unknown key; {meant}allowed here: {', '.join(allowed)}{more}"
+        others = [entry for entry in others if not near or entry["loc"] != (*first["loc"][:-1], near[0])]
+        return f"{path}: {key}: unknown key; {meant}allowed here: {', '.join(allowed)}{_more(others)}"
     if first["type"] == "missing":
-        return f"{path}: {key}: missing; add it{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    found = first["input"]
+        return f"{path}: {key}: missing; add it{_more(others)}"
+    message, found = _message(first), first["input"]
     if isinstance(found, Section | dict):
-        return f"{path}: {message}{more}" if key == "the file" else f"{path}: {key}: {message}{more}"
-    return f"{path}: {key}: found {found!r} ({type(found).__name__}), {message}{more}"
+        shown = message if key == "the file" else f"{key}: {message}"
+        return f"{path}: {shown}{_more(others)}"
+    return f"{path}: {key}: found {found!r} ({type(found).__name__}), {message}{_more(others)}"
+
+
+def _more(others: list[Any]) -> str:
+    return f"; and {counted(len(others), 'more mistake')}" if others else ""
+
+
+def _message(entry: Any) -> str:
+    """Return what is wrong, in our words where pydantic would show a regular expression."""
+    if entry["type"] == "string_pattern_mismatch":
+        return f"expected {IN_WORDS[entry['ctx']['pattern']]}"
+    message = str(entry["msg"]).removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
 
 
 def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:

@@ -37,7 +37,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
-from medtransfer.errors import UserError
+from medtransfer.errors import UserError, shortened
 from medtransfer.files import sha256_of
 
 log = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ def address() -> str:
 
 def reason(error: BaseException) -> str:
     """Return what an exception says, on one line and without a password; cut only then, or half of one would stay."""
-    return " ".join(redact(str(error)).split())[:200]
+    return shortened(redact(str(error)))
 
 
 def _say_away(error: BaseException) -> None:

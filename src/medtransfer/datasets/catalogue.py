@@ -65,10 +65,14 @@ IMPORT_IT = "import the data set with `medtransfer data import`"
 
 
 def or_pull(folder: Path) -> str:
-    """Return what else a line on a missing data set can advise: where no data are there, those that DVC has."""
+    """Return what else a line on a missing data set or file can advise: to get what DVC has of it."""
     data = folder.parent
     pointer = data.with_name(f"{data.name}.dvc")
-    return f", or run `dvc pull {pointer}`" if pointer.exists() and not any(data.glob("*")) else ""
+    if not pointer.exists():
+        return ""
+    if not any(data.glob("*")):
+        return f", or run `dvc pull {pointer}`"
+    return f", or run `dvc checkout {pointer}`" if folder.is_dir() else ""
 
 
 def _read_ham10000(folder: Path) -> Listing:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from medtransfer.errors import UserError
+from medtransfer.errors import UserError, shortened
 
 FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
 # Colour and grey as they are; everything else is converted and counted.
@@ -72,7 +72,7 @@ def load_rgb(source: Path | bytes, size: int | None = None, name: str = "", max_
     except UnidentifiedImageError:
         raise UserError(f"{name}: cannot be decoded: neither a JPEG nor a PNG; convert it to one of them") from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}: cannot be decoded as an image: {' '.join(str(error).split())}") from None
+        raise UserError(f"{name}: cannot be decoded as an image ({shortened(error)}); copy it again") from None
 
 
 def _open(source: Path | bytes) -> ImageFile.ImageFile:

@@ -13,7 +13,7 @@ from typing import IO
 from rich.progress import track
 
 from medtransfer.datasets.catalogue import IMPORT_IT, SOURCE_FILE, Dataset
-from medtransfer.errors import UserError, counted
+from medtransfer.errors import UserError, counted, shortened
 from medtransfer.files import files_under, partial_beside, replace_folder, sha256_of, whole_file, write_json
 
 MAX_ENTRIES = 200_000
@@ -214,9 +214,8 @@ def fetch_dataset(dataset: Dataset, data: Path) -> int:
         kagglehub.exceptions.KaggleApiHTTPError,
         kagglehub.exceptions.DataCorruptionError,
     ) as error:
-        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"Kaggle's {dataset.kaggle} cannot be downloaded: {reason}; download it in a browser "
+            f"Kaggle's {dataset.kaggle} cannot be downloaded: {shortened(error, 300)}; download it in a browser "
             f"and run `medtransfer data import {dataset.name} FILE`"
         ) from None
     return import_dataset(dataset, Path(folder), data, source=f"kaggle {dataset.kaggle}")

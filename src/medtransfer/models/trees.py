@@ -8,7 +8,7 @@ import skops.io
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.tree import DecisionTreeClassifier
 
-from medtransfer.errors import UserError
+from medtransfer.errors import UserError, shortened
 from medtransfer.params import DecisionTreeParams
 
 Tree: TypeAlias = DecisionTreeClassifier | RandomForestClassifier
@@ -58,6 +58,5 @@ def load_tree(path: str) -> Tree:
         if not isinstance(tree, DecisionTreeClassifier | RandomForestClassifier):
             raise TypeError(f"it holds a {type(tree).__name__}")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, BadZipFile) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: no tree that this project saved ({reason}); run `dvc repro`") from None
+        raise UserError(f"{path}: no tree that this project saved ({shortened(error)}); run `dvc repro`") from None
     return tree

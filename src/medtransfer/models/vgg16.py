@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 import keras
 import numpy as np
 
-from medtransfer.errors import UserError
+from medtransfer.errors import UserError, shortened
 from medtransfer.models.convolution import use_fast_convolutions
 from medtransfer.params import BLOCKS, TrainParams
 
@@ -71,8 +71,7 @@ def load_network(path: Path) -> keras.Model:
         weighted_layers(model)
         base_layers(model)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, BadZipFile) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: no network that this project saved ({reason}); run `dvc repro`") from None
+        raise UserError(f"{path}: no network that this project saved ({shortened(error)}); run `dvc repro`") from None
     use_fast_convolutions(model)
     return model
 

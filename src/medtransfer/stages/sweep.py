@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ruamel.yaml import YAML
 
 from medtransfer import tracking
-from medtransfer.errors import UserError
+from medtransfer.errors import UserError, shortened
 from medtransfer.evaluation.metrics import MACRO, score
 from medtransfer.evaluation.predictions import read_predictions
 from medtransfer.files import sha256_of, whole_file, write_json
@@ -282,7 +282,7 @@ def _ray(local: bool, needs: Needs) -> Iterator[None]:
             ray.init(address=address, logging_level=logging.ERROR, **options)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"no Ray cluster answers at {address} ({' '.join(str(error).split())[:200]}); start one (`ray start "
+            f"no Ray cluster answers at {address} ({shortened(error)}); start one (`ray start "
             "--head`) and name it in RAY_ADDRESS, or use this machine alone with --local"
         ) from None
     signal.signal(signal.SIGTERM, stop)  # Ray puts its own in place
@@ -358,9 +358,9 @@ def _outcome(done: Any, fit: Fit) -> dict[str, Any]:
     try:
         return {**row, **ray.get(done)}
     except ray.exceptions.RayTaskError as error:
-        return {**row, "problem": " ".join(tracking.redact(str(error.cause)).split())[:300]}
+        return {**row, "problem": shortened(tracking.redact(str(error.cause)), 300)}
     except ray.exceptions.RayError as error:
-        return {**row, "problem": f"{type(error).__name__}: {' '.join(tracking.redact(str(error)).split())[:300]}"}
+        return {**row, "problem": f"{type(error).__name__}: {shortened(tracking.redact(str(error)), 300)}"}
 
 
 def time_left(seconds: float, to_run: Set[Fit], pending: Set[Fit]) -> str:
