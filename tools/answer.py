@@ -1,11 +1,11 @@
-"""Write the answer in README.md, what a folder of results says, between its heading and its figure: `make answer`."""
+"""Write the answer in README.md, what folders of results say, between its heading and its figure: `make answer`."""
 
 import re
 import sys
 import textwrap
 from pathlib import Path
 
-from medtransfer.report.sentences import answer
+from medtransfer.report.sentences import answer, reproduced
 from medtransfer.stages.report import read_study
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -25,4 +25,5 @@ def page(readme: str, paragraphs: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(page(README.read_text(), answer(read_study(Path(sys.argv[1])))))
+    studies = [read_study(Path(folder)) for folder in sys.argv[1:]]
+    README.write_text(page(README.read_text(), answer(studies[0]) + reproduced(studies)))

@@ -217,7 +217,9 @@ def _lines(
 
 
 def rates(tuning: pd.DataFrame, guess: float, title: str) -> Figure:
-    """Return a figure of what `medtransfer tune` tried, a panel an optimizer, a line a configuration.
+    """Return a figure of what `medtransfer tune` tried, a line a configuration.
+
+    Tries that differ in optimizer, part of the training images or number of epochs are in panels of their own.
 
     Parameters
     ----------
@@ -226,26 +228,33 @@ def rates(tuning: pd.DataFrame, guess: float, title: str) -> Figure:
     guess : float
         The macro F1 of a model that only ever answers the largest class.
     """
-    optimizers = list(tuning.optimizer.drop_duplicates())
-    figure = Figure(figsize=(3.2 * len(optimizers) + 2.4, 3.8), layout="constrained")
-    panels = figure.subplots(1, len(optimizers), squeeze=False, sharey=True)[0]
     names = list(tuning.configuration.drop_duplicates())
-    for axes, optimizer in zip(panels, optimizers, strict=True):
-        axes.axhline(guess, color="#333333", linestyle="--", linewidth=1, label="only ever the largest class")
+    groups = list(tuning.groupby(["optimizer", "fraction", "epochs"], sort=False))
+    columns = min(3, len(groups))
+    rows = -(-len(groups) // columns)
+    figure = Figure(figsize=(3.2 * columns + 2.4, 3.1 * rows + 0.7), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
+    labelled = {}
+    for axes, ((optimizer, fraction, epochs), tried) in zip(panels, groups, strict=False):
+        labelled["only ever the largest class"] = axes.axhline(guess, color="#333333", linestyle="--", linewidth=1)
         for number, name in enumerate(names):
-            own = tuning[(tuning.optimizer == optimizer) & (tuning.configuration == name)].sort_values("learning_rate")
+            own = tried[tried.configuration == name].sort_values("learning_rate")
+            if own.empty:
+                continue
             style = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)]}
-            axes.plot(own.learning_rate, own.val_macro_f1, label=name, **style)
-        used = tuning[(tuning.optimizer == optimizer) & tuning.used]
+            (labelled[name],) = axes.plot(own.learning_rate, own.val_macro_f1, **style)
+        used = tried[tried.used]
         axes.plot(used.learning_rate, used.val_macro_f1, "o", color="#333333", markersize=13, fillstyle="none")
         axes.set_xscale("log")
-        axes.set_title(optimizer, fontsize=9)
-        axes.set(xlabel="learning rate")
+        axes.set_title(f"{optimizer}, {fraction:.0%} of the images, {epochs:.0f} epochs", fontsize=9)
+        axes.set(xlabel="learning rate", ylabel="macro F1, validation images")
+        axes.label_outer()
+        axes.tick_params(labelbottom=True)
         axes.grid(color="#dddddd")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set(ylabel="macro F1, validation images")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+    for axes in panels[len(groups) :]:
+        axes.set_axis_off()
+    figure.legend(labelled.values(), labelled, loc="outside right upper", frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
     return figure
 

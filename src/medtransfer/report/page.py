@@ -28,6 +28,7 @@ from medtransfer.report.sentences import (
     collapses,
     guess,
     more,
+    reproduced,
     title,
     tries,
     which_layers,
@@ -64,8 +65,9 @@ def build_page(studies: list[Study]) -> str:
         units=" or ".join(dict.fromkeys(_units(own, name) for name in names)),
         synthetic=any(run.record["synthetic"] for study in studies for run in study.runs),
         synthetic_note=tables.SYNTHETIC_NOTE,
-        answer=answer(studies[0]),
+        answer=answer(studies[0]) + reproduced(studies),
         more=more(studies[0]),
+        front=_embed(_png(overview(studies[0].table))),
         claims_note=tables.CLAIMS_NOTE,
         zero_note=tables.ZERO_NOTE,
         studies=[_view(study) for study in studies],
@@ -242,9 +244,9 @@ def _questions(study: Study, dataset: str) -> list[Drawn]:
     tried = tries(study, dataset)
     if tried is not None:
         text = (
-            "The learning rates that were tried, on a part or all of the training images. In a ring the one that is "
-            "used: that with the lowest validation loss, which need not be the one with the highest macro F1. Dashed: "
-            "a model that only ever answers the largest class."
+            "The learning rates that were tried, on a part or all of the training images, for so many epochs at most. "
+            "In a ring the one that is used: that with the lowest validation loss, which need not be the one with the "
+            "highest macro F1. Dashed: a model that only ever answers the largest class."
         )
         name = figures.mark(f"{dataset}: learning rates", mark)
         drawn.append((text, figures.rates(tried, guess(study, dataset), name)))

@@ -32,6 +32,14 @@ RECIPES = {
     "balance: sampling": "balanced sampling",
 }
 TITLES = {"ham10000": "skin lesions", "chest_xray": "chest X-rays"}
+FAVOURED = (
+    "outputs and linear classifiers, two of these ways, see what all blocks before have changed as well, which favours "
+    "the last ones"
+)
+SPLITS = {
+    "group": "with no lesion or patient in two splits",
+    "image": "with the images divided as in the talk",
+}
 AT_THE_GUESS = 0.0005  # a macro F1 no farther from that of the largest class alone has not learnt the others
 
 
@@ -43,11 +51,17 @@ def answer(study: Study) -> list[str]:
     told = [_effect(pair, title(dataset), _auc(study, dataset)) for dataset, pair in gains.items()]
     if gains:
         found.append(
-            f"Can knowledge be moved? {_verdicts(gains)}: starting from ImageNet weights instead of random ones "
-            f"changes macro F1 by {' and by '.join(told)}."
+            f"Can knowledge be moved? {_verdicts(gains, 'yes', 'no, it harms')}: starting from a network that knows "
+            f"everyday photographs (ImageNet weights) instead of random weights changes macro F1 by "
+            f"{' and by '.join(told)}."
         )
     effects = " and by ".join(_effect(pair, title(dataset)) for dataset, pair in layers.items())
-    told = [f"Training the last block instead of the first changes macro F1 by {effects}."] if layers else []
+    told = []
+    if layers:
+        told = [
+            f"{_verdicts(layers, 'the last block', 'the first block')}: training the last block instead of the first "
+            f"changes macro F1 by {effects}."
+        ]
     told += [_whole_network(study)] if any(found.record["model"] == FROM_IMAGENET for found in study.layers) else []
     if told:
         found.append(f"Which layers matter? {' '.join(told)}")
@@ -55,22 +69,69 @@ def answer(study: Study) -> list[str]:
 
 
 def more(study: Study) -> list[str]:
-    """Return what stands behind the answer: the talk's claims, training a part, when transfer pays, what else helps."""
-    found = [text for text in (_claims(study), _parts(study)) if text]
+    """Return what stands behind the answer: training a part, when transfer pays, what else helps."""
+    found = [text] if (text := _parts(study)) else []
     return found + _asked(study, {"When does transfer pay?": _fewer_images, "What else helps?": _helps})
 
 
+def reproduced(studies: list[Study]) -> list[str]:
+    """Say how near the talk's scores one comes by dividing the images as it did, and what became of its claims."""
+    real = [study for study in studies if not study.runs[0].record["synthetic"]]
+    near = [text for study in real if (text := _nearness(study))]
+    judged = [text for study in real if (text := _claims(study))]
+    if not judged:
+        return []
+    claims = f"Of the comparisons that decide its claims, {'; '.join(judged)}."
+    return [" ".join(["Is it what the talk found?", *near, *_both_ways(real), claims])]
+
+
+def _nearness(study: Study) -> str:
+    told = []
+    for dataset in study.table.dataset.drop_duplicates():
+        own = _same_way(study, dataset)
+        if own.empty:
+            return ""
+        within = (own.low <= own.published) & (own.published <= own.high)
+        others = [
+            f"{row['model']} has {row['f1']:.2f}, the talk's {row['published']:.2f}"
+            for row in own[~within].to_dict("records")
+        ]
+        but = f" ({', '.join(others)})" if others else ""
+        told.append(f"{within.sum()} of {len(own)} models on {title(dataset)}{but}")
+    record, seeds = study.runs[0].record, study.table.seeds.max()
+    return (
+        f"With the images divided as in the talk ({record['image_size']} px instead of 224, {_fits_of_each(seeds)}), "
+        f"its macro F1 lies within our 95% interval for {' and '.join(told)}."
+    )
+
+
+def _both_ways(studies: list[Study]) -> list[str]:
+    """Compare the network that trains as a whole in both ways to divide the images."""
+    found: dict[str, dict[str, float]] = {}
+    for study in studies:
+        by = study.runs[0].record["split_by"]
+        own = study.table[(study.table.model == FROM_IMAGENET) & (study.table["class"] == MACRO)]
+        if by in SPLITS:
+            found.setdefault(by, dict(zip(own.dataset, own.f1, strict=True)))
+    both = [name for name in found.get("image", {}) if name in found.get("group", {})]
+    told = [f"{found['image'][name]:.2f} and {found['group'][name]:.2f} on {title(name)}" for name in both]
+    where = f"{FROM_IMAGENET} there and, on other test images, {SPLITS['group']}"
+    return [f"Macro F1 of {where}: {'; '.join(told)}."] if told else []
+
+
+def _fits_of_each(seeds: int) -> str:
+    return "one fit of each" if seeds == 1 else f"up to {seeds} fits of each"
+
+
 def _claims(study: Study) -> str:
-    """Count what became of the talk's claims."""
-    claims = study.claims
-    if claims.empty:
+    """Count what became of the talk's claims; of a study in which the leak was measured nothing is asked."""
+    claims, by = study.claims, study.runs[0].record["split_by"]
+    if claims.empty or by not in SPLITS:
         return ""
     counts = claims.verdict.value_counts()
-    alone = " A verdict on one fit of each model is one on these fits alone." if claims.seeds.min() == 1 else ""
-    return (
-        f"What became of the talk's claims? {counts.get('holds', 0)} hold, {counts.get('does not hold', 0)} do not and "
-        f"{counts.get('not settled', 0)} are not settled, of the comparisons that decide them.{alone}"
-    )
+    hold, fail, left = (counts.get(verdict, 0) for verdict in ("holds", "does not hold", "not settled"))
+    fits = _fits_of_each(claims.seeds.max())
+    return f"{hold} hold, {fail} do not and {left} are not settled {SPLITS[by]} ({fits})"
 
 
 def _asked(study: Study, questions: dict[str, Callable[[Study, str], str | None]]) -> list[str]:
@@ -82,25 +143,32 @@ def _asked(study: Study, questions: dict[str, Callable[[Study, str], str | None]
 
 
 def _parts(study: Study) -> str:
-    """Say which networks that train only a part from ImageNet weights are better than from random weights."""
-    clear: dict[str, list[str]] = {}
-    pairs = [
-        (model, dataset, pair)
-        for model in FEWER
-        for dataset in study.table.dataset.drop_duplicates()
-        if (pair := _planned(study, dataset, model, FROM_RANDOM))
-    ]
-    for model, dataset, pair in pairs:
-        if pair["difference"] > 0 and settled(pair):
-            effect = f"{_difference(pair)} on {title(dataset)} ({_p(pair)}{_fits(pair)})"
-            clear.setdefault(FEWER[model], []).append(effect)
-    if not pairs:
+    """Say which parts are worth training alone: against random weights, and against all blocks from ImageNet's."""
+    better = _clear_parts(study, FROM_RANDOM, rise=True)
+    if not better:
         return ""
-    question = "Is it enough to train a part from ImageNet weights? "
-    if not clear:
-        return f"{question}No part is clearly better than the whole network from random weights."
-    told = "; ".join(f"{part} by {' and by '.join(effects)}" for part, effects in clear.items())
-    return f"{question}Better than the whole network from random weights, in macro F1: {told}."
+    text = (
+        "Is it enough to train a part from ImageNet weights? Clearly better than the whole network from random "
+        f"weights, in macro F1: {'; '.join(better)}."
+    )
+    worse = _clear_parts(study, FROM_IMAGENET, rise=False)
+    against = " Clearly worse than training all blocks from ImageNet weights: "
+    return text + (f"{against}{'; '.join(worse)}." if worse else "")
+
+
+def _clear_parts(study: Study, other: str, *, rise: bool) -> list[str]:
+    """Return for each data set the parts that are clearly better, or worse, than another network."""
+    found = []
+    for dataset in study.table.dataset.drop_duplicates():
+        pairs = {model: pair for model in FEWER if (pair := _planned(study, dataset, model, other))}
+        told = [
+            f"{FEWER[model]} by {_difference(pair)} ({_p(pair)}{_fits(pair)})"
+            for model, pair in pairs.items()
+            if settled(pair) and (pair["difference"] > 0) == rise
+        ]
+        if pairs:
+            found.append(f"on {title(dataset)} {' and '.join(told) or 'none'}")
+    return found
 
 
 def _found(study: Study, first: str, second: str) -> dict[str, dict[Any, Any]]:
@@ -117,13 +185,13 @@ def _auc(study: Study, dataset: str) -> str:
     return f"; AUC {imagenet:.3f} instead of {random:.3f}"
 
 
-def _verdicts(found: dict[str, dict[Any, Any]]) -> str:
-    """Answer with yes or no, by data set where they differ; one fit of each model settles neither."""
+def _verdicts(found: dict[str, dict[Any, Any]], rise: str, fall: str) -> str:
+    """Answer with `rise` or `fall`, by data set where they differ; one fit of each model settles neither."""
     told: dict[str, list[str]] = {}
     for dataset, pair in found.items():
         word = "not settled"
         if settled(pair):
-            way = "yes" if pair["difference"] > 0 else "no, it harms"
+            way = rise if pair["difference"] > 0 else fall
             word = way if pair["seeds"] > 1 else f"perhaps {way}"
         told.setdefault(word, []).append(title(dataset))
     text = "; ".join(f"{word} on {' and '.join(titles)}" for word, titles in told.items())
@@ -136,9 +204,9 @@ def _whole_network(study: Study) -> str:
     for dataset in study.table.dataset.drop_duplicates():
         asked, gains = _asked_of(study, dataset)
         if asked:
-            told.setdefault(_most(_agree(asked, gains)[-1]), []).append(title(dataset))
+            told.setdefault(_most_clearly(asked, gains), []).append(title(dataset))
     text = "; ".join(f"on {' and '.join(titles)} {most}" for most, titles in told.items())
-    return f"Within the network that trained as a whole ({FROM_IMAGENET}), {text}."
+    return f"Within the network that trained as a whole ({FROM_IMAGENET}), {text}; {FAVOURED}."
 
 
 def _planned(study: Study, dataset: str, first: str, second: str) -> dict[Any, Any] | None:
@@ -177,7 +245,7 @@ def _difference(pair: dict[Any, Any]) -> str:
 
 
 def _p(pair: dict[Any, Any]) -> str:
-    return f"p = {pair['p_corrected']:.3f}" if pair["p_corrected"] >= 0.001 else "p < .001"
+    return f"corrected p = {pair['p_corrected']:.3f}" if pair["p_corrected"] >= 0.001 else "corrected p < .001"
 
 
 def _cheapest(study: Study, dataset: str) -> str | None:
@@ -203,8 +271,8 @@ def _cheapest(study: Study, dataset: str) -> str | None:
         if cheaper:
             rest = "no cheaper one was compared with it"
         if set(cheaper) & set(compared):
-            rest = "the 95% interval of the difference lies below 0 for every cheaper one that was compared"
-        dearer = f"; as good may be {' and '.join(equal[1:])}, which cost more" if equal[1:] else ""
+            rest = "every cheaper one that was compared is worse (the 95% interval of the difference lies below 0)"
+        dearer = f"; {' and '.join(equal[1:])} may be as good but cost more" if equal[1:] else ""
         return f"On {title(dataset)}, {chosen} (test macro F1 {table.f1[best]:.2f}), and {rest}{dearer}."
     without = (
         ", not counting the frozen blocks' features, which were stored" if leaves_out_features(fits[cheap]) else ""
@@ -287,11 +355,10 @@ def _ways(asked: list[Layers], gains: pd.Series) -> str:
     top = seen.blocks.idxmax()
     most = seen.blocks.max()
     rewound = rewinding.set_index("block")
-    clear = all(_costs_most(found.rewinding.set_index("block"), str(top["rewinding"])) for found in asked)
     told = [
         f"resetting {top['rewinding']} to its starting weights costs most ({most['rewinding']:.2f} of a macro F1 of "
         f"{rewound.macro_f1['none']:.2f}{_by_seed(asked, str(top['rewinding']))}"
-        f"{'' if clear else '; not clearly more than the next'})",
+        f"{'' if _clearly(asked, str(top['rewinding'])) else '; not clearly more than the next'})",
         f"the outputs of {top['outputs']} changed most",
         f"the weights of {top['weights']} moved farthest for their size",
         f"a linear classifier gains most from the training of {top['probes']} and what comes before it "
@@ -305,8 +372,8 @@ def _ways(asked: list[Layers], gains: pd.Series) -> str:
     which = f"seed {seeds}" if len(asked) == 1 else f"mean over seeds {seeds}"
     return (
         f"Which layers of {asked[0].record['model']} matter ({which})? {first[0].upper()}{first[1:]}; "
-        f"{'; '.join(others)}. {_agreement(seen)} Outputs and linear classifiers see what all blocks before have "
-        f"changed as well, which favours the last ones.{_read_out(rewound.macro_f1['none'], probes)}{_not_asked(gains)}"
+        f"{'; '.join(others)}. {_agreement(seen)} {FAVOURED[0].upper()}{FAVOURED[1:]}."
+        f"{_read_out(rewound.macro_f1['none'], probes)}{_not_asked(gains)}"
     )
 
 
@@ -325,6 +392,10 @@ def _costs_most(rewound: pd.DataFrame, block: str) -> bool:
     return bool(rewound.high[block] < rewound.macro_f1.drop(["none", block]).min())
 
 
+def _clearly(asked: list[Layers], block: str) -> bool:
+    return all(_costs_most(found.rewinding.set_index("block"), block) for found in asked)
+
+
 def _by_seed(asked: list[Layers], block: str) -> str:
     if len(asked) == 1:
         return ""
@@ -339,6 +410,15 @@ def _most(seen: Agreement) -> str:
     if named.max() == 1:
         return f"each of {ways} ways of asking says that another block matters most"
     return f"{named.max()} of {ways} ways of asking say that {' and as many that '.join(leaders)} matters most"
+
+
+def _most_clearly(asked: list[Layers], gains: pd.Series) -> str:
+    """Return `_most`, and whether resetting is one of these ways though its block is not clearly ahead."""
+    seen = _agree(asked, gains)[-1]
+    first = seen.blocks.idxmax()
+    reset = str(first["rewinding"])
+    leads = (first == reset).sum() == first.value_counts().max() > 1
+    return _most(seen) + (", one of them (resetting) not clearly" if leads and not _clearly(asked, reset) else "")
 
 
 def _agreement(seen: Agreement) -> str:
@@ -463,18 +543,24 @@ def beyond(study: Study, dataset: str) -> list[str]:
 
 def _published(study: Study, dataset: str) -> str | None:
     """Say how near the talk's scores those of a study are that divides the images as the talk did."""
-    record = next(run.record for run in study.runs if run.dataset == dataset)
-    own = _macro(study, dataset).dropna(subset="published")
-    if record["split_by"] != "image" or own.empty:
+    own = _same_way(study, dataset)
+    if own.empty:
         return None
     told = [f"{row['f1']:.2f} ({row['published']:.2f}) for {row['model']}" for row in own.to_dict("records")]
     within = own.model[(own.low <= own.published) & (own.published <= own.high)]
-    fits = "one fit of each" if own.seeds.max() == 1 else f"up to {own.seeds.max()} fits of each"
+    size = next(run.record["image_size"] for run in study.runs if run.dataset == dataset)
     return (
-        "How near is it to the talk, which divided the images in the same way? At "
-        f"{record['image_size']} px (the talk's: 224), {fits}, macro F1, the talk's in brackets, is "
-        f"{'; '.join(told)}. The talk's lies within our 95% interval for {' and '.join(within) or 'none of them'}."
+        f"How near is it to the talk, which divided the images in the same way? At {size} px (the talk's: 224), "
+        f"{_fits_of_each(own.seeds.max())}, macro F1, the talk's in brackets, is {'; '.join(told)}. The talk's lies "
+        f"within our 95% interval for {' and '.join(within) or 'none of them'}."
     )
+
+
+def _same_way(study: Study, dataset: str) -> pd.DataFrame:
+    """Return the macro F1 of the models that the talk has, where the images are divided as it did; empty elsewhere."""
+    record = next(run.record for run in study.runs if run.dataset == dataset)
+    own = _macro(study, dataset).dropna(subset="published")
+    return own if record["split_by"] == "image" else own.iloc[:0]
 
 
 def _measures(study: Study, dataset: str) -> str | None:

@@ -149,7 +149,8 @@ def markdown(table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, ru
             *_markdown_table(pivot(table, dataset)),
             "",
             "Averages, ranking and probabilities, with their 95% intervals (± standard deviation over seeds). "
-            "Scaled: with a temperature fitted on the validation images.",
+            "Scaled: with a temperature fitted on the validation images. The bootstrap inflates a small calibration "
+            "error, so its interval may lie above the value.",
             "",
             *_markdown_table(measures(summary, dataset)),
             "",
