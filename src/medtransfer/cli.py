@@ -507,11 +507,14 @@ def weights() -> None:
 
 @weights.command("fetch")
 def weights_fetch() -> None:
-    """Download the weights, verify them and keep them in the user's cache."""
+    """Download the weights, unless the user's cache has them, verify them and keep them there."""
     with _quiet_start():
-        from medtransfer.models.weights import fetch_weights
+        from medtransfer.models.weights import cache_path, fetch_weights, is_cached
 
-    fetch_weights()
+    if is_cached():
+        click.echo(f"ImageNet weights: they are in {cache_path()}, all 26 tensors")
+    else:
+        fetch_weights()
 
 
 @weights.command("verify")

@@ -82,6 +82,7 @@ def connect() -> mlflow.MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # It prints the traceback of what it then raises, and we say in a line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # its warnings of each try, which we sum up
     mlflow.set_tracking_uri(uri)
     with _one_at_a_time(uri):
         client = mlflow.MlflowClient()  # makes the tables of a store that is new
@@ -359,7 +360,8 @@ def reach() -> mlflow.MlflowClient:
     try:
         return connect()
     except AWAY as error:
-        raise UserError(f"MLflow at {address()} does not answer ({reason(error)})") from None
+        mend = "; start it, or correct MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else ""
+        raise UserError(f"MLflow at {address()} does not answer ({reason(error)}){mend}") from None
 
 
 @contextmanager

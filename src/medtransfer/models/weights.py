@@ -81,6 +81,15 @@ def imagenet_weights(file: str | None = None) -> list[np.ndarray]:
     return fetch_weights()
 
 
+def is_cached() -> bool:
+    """Return whether the user's cache holds the ImageNet weights, undamaged."""
+    try:
+        read_weights(cache_path())
+    except UserError:
+        return False
+    return True
+
+
 def fetch_weights() -> list[np.ndarray]:
     """Download the ImageNet weights, verify them and keep them in the user's cache.
 
