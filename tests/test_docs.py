@@ -26,6 +26,7 @@ MACHINES = "needs several machines (tests/test_sweep.py: several nodes on one)"
 SERVED = "test_serving.py::test_the_command_line_the_served_model_and_the_page_give_one_answer"
 PASSWORDS = "test_tracking.py::test_a_server_with_passwords_lets_nobody_in_without"
 LEAK = "test_page.py::test_the_leak_is_measured_between_two_folders_and_shown"
+REAL_PARAMS = "test_cli.py::test_the_params_for_the_real_data_are_those_of_the_results"
 IMPORT = "test_datasets.py::test_the_command_imports_one_after_the_other_under_dvc"
 COLLECT = "test_page.py::test_results_are_collected_and_reported_without_the_models"
 BUCKET = "test_bucket.py::test_data_come_back_from_a_bucket"
@@ -40,6 +41,7 @@ NOT_RUN = {
     "dvc repro results/dvc.yaml": "takes a minute; test_page.py compares the tables of one folder with the committed",
     "make report": "takes half a minute; test_page.py looks at what make would run, and at the page",
     "cp results/real-64px-by-group/params.yaml params.yaml": REAL,
+    "cp results/params-real.yaml params.yaml": REAL_PARAMS,
     "dvc repro --single-item train-chest_xray@chest_xray-imagenet_all-1": REAL,
     "dvc repro --single-item train-ham10000@ham10000-imagenet_last_block-0": REAL,
     "medtransfer tune ham10000 --fraction 0.2 --epochs 5 --rate 3e-5 --rate 1e-4 --rate 3e-4": REAL,
