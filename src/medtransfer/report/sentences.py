@@ -90,7 +90,7 @@ def _nearness(study: Study) -> str:
     for dataset in study.table.dataset.drop_duplicates():
         own = _same_way(study, dataset)
         if own.empty:
-            return ""
+            continue
         within = (own.low <= own.published) & (own.published <= own.high)
         others = [
             f"{row['model']} has {row['f1']:.2f}, the talk's {row['published']:.2f}"
@@ -99,6 +99,8 @@ def _nearness(study: Study) -> str:
         but = f" ({', '.join(others)})" if others else ""
         told.append(f"{within.sum()} of {len(own)} models on {title(dataset)}{but}")
     record, seeds = study.runs[0].record, study.table.seeds.max()
+    if not told:
+        return ""
     return (
         f"With the images divided as in the talk ({record['image_size']} px instead of 224, {_fits_of_each(seeds)}), "
         f"its macro F1 lies within our 95% interval for {' and '.join(told)}."
