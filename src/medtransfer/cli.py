@@ -155,6 +155,7 @@ def study(lanes: int | None) -> None:
     params = _check()
     server = os.environ.get("MLFLOW_TRACKING_URI")  # the user's: MLflow puts its own there later
     try:
+        click.echo("The data that data.dvc names:")
         _dvc("pull", "data.dvc")
         code = run_study(lanes or default_lanes())
     except KeyboardInterrupt:

@@ -33,9 +33,10 @@ def run_study(lanes: int) -> int:
     """
     if lanes > 1:
         for batch in _batches(lanes):
-            code = _side_by_side(batch)
+            code = _side_by_side([["--wait-for-lock", "repro", "--single-item", *stages] for stages in batch])
             if code:
                 return code
+        return _side_by_side([["repro"]])  # what waits for all lanes, without a line for each stage that is up to date
     return run_dvc("repro")
 
 
@@ -94,17 +95,17 @@ def _share(groups: list[list[str]], lanes: int) -> list[list[str]]:
     return shared
 
 
-def _side_by_side(lanes: list[list[str]]) -> int:
-    """Run each list of stages by a `dvc repro` of its own and return the exit code of the first that failed, or 0."""
+def _side_by_side(commands: list[list[str]]) -> int:
+    """Run commands of DVC at once and return the exit code of the first that failed, or 0."""
     processes = [
         subprocess.Popen(
-            [*DVC, "--wait-for-lock", "repro", "--single-item", *stages],
+            [*DVC, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
         )
-        for stages in lanes
+        for arguments in commands
     ]
     codes: list[int] = []
 
