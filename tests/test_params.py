@@ -75,6 +75,13 @@ def test_a_mistake_is_one_clear_line(tmp_path: Path, old: str, new: str, message
     assert "\n" not in str(caught.value)
 
 
+def test_each_misspelt_key_is_counted_once(tmp_path: Path) -> None:
+    path = edited(tmp_path, "  epochs: 8", "  epochz: 8")
+    path.write_text(path.read_text().replace("  patience: 3", "  patiense: 3"))
+    with pytest.raises(UserError, match=r"train\.\w+: unknown key; .*; and 1 more mistake$"):
+        read_params(path)
+
+
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run medtransfer in the project's folder"):
         read_params(tmp_path / "params.yaml")

@@ -1,5 +1,6 @@
 """Stages side by side: in the right order, none left running, however they end, and what they say told apart."""
 
+import errno
 import json
 import os
 import signal
@@ -88,6 +89,21 @@ def test_a_stage_that_fails_stops_the_others(project: Path, capfd: pytest.Captur
     assert run_study(2) != 0
     assert time.monotonic() - begin < 60
     assert "fit@a: ERROR" in capfd.readouterr().out
+    assert not (project / "e").exists()
+
+
+def test_an_output_that_fails_stops_all_stages_and_is_an_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "dvc.yaml").write_text(PIPELINE % "'echo I am ${item.name}; exec sleep 120'")
+
+    def fail(lines: Iterator[str]) -> None:
+        next(lines)
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("medtransfer.stages.study._print_lines", fail)
+    begin = time.monotonic()
+    with pytest.raises(BrokenPipeError):
+        run_study(2)
+    assert time.monotonic() - begin < 60
     assert not (project / "e").exists()
 
 

@@ -64,15 +64,13 @@ def main() -> None:
         sys.exit(EXIT_USER_ERROR)
     except click.UsageError as error:
         asked = error.ctx.command_path if error.ctx else "medtransfer"
-        click.echo(f"{asked}: {' '.join(error.format_message().split())} See `{asked} --help`.", err=True)
+        told = " ".join(error.format_message().split()).rstrip(".")
+        click.echo(f"{asked}: {told}. See `{asked} --help`.", err=True)
         sys.exit(EXIT_USER_ERROR)
     except click.Abort:
         click.echo("Aborted!", err=True)
         sys.exit(1)
     except OSError as error:
-        if error.errno == errno.EPIPE:  # what read this command's output has ended
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would flush into it once more
-            sys.exit(1)
         if error.errno not in MACHINE_ERRORS:
             raise
         mend = MACHINE_ERRORS[error.errno]
@@ -184,7 +182,7 @@ def _log_what_is_missing() -> None:
 
 @cli.command()
 def check() -> None:
-    """Check params.yaml, dvc.yaml and that the study's data are there, and say what `dvc repro` would run."""
+    """Check params.yaml, dvc.yaml and that the study's data are there, and say what the study has."""
     from medtransfer.stages.check import describe_study
 
     lines = list(describe_study(_check()))
@@ -424,7 +422,7 @@ def data_add(
     _announce(name, files)
     others = [other for other in params.study if other != name]
     if only and others:
-        click.echo(f"out of the study: {', '.join(others)}; data.dvc names of theirs what lies in data/")
+        click.echo(f"out of the study: {', '.join(others)}; this version of the data has of them what lies in data/")
     click.echo("params.yaml and dvc.yaml have it now: look at them, then `dvc repro`")
 
 

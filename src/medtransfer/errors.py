@@ -13,7 +13,9 @@ class UserError(Exception):
 
 def shortened(text: object, width: int = 200) -> str:
     """Return what somebody else's exception says on one line, without half a word at its end."""
-    return textwrap.shorten(str(text), width, placeholder=" …")
+    line = " ".join(str(text).split())
+    short = textwrap.shorten(line, width, placeholder=" …")
+    return short if len(short) > width // 2 or len(line) <= width else f"{line[: width - 1]}…"
 
 
 def counted(count: int, noun: str) -> str:

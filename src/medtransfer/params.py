@@ -42,7 +42,7 @@ Line = Annotated[str, Field(pattern=LINE_PATTERN)]
 IN_WORDS = {
     NAME_PATTERN: "small letters, digits and '_', with a letter first",
     LABEL_PATTERN: "letters, digits, blanks, '_', '.' and '-', with a letter or digit first",
-    LINE_PATTERN: "one line",
+    LINE_PATTERN: "one line that is not empty",
     WEIGHTS_PATTERN: "random, imagenet or a finished run, <data set>/<configuration>",
 }
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -343,16 +343,15 @@ def _yaml_reason(error: Exception) -> str:
 
 def _one_line(path: Path, error: ValidationError) -> str:
     entries = error.errors(include_url=False)
-    # A misspelt key is also a missing one: the unknown name is what the user can find.
+    # The unknown name is what the user can find.
     first = min(entries, key=lambda entry: entry["type"] != "extra_forbidden")
     location = [str(part) for part in first["loc"] if part not in (RATE, RATES, "[key]")]
     key = ".".join(location) or "the file"
-    others = [entry for entry in entries if entry is not first]
+    others = [entry for entry in entries if entry is not first and entry["loc"] not in _meant_by(entries)]
     if first["type"] == "extra_forbidden":
         allowed = _allowed_keys(first["loc"])
-        near = difflib.get_close_matches(location[-1], allowed, n=1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        others = [entry for entry in others if not near or entry["loc"] != (*first["loc"][:-1], near[0])]
+        near = _near(first["loc"])
+        meant = f"did you mean {near}? " if near else ""
         return f"{path}: {key}: unknown key; {meant}allowed here: {', '.join(allowed)}{_more(others)}"
     if first["type"] == "missing":
         return f"{path}: {key}: missing; add it{_more(others)}"
@@ -361,6 +360,16 @@ def _one_line(path: Path, error: ValidationError) -> str:
         shown = message if key == "the file" else f"{key}: {message}"
         return f"{path}: {shown}{_more(others)}"
     return f"{path}: {key}: found {found!r} ({type(found).__name__}), {message}{_more(others)}"
+
+
+def _near(location: tuple[int | str, ...]) -> str:
+    """Return the allowed key that an unknown one looks like; empty where there is none."""
+    return next(iter(difflib.get_close_matches(str(location[-1]), _allowed_keys(location), n=1)), "")
+
+
+def _meant_by(entries: list[Any]) -> list[tuple[int | str, ...]]:
+    """Return the keys that unknown ones look like: a misspelt key is no missing one as well."""
+    return [(*entry["loc"][:-1], _near(entry["loc"])) for entry in entries if entry["type"] == "extra_forbidden"]
 
 
 def _more(others: list[Any]) -> str:

@@ -71,7 +71,9 @@ def load_rgb(source: Path | bytes, size: int | None = None, name: str = "", max_
         raise
     except UnidentifiedImageError:
         raise UserError(f"{name}: cannot be decoded: neither a JPEG nor a PNG; convert it to one of them") from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name}: cannot be decoded as an image ({shortened(error)}); reduce it") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise UserError(f"{name}: cannot be decoded as an image ({shortened(error)}); copy it again") from None
 
 

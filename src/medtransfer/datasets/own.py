@@ -37,6 +37,8 @@ def dataset_of(name: str, params: Params) -> Dataset:
         There is none.
     """
     entry = params.datasets[name].catalogue if name in params.datasets else None
+    if name in params.datasets and not entry and name not in CATALOGUE:
+        raise UserError(f"params.yaml: datasets.{name}.catalogue: missing; `medtransfer data add {name}` writes it")
     if not entry and name not in CATALOGUE:
         known = ", ".join(dict.fromkeys([*CATALOGUE, *params.datasets]))
         raise UserError(f"data set {name!r} is unknown; there are {known}")

@@ -235,7 +235,8 @@ def rates(tuning: pd.DataFrame, guess: float, title: str) -> Figure:
     figure = Figure(figsize=(3.2 * columns + 2.4, 3.1 * rows + 0.7), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     labelled = {}
-    for axes, ((optimizer, fraction, epochs), tried) in zip(panels, groups, strict=False):
+    for place, ((optimizer, fraction, epochs), tried) in enumerate(groups):
+        axes = panels[place]
         labelled["only ever the largest class"] = axes.axhline(guess, color="#333333", linestyle="--", linewidth=1)
         for number, name in enumerate(names):
             own = tried[tried.configuration == name].sort_values("learning_rate")
@@ -247,9 +248,11 @@ def rates(tuning: pd.DataFrame, guess: float, title: str) -> Figure:
         axes.plot(used.learning_rate, used.val_macro_f1, "o", color="#333333", markersize=13, fillstyle="none")
         axes.set_xscale("log")
         axes.set_title(f"{optimizer}, {fraction:.0%} of the images, {epochs:.0f} epochs", fontsize=9)
-        axes.set(xlabel="learning rate", ylabel="macro F1, validation images")
+        axes.set(ylabel="macro F1, validation images")
         axes.label_outer()
-        axes.tick_params(labelbottom=True)
+        if place + columns >= len(groups):  # nothing stands below
+            axes.tick_params(labelbottom=True)
+            axes.set(xlabel="learning rate")
         axes.grid(color="#dddddd")
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(groups) :]:

@@ -77,47 +77,51 @@ def more(study: Study) -> list[str]:
 def reproduced(studies: list[Study]) -> list[str]:
     """Say how near the talk's scores one comes by dividing the images as it did, and what became of its claims."""
     real = [study for study in studies if not study.runs[0].record["synthetic"]]
-    near = [text for study in real if (text := _nearness(study))]
-    judged = [text for study in real if (text := _claims(study))]
+    judged = [text for study in real for by in SPLITS if (text := _claims(study, by))]
     if not judged:
         return []
+    near = [text for study in real if (text := _nearness(study))]
     claims = f"Of the comparisons that decide its claims, {'; '.join(judged)}."
     return [" ".join(["Is it what the talk found?", *near, *_both_ways(real), claims])]
 
 
 def _nearness(study: Study) -> str:
-    told = []
+    told, sizes, seeds = [], [], 1
     for dataset in study.table.dataset.drop_duplicates():
         own = _same_way(study, dataset)
         if own.empty:
             continue
         within = (own.low <= own.published) & (own.published <= own.high)
         others = [
-            f"{row['model']} has {row['f1']:.2f}, the talk's {row['published']:.2f}"
+            f"{row['model']}, {row['f1']:.2f} instead of {row['published']:.2f}"
             for row in own[~within].to_dict("records")
         ]
-        but = f" ({', '.join(others)})" if others else ""
+        but = f" (not for {'; '.join(others)})" if others else ""
         told.append(f"{within.sum()} of {len(own)} models on {title(dataset)}{but}")
-    record, seeds = study.runs[0].record, study.table.seeds.max()
+        sizes.append(f"{_record(study, dataset)['image_size']} px")
+        seeds = max(seeds, own.seeds.max())
     if not told:
         return ""
     return (
-        f"With the images divided as in the talk ({record['image_size']} px instead of 224, {_fits_of_each(seeds)}), "
-        f"its macro F1 lies within our 95% interval for {' and '.join(told)}."
+        f"With the images divided as in the talk ({' and '.join(dict.fromkeys(sizes))}, the talk's 224; "
+        f"{_fits_of_each(seeds)}), its macro F1 lies within our 95% interval for {' and '.join(told)}."
     )
 
 
 def _both_ways(studies: list[Study]) -> list[str]:
-    """Compare the network that trains as a whole in both ways to divide the images."""
-    found: dict[str, dict[str, float]] = {}
+    """Compare the network that trains as a whole in both ways to divide the images, at the same size."""
+    found: dict[tuple[str, int], dict[str, float]] = {}
     for study in studies:
-        by = study.runs[0].record["split_by"]
         own = study.table[(study.table.model == FROM_IMAGENET) & (study.table["class"] == MACRO)]
-        if by in SPLITS:
-            found.setdefault(by, dict(zip(own.dataset, own.f1, strict=True)))
-    both = [name for name in found.get("image", {}) if name in found.get("group", {})]
-    told = [f"{found['image'][name]:.2f} and {found['group'][name]:.2f} on {title(name)}" for name in both]
-    where = f"{FROM_IMAGENET} there and, on other test images, {SPLITS['group']}"
+        for dataset, f1 in zip(own.dataset, own.f1, strict=True):
+            record = _record(study, dataset)
+            found.setdefault((dataset, record["image_size"]), {}).setdefault(record["split_by"], f1)
+    told = [
+        f"{f1['image']:.2f} and {f1['group']:.2f} on {title(dataset)} at {size} px"
+        for (dataset, size), f1 in found.items()
+        if {"image", "group"} <= f1.keys()
+    ]
+    where = f"{FROM_IMAGENET} divided so and, on other test images, {SPLITS['group']}"
     return [f"Macro F1 of {where}: {'; '.join(told)}."] if told else []
 
 
@@ -125,15 +129,20 @@ def _fits_of_each(seeds: int) -> str:
     return "one fit of each" if seeds == 1 else f"up to {seeds} fits of each"
 
 
-def _claims(study: Study) -> str:
-    """Count what became of the talk's claims; of a study in which the leak was measured nothing is asked."""
-    claims, by = study.claims, study.runs[0].record["split_by"]
-    if claims.empty or by not in SPLITS:
+def _claims(study: Study, by: str) -> str:
+    """Count what became of the talk's claims about the data sets that are divided in this way."""
+    divided = {dataset: _record(study, dataset)["split_by"] for dataset in study.table.dataset.drop_duplicates()}
+    claims = study.claims[study.claims.dataset.map(divided) == by]
+    if claims.empty:
         return ""
     counts = claims.verdict.value_counts()
     hold, fail, left = (counts.get(verdict, 0) for verdict in ("holds", "does not hold", "not settled"))
     fits = _fits_of_each(claims.seeds.max())
     return f"{hold} hold, {fail} do not and {left} are not settled {SPLITS[by]} ({fits})"
+
+
+def _record(study: Study, dataset: str) -> dict[str, Any]:
+    return next(run.record for run in study.runs if run.dataset == dataset)
 
 
 def _asked(study: Study, questions: dict[str, Callable[[Study, str], str | None]]) -> list[str]:
@@ -146,20 +155,19 @@ def _asked(study: Study, questions: dict[str, Callable[[Study, str], str | None]
 
 def _parts(study: Study) -> str:
     """Say which parts are worth training alone: against random weights, and against all blocks from ImageNet's."""
-    better = _clear_parts(study, FROM_RANDOM, rise=True)
-    if not better:
-        return ""
-    text = (
-        "Is it enough to train a part from ImageNet weights? Clearly better than the whole network from random "
-        f"weights, in macro F1: {'; '.join(better)}."
-    )
-    worse = _clear_parts(study, FROM_IMAGENET, rise=False)
-    against = " Clearly worse than training all blocks from ImageNet weights: "
-    return text + (f"{against}{'; '.join(worse)}." if worse else "")
+    told = [
+        f"{text} {'; '.join(found)}."
+        for text, other, rise in (
+            ("Better than the whole network from random weights, in macro F1:", FROM_RANDOM, True),
+            ("Worse than training all blocks from ImageNet weights:", FROM_IMAGENET, False),
+        )
+        if (found := _settled_parts(study, other, rise=rise))
+    ]
+    return f"Is it enough to train a part from ImageNet weights? {' '.join(told)}" if told else ""
 
 
-def _clear_parts(study: Study, other: str, *, rise: bool) -> list[str]:
-    """Return for each data set the parts that are clearly better, or worse, than another network."""
+def _settled_parts(study: Study, other: str, *, rise: bool) -> list[str]:
+    """Return for each data set the parts that are better, or worse, than another network, where it is settled."""
     found = []
     for dataset in study.table.dataset.drop_duplicates():
         pairs = {model: pair for model in FEWER if (pair := _planned(study, dataset, model, other))}
@@ -550,7 +558,7 @@ def _published(study: Study, dataset: str) -> str | None:
         return None
     told = [f"{row['f1']:.2f} ({row['published']:.2f}) for {row['model']}" for row in own.to_dict("records")]
     within = own.model[(own.low <= own.published) & (own.published <= own.high)]
-    size = next(run.record["image_size"] for run in study.runs if run.dataset == dataset)
+    size = _record(study, dataset)["image_size"]
     return (
         f"How near is it to the talk, which divided the images in the same way? At {size} px (the talk's: 224), "
         f"{_fits_of_each(own.seeds.max())}, macro F1, the talk's in brackets, is {'; '.join(told)}. The talk's lies "
@@ -560,9 +568,8 @@ def _published(study: Study, dataset: str) -> str | None:
 
 def _same_way(study: Study, dataset: str) -> pd.DataFrame:
     """Return the macro F1 of the models that the talk has, where the images are divided as it did; empty elsewhere."""
-    record = next(run.record for run in study.runs if run.dataset == dataset)
     own = _macro(study, dataset).dropna(subset="published")
-    return own if record["split_by"] == "image" else own.iloc[:0]
+    return own if _record(study, dataset)["split_by"] == "image" else own.iloc[:0]
 
 
 def _measures(study: Study, dataset: str) -> str | None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from medtransfer.datasets.catalogue import read_source
 from medtransfer.datasets.own import dataset_of
 from medtransfer.errors import UserError, counted
+from medtransfer.evaluation.published import is_the_talks
 from medtransfer.params import WEIGHTS_VARIABLE, Params
 from medtransfer.prepare import read_samples
+from medtransfer.stages.integrity import PIPELINE
 from medtransfer.stages.layout import DATA, PARAMS
 
 
@@ -26,7 +28,11 @@ def describe_study(params: Params) -> Iterator[str]:
         images = len(read_samples(dataset, DATA / name))
         kind = "SYNTHETIC images" if _is_synthetic(name) else "images"
         fits = len(params.seeds) * (len(params.baselines) + len(study.train) + len(study.transfer))
-        split = "image, as in the talk" if settings.split.by == "image" else dataset.group
+        split = dataset.group if settings.split.by == "group" else "image"
+        if settings.split.leak != "keep":
+            split += f", leak: {settings.split.leak}"
+        elif split == "image" and is_the_talks(name):
+            split += ", as in the talk"
         yield (
             f"{name}: {images:,} {kind}, {settings.image_size} x {settings.image_size} px, split by {split}; "
             f"{counted(fits, 'fit')}"
@@ -36,7 +42,7 @@ def describe_study(params: Params) -> Iterator[str]:
             if source and _is_synthetic(source[0]) and not _is_synthetic(name):
                 yield (
                     f"{name}: {configuration} would begin from what {source[0]}'s SYNTHETIC images taught; "
-                    f"import {source[0]}, or take {configuration} out of study.{name}.transfer"
+                    f"import {source[0]}, or take {configuration} out of study.{name}.transfer and of {PIPELINE}"
                 )
 
 
@@ -50,4 +56,6 @@ def _check_weights(params: Params) -> None:
     named = variable or params.weights.file
     if "imagenet" in wanted and named and not Path(named).is_file():
         key = WEIGHTS_VARIABLE if variable else f"{PARAMS}: weights.file"
-        raise UserError(f"{key}: {named} not found; expected a file with VGG16's ImageNet weights")
+        raise UserError(
+            f"{key}: {named}: no such file; expected one with VGG16's ImageNet weights, or none to have them downloaded"
+        )

@@ -96,7 +96,13 @@ def _share(groups: list[list[str]], lanes: int) -> list[list[str]]:
 
 
 def _side_by_side(commands: list[list[str]]) -> int:
-    """Run commands of DVC at once and return the exit code of the first that failed, or 0."""
+    """Run commands of DVC at once and return the exit code of the first that failed, or 0.
+
+    Raises
+    ------
+    OSError
+        What they say cannot be printed; they have ended then.
+    """
     processes = [
         subprocess.Popen(
             [*DVC, *arguments],
@@ -108,15 +114,25 @@ def _side_by_side(commands: list[list[str]]) -> int:
         for arguments in commands
     ]
     codes: list[int] = []
+    unprinted: list[OSError] = []
 
     def follow(process: "subprocess.Popen[str]") -> None:
-        if process.stdout:
-            _print_lines(process.stdout)
+        lines = process.stdout or ()
+        try:
+            _print_lines(lines)
+        except OSError as error:  # the reader of this output has ended, or its disk is full
+            unprinted.append(error)
+            stop()
+            for _ in lines:  # else it would wait for room in the pipe
+                pass
         codes.append(process.wait())
         if codes[-1]:
-            for other in processes:
-                if other.poll() is None:
-                    _interrupt(other)
+            stop()
+
+    def stop() -> None:
+        for process in processes:
+            if process.poll() is None:
+                _interrupt(process)
 
     threads = [Thread(target=follow, args=(process,), daemon=True) for process in processes]
     with _stopped_together(processes):
@@ -124,6 +140,8 @@ def _side_by_side(commands: list[list[str]]) -> int:
             thread.start()
         for thread in threads:
             thread.join()
+    if unprinted:
+        raise unprinted[0]
     return next((code for code in codes if code), 0)
 
 
