@@ -65,18 +65,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(project: Path, arguments: list[st
     assert left == [], "something half-written was left"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["predict", "--foo"], "medtransfer predict: No such option '--foo'. See `medtransfer predict --help`."),
-        (["tables", "nope"], "medtransfer tables: Invalid value for 'FOLDER': Directory 'nope' does not exist. See"),
-    ],
-)
-def test_a_mistake_on_the_command_line_is_one_line(project: Path, arguments: list[str], line: str) -> None:
-    result = medtransfer(project, *arguments)
+def test_a_mistake_on_the_command_line_is_one_line(project: Path) -> None:
+    result = medtransfer(project, "tables", "nope")
     assert result.returncode == 2
-    assert len(result.stderr.splitlines()) == 1
-    assert result.stderr.startswith(line)
+    assert result.stderr == (
+        "medtransfer tables: Invalid value for 'FOLDER': Directory 'nope' does not exist. See `medtransfer tables "
+        "--help`.\n"
+    )
 
 
 def test_a_reader_that_has_ended_and_a_group_without_a_command_are_no_traceback(project: Path) -> None:

@@ -707,7 +707,7 @@ def test_the_page_is_one_file_with_an_alternative_text_for_each_picture() -> Non
 
     reader = Reader()
     reader.feed(build_page([evaluate_study("first", runs()), evaluate_study("second", runs())]))
-    assert len(reader.pictures) == 8
+    assert len(reader.pictures) == 1 + 2 * 4  # in front, and of each study
     assert all(len(picture["alt"] or "") > 20 for picture in reader.pictures)
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in reader.links)
 
