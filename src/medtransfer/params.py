@@ -347,7 +347,8 @@ def _one_line(path: Path, error: ValidationError) -> str:
     first = min(entries, key=lambda entry: entry["type"] != "extra_forbidden")
     location = [str(part) for part in first["loc"] if part not in (RATE, RATES, "[key]")]
     key = ".".join(location) or "the file"
-    others = [entry for entry in entries if entry is not first and entry["loc"] not in _meant_by(entries)]
+    meant_elsewhere = _meant_by(entries)
+    others = [entry for entry in entries if entry is not first and entry["loc"] not in meant_elsewhere]
     if first["type"] == "extra_forbidden":
         allowed = _allowed_keys(first["loc"])
         near = _near(first["loc"])

@@ -91,7 +91,7 @@ def _nearness(study: Study) -> str:
         own = _same_way(study, dataset)
         if own.empty:
             continue
-        within = (own.low <= own.published) & (own.published <= own.high)
+        within = _holds_the_talks(own)
         others = [
             f"{row['model']}, {row['f1']:.2f} instead of {row['published']:.2f}"
             for row in own[~within].to_dict("records")
@@ -557,13 +557,18 @@ def _published(study: Study, dataset: str) -> str | None:
     if own.empty:
         return None
     told = [f"{row['f1']:.2f} ({row['published']:.2f}) for {row['model']}" for row in own.to_dict("records")]
-    within = own.model[(own.low <= own.published) & (own.published <= own.high)]
+    within = own.model[_holds_the_talks(own)]
     size = _record(study, dataset)["image_size"]
     return (
         f"How near is it to the talk, which divided the images in the same way? At {size} px (the talk's: 224), "
         f"{_fits_of_each(own.seeds.max())}, macro F1, the talk's in brackets, is {'; '.join(told)}. The talk's lies "
         f"within our 95% interval for {' and '.join(within) or 'none of them'}."
     )
+
+
+def _holds_the_talks(own: pd.DataFrame) -> pd.Series:
+    """Return for each row of `_same_way` whether our interval holds the talk's macro F1."""
+    return (own.low <= own.published) & (own.published <= own.high)
 
 
 def _same_way(study: Study, dataset: str) -> pd.DataFrame:
