@@ -67,7 +67,7 @@ def build_page(studies: list[Study]) -> str:
         synthetic_note=tables.SYNTHETIC_NOTE,
         answer=answer(studies[0]) + reproduced(studies),
         more=more(studies[0]),
-        beside_the_talk=any(is_the_talks(name) for name in studies[0].table.dataset),
+        beside_the_talk=any(map(is_the_talks, studies[0].table.dataset.unique())),
         front=_embed(_png(overview(studies[0].table))),
         claims_note=tables.CLAIMS_NOTE,
         zero_note=tables.ZERO_NOTE,
