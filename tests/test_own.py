@@ -208,7 +208,7 @@ def test_the_whole_study_runs_on_it(project: Path) -> None:
     results = pd.read_csv(folder / "reports" / "results.csv")
     assert set(results.dataset) == {"mine"}
     run(folder, "medtransfer", "report")
-    card = next(folder.glob("artifacts/runs/mine/cnn_random-seed0/*.md"))
+    card = folder / "reports" / "figures" / "mine" / "cnn_random-seed0" / "model-card.md"
     for told in (folder / "reports" / "results.md", folder / "reports" / "index.html", card):
         assert not [word for word in ("HAM10000", "Chest X-Ray", "lesions", "datasheets") if word in told.read_text()]
     assert set(results.model) == {"cnn_random", "decision_tree"}

@@ -47,7 +47,7 @@ def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
         metrics = write_scores(folder, samples[tested], probabilities, classes)
         check_params_unchanged(params, f"trees.{model}")
         save_tree(tree, str(folder / "model.skops"))
-        write_record(folder, {**record, "fit": fit, "seconds": seconds}, hyperparameters, description)
+        write_record(folder, {**record, "fit": fit, "seconds": seconds}, hyperparameters)
         tell_mlflow(run, folder)
         example = flatten_pixels(images[tested][:1])
         run.log_model(lambda: tracking.log_sklearn_model(tree, example, tree.predict_proba(example), TRUSTED_TYPES))

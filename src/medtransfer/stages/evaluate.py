@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,8 @@ from medtransfer.evaluation.summary import compare_models, summarise
 from medtransfer.files import whole_file, whole_folder, write_json
 from medtransfer.params import Params
 from medtransfer.report import figures, tables
+from medtransfer.report.cards import model_card
+from medtransfer.stages.inputs import data_of
 from medtransfer.stages.integrity import check_unchanged
 from medtransfer.stages.layout import ACTIVATIONS, FIGURES, REPORTS, run_folder, run_name
 from medtransfer.stages.unfinished import forget_recorded
@@ -121,9 +124,10 @@ def write_learning(runs: list[Run], folder: Path) -> None:
 
 
 def draw_figures(runs: list[Run], folder: Path) -> None:
-    """Draw what the talk shows: learning curves, confusion matrices and first-layer activations."""
+    """Draw what the talk shows (learning curves, confusion matrices, first-layer activations); write model cards."""
     for dataset in dict.fromkeys(run.dataset for run in runs):
-        synthetic = next(run.record["synthetic"] for run in runs if run.dataset == dataset)
+        fits = [run for run in runs if run.dataset == dataset]
+        synthetic = fits[0].record["synthetic"]
         (folder / dataset).mkdir()
         histories = first_histories(runs, dataset)
         if histories:
@@ -134,8 +138,11 @@ def draw_figures(runs: list[Run], folder: Path) -> None:
             layers = {"ImageNet weights": arrays["imagenet"], "random weights": arrays["random"]}
             title = figures.mark(f"{dataset}: first convolution layer, all filters, image {arrays['id']}", synthetic)
             figures.activations(arrays["image"], layers, title, folder / dataset / "activations.png")
-    for run in runs:
-        draw_run(run, folder / run.dataset / run_name(run.model, run.seed))
+        data = data_of(run_folder(dataset, fits[0].model, fits[0].seed))
+        for run in fits:
+            drawn = folder / dataset / run_name(run.model, run.seed)
+            draw_run(run, drawn)
+            write_card(run, data, drawn / "model-card.md")
 
 
 def draw_run(run: Run, folder: Path) -> None:
@@ -149,7 +156,14 @@ def draw_run(run: Run, folder: Path) -> None:
     (folder / "report.txt").write_text(title + "\n" + report(run.predictions))
 
 
+def write_card(run: Run, data: dict[str, Any], path: Path) -> None:
+    """Write one fit's model card; `data` is the content of dataset.json."""
+    metrics = json.loads((run_folder(run.dataset, run.model, run.seed) / "metrics.json").read_text())
+    record = {key: value for key, value in run.record.items() if key != "hyperparameters"}
+    path.write_text(model_card(record, run.record["hyperparameters"], metrics, data), encoding="utf-8")
+
+
 def add_to_mlflow(run: Run) -> bool:
-    """Add the fit's figures and text report to its MLflow run; False where the store does not know it."""
+    """Add the fit's figures, text report and model card to its MLflow run; False if the store does not know it."""
     drawn = FIGURES / run.dataset / run_name(run.model, run.seed)
     return tracking.attach(run.dataset, run.record["fit"], sorted(drawn.iterdir()))

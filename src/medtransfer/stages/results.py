@@ -11,7 +11,6 @@ from medtransfer import tracking
 from medtransfer.evaluation.metrics import score
 from medtransfer.evaluation.predictions import read_predictions, write_predictions
 from medtransfer.files import digest_of_folder, write_json
-from medtransfer.report.cards import model_card
 from medtransfer.versions import data_version, git_commit
 
 LEAK = {"keep": "", "remove": ", leak removed", "match": ", as many images left out"}
@@ -46,20 +45,9 @@ def write_scores(
     return metrics
 
 
-def write_record(
-    folder: Path, record: dict[str, Any], hyperparameters: dict[str, Any], description: dict[str, Any]
-) -> None:
-    """Write run.json, and a model card of it and of metrics.json, which is there already.
-
-    Parameters
-    ----------
-    description : dict
-        What dataset.json holds.
-    """
+def write_record(folder: Path, record: dict[str, Any], hyperparameters: dict[str, Any]) -> None:
+    """Write run.json."""
     write_json(folder / "run.json", {**record, "hyperparameters": hyperparameters})
-    metrics = json.loads((folder / "metrics.json").read_text())
-    card = model_card(record, hyperparameters, metrics, description)
-    (folder / "model-card.md").write_text(card, encoding="utf-8")
 
 
 def tell_mlflow(run: tracking.Run, folder: Path) -> None:

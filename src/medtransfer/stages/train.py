@@ -1,6 +1,5 @@
 """train: artifacts/prepared/<dataset> → a network in artifacts/runs/<dataset>/<configuration>-seed<k>."""
 
-import hashlib
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -24,6 +23,7 @@ from medtransfer.stages.layout import PREPARED, run_folder, run_name, unfinished
 from medtransfer.stages.results import describe_fit, tell_mlflow, write_record, write_scores
 from medtransfer.stages.unfinished import claim_fit, end_fit, forget_recorded
 from medtransfer.training.batches import Batches
+from medtransfer.training.code import code_digest
 from medtransfer.training.device import (
     device_name,
     every_device,
@@ -137,7 +137,7 @@ def _train(
         check_network(model, hyperparameters, len(classes))
         check_params_unchanged(params, "train", f"configurations.{name}", "weights")
         save_network(model, folder)
-        write_record(folder, {**record, **outcome, **counts}, hyperparameters, description)
+        write_record(folder, {**record, **outcome, **counts}, hyperparameters)
         tell_mlflow(run, folder)
         run.log_model(lambda: log_network(model, np.asarray(images[:1])))
     end_fit(unfinished, run_folder(dataset, name, seed))
@@ -185,13 +185,6 @@ def log_network(model: keras.Model, example: np.ndarray) -> None:
 
 def _without_optimizer(model: keras.Model) -> keras.Model:
     return keras.Model(model.inputs, model.outputs, name=model.name)
-
-
-def code_digest() -> str:
-    """Return the SHA-256 of the code that decides what a fit does."""
-    package = Path(__file__).parent.parent
-    files = [Path(__file__), *sorted(package.glob("training/*.py")), *sorted(package.glob("models/*.py"))]
-    return hashlib.sha256("".join(map(sha256_of, files)).encode()).hexdigest()
 
 
 def load_start(model: keras.Model, configuration: Configuration, params: Params, seed: int) -> None:
