@@ -5,13 +5,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Of the folders under results/, the one that answers the question; the tests read it here.
 ANSWER := results/real-64px-by-group
-# The one that divides the images as the talk did.
-AS_THE_TALK := results/real-64px-by-image
 
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install study report answer docs test test-all lint ui up lock vulnerabilities clean
+.PHONY: help install study report docs test test-all lint ui up lock vulnerabilities clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "make %-15s %s\n", $$1, $$2}'
@@ -32,9 +30,6 @@ study: install ## Run the whole study: data, every model, the comparison with th
 
 report: install ## Write reports/index.html, one page with everything in it, from the runs under results/
 	$(BIN)/medtransfer report $(or $(FROM),$(ANSWER) $(filter-out $(ANSWER),$(patsubst %/runs,%,$(sort $(wildcard results/*/runs)))))
-
-answer: install ## Write the answer in README.md from the results
-	$(BIN)/python tools/answer.py $(ANSWER) $(AS_THE_TALK)
 
 docs: install ## Make a site of the docs, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
