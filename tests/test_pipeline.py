@@ -484,4 +484,4 @@ def test_editing_what_decides_no_fit_retrains_nothing(study: Path, name: str) ->
     edited = study / "src" / "medtransfer" / name
     edited.write_text(edited.read_text() + "# changed\n")
     status = changed(study)
-    assert {name for name in status if not name.startswith("train-ham10000@ham10000-imagenet_head")} == {"evaluate"}
+    assert {name for name in status if not name.startswith("train-ham10000@ham10000-imagenet_head")} <= {"evaluate"}
