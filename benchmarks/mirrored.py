@@ -74,7 +74,7 @@ def losses(blocks: tuple[str, ...], devices: int, images: int, deterministic: bo
     from medtransfer.training.batches import Batches
     from medtransfer.training.device import make_deterministic
     from medtransfer.training.fit import fit
-    from medtransfer.training.prefix import leave_out_prefix
+    from medtransfer.training.prefix import use_cached_features
 
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
@@ -90,7 +90,7 @@ def losses(blocks: tuple[str, ...], devices: int, images: int, deterministic: bo
     with strategy.scope() if devices > 1 else tf.device("CPU:0"):
         model = vgg16.build_vgg16(SIZE, 2, settings, seed=0)
         vgg16.set_trainable(model, blocks)
-        network, inputs, _ = leave_out_prefix(model, blocks, settings, pixels, 0)
+        network, inputs, _ = use_cached_features(model, blocks, settings, pixels, 0)
         training = Batches(inputs, np.arange(trained), labels, BATCH, 0)
         history = fit(network, training, Batches(inputs, np.arange(trained, images), labels, BATCH), settings)
     return {column: [float(value) for value in history[column]] for column in ("loss", "val_loss")}

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from conftest import PROJECT
 from medtransfer.datasets.catalogue import CHEST_XRAY
-from medtransfer.files import whole_folder
+from medtransfer.files import atomic_folder
 from medtransfer.params import Configuration, Params
 from medtransfer.prepare import prepare_dataset
 
@@ -24,7 +24,7 @@ from medtransfer.params import read_params
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import every_device
 from medtransfer.training.fit import fit, predict
-from medtransfer.training.prefix import leave_out_prefix
+from medtransfer.training.prefix import use_cached_features
 changes = {"batch_size": 8, "epochs": 2, "dense_units": [8, 8], "learning_rate": 1e-3}
 settings = read_params(Path(sys.argv[1])).train.model_copy(update=changes)
 pixels = np.random.default_rng(0).integers(0, 256, (27, 32, 32, 3), dtype=np.uint8)
@@ -34,7 +34,7 @@ TOLERANCE = 1e-5
 def one_fit(blocks):
     model = vgg16.build_vgg16(32, 2, settings, seed=0)
     vgg16.set_trainable(model, blocks)
-    network, inputs, _ = leave_out_prefix(model, blocks, settings, pixels, 1)
+    network, inputs, _ = use_cached_features(model, blocks, settings, pixels, 1)
     # Neither part can be divided by four.
     parts = Batches(inputs, np.arange(21), labels, 8, 0), Batches(inputs, np.arange(21, 27), labels, 8)
     history = fit(network, *parts, settings)
@@ -114,7 +114,7 @@ def test_a_stage_trains_on_every_device_and_goes_on_after_an_interruption(
         }
     )
     for project in (tmp_path, tmp_path / "whole"):
-        with whole_folder(project / "artifacts" / "prepared" / "chest_xray") as folder:
+        with atomic_folder(project / "artifacts" / "prepared" / "chest_xray") as folder:
             prepare_dataset(CHEST_XRAY, demo / "chest_xray", params.datasets["chest_xray"], folder)
         YAML().dump(small.model_dump(), project / "params.yaml")
     assert run_on(2, STOPPED_AND_TAKEN_UP, tmp_path).count("going on after epoch 1 of") == 1

@@ -17,7 +17,7 @@ from medtransfer.training import features
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import make_deterministic
 from medtransfer.training.fit import fit, predict
-from medtransfer.training.prefix import BATCH, compute_features, divide, frozen_prefix, leave_out_prefix
+from medtransfer.training.prefix import BATCH, compute_features, divide, frozen_prefix, use_cached_features
 
 SIZE, CLASSES = 32, 3
 SHAPE = (10, 2, 2, 3)
@@ -229,7 +229,7 @@ def test_a_run_is_the_same_with_and_without_the_store(
         make_deterministic()
         model = vgg16.build_vgg16(SIZE, CLASSES, settings, seed=3)
         vgg16.set_trainable(model, blocks)
-        network, inputs, _ = leave_out_prefix(model, blocks, settings, images, max_gb)
+        network, inputs, _ = use_cached_features(model, blocks, settings, images, max_gb)
         assert (network is model) == (max_gb == 0)
         training = Batches(inputs, np.arange(50), labels, 8, seed=3)
         validation = Batches(inputs, np.arange(50, 70), labels, 8)

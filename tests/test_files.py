@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from medtransfer.files import sha256_of, whole_file, whole_folder, write_json
+from medtransfer.files import atomic_file, atomic_folder, sha256_of, write_json
 
 
 def test_a_folder_replaces_the_old_one_when_it_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "runs" / "x"
     for text in ("first", "second"):
-        with whole_folder(target) as folder:
+        with atomic_folder(target) as folder:
             (folder / text).touch()
             assert not (target / text).exists()
         assert [path.name for path in target.iterdir()] == [text]
@@ -20,13 +20,13 @@ def test_a_folder_replaces_the_old_one_when_it_is_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
-    with whole_folder(tmp_path / "x") as folder:
+    with atomic_folder(tmp_path / "x") as folder:
         (folder / "old").touch()
     write_json(tmp_path / "y.json", {"old": 1})
-    with pytest.raises(error), whole_folder(tmp_path / "x") as folder:
+    with pytest.raises(error), atomic_folder(tmp_path / "x") as folder:
         (folder / "new").touch()
         raise error
-    with pytest.raises(error), whole_file(tmp_path / "y.json") as partial:
+    with pytest.raises(error), atomic_file(tmp_path / "y.json") as partial:
         partial.write_text("half")
         raise error
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["old"]

@@ -25,7 +25,7 @@ from medtransfer.stages.integrity import DVC_LOCK, RWLOCK, check_dvc_files, chec
 from medtransfer.stages.layers import analyse_layers
 from medtransfer.stages.prepare import prepare
 from medtransfer.stages.register import best_fit, register
-from medtransfer.stages.train import load_start, train
+from medtransfer.stages.train import load_initial_weights, train
 
 PREDICTIONS = "id,group,split,label,p_nv,p_mel\na,g,test,nv,0.7,0.3\n"
 VALIDATED = PREDICTIONS.replace("test", "validation")
@@ -68,7 +68,7 @@ def tree_alone(params: Params) -> Params:
 
 
 def start(params: Params) -> None:
-    load_start(keras.Model(), params.configurations["ham10000_all"], params, 0)
+    load_initial_weights(keras.Model(), params.configurations["ham10000_all"], params, 0)
 
 
 READERS: dict[str, tuple[str, Callable[[Params], object]]] = {

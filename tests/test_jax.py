@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from conftest import PROJECT
 from medtransfer.datasets.catalogue import CHEST_XRAY
-from medtransfer.files import whole_folder
+from medtransfer.files import atomic_folder
 from medtransfer.params import Params
 from medtransfer.prepare import prepare_dataset
 
@@ -36,7 +36,7 @@ def test_a_tiny_configuration_trains_on_jax_without_tensorflow(
     values["configurations"]["random_head"] = {"weights": "random", "trainable": "head"}
     with (tmp_path / "params.yaml").open("w") as file:
         yaml.dump(values, file)
-    with whole_folder(tmp_path / "artifacts" / "prepared" / "chest_xray") as folder:
+    with atomic_folder(tmp_path / "artifacts" / "prepared" / "chest_xray") as folder:
         prepare_dataset(CHEST_XRAY, demo / "chest_xray", params.datasets["chest_xray"], folder)
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(NO_TENSORFLOW)

@@ -20,7 +20,7 @@ from medtransfer.cli import cli
 from medtransfer.datasets.checks import validate
 from medtransfer.datasets.own import Columns, dataset_of
 from medtransfer.errors import UserError
-from medtransfer.files import whole_folder
+from medtransfer.files import atomic_folder
 from medtransfer.params import read_params
 from medtransfer.prepare import prepare_dataset
 from medtransfer.stages.own import About, add_own
@@ -81,7 +81,7 @@ def test_a_data_set_is_copied_and_enters_the_study(project: Path) -> None:
     assert {"prepare@mine", "baseline@mine-random_forest-0", "explain@mine"} <= set(found)
     dataset = dataset_of("mine", params)
     assert validate(dataset, Path("data/mine"))["problems"] == []
-    with whole_folder(Path("prepared")) as folder:
+    with atomic_folder(Path("prepared")) as folder:
         done = prepare_dataset(dataset, Path("data/mine"), params.datasets["mine"], folder)
     samples = pd.read_csv("prepared/samples.csv", dtype=str)
     assert samples.groupby("group").split.nunique().max() == 1

@@ -31,7 +31,7 @@ from medtransfer.cli import cli
 from medtransfer.datasets.catalogue import CHEST_XRAY
 from medtransfer.errors import UserError
 from medtransfer.evaluation.predictions import write_predictions
-from medtransfer.files import sha256_of, whole_folder, write_json
+from medtransfer.files import atomic_folder, sha256_of, write_json
 from medtransfer.models import vgg16
 from medtransfer.params import Params, TrainParams
 from medtransfer.prepare import prepare_dataset
@@ -52,7 +52,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, demo: Path, params: Params
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlruns/mlflow.db")
         shutil.copy(PROJECT / "params.yaml", folder)
         prepared = folder / "artifacts" / "prepared" / "chest_xray"
-        with whole_folder(prepared) as target:
+        with atomic_folder(prepared) as target:
             prepare_dataset(CHEST_XRAY, demo / "chest_xray", params.datasets["chest_xray"], target)
         for number, model in enumerate(("cnn_random", "imagenet_all")):
             write_fit(folder, prepared, tiny, model, number, right=model == "imagenet_all")

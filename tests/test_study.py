@@ -21,7 +21,7 @@ from zc.lockfile import LockFile
 from conftest import PROJECT
 from medtransfer import tracking
 from medtransfer.datasets.catalogue import CHEST_XRAY
-from medtransfer.files import whole_folder
+from medtransfer.files import atomic_folder
 from medtransfer.params import Params
 from medtransfer.prepare import prepare_dataset
 from medtransfer.stages import integrity
@@ -70,7 +70,7 @@ def test_stages_that_wait_for_none_run_at_once_and_the_others_after_them(
     assert "I am" not in capfd.readouterr().out, "what is up to date runs again"
 
 
-def test_a_stage_that_waits_for_one_follows_it_in_its_lane_and_one_that_waits_for_more_comes_after_them() -> None:
+def test_a_stage_that_waits_for_one_follows_it_in_its_job_and_one_that_waits_for_more_comes_after_them() -> None:
     waits_for = {
         "a": {"prepare"}, "b": {"prepare"}, "c": {"prepare"}, "d": {"prepare"}, "on b": {"prepare", "b"}, "on c": {"c"},
         "all": {"a", "c", "d", "on b"}, "x": {"all"}, "y": {"all"}, "z": {"x", "y"}, "prepare": set(),
@@ -171,10 +171,10 @@ def wait_for(happened: Callable[[], bool], process: "subprocess.Popen[str]") -> 
 
 
 @pytest.mark.parametrize(
-    ("before", "lanes", "sent"), [("", 2, os.kill), (IGNORED, 1, os.kill), (IGNORED, 2, os.kill), ("", 2, os.killpg)]
+    ("before", "jobs", "sent"), [("", 2, os.kill), (IGNORED, 1, os.kill), (IGNORED, 2, os.kill), ("", 2, os.killpg)]
 )
 def test_sigterm_leaves_nothing_of_a_study_running(
-    project: Path, before: str, lanes: int, sent: Callable[[int, int], None]
+    project: Path, before: str, jobs: int, sent: Callable[[int, int], None]
 ) -> None:
     """To the command alone as `kill` sends it, or to all of its group as `timeout` and service managers do."""
     (project / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
@@ -182,14 +182,14 @@ def test_sigterm_leaves_nothing_of_a_study_running(
     (project / "data").mkdir()
     (project / "data" / "here.txt").touch()
     subprocess.run([*DVC, "add", "--quiet", "data"], check=True)
-    with running(before, "study", "--lanes", str(lanes)) as process:
-        wait_for(lambda: len(list(project.glob("*-begun"))) == lanes, process)
-        assert len(in_group(process.pid)) == 1 + 2 * lanes
+    with running(before, "study", "--jobs", str(jobs)) as process:
+        wait_for(lambda: len(list(project.glob("*-begun"))) == jobs, process)
+        assert len(in_group(process.pid)) == 1 + 2 * jobs
         sent(process.pid, signal.SIGTERM)
         assert process.wait(timeout=30) == 1
         assert in_group(process.pid) == []
     assert "Stopped. What is finished is kept" in Path("said.txt").read_text()
-    assert len(list(project.glob("*-begun"))) == lanes, "another stage began"
+    assert len(list(project.glob("*-begun"))) == jobs, "another stage began"
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def test_sigterm_ends_a_stages_run_as_killed_though_ctrl_c_follows(
     values["train"] |= {"epochs": 1000, "patience": 1000, "dense_units": [8, 8]}
     with Path("params.yaml").open("w") as file:
         YAML().dump(values, file)
-    with whole_folder(Path("artifacts/prepared/chest_xray")) as folder:
+    with atomic_folder(Path("artifacts/prepared/chest_xray")) as folder:
         prepare_dataset(CHEST_XRAY, demo / "chest_xray", params.datasets["chest_xray"], folder)
     with running("", "stage", "train", "chest_xray", "cnn_random", "--seed", "0") as process:
         wait_for(lambda: "epoch 1/1000" in Path("said.txt").read_text(), process)

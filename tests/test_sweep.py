@@ -22,7 +22,7 @@ from medtransfer import tracking
 from medtransfer.cli import cli
 from medtransfer.datasets.catalogue import CHEST_XRAY, HAM10000
 from medtransfer.errors import UserError
-from medtransfer.files import whole_folder
+from medtransfer.files import atomic_folder
 from medtransfer.params import Params
 from medtransfer.prepare import prepare_dataset
 from medtransfer.stages import sweep as stage
@@ -56,7 +56,7 @@ def project(tmp_path: Path, demo: Path, params: Params, monkeypatch: pytest.Monk
     )
     YAML().dump(small.model_dump(), tmp_path / "params.yaml")
     for dataset in (CHEST_XRAY, HAM10000):
-        with whole_folder(tmp_path / "artifacts" / "prepared" / dataset.name) as folder:
+        with atomic_folder(tmp_path / "artifacts" / "prepared" / dataset.name) as folder:
             prepare_dataset(dataset, demo / dataset.name, params.datasets[dataset.name], folder)
     return tmp_path
 
@@ -257,7 +257,7 @@ def test_however_a_sweep_ends_nothing_is_running_under_it(
     def run_all(fits: list[stage.Fit], root: Path, needs: stage.Needs, experiment: str, parent: str) -> pd.DataFrame:
         client = mlflow.MlflowClient()
         known = client.get_experiment_by_name(experiment).experiment_id
-        client.create_run(known, run_name="lost", tags=tracking.Place(experiment, "lost", parent).tags)
+        client.create_run(known, run_name="lost", tags=tracking.RunTarget(experiment, "lost", parent).tags)
         if error:
             raise error
         return pd.DataFrame([{"problem": "WorkerCrashedError", "val_macro_f1": float("nan")}])

@@ -119,10 +119,10 @@ def interrupted(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def test_what_runs_under_a_run_is_ended_and_nothing_else(store: mlflow.MlflowClient) -> None:
     with tracking.run("sweep", "grid", "f1", {}, {}) as parent:
-        place = tracking.Place("sweep", "x", parent.run_id)
+        target = tracking.RunTarget("sweep", "x", parent.run_id)
         experiment = store.get_run(parent.run_id or "").info.experiment_id
-        running, other = (store.create_run(experiment, tags=tags).info.run_id for tags in (place.tags, {}))
-        finished = store.create_run(experiment, tags=place.tags).info.run_id
+        running, other = (store.create_run(experiment, tags=tags).info.run_id for tags in (target.tags, {}))
+        finished = store.create_run(experiment, tags=target.tags).info.run_id
         store.set_terminated(finished, "FINISHED")
         parent.send(tracking.close_children)
         found = [store.get_run(run or "").info.status for run in (running, other, finished, parent.run_id)]

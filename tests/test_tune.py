@@ -12,7 +12,7 @@ from conftest import PROJECT
 from medtransfer.cli import cli
 from medtransfer.datasets.catalogue import CHEST_XRAY
 from medtransfer.errors import UserError
-from medtransfer.files import whole_folder
+from medtransfer.files import atomic_folder
 from medtransfer.params import Params
 from medtransfer.prepare import prepare_dataset
 from medtransfer.stages import tune as stage
@@ -24,7 +24,7 @@ from medtransfer.stages.layout import TUNING_KEY
 def prepared(tmp_path_factory: pytest.TempPathFactory, demo: Path, params: Params) -> Path:
     """A prepared data set, and beside it a store of features that all tests share."""
     folder = tmp_path_factory.mktemp("prepared")
-    with whole_folder(folder / "chest_xray") as target:
+    with atomic_folder(folder / "chest_xray") as target:
         prepare_dataset(CHEST_XRAY, demo / "chest_xray", params.datasets["chest_xray"], target)
     return folder
 

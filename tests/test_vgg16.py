@@ -23,7 +23,7 @@ def test_the_base_is_vgg16_and_the_head_the_talks(tiny: TrainParams) -> None:
     model = vgg16.build_vgg16(SIZE, CLASSES, tiny, seed=0)
     assert [layer.name for layer in vgg16.weighted_layers(model)] == CONVOLUTIONS + HEAD
     assert sum(tensor.size for tensor in vgg16.get_base_weights(model)) == 14_714_688
-    block5 = [layer for layer in vgg16.base_layers(model) if vgg16.part_of(layer.name) == "block5"]
+    block5 = [layer for layer in vgg16.base_layers(model) if vgg16.block_of(layer.name) == "block5"]
     assert sum(layer.count_params() for layer in block5) == 7_079_424
     head = [layer.name for layer in model.layers if layer.name.startswith("head")]
     assert head == ["head_flatten", "head_dense1", "head_dropout1", "head_dense2", "head_dropout2", "head_output"]
@@ -107,7 +107,7 @@ def test_counts_of_weights_add_up(tiny: TrainParams) -> None:
 
 def test_a_layer_of_no_block_cannot_pass_unnoticed(tiny: TrainParams) -> None:
     with pytest.raises(ValueError, match="belongs to no block"):
-        vgg16.part_of("extra_conv")
+        vgg16.block_of("extra_conv")
     model = vgg16.build_vgg16(SIZE, CLASSES, tiny, seed=0)
     headless = keras.Model(model.input, model.get_layer("block5_pool").output)
     with pytest.raises(ValueError, match="covers"):

@@ -81,7 +81,7 @@ def predictions(
     from medtransfer.training.batches import Batches
     from medtransfer.training.device import make_deterministic
     from medtransfer.training.fit import fit, predict
-    from medtransfer.training.prefix import leave_out_prefix
+    from medtransfer.training.prefix import use_cached_features
 
     params = read_params(Path(__file__).parents[2] / "params.yaml")
     data, prepared = Path(folder) / "data", Path(folder) / "prepared"
@@ -100,7 +100,7 @@ def predictions(
     model = vgg16.build_vgg16(images.shape[1], len(classes), settings, seed)
     blocks = Configuration(weights="random", trainable=trainable).blocks
     vgg16.set_trainable(model, blocks)
-    network, inputs, _ = leave_out_prefix(model, blocks, settings, images, max_gb)
+    network, inputs, _ = use_cached_features(model, blocks, settings, images, max_gb)
     labels = encode_labels(samples, classes)
     training = Batches(inputs, rows["train"], labels, settings.batch_size, seed)
     validation = Batches(inputs, rows["validation"], labels, settings.batch_size)

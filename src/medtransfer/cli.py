@@ -142,20 +142,20 @@ def _check() -> Params:
 
 
 @cli.command()
-@click.option("--lanes", type=SOME, help="Stages to run at once. [default: 1 with a GPU, else 2]")
-def study(lanes: int | None) -> None:
+@click.option("--jobs", type=SOME, help="Stages to run at once. [default: 1 with a GPU, else 2]")
+def study(jobs: int | None) -> None:
     """Run the whole study and print the comparison.
 
     Gets the data that data.dvc names and runs every stage that is out of date, some side by side.
     """
-    from medtransfer.stages.study import default_lanes, run_study
+    from medtransfer.stages.study import default_jobs, run_study
 
     params = _check()
     server = os.environ.get("MLFLOW_TRACKING_URI")  # the user's: MLflow puts its own there later
     try:
         click.echo("The data that data.dvc names:")
         _dvc("pull", "data.dvc")
-        code = run_study(lanes or default_lanes())
+        code = run_study(jobs or default_jobs())
     except KeyboardInterrupt:
         click.echo("\nStopped. What is finished is kept: run it again and it goes on.", err=True)
         raise
@@ -722,9 +722,9 @@ def predict(
     answers = list(stage.answer(classifier, images, overlays))
     table = stage.as_table(answers, classifier.facts)
     if output:
-        from medtransfer.files import whole_file
+        from medtransfer.files import atomic_file
 
-        with whole_file(output) as partial:
+        with atomic_file(output) as partial:
             table.to_csv(partial, index=False)
         click.echo(f"{counted(len(table), 'image')}: {output}", err=True)
     problems = [found.problem for found in answers if found.problem]

@@ -20,7 +20,7 @@ def partial_beside(target: Path) -> Path:
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder that replaces `target` by a rename when the block ends without error."""
     partial = partial_beside(target)
     shutil.rmtree(partial, ignore_errors=True)
@@ -46,7 +46,7 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
+def atomic_file(target: Path) -> Iterator[Path]:
     """Yield a path beside `target` that is renamed to it when the block ends without error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_beside(target)
@@ -92,7 +92,7 @@ def user_cache() -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON with a final newline."""
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         partial.write_text(json.dumps(value, indent=2) + "\n")
 
 

@@ -124,7 +124,7 @@ def absolute_uri() -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class RunTarget:
     """Where a fit's run goes: its experiment, its name, and the id of the run above it, if there is one."""
 
     experiment: str

@@ -17,7 +17,7 @@ from medtransfer.params import TrainParams
 from medtransfer.training.batches import Batches, feed
 from medtransfer.training.device import make_deterministic, place_on_device
 from medtransfer.training.fit import compile_network
-from medtransfer.training.prefix import leave_out_prefix
+from medtransfer.training.prefix import use_cached_features
 
 MAX_GB = 50  # of stored features
 
@@ -85,7 +85,7 @@ def ours(
     with deterministic():
         model = _build(sample, settings, trainable, weights, seed)
         begin = time.perf_counter()
-        network, inputs, _ = leave_out_prefix(model, trainable, settings, sample.images, MAX_GB)
+        network, inputs, _ = use_cached_features(model, trainable, settings, sample.images, MAX_GB)
         seconds = time.perf_counter() - begin
         compile_network(network, settings)
     inputs, rows = place_on_device(inputs), np.arange(len(sample.images))

@@ -13,7 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from medtransfer.datasets.catalogue import SOURCE_FILE
-from medtransfer.files import whole_folder, write_json
+from medtransfer.files import atomic_folder, write_json
 
 LESION_SIZE = (100, 75)  # width and height in pixels, the 4:3 of the real images
 CHEST_SIZE = 96
@@ -40,7 +40,7 @@ SITES = ("back", "lower extremity", "trunk", "upper extremity", "abdomen", "face
 def draw_demo(data: Path, seed: int) -> None:
     """Draw both data sets into `data`; the same seed gives the same files, byte for byte."""
     for name, draw in (("ham10000", _draw_ham10000), ("chest_xray", _draw_chest_xray)):
-        with whole_folder(data / name) as folder:
+        with atomic_folder(data / name) as folder:
             draw(folder, np.random.default_rng([seed, len(name)]))
             write_json(folder / SOURCE_FILE, {"synthetic": True, "source": f"medtransfer data demo --seed {seed}"})
 

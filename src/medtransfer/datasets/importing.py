@@ -14,7 +14,7 @@ from rich.progress import track
 
 from medtransfer.datasets.catalogue import IMPORT_IT, SOURCE_FILE, Dataset
 from medtransfer.errors import UserError, counted, shortened
-from medtransfer.files import files_under, partial_beside, replace_folder, sha256_of, whole_file, write_json
+from medtransfer.files import atomic_file, files_under, partial_beside, replace_folder, sha256_of, write_json
 
 MAX_ENTRIES = 200_000
 MAX_BYTES = 500_000_000  # of one file, unpacked
@@ -145,7 +145,7 @@ def _copy_entry(entry: Entry, target: Path, path: Path) -> None:
     if target.exists() and target.stat().st_size == entry.size and _crc_of(target) == entry.crc():
         return
     try:
-        with entry.open() as reader, whole_file(target) as partial, partial.open("wb") as writer:
+        with entry.open() as reader, atomic_file(target) as partial, partial.open("wb") as writer:
             shutil.copyfileobj(reader, writer)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise UserError(f"{path}: {entry.path} is damaged ({error}); nothing was imported, download it again") from None

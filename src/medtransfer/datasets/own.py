@@ -11,7 +11,7 @@ from rich.progress import track
 from medtransfer.datasets.catalogue import CATALOGUE, SOURCE_FILE, Dataset, Listing, get_dataset, list_samples, or_pull
 from medtransfer.datasets.images import FORMATS
 from medtransfer.errors import UserError
-from medtransfer.files import files_under, partial_beside, replace_folder, whole_file, write_json
+from medtransfer.files import atomic_file, files_under, partial_beside, replace_folder, write_json
 from medtransfer.params import CatalogueEntry, Params
 
 LABELS, IMAGES = "labels.csv", "images"
@@ -166,7 +166,7 @@ def copy_own(name: str, samples: pd.DataFrame, data: Path, source: str) -> None:
             target = staging / str(row.path)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(str(row.file), target)
-        with whole_file(staging / LABELS) as path:
+        with atomic_file(staging / LABELS) as path:
             samples[COLUMNS].to_csv(path, index=False)
         write_json(staging / SOURCE_FILE, {"synthetic": False, "source": source})
         replace_folder(staging, data / name)

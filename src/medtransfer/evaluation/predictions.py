@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.errors import UserError
-from medtransfer.files import whole_file
+from medtransfer.files import atomic_file
 
 PREFIX = "p_"
 
@@ -22,7 +22,7 @@ def write_predictions(path: Path, samples: pd.DataFrame, probabilities: np.ndarr
     table = samples[["id", "group", "split", "label"]].reset_index(drop=True)
     columns = [f"{PREFIX}{name}" for name in classes]
     table = pd.concat([table, pd.DataFrame(probabilities.astype(np.float32), columns=columns)], axis=1)
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         table.to_csv(partial, index=False)
 
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from medtransfer.models.vgg16 import base_layers, part_of
+from medtransfer.models.vgg16 import base_layers, block_of
 from medtransfer.params import BLOCKS
 
 BATCH = 32
@@ -39,7 +39,7 @@ def rewind_blocks(
     """
     rows = [{"block": "none", **score(tuned)}]
     for block in BLOCKS:
-        layers = [layer for layer in base_layers(tuned) if part_of(layer.name) == block]
+        layers = [layer for layer in base_layers(tuned) if block_of(layer.name) == block]
         kept = [layer.get_weights() for layer in layers]
         for layer in layers:
             layer.set_weights(start.get_layer(layer.name).get_weights())
@@ -70,7 +70,7 @@ def compare_layers(tuned: keras.Model, start: keras.Model, images: np.ndarray) -
         rows.append(
             {
                 "layer": layer.name,
-                "block": part_of(layer.name),
+                "block": block_of(layer.name),
                 "cka": linear_cka(before, after),
                 "distance": float(np.linalg.norm(new - old) / np.linalg.norm(old)),
             }

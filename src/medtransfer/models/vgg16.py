@@ -76,7 +76,7 @@ def load_network(path: Path) -> keras.Model:
     return model
 
 
-def part_of(layer: str) -> str:
+def block_of(layer: str) -> str:
     """Return the block of a layer by its name: block1 … block5 or head.
 
     Raises
@@ -94,10 +94,10 @@ def set_trainable(model: keras.Model, blocks: tuple[str, ...]) -> list[str]:
     """Freeze everything but the given blocks and the head; return the trainable layers' names."""
     trained = []
     for layer in weighted_layers(model):
-        layer.trainable = part_of(layer.name) in (*blocks, HEAD)
+        layer.trainable = block_of(layer.name) in (*blocks, HEAD)
         if layer.trainable:
             trained.append(layer.name)
-    covered = {part_of(name) for name in trained}
+    covered = {block_of(name) for name in trained}
     if covered != {*blocks, HEAD}:
         raise ValueError(f"the configuration names {sorted(blocks)} but covers {sorted(covered)}")
     return trained
@@ -110,7 +110,7 @@ def weighted_layers(model: keras.Model) -> list[keras.Layer]:
 
 def base_layers(model: keras.Model) -> list[keras.Layer]:
     """Return the 13 convolution layers in the order of the network."""
-    return [layer for layer in weighted_layers(model) if part_of(layer.name) != HEAD]
+    return [layer for layer in weighted_layers(model) if block_of(layer.name) != HEAD]
 
 
 def count_weights(model: keras.Model) -> dict[str, int]:

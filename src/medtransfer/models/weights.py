@@ -24,7 +24,7 @@ import onnx
 import onnx.numpy_helper
 
 from medtransfer.errors import UserError, shortened
-from medtransfer.files import user_cache, whole_file
+from medtransfer.files import atomic_file, user_cache
 from medtransfer.params import WEIGHTS_VARIABLE
 
 log = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ def _read_hdf5(path: Path) -> list[np.ndarray]:
 
 def _write_cache(tensors: list[np.ndarray]) -> None:
     names = [f"{layer}_{part}" for layer in LAYERS for part in ("kernel", "bias")]
-    with whole_file(cache_path()) as partial, partial.open("wb") as file:
+    with atomic_file(cache_path()) as partial, partial.open("wb") as file:
         np.savez(file, **dict(zip(names, tensors, strict=True)))  # type: ignore[arg-type]
 
 

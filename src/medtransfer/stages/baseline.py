@@ -5,7 +5,7 @@ from typing import Any
 
 from medtransfer import tracking
 from medtransfer.evaluation.metrics import MACRO, MICRO
-from medtransfer.files import sha256_of, whole_folder
+from medtransfer.files import atomic_folder, sha256_of
 from medtransfer.models.trees import TRUSTED_TYPES, build_tree, flatten_pixels, predict_probabilities, save_tree
 from medtransfer.params import Params
 from medtransfer.stages.inputs import encode_labels, read_dataset
@@ -35,7 +35,7 @@ def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
     made_from = {"hyperparameters": hyperparameters, "samples": sha256_of(PREPARED / dataset / "samples.csv")}
     fit = claim_fit(unfinished, made_from)
     with (
-        whole_folder(run_folder(dataset, model, seed)) as folder,
+        atomic_folder(run_folder(dataset, model, seed)) as folder,
         # A small tree is fitted in less than a second.
         tracking.run(dataset, run_name(model, seed), fit, hyperparameters, record, sample_seconds=0.2) as run,
     ):

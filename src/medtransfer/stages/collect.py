@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from medtransfer.errors import UserError
 from medtransfer.evaluation.families import overrides
-from medtransfer.files import whole_folder
+from medtransfer.files import atomic_folder
 from medtransfer.stages.integrity import check_unchanged
 from medtransfer.stages.layout import (
     FIGURES,
@@ -63,7 +63,7 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
         check_unchanged(PREPARED / dataset)
     if add:
         _check_same_study(fits, RESULTS / name)
-    with whole_folder(RESULTS / name) as folder:
+    with atomic_folder(RESULTS / name) as folder:
         _copy(fits, folder)
         if add:
             _keep(RESULTS / name, folder)

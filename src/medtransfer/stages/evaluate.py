@@ -14,7 +14,7 @@ from medtransfer.evaluation.comparison import Run, compare, score_intervals
 from medtransfer.evaluation.confusion import confusion, report
 from medtransfer.evaluation.predictions import classes_of, predicted_labels, read_predictions
 from medtransfer.evaluation.summary import compare_models, summarise
-from medtransfer.files import whole_file, whole_folder, write_json
+from medtransfer.files import atomic_file, atomic_folder, write_json
 from medtransfer.params import Params
 from medtransfer.report import figures, tables
 from medtransfer.report.cards import model_card
@@ -37,13 +37,13 @@ def evaluate(params: Params) -> None:
     table, summary, pairs = evaluate_runs(runs)
     write_tables(table, summary, pairs, runs, REPORTS)
     write_json(REPORTS / "metrics.json", nest(table))
-    with whole_folder(REPORTS / "plots" / "confusion") as folder:
+    with atomic_folder(REPORTS / "plots" / "confusion") as folder:
         for run in runs:
             rows = pd.DataFrame({"actual": run.predictions.label, "predicted": predicted_labels(run.predictions)})
             rows.to_csv(folder / f"{run.dataset}-{run_name(run.model, run.seed)}.csv", index=False)
-    with whole_folder(REPORTS / "plots" / "training_accuracy") as folder:
+    with atomic_folder(REPORTS / "plots" / "training_accuracy") as folder:
         write_learning(runs, folder)
-    with whole_folder(FIGURES) as folder:
+    with atomic_folder(FIGURES) as folder:
         draw_figures(runs, folder)
     unknown = [run for run in runs if not add_to_mlflow(run)]
     if unknown:
@@ -71,9 +71,9 @@ def write_tables(
 ) -> None:
     """Write TABLES and the talk's claims as CSV, and all of them as results.md."""
     for name, content in zip((*TABLES, "claims"), (table, summary, pairs, judge(pairs)), strict=True):
-        with whole_file(folder / f"{name}.csv") as path:
+        with atomic_file(folder / f"{name}.csv") as path:
             content.round(6).to_csv(path, index=False)
-    with whole_file(folder / "results.md") as path:
+    with atomic_file(folder / "results.md") as path:
         path.write_text(tables.markdown(table, summary, pairs, runs))
 
 

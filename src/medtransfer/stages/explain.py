@@ -3,7 +3,7 @@
 import numpy as np
 
 from medtransfer.explain.activations import first_layer_activations
-from medtransfer.files import whole_folder
+from medtransfer.files import atomic_folder
 from medtransfer.models import vgg16
 from medtransfer.models.weights import imagenet_weights
 from medtransfer.params import Params
@@ -22,7 +22,7 @@ def explain(params: Params, dataset: str) -> None:
     model = vgg16.build_vgg16(description["image_size"], len(description["classes"]), params.train, params.seeds[0])
     random = first_layer_activations(model, image)
     vgg16.set_base_weights(model, imagenet_weights(params.weights.file))
-    with whole_folder(ACTIVATIONS / dataset) as folder:
+    with atomic_folder(ACTIVATIONS / dataset) as folder:
         arrays = {
             "image": image,
             "id": samples.id[row],

@@ -9,7 +9,7 @@ import pandas as pd
 
 from medtransfer.evaluation.predictions import predicted_labels, probabilities_of, read_predictions
 from medtransfer.explain.gradcam import grad_cam
-from medtransfer.files import whole_folder, write_json
+from medtransfer.files import atomic_folder, write_json
 from medtransfer.models import vgg16
 from medtransfer.params import Params
 from medtransfer.report import figures
@@ -39,7 +39,7 @@ def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> P
     told = chosen.predicted.map(description["classes"].index).to_numpy()
     heat = grad_cam(vgg16.load_network(fitted / "model.keras"), pixels, told)
     record = json.loads((fitted / "run.json").read_text())
-    with whole_folder(GRADCAM / dataset / run_name(name, seed)) as folder:
+    with atomic_folder(GRADCAM / dataset / run_name(name, seed)) as folder:
         chosen.round(6).to_csv(folder / "images.csv", index=False)
         title = figures.mark(
             f"{dataset}, {name}, seed {seed}: where it looked (Grad-CAM, {heat.shape[1]} × {heat.shape[2]} places)",

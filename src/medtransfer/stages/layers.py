@@ -13,12 +13,12 @@ from medtransfer.evaluation.families import configuration_of
 from medtransfer.evaluation.intervals import intervals
 from medtransfer.evaluation.metrics import MACRO, score
 from medtransfer.explain.layers import compare_layers, probe_blocks, rewind_blocks
-from medtransfer.files import whole_folder, write_json
+from medtransfer.files import atomic_folder, write_json
 from medtransfer.models import vgg16
 from medtransfer.params import Params, TrainParams
 from medtransfer.stages.inputs import encode_labels, finished_network, read_dataset
 from medtransfer.stages.layout import LAYERS, run_name
-from medtransfer.stages.train import load_start
+from medtransfer.stages.train import load_initial_weights
 from medtransfer.training.device import device_name, make_deterministic
 from medtransfer.training.fit import predict
 from medtransfer.versions import git_commit
@@ -48,7 +48,7 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     begin = time.perf_counter()
     tuned = vgg16.load_network(fitted / "model.keras")
     start = vgg16.build_vgg16(description["image_size"], len(classes), settings, seed)
-    load_start(start, configuration, params, seed)
+    load_initial_weights(start, configuration, params, seed)
     rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation", "test")}
     labels = encode_labels(samples, classes)
     tested = samples.iloc[rows["test"]].reset_index(drop=True)
@@ -70,7 +70,7 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     ]
     largest = 64 * description["image_size"] ** 2 * np.dtype(np.float32).itemsize
     compared = draw_rows(rows["validation"], min(COMPARED, int(COMPARED_BYTES // largest)), seed)
-    with whole_folder(LAYERS / dataset / run_name(name, seed)) as folder:
+    with atomic_folder(LAYERS / dataset / run_name(name, seed)) as folder:
         pd.concat(probes).round(6).to_csv(folder / "probes.csv", index=False)
         rewind_blocks(tuned, start, score_network).round(6).to_csv(folder / "rewinding.csv", index=False)
         compare_layers(tuned, start, images[compared]).round(6).to_csv(folder / "similarity.csv", index=False)

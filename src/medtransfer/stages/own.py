@@ -16,7 +16,7 @@ from medtransfer.datasets.catalogue import CATALOGUE
 from medtransfer.datasets.own import Columns, copy_own, find_samples
 from medtransfer.errors import UserError
 from medtransfer.evaluation.intervals import MEASURES
-from medtransfer.files import whole_file
+from medtransfer.files import atomic_file
 from medtransfer.params import IN_WORDS, LABEL_PATTERN, NAME_PATTERN, Params, parse_params
 from medtransfer.prepare import assign_splits
 from medtransfer.stages.integrity import PIPELINE
@@ -83,7 +83,7 @@ def add_own(
     assign_splits(samples, parse_params(files[PARAMS], PARAMS).datasets[name].split, name)  # or refuse it now
     copy_own(name, samples, DATA, f"folder {images.resolve().name}")
     for path, text in files.items():
-        with whole_file(path) as partial:
+        with atomic_file(path) as partial:
             partial.write_text(text, encoding="utf-8")
     return len(samples)
 

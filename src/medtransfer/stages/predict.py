@@ -12,7 +12,7 @@ import pandas as pd
 from medtransfer import tracking
 from medtransfer.datasets.own import SUFFIXES
 from medtransfer.errors import UserError
-from medtransfer.files import whole_file
+from medtransfer.files import atomic_file
 from medtransfer.serving.classifier import (
     BATCH,
     NOTE,
@@ -94,7 +94,7 @@ def answer(classifier: Classifier, paths: list[Path], overlays: Path | None = No
             pictures = show_where(classifier, [read[number][0] for number in good], stacked, probabilities)
             for number, picture in zip(good, pictures, strict=True):
                 drawn[number] = overlays / f"{start + number:04d}-{part[number].stem}.png"
-                with whole_file(drawn[number]) as partial:
+                with atomic_file(drawn[number]) as partial:
                     picture.save(partial, format="PNG")
         for number, path in enumerate(part):
             yield Answer(path, said.get(number), read[number][2], drawn.get(number))

@@ -4,7 +4,7 @@ import time
 
 from medtransfer.datasets.own import dataset_of
 from medtransfer.errors import UserError
-from medtransfer.files import whole_folder
+from medtransfer.files import atomic_folder
 from medtransfer.params import Params
 from medtransfer.prepare import prepare_dataset
 from medtransfer.stages.integrity import check_params_unchanged, check_unchanged, warn_of_another_version
@@ -24,7 +24,7 @@ def prepare(params: Params, dataset: str) -> None:
     warn_of_another_version()
     check_unchanged(DATA)
     begin = time.perf_counter()
-    with whole_folder(PREPARED / dataset) as folder:
+    with atomic_folder(PREPARED / dataset) as folder:
         done = prepare_dataset(dataset_of(dataset, params), DATA / dataset, params.datasets[dataset], folder)
         check_params_unchanged(params, f"datasets.{dataset}")
     speed = sum(done["images"].values()) / (time.perf_counter() - begin)

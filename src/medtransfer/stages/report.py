@@ -13,7 +13,7 @@ from medtransfer.errors import UserError
 from medtransfer.evaluation.comparison import Run, by_model
 from medtransfer.evaluation.leak import measure_leak
 from medtransfer.evaluation.metrics import MACRO
-from medtransfer.files import whole_file
+from medtransfer.files import atomic_file
 from medtransfer.params import read_params
 from medtransfer.report.figures import DPI
 from medtransfer.report.page import build_page, overview
@@ -38,7 +38,7 @@ def write_result_tables(folder: Path) -> None:
     runs = read_runs(folder / "runs", folder / PARAMS)
     table, summary, pairs = evaluate_runs(runs)
     write_tables(table, summary, pairs, runs, folder)
-    with whole_file(folder / OVERVIEW) as path:
+    with atomic_file(folder / OVERVIEW) as path:
         overview(table).savefig(path, format="png", dpi=DPI)
 
 
@@ -59,7 +59,7 @@ def write_leak(leaky: Path, clean: Path) -> Path:
     sides = [read_runs(folder / "runs", folder / PARAMS) for folder in (leaky, clean)]
     shared = {dataset: _read_shared(leaky, dataset) for dataset in {run.dataset for run in sides[0]}}
     table = measure_leak(sides[0], sides[1], shared)
-    with whole_file(leaky / LEAK) as path:
+    with atomic_file(leaky / LEAK) as path:
         table.round(6).to_csv(path, index=False)
     return leaky / LEAK
 
@@ -74,7 +74,7 @@ def _read_shared(folder: Path, dataset: str) -> pd.DataFrame:
 def report(folders: list[Path], output: Path) -> None:
     """Write the page from runs and their tables; the first folder answers the question."""
     page = build_page([read_study(folder) for folder in folders])
-    with whole_file(output) as partial:
+    with atomic_file(output) as partial:
         partial.write_text(page, encoding="utf-8")
 
 

@@ -18,25 +18,25 @@ from medtransfer.hardware import gpu_capabilities
 from medtransfer.stages.integrity import PIPELINE
 
 DVC = (sys.executable, "-m", "dvc")
-MAX_LANES = 2  # a fit uses every core for a part of its time only; each more takes its own memory
+MAX_JOBS = 2  # a fit uses every core for a part of its time only; each more takes its own memory
 
 
-def default_lanes() -> int:
+def default_jobs() -> int:
     """Return how many stages run at once: one where they would share a GPU, else two."""
-    return 1 if gpu_capabilities() else min(MAX_LANES, os.cpu_count() or 1)
+    return 1 if gpu_capabilities() else min(MAX_JOBS, os.cpu_count() or 1)
 
 
-def run_study(lanes: int) -> int:
-    """Run every stage that is out of date, `lanes` at once, and return DVC's exit code.
+def run_study(jobs: int) -> int:
+    """Run every stage that is out of date, `jobs` at once, and return DVC's exit code.
 
     After a failure or an interruption nothing goes on running; what had finished is kept.
     """
-    if lanes > 1:
-        for batch in _batches(lanes):
+    if jobs > 1:
+        for batch in _batches(jobs):
             code = _side_by_side([["--wait-for-lock", "repro", "--single-item", *stages] for stages in batch])
             if code:
                 return code
-        return _side_by_side([["repro"]])  # what waits for all lanes, without a line for each stage that is up to date
+        return _side_by_side([["repro"]])  # stages that wait for all jobs; prints only what runs
     return run_dvc("repro")
 
 
@@ -47,10 +47,10 @@ def run_dvc(*arguments: str) -> int:
         return process.wait()
 
 
-def _batches(lanes: int) -> list[list[list[str]]]:
-    """Return batches of lanes of stages' names: what waits for another lane is in a later batch.
+def _batches(jobs: int) -> list[list[list[str]]]:
+    """Return batches of jobs, each a list of stage names: a stage that waits for another job is in a later batch.
 
-    None where all is up to date. A last batch of one lane is left out.
+    There are none if everything is up to date. A last batch of a single job is left out.
     """
     import networkx as nx
     from dvc.repo import Repo
@@ -66,30 +66,31 @@ def _batches(lanes: int) -> list[list[list[str]]]:
             sorted((stage.addressing for stage in stages if stage.path_in_repo == PIPELINE.name), key=order.__getitem__)
             for stages in nx.topological_generations(repo.index.graph.reverse())
         ]
-    return divide([stages for stages in generations if stages], waits_for, lanes)
+    return divide([stages for stages in generations if stages], waits_for, jobs)
 
 
-def divide(generations: list[list[str]], waits_for: Mapping[str, set[str]], lanes: int) -> list[list[list[str]]]:
-    """Divide generations of stages into batches of lanes.
+def divide(generations: list[list[str]], waits_for: Mapping[str, set[str]], jobs: int) -> list[list[list[str]]]:
+    """Divide generations of stages into batches of jobs.
 
-    One too small for every lane, whose stages wait for one of the generation before each, goes into their lanes.
+    If a generation has fewer stages than there are jobs, and each of its stages waits for a single job of the batch
+    before, each stage joins the job that it waits for.
     """
     batches: list[list[list[str]]] = []
     for stages in generations:
         before = batches[-1] if batches else []
         awaited = [[group for group in before if waits_for[stage].intersection(group)] for stage in stages]
-        if len(stages) < lanes and all(len(groups) == 1 for groups in awaited):
+        if len(stages) < jobs and all(len(groups) == 1 for groups in awaited):
             for stage, (group,) in zip(stages, awaited, strict=True):
                 group.append(stage)
         else:
             batches.append([[stage] for stage in stages])
     while batches and len(batches[-1]) < 2:
         batches.pop()
-    return [_share(groups, lanes) for groups in batches]
+    return [_share(groups, jobs) for groups in batches]
 
 
-def _share(groups: list[list[str]], lanes: int) -> list[list[str]]:
-    shared: list[list[str]] = [[] for _ in range(min(lanes, len(groups)))]
+def _share(groups: list[list[str]], jobs: int) -> list[list[str]]:
+    shared: list[list[str]] = [[] for _ in range(min(jobs, len(groups)))]
     for group in groups:
         min(shared, key=len).extend(group)
     return shared

@@ -31,7 +31,7 @@ from medtransfer import tracking
 from medtransfer.errors import UserError, shortened
 from medtransfer.evaluation.metrics import MACRO, score
 from medtransfer.evaluation.predictions import read_predictions
-from medtransfer.files import sha256_of, whole_file, write_json
+from medtransfer.files import atomic_file, sha256_of, write_json
 from medtransfer.params import WEIGHTS_VARIABLE, Params
 from medtransfer.stages.inputs import read_dataset
 from medtransfer.stages.integrity import LOCK, POINTER, check_unchanged
@@ -130,7 +130,7 @@ def sweep(
                 table = _run_all(fits, root, needs, experiment, parent.run_id)
         finally:
             parent.send(tracking.close_children)  # whose process was ended with Ray, or died once too often
-        with whole_file(root / "sweep.csv") as path:
+        with atomic_file(root / "sweep.csv") as path:
             table.to_csv(path, index=False)
         done = table[table.problem == ""]
         parent.log_metrics({"fits": len(done), "failed": len(table) - len(done)})
@@ -221,7 +221,7 @@ def lay_out(params: Params, root: Path, fits: list[Fit]) -> str:
         absolute = params.weights.model_copy(update={"file": str(Path(params.weights.file).resolve())})
         params = params.model_copy(update={"weights": absolute})
     for name, rate in {fit.project: fit.rate for fit in fits}.items():
-        with whole_file(root / name / PARAMS) as path:
+        with atomic_file(root / name / PARAMS) as path:
             YAML().dump(with_rate(params, rate, seeds).model_dump(), path)
         for file in (LOCK, POINTER):
             if file.exists():
@@ -323,7 +323,9 @@ def _run_all(fits: list[Fit], root: Path, needs: Needs, experiment: str, parent:
         max_calls=1,  # a new process a fit, which gives a GPU's memory back
     )(run_fit)
     commit = git_commit()
-    pending = {task.remote(fit, str(root), commit, tracking.Place(experiment, fit.name, parent)): fit for fit in fits}
+    pending = {
+        task.remote(fit, str(root), commit, tracking.RunTarget(experiment, fit.name, parent)): fit for fit in fits
+    }
     rows: list[dict[str, Any]] = []
     to_run = {fit for fit in fits if not _record(fit, root).exists()}
     begin = time.perf_counter()
@@ -399,7 +401,7 @@ def _stop(pending: list[Any]) -> None:
     ray.wait(pending, num_returns=len(pending), timeout=SECONDS_TO_STOP)
 
 
-def run_fit(fit: Fit, root: str, commit: str, place: tracking.Place) -> dict[str, Any]:
+def run_fit(fit: Fit, root: str, commit: str, target: tracking.RunTarget) -> dict[str, Any]:
     """Run one fit in a process of Ray's, unless it is finished, and return its row.
 
     The lock is for a fit that was given again while the process of a lost node still works at it: both share the disk.
@@ -420,7 +422,7 @@ def run_fit(fit: Fit, root: str, commit: str, place: tracking.Place) -> dict[str
             from medtransfer.params import read_params
             from medtransfer.stages.train import train
 
-            train(read_params(PARAMS), fit.dataset, fit.configuration, fit.seed, place, {"git_commit": commit})
+            train(read_params(PARAMS), fit.dataset, fit.configuration, fit.seed, target, {"git_commit": commit})
         return {**_row(folder), "node": ray.util.get_node_ip_address()}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from medtransfer import tracking
 from medtransfer.errors import UserError
 from medtransfer.evaluation.metrics import MACRO, MICRO
-from medtransfer.files import sha256_of, whole_folder
+from medtransfer.files import atomic_folder, sha256_of
 from medtransfer.models import vgg16
 from medtransfer.models.settings import read_settings
 from medtransfer.models.weights import digest, imagenet_weights
@@ -33,7 +33,7 @@ from medtransfer.training.device import (
 )  # fmt: skip
 from medtransfer.training.features import hash_array
 from medtransfer.training.fit import fit, predict
-from medtransfer.training.prefix import leave_out_prefix
+from medtransfer.training.prefix import use_cached_features
 
 
 def train(
@@ -41,14 +41,14 @@ def train(
     dataset: str,
     name: str,
     seed: int,
-    place: tracking.Place | None = None,
+    target: tracking.RunTarget | None = None,
     origin: Mapping[str, str] | None = None,
 ) -> None:
     """Fit one freezing configuration and score it on the test images.
 
     Parameters
     ----------
-    place : Place
+    target : RunTarget
         Where MLflow keeps the run; in the data set's experiment unless given.
     origin : mapping
         What stands in for what is found in this folder, as `git_commit`.
@@ -61,23 +61,23 @@ def train(
     if name not in params.configurations:
         raise UserError(f"params.yaml: configurations.{name}: missing; there are {', '.join(params.configurations)}")
     forget_recorded()
-    place = place or tracking.Place(dataset, run_name(name, seed))
+    target = target or tracking.RunTarget(dataset, run_name(name, seed))
     keras.config.disable_interactive_logging()
     make_deterministic()
     keep_freed_memory()
     with every_device() as devices:
-        _train(params, dataset, name, seed, place, {**(origin or {}), "devices": devices})
+        _train(params, dataset, name, seed, target, {**(origin or {}), "devices": devices})
 
 
 def _train(
-    params: Params, dataset: str, name: str, seed: int, place: tracking.Place, origin: Mapping[str, Any]
+    params: Params, dataset: str, name: str, seed: int, target: tracking.RunTarget, origin: Mapping[str, Any]
 ) -> None:
     configuration = params.configurations[name]
     settings = configuration.recipe(params.train, dataset)
     images, samples, description = read_dataset(params, dataset)
     classes = description["classes"]
     model = vgg16.build_vgg16(description["image_size"], len(classes), settings, seed)
-    load_start(model, configuration, params, seed)
+    load_initial_weights(model, configuration, params, seed)
     trained = vgg16.set_trainable(model, configuration.blocks)
     counts = vgg16.count_weights(model)
     record = {
@@ -104,12 +104,12 @@ def _train(
     made_from = {**describe_origin(model, images, dataset, hyperparameters), "devices": origin["devices"]}
     fit_id = claim_fit(unfinished, made_from)
     with (
-        whole_folder(run_folder(dataset, name, seed)) as folder,
-        tracking.run(place.experiment, place.name, fit_id, hyperparameters, {**record, **place.tags}) as run,
+        atomic_folder(run_folder(dataset, name, seed)) as folder,
+        tracking.run(target.experiment, target.name, fit_id, hyperparameters, {**record, **target.tags}) as run,
     ):
         run.log_data(samples, dataset, {key: record[key] for key in ("data_source", "data_version")})
         begin = time.perf_counter()
-        network, inputs, elsewhere = leave_out_prefix(
+        network, inputs, elsewhere = use_cached_features(
             model, configuration.blocks, settings, images, params.cache.max_gb
         )
         seconds = time.perf_counter() - begin
@@ -187,7 +187,7 @@ def _without_optimizer(model: keras.Model) -> keras.Model:
     return keras.Model(model.inputs, model.outputs, name=model.name)
 
 
-def load_start(model: keras.Model, configuration: Configuration, params: Params, seed: int) -> None:
+def load_initial_weights(model: keras.Model, configuration: Configuration, params: Params, seed: int) -> None:
     """Give the convolutional base the weights that the configuration begins from.
 
     Raises

@@ -12,16 +12,16 @@ import pandas as pd
 
 from medtransfer.errors import UserError
 from medtransfer.evaluation.metrics import MACRO, score
-from medtransfer.files import sha256_of, whole_file
+from medtransfer.files import atomic_file, sha256_of
 from medtransfer.models import vgg16
 from medtransfer.params import Params, TrainParams
 from medtransfer.stages.inputs import encode_labels, read_dataset, training_rows
 from medtransfer.stages.layout import PREPARED, TUNING_KEY, run_folder
-from medtransfer.stages.train import load_start
+from medtransfer.stages.train import load_initial_weights
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import device_name, keep_freed_memory, make_deterministic
 from medtransfer.training.fit import DivergedError, fit, predict
-from medtransfer.training.prefix import leave_out_prefix
+from medtransfer.training.prefix import use_cached_features
 
 FOUND = ["best_epoch", "val_loss", "val_macro_f1", "image_size", "precision", "device", "seconds"]
 
@@ -87,7 +87,7 @@ def tune(
             settings = recipe.model_copy(update={"learning_rate": rate})
             row = {**key, "learning_rate": rate, **_try(params, data, name, settings)}
             table = pd.concat([table, pd.DataFrame([row])[[*TUNING_KEY, *FOUND]]], ignore_index=True)
-            with whole_file(output) as path:
+            with atomic_file(output) as path:
                 table.to_csv(path, index=False)
             print(
                 f"{dataset} {name} with {recipe.optimizer} at {rate:g}: "
@@ -136,9 +136,9 @@ def _try(
     images, samples, description = data
     seed, configuration = params.seeds[0], params.configurations[name]
     model = vgg16.build_vgg16(description["image_size"], len(description["classes"]), settings, seed)
-    load_start(model, configuration, params, seed)
+    load_initial_weights(model, configuration, params, seed)
     vgg16.set_trainable(model, configuration.blocks)
-    network, inputs, _ = leave_out_prefix(model, configuration.blocks, settings, images, params.cache.max_gb)
+    network, inputs, _ = use_cached_features(model, configuration.blocks, settings, images, params.cache.max_gb)
     labels = encode_labels(samples, description["classes"])
     rows = training_rows(samples, settings.fraction, seed)
     validation = np.flatnonzero(samples.split == "validation")

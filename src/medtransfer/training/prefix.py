@@ -16,7 +16,7 @@ from medtransfer.training.features import GB, hash_array, stored_features
 BATCH = 64
 
 
-def leave_out_prefix(
+def use_cached_features(
     model: keras.Model, trainable: tuple[str, ...], settings: TrainParams, images: np.ndarray, max_gb: float
 ) -> tuple[keras.Model, np.ndarray, float | None]:
     """Return the network to train, what goes into it, and the seconds that an earlier run took to compute that.
