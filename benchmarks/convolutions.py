@@ -15,10 +15,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import numpy as np
 
+from medtransfer.core.params import BLOCKS, read_params
 from medtransfer.models import vgg16
-from medtransfer.params import BLOCKS, read_params
 from medtransfer.training.device import device_name, keep_freed_memory, make_deterministic
-from medtransfer.training.fit import compile_network
+from medtransfer.training.loop import compile_network
 
 # Precision, and whether the processor is taken for one that is slow in bfloat16.
 SIDES = {

@@ -69,11 +69,11 @@ def losses(blocks: tuple[str, ...], devices: int, images: int, deterministic: bo
     os.environ["KERAS_BACKEND"] = "tensorflow"
     import tensorflow as tf
 
+    from medtransfer.core.params import read_params
     from medtransfer.models import vgg16
-    from medtransfer.params import read_params
     from medtransfer.training.batches import Batches
     from medtransfer.training.device import make_deterministic
-    from medtransfer.training.fit import fit
+    from medtransfer.training.loop import fit
     from medtransfer.training.prefix import use_cached_features
 
     cpu = tf.config.list_physical_devices("CPU")[0]

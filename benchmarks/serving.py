@@ -18,7 +18,7 @@ import click
 import numpy as np
 import requests
 
-from medtransfer.versions import git_commit
+from medtransfer.core.provenance import git_commit
 
 TIMEOUT = 60
 PACKAGES = ("keras", "tensorflow", "numpy", "pillow", "fastapi", "uvicorn")

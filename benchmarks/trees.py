@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import f1_score
 
-from medtransfer.models.trees import build_tree, flatten_pixels, predict_probabilities
-from medtransfer.params import TREES, read_params
+from medtransfer.core.params import TREES, read_params
+from medtransfer.trees.classifiers import build_tree, flatten_pixels, predict_probabilities
 
 
 @click.command()

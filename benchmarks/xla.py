@@ -14,8 +14,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 
+from medtransfer.core.params import BLOCKS, TrainParams, read_params
 from medtransfer.models import vgg16
-from medtransfer.params import BLOCKS, TrainParams, read_params
 from medtransfer.training.device import device_name
 
 BATCH = 32

@@ -14,8 +14,8 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-from medtransfer.datasets.demo import draw_demo
-from medtransfer.params import Params, TrainParams, read_params
+from medtransfer.core.params import Params, TrainParams, read_params
+from medtransfer.data.demo import draw_demo
 
 # As `medtransfer` itself does it (cli.main).
 gc.set_threshold(100_000)

@@ -21,14 +21,15 @@ from ruamel.yaml import YAML
 from sklearn.tree import DecisionTreeClassifier
 
 from attacks import free_port
-from medtransfer import audit, tracking
+from medtransfer import tracking
+from medtransfer.audit import audit
 from medtransfer.cli import cli
-from medtransfer.errors import UserError
-from medtransfer.files import write_json
-from medtransfer.models.trees import TRUSTED_TYPES, Tree, load_tree, save_tree
-from medtransfer.stages.integrity import digest_of
-from medtransfer.stages.results import tell_mlflow
-from medtransfer.versions import git_commit
+from medtransfer.core.dvc import digest_of
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import write_json
+from medtransfer.core.provenance import git_commit
+from medtransfer.pipeline.outputs import tell_mlflow
+from medtransfer.trees.classifiers import TRUSTED_TYPES, Tree, load_tree, save_tree
 from test_tracking import server
 
 TREES = ("decision_tree", "random_forest")
@@ -491,7 +492,7 @@ def test_no_model_is_loaded_whose_digest_was_not_checked(
         loaded.append(path)
         return load_tree(path)
 
-    monkeypatch.setattr("medtransfer.models.trees.load_tree", load)
+    monkeypatch.setattr("medtransfer.trees.classifiers.load_tree", load)
     done = audit.repair()
     assert str(place(TREES[0]) / "model.skops") not in loaded
     assert bool(loaded) is recorded  # the other tree's

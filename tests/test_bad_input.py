@@ -24,15 +24,15 @@ import pytest
 from PIL import Image
 
 from conftest import PROJECT
-from medtransfer.datasets.catalogue import CHEST_XRAY, HAM10000
-from medtransfer.datasets.images import load_pixels, load_rgb
-from medtransfer.datasets.importing import import_dataset
-from medtransfer.errors import UserError
-from medtransfer.files import files_under
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import files_under
+from medtransfer.core.params import Params, Split, TrainParams
+from medtransfer.data.catalogue import CHEST_XRAY, HAM10000
+from medtransfer.data.images import load_pixels, load_rgb
+from medtransfer.data.importing import import_dataset
+from medtransfer.data.preparation import assign_splits, prepare_dataset
 from medtransfer.models import vgg16
 from medtransfer.models.weights import read_weights
-from medtransfer.params import Params, Split, TrainParams
-from medtransfer.prepare import assign_splits, prepare_dataset
 
 
 def one_line(error: UserError) -> bool:
@@ -483,7 +483,7 @@ def test_a_million_entries_are_refused_before_they_are_held(tmp_path: Path) -> N
 
 
 def test_a_folder_with_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medtransfer.datasets.importing.MAX_ENTRIES", 50)
+    monkeypatch.setattr("medtransfer.data.importing.MAX_ENTRIES", 50)
     (tmp_path / "source").mkdir()
     for number in range(60):
         (tmp_path / "source" / f"{number}.txt").touch()
@@ -597,8 +597,8 @@ def test_a_zip_that_may_not_be_read_is_not_called_damaged(tmp_path: Path) -> Non
     archive_of({IMAGE: JPEG}, tmp_path / "a.zip")
     (tmp_path / "a.zip").chmod(0)
     code = (
-        "from pathlib import Path; from medtransfer.datasets.catalogue import HAM10000; "
-        "from medtransfer.datasets.importing import import_dataset; "
+        "from pathlib import Path; from medtransfer.data.catalogue import HAM10000; "
+        "from medtransfer.data.importing import import_dataset; "
         "import_dataset(HAM10000, Path('a.zip'), Path('data'))"
     )
     env = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}

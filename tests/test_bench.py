@@ -9,8 +9,8 @@ import pytest
 from medtransfer.bench.compare import NOTEBOOK, available_sides, column_seconds, compare, table
 from medtransfer.bench.limit import matmul_rate, multiply_adds
 from medtransfer.bench.sides import make_sample
+from medtransfer.core.params import BLOCKS, Params, TrainParams
 from medtransfer.models import vgg16
-from medtransfer.params import BLOCKS, Params, TrainParams
 
 # VGG16's 13 convolutions at 224 px: 15.3 billion multiply-adds (Canziani et al. 2016, figure 2: 31 G operations).
 CONVOLUTIONS = 15_346_630_656

@@ -26,7 +26,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from clones import clone, dvc
 from medtransfer import tracking
-from medtransfer.models.trees import TRUSTED_TYPES
+from medtransfer.trees.classifiers import TRUSTED_TYPES
 from tracking_server import free_port
 
 

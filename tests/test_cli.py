@@ -11,11 +11,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from conftest import PROJECT
-from medtransfer.datasets.catalogue import SOURCE_FILE
-from medtransfer.errors import UserError
-from medtransfer.params import WEIGHTS_VARIABLE, Params, read_params
-from medtransfer.stages.check import describe_study
-from medtransfer.stages.integrity import check_pipeline
+from medtransfer.core.dvc import check_pipeline
+from medtransfer.core.errors import UserError
+from medtransfer.core.params import WEIGHTS_VARIABLE, Params, read_params
+from medtransfer.data.catalogue import SOURCE_FILE
+from medtransfer.study.check import describe_study
 
 COMMAND = [sys.executable, "-c", "from medtransfer.cli import main; main()"]
 

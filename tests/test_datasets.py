@@ -14,12 +14,12 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from medtransfer.cli import cli
-from medtransfer.datasets.catalogue import CATALOGUE, CHEST_XRAY, HAM10000, get_dataset, read_source
-from medtransfer.datasets.checks import describe, validate
-from medtransfer.datasets.demo import draw_demo
-from medtransfer.datasets.images import load_pixels, load_rgb
-from medtransfer.datasets.importing import import_dataset
-from medtransfer.errors import UserError
+from medtransfer.core.errors import UserError
+from medtransfer.data.catalogue import CATALOGUE, CHEST_XRAY, HAM10000, get_dataset, read_source
+from medtransfer.data.checks import describe, validate
+from medtransfer.data.demo import draw_demo
+from medtransfer.data.images import load_pixels, load_rgb
+from medtransfer.data.importing import import_dataset
 
 NAMES = sorted(CATALOGUE)
 

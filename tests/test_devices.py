@@ -10,20 +10,20 @@ import pytest
 from ruamel.yaml import YAML
 
 from conftest import PROJECT
-from medtransfer.datasets.catalogue import CHEST_XRAY
-from medtransfer.files import atomic_folder
-from medtransfer.params import Configuration, Params
-from medtransfer.prepare import prepare_dataset
+from medtransfer.core.files import atomic_folder
+from medtransfer.core.params import Configuration, Params
+from medtransfer.data.catalogue import CHEST_XRAY
+from medtransfer.data.preparation import prepare_dataset
 
 SAME_ON_EVERY_DEVICE = """
 import sys
 from pathlib import Path
 import jax, keras, numpy as np
 from medtransfer.models import vgg16
-from medtransfer.params import read_params
+from medtransfer.core.params import read_params
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import every_device
-from medtransfer.training.fit import fit, predict
+from medtransfer.training.loop import fit, predict
 from medtransfer.training.prefix import use_cached_features
 changes = {"batch_size": 8, "epochs": 2, "dense_units": [8, 8], "learning_rate": 1e-3}
 settings = read_params(Path(sys.argv[1])).train.model_copy(update=changes)
@@ -74,9 +74,9 @@ def test_several_devices_find_what_one_finds(tmp_path: Path) -> None:
 STOPPED_AND_TAKEN_UP = """
 import logging, os
 from pathlib import Path
-from medtransfer.params import read_params
-from medtransfer.stages.train import train
-from medtransfer.training import fit
+from medtransfer.core.params import read_params
+from medtransfer.pipeline.train import train
+from medtransfer.training import loop as fit
 
 logging.basicConfig(level=logging.INFO)
 

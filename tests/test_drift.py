@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from medtransfer.core.params import Params, TrainParams
 from medtransfer.models import vgg16
-from medtransfer.params import Params, TrainParams
-from medtransfer.stages import train as stage
-from medtransfer.training import fit as training
+from medtransfer.pipeline import train as stage
+from medtransfer.training import loop as training
 from medtransfer.training.batches import Batches
 
 DRIFTS: list[tuple[dict[str, Any], str]] = [

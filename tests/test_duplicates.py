@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageOps
 
-from medtransfer.datasets.catalogue import HAM10000
-from medtransfer.datasets.duplicates import find_near_duplicates, thumbnail
-from medtransfer.datasets.images import load_rgb
-from medtransfer.params import Params
-from medtransfer.prepare import assign_splits, prepare_dataset
+from medtransfer.core.params import Params
+from medtransfer.data.catalogue import HAM10000
+from medtransfer.data.duplicates import find_near_duplicates, thumbnail
+from medtransfer.data.images import load_rgb
+from medtransfer.data.preparation import assign_splits, prepare_dataset
 
 
 def recompressed(image: Image.Image) -> Image.Image:

@@ -8,11 +8,10 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from medtransfer.errors import UserError
-from medtransfer.evaluation.calibration import believable, fit_temperature, scale
-from medtransfer.evaluation.comparison import Run, compare, score_intervals
-from medtransfer.evaluation.confusion import confusion
-from medtransfer.evaluation.intervals import (
+from medtransfer.analysis.calibration import believable, fit_temperature, scale
+from medtransfer.analysis.comparison import Run, compare, score_intervals
+from medtransfer.analysis.confusion import confusion
+from medtransfer.analysis.intervals import (
     MEASURES,
     compare_pair,
     correct,
@@ -22,11 +21,12 @@ from medtransfer.evaluation.intervals import (
     studentized,
     weighted_score,
 )
-from medtransfer.evaluation.leak import measure_leak
-from medtransfer.evaluation.metrics import AUC, BRIER, CALIBRATION, MACRO, MICRO, score
-from medtransfer.evaluation.predictions import predicted_labels, read_predictions, write_predictions
-from medtransfer.evaluation.published import published_f1
-from medtransfer.evaluation.summary import SCALED, compare_models, summarise
+from medtransfer.analysis.leakage import measure_leak
+from medtransfer.analysis.published import published_f1
+from medtransfer.analysis.summary import SCALED, compare_models, summarise
+from medtransfer.core.errors import UserError
+from medtransfer.core.predictions import predicted_labels, read_predictions, write_predictions
+from medtransfer.metrics.scores import AUC, BRIER, CALIBRATION, MACRO, MICRO, score
 
 CLASSES = ["a", "b", "c"]
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medtransfer.core.params import BLOCKS, TrainParams
 from medtransfer.models import vgg16
-from medtransfer.params import BLOCKS, TrainParams
-from medtransfer.training import features
+from medtransfer.training import feature_cache as features
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import make_deterministic
-from medtransfer.training.fit import fit, predict
+from medtransfer.training.loop import fit, predict
 from medtransfer.training.prefix import BATCH, compute_features, divide, frozen_prefix, use_cached_features
 
 SIZE, CLASSES = 32, 3

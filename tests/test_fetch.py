@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from kagglesdk import kaggle_env
 
 from medtransfer.cli import cli
-from medtransfer.datasets.catalogue import HAM10000, read_source
-from medtransfer.datasets.importing import fetch_dataset
-from medtransfer.errors import UserError
+from medtransfer.core.errors import UserError
+from medtransfer.data.catalogue import HAM10000, read_source
+from medtransfer.data.importing import fetch_dataset
 
 
 class Kaggle(http.server.BaseHTTPRequestHandler):

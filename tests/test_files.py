@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from medtransfer.files import atomic_file, atomic_folder, sha256_of, write_json
+from medtransfer.core.files import atomic_file, atomic_folder, sha256_of, write_json
 
 
 def test_a_folder_replaces_the_old_one_when_it_is_whole(tmp_path: Path) -> None:

@@ -16,14 +16,14 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from conftest import PROJECT
-from medtransfer.datasets.catalogue import CHEST_XRAY, HAM10000, METADATA_COLUMNS
-from medtransfer.datasets.images import load_rgb
-from medtransfer.datasets.importing import import_dataset
-from medtransfer.datasets.own import COLUMNS, Columns, find_samples, own_dataset
-from medtransfer.errors import UserError
-from medtransfer.files import files_under
-from medtransfer.params import CatalogueEntry, Params, Split, read_params
-from medtransfer.prepare import SPLITS, assign_splits, shared_with_training
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import files_under
+from medtransfer.core.params import CatalogueEntry, Params, Split, read_params
+from medtransfer.data.catalogue import CHEST_XRAY, HAM10000, METADATA_COLUMNS
+from medtransfer.data.custom import COLUMNS, Columns, find_samples, own_dataset
+from medtransfer.data.images import load_rgb
+from medtransfer.data.importing import import_dataset
+from medtransfer.data.preparation import SPLITS, assign_splits, shared_with_training
 from test_bad_input import png_of_16_bits
 
 # Set MEDTRANSFER_FUZZ to try more: docs/reliability.md has the numbers of a long run.

@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medtransfer.explain.gradcam import grad_cam, overlay
+from medtransfer.core.params import TrainParams
+from medtransfer.layers.gradcam import grad_cam, overlay
 from medtransfer.models import vgg16
-from medtransfer.params import TrainParams
-from medtransfer.stages.gradcam import choose
+from medtransfer.study.gradcam import choose
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from conftest import PROJECT
-from medtransfer import hardware
-from medtransfer.audit import _differs
-from medtransfer.params import parse_params
+from medtransfer.audit.audit import _differs
+from medtransfer.core import hardware
+from medtransfer.core.params import parse_params
 
 
 @pytest.mark.parametrize(

@@ -12,20 +12,20 @@ from ruamel.yaml import YAML
 
 from clones import dvc
 from conftest import PROJECT
-from medtransfer import audit
-from medtransfer.errors import UserError
-from medtransfer.params import Params, read_params
-from medtransfer.stages.baseline import baseline
-from medtransfer.stages.collect import collect
-from medtransfer.stages.evaluate import evaluate
-from medtransfer.stages.explain import explain
-from medtransfer.stages.gradcam import explain_predictions
-from medtransfer.stages.inputs import read_dataset
-from medtransfer.stages.integrity import DVC_LOCK, RWLOCK, check_dvc_files, check_unchanged, read_lock
-from medtransfer.stages.layers import analyse_layers
-from medtransfer.stages.prepare import prepare
-from medtransfer.stages.register import best_fit, register
-from medtransfer.stages.train import load_initial_weights, train
+from medtransfer.audit import audit
+from medtransfer.core.dvc import DVC_LOCK, RWLOCK, check_dvc_files, check_unchanged, read_lock
+from medtransfer.core.errors import UserError
+from medtransfer.core.params import Params, read_params
+from medtransfer.core.prepared import read_dataset
+from medtransfer.pipeline.baseline import baseline
+from medtransfer.pipeline.evaluate import evaluate
+from medtransfer.pipeline.explain import explain
+from medtransfer.pipeline.prepare import prepare
+from medtransfer.pipeline.train import load_initial_weights, train
+from medtransfer.serving.register import best_fit, register
+from medtransfer.study.collect import collect
+from medtransfer.study.gradcam import explain_predictions
+from medtransfer.study.layers import analyse_layers
 
 PREDICTIONS = "id,group,split,label,p_nv,p_mel\na,g,test,nv,0.7,0.3\n"
 VALIDATED = PREDICTIONS.replace("test", "validation")

@@ -11,10 +11,10 @@ import pytest
 from ruamel.yaml import YAML
 
 from conftest import PROJECT
-from medtransfer.datasets.catalogue import CHEST_XRAY
-from medtransfer.files import atomic_folder
-from medtransfer.params import Params
-from medtransfer.prepare import prepare_dataset
+from medtransfer.core.files import atomic_folder
+from medtransfer.core.params import Params
+from medtransfer.data.catalogue import CHEST_XRAY
+from medtransfer.data.preparation import prepare_dataset
 
 NO_TENSORFLOW = """
 import sys
@@ -58,9 +58,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import keras, numpy as np
 from medtransfer.models import vgg16
-from medtransfer.params import read_params
+from medtransfer.core.params import read_params
 from medtransfer.training.batches import Batches
-from medtransfer.training.fit import fit, predict
+from medtransfer.training.loop import fit, predict
 settings = read_params(Path(sys.argv[1])).train.model_copy(update={"batch_size": 8, "epochs": 2, "dense_units": [8, 8]})
 pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
 labels = np.arange(40) % 2
@@ -72,7 +72,7 @@ for inputs in (pixels, jnp.asarray(pixels)):
     fit(model, Batches(inputs, np.arange(32), labels, 8, 0), Batches(inputs, np.arange(32, 40), labels, 8), settings)
     found.append(predict(model, inputs, np.arange(40), 8))
 assert (found[0] == found[1]).all()
-from medtransfer.explain.gradcam import grad_cam
+from medtransfer.layers.gradcam import grad_cam
 heat = grad_cam(model, pixels[:4], np.zeros(4, int))
 assert heat.shape == (4, 2, 2) and 0 <= heat.min() and heat.max() == 1
 """

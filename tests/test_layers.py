@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import pytest
 
-from medtransfer.explain.layers import compare_layers, linear_cka, probe_blocks, rewind_blocks
+from medtransfer.core.params import TrainParams
+from medtransfer.layers.probes import compare_layers, linear_cka, probe_blocks, rewind_blocks
 from medtransfer.models import vgg16
-from medtransfer.params import TrainParams
-from medtransfer.stages.layers import draw_rows
+from medtransfer.study.layers import draw_rows
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
 

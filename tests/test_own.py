@@ -17,13 +17,13 @@ from PIL import Image
 from clones import change_params, clone, dvc, run
 from conftest import PROJECT
 from medtransfer.cli import cli
-from medtransfer.datasets.checks import validate
-from medtransfer.datasets.own import Columns, dataset_of
-from medtransfer.errors import UserError
-from medtransfer.files import atomic_folder
-from medtransfer.params import read_params
-from medtransfer.prepare import prepare_dataset
-from medtransfer.stages.own import About, add_own
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import atomic_folder
+from medtransfer.core.params import read_params
+from medtransfer.data.checks import validate
+from medtransfer.data.custom import Columns, dataset_of
+from medtransfer.data.preparation import prepare_dataset
+from medtransfer.study.custom_data import About, add_own
 
 ABOUT = About("My scans", "unknown", "none")
 
@@ -148,7 +148,7 @@ def test_data_that_are_named_but_not_there_are_had_first(project: Path, monkeypa
         called.append(arguments)
         return 1  # the remote is away
 
-    monkeypatch.setattr("medtransfer.stages.study.run_dvc", dvc)
+    monkeypatch.setattr("medtransfer.study.run.run_dvc", dvc)
     Path("data.dvc").write_text(
         "outs:\n- {md5: 0123456789abcdef0123456789abcdef.dir, size: 1, nfiles: 1, path: data}\n"
     )

@@ -18,24 +18,24 @@ from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from conftest import ANSWER, PROJECT
+from medtransfer.analysis.agreement import WAYS
+from medtransfer.analysis.claims import CLAIMS, judge
+from medtransfer.analysis.comparison import Run
+from medtransfer.analysis.families import LATTICE, RECIPES, SIZES, TALK, family
+from medtransfer.analysis.questions import block_gains, find_pair
 from medtransfer.cli import cli
-from medtransfer.errors import UserError
-from medtransfer.evaluation.agreement import WAYS
-from medtransfer.evaluation.claims import CLAIMS, judge
-from medtransfer.evaluation.comparison import Run
-from medtransfer.evaluation.families import LATTICE, RECIPES, SIZES, TALK, family
-from medtransfer.evaluation.metrics import MACRO, MICRO
-from medtransfer.evaluation.questions import block_gains, find_pair
-from medtransfer.files import write_json
-from medtransfer.params import Configuration, read_params
+from medtransfer.core.dvc import _digest_of, file_digests
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import write_json
+from medtransfer.core.params import Configuration, read_params
+from medtransfer.metrics.scores import MACRO, MICRO
+from medtransfer.pipeline.evaluate import evaluate_runs
+from medtransfer.pipeline.outputs import LEAK
 from medtransfer.report import figures, tables
 from medtransfer.report.page import SPLITS, _scores, build_page, overview
 from medtransfer.report.sentences import answer, beyond, collapses, guess, more, reproduced, tries, which_layers
 from medtransfer.report.study import Layers, Study, costs
-from medtransfer.stages.evaluate import evaluate_runs
-from medtransfer.stages.integrity import _digest_of, file_digests
-from medtransfer.stages.report import read_study, write_result_tables
-from medtransfer.stages.results import LEAK
+from medtransfer.study.report import read_study, write_result_tables
 from test_questions import EFFECT, layer_tables
 
 # Asked of the browser once the page is there, since --dump-dom prints attributes.

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from conftest import PROJECT
-from medtransfer.errors import UserError
-from medtransfer.params import BLOCKS, Params, parse_params, read_params
+from medtransfer.core.errors import UserError
+from medtransfer.core.params import BLOCKS, Params, parse_params, read_params
 
 
 def edited(tmp_path: Path, old: str, new: str) -> Path:

@@ -9,15 +9,22 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-import medtransfer.prepare
+import medtransfer.data.preparation
 from conftest import PROJECT
-from medtransfer.datasets.catalogue import HAM10000
-from medtransfer.datasets.images import load_pixels, load_rgb
-from medtransfer.errors import UserError
-from medtransfer.files import sha256_of
-from medtransfer.params import Params, Split
-from medtransfer.prepare import LEFT_OUT, SPLITS, assign_splits, leave_out, prepare_dataset, shared_with_training
-from medtransfer.stages.prepare import prepare
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import sha256_of
+from medtransfer.core.params import Params, Split
+from medtransfer.data.catalogue import HAM10000
+from medtransfer.data.images import load_pixels, load_rgb
+from medtransfer.data.preparation import (
+    LEFT_OUT,
+    SPLITS,
+    assign_splits,
+    leave_out,
+    prepare_dataset,
+    shared_with_training,
+)
+from medtransfer.pipeline.prepare import prepare
 
 
 def split(by: str, seed: int = 0, leak: str = "keep") -> Split:
@@ -115,7 +122,7 @@ def test_a_split_by_group_that_shares_a_group_stops_prepare(
     demo: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_image = assign_splits(HAM10000.read(demo / "ham10000").samples, split("image"), "x")
-    monkeypatch.setattr(medtransfer.prepare, "assign_splits", lambda *_: by_image)
+    monkeypatch.setattr(medtransfer.data.preparation, "assign_splits", lambda *_: by_image)
     settings = params.datasets["ham10000"].model_copy(update={"split": split("group")})
     shared = r"^ham10000: \d+ of 68 test images share a lesion with training or validation, as ISIC_"
     with pytest.raises(UserError, match=shared):

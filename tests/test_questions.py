@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from medtransfer.evaluation.agreement import WAYS, agree
-from medtransfer.evaluation.comparison import Run
-from medtransfer.evaluation.families import LATTICE, RECIPES, SIZES, TALK, WEIGHTS, family, question
-from medtransfer.evaluation.metrics import MACRO
-from medtransfer.evaluation.questions import block_counts, block_gains, data_sizes, find_pair, recipe_changes
-from medtransfer.params import BLOCKS, Configuration, Params
+from medtransfer.analysis.agreement import WAYS, agree
+from medtransfer.analysis.comparison import Run
+from medtransfer.analysis.families import LATTICE, RECIPES, SIZES, TALK, WEIGHTS, family, question
+from medtransfer.analysis.questions import block_counts, block_gains, data_sizes, find_pair, recipe_changes
+from medtransfer.core.params import BLOCKS, Configuration, Params
+from medtransfer.metrics.scores import MACRO
 
 NOTHING = pd.DataFrame()
 # What `compare_models` finds of a pair, without its names and p-values.

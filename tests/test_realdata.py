@@ -5,11 +5,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from medtransfer.datasets.catalogue import CHEST_XRAY, HAM10000
-from medtransfer.datasets.checks import describe, validate
-from medtransfer.datasets.importing import import_dataset
-from medtransfer.params import Split
-from medtransfer.prepare import assign_splits, shared_with_training
+from medtransfer.core.params import Split
+from medtransfer.data.catalogue import CHEST_XRAY, HAM10000
+from medtransfer.data.checks import describe, validate
+from medtransfer.data.importing import import_dataset
+from medtransfer.data.preparation import assign_splits, shared_with_training
 
 pytestmark = pytest.mark.realdata
 

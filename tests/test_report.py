@@ -9,9 +9,9 @@ from PIL import Image
 from rich.console import Console
 
 from conftest import PROJECT
-from medtransfer.evaluation.comparison import Run, compare, score_intervals
-from medtransfer.evaluation.summary import compare_models, summarise
-from medtransfer.params import Configuration, read_params
+from medtransfer.analysis.comparison import Run, compare, score_intervals
+from medtransfer.analysis.summary import compare_models, summarise
+from medtransfer.core.params import Configuration, read_params
 from medtransfer.report import figures, tables
 from medtransfer.report.cards import model_card
 

@@ -9,7 +9,7 @@ import pytest
 
 from clones import dvc
 from conftest import PROJECT
-from medtransfer.versions import git_commit
+from medtransfer.core.provenance import git_commit
 
 PATTERNS = {
     "private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",

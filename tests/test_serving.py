@@ -26,19 +26,20 @@ from PIL import Image
 
 from attacks import free_port, started
 from conftest import PROJECT
-from medtransfer import audit, tracking
+from medtransfer import tracking
+from medtransfer.audit import audit
 from medtransfer.cli import cli
-from medtransfer.datasets.catalogue import CHEST_XRAY
-from medtransfer.errors import UserError
-from medtransfer.evaluation.predictions import write_predictions
-from medtransfer.files import atomic_folder, sha256_of, write_json
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import atomic_folder, sha256_of, write_json
+from medtransfer.core.params import Params, TrainParams
+from medtransfer.core.predictions import write_predictions
+from medtransfer.data.catalogue import CHEST_XRAY
+from medtransfer.data.preparation import prepare_dataset
 from medtransfer.models import vgg16
-from medtransfer.params import Params, TrainParams
-from medtransfer.prepare import prepare_dataset
-from medtransfer.serving import page as server_page
+from medtransfer.serving import app as server_page
+from medtransfer.serving.app import MAX_BYTES, MAX_WAITING, build_app
 from medtransfer.serving.classifier import load_classifier, read_image
-from medtransfer.serving.page import MAX_BYTES, MAX_WAITING, build_app
-from medtransfer.stages.predict import as_json, open_classifier
+from medtransfer.serving.predict import as_json, open_classifier
 
 CLASSES = ["NORMAL", "PNEUMONIA"]
 

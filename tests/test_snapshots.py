@@ -9,13 +9,13 @@ import keras
 import numpy as np
 import pytest
 
-from medtransfer.errors import UserError
+from medtransfer.core.errors import UserError
+from medtransfer.core.params import TrainParams
 from medtransfer.models import vgg16
-from medtransfer.params import TrainParams
-from medtransfer.training import snapshots
+from medtransfer.training import checkpoints as snapshots
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import make_deterministic
-from medtransfer.training.fit import fit, predict
+from medtransfer.training.loop import fit, predict
 
 SIZE, CLASSES, EPOCHS = 32, 3, 5
 MADE_FROM = {"seed": 1, "learning_rate": 1e-3}

@@ -20,12 +20,12 @@ from zc.lockfile import LockFile
 
 from conftest import PROJECT
 from medtransfer import tracking
-from medtransfer.datasets.catalogue import CHEST_XRAY
-from medtransfer.files import atomic_folder
-from medtransfer.params import Params
-from medtransfer.prepare import prepare_dataset
-from medtransfer.stages import integrity
-from medtransfer.stages.study import DVC, _print_lines, divide, run_study
+from medtransfer.core import dvc as integrity
+from medtransfer.core.files import atomic_folder
+from medtransfer.core.params import Params
+from medtransfer.data.catalogue import CHEST_XRAY
+from medtransfer.data.preparation import prepare_dataset
+from medtransfer.study.run import DVC, _print_lines, divide, run_study
 
 PIPELINE = """
 stages:
@@ -99,7 +99,7 @@ def test_an_output_that_fails_stops_all_stages_and_is_an_error(project: Path, mo
         next(lines)
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr("medtransfer.stages.study._print_lines", fail)
+    monkeypatch.setattr("medtransfer.study.run._print_lines", fail)
     begin = time.monotonic()
     with pytest.raises(BrokenPipeError):
         run_study(2)

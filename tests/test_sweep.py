@@ -20,12 +20,12 @@ from ruamel.yaml import YAML
 from conftest import PROJECT
 from medtransfer import tracking
 from medtransfer.cli import cli
-from medtransfer.datasets.catalogue import CHEST_XRAY, HAM10000
-from medtransfer.errors import UserError
-from medtransfer.files import atomic_folder
-from medtransfer.params import Params
-from medtransfer.prepare import prepare_dataset
-from medtransfer.stages import sweep as stage
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import atomic_folder
+from medtransfer.core.params import Params
+from medtransfer.data.catalogue import CHEST_XRAY, HAM10000
+from medtransfer.data.preparation import prepare_dataset
+from medtransfer.study import sweep as stage
 
 # Seeds share nothing; rates share the features of a frozen prefix.
 SEEDS = ("--dataset", "chest_xray", "--configuration", "random_last_block", "--seed", "0", "--seed", "1", "--seed", "2")
@@ -250,7 +250,7 @@ def test_however_a_sweep_ends_nothing_is_running_under_it(
     project: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] | None, status: str
 ) -> None:
     """A fit's process was killed more often than Ray gives it again, or with Ray itself."""
-    from medtransfer.params import read_params
+    from medtransfer.core.params import read_params
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlruns/mlflow.db")
 
@@ -280,7 +280,7 @@ def test_the_time_left_is_that_of_fits_that_ran() -> None:
 
 
 def test_the_grid_has_a_fit_for_every_combination(project: Path, params: Params) -> None:
-    from medtransfer.params import read_params
+    from medtransfer.core.params import read_params
 
     small = read_params(project / "params.yaml")
     fits = stage.plan(small, ["chest_xray"], [], [0, 1], [1e-3, 1e-4])

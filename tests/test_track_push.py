@@ -12,10 +12,11 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sklearn.tree import DecisionTreeClassifier
 
 from attacks import free_port
-from medtransfer import track_push, tracking
+from medtransfer import tracking
+from medtransfer.audit import push as track_push
 from medtransfer.cli import cli
-from medtransfer.errors import UserError
-from medtransfer.models.trees import TRUSTED_TYPES
+from medtransfer.core.errors import UserError
+from medtransfer.trees.classifiers import TRUSTED_TYPES
 from test_tracking import server
 
 FITS = {"finished": None, "failed": RuntimeError, "killed": KeyboardInterrupt}

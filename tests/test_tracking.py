@@ -19,14 +19,15 @@ import requests
 from mlflow.tracking._tracking_service.client import TrackingServiceClient
 
 from attacks import attack, free_port, kill, started
-from medtransfer import track_push, tracking
-from medtransfer.errors import UserError
+from medtransfer import tracking
+from medtransfer.audit import push as track_push
+from medtransfer.core.errors import UserError
+from medtransfer.core.params import Params, TrainParams
+from medtransfer.core.provenance import data_version
 from medtransfer.models import vgg16
-from medtransfer.models.trees import TRUSTED_TYPES, build_tree, flatten_pixels
-from medtransfer.params import Params, TrainParams
 from medtransfer.training.batches import Batches
-from medtransfer.training.fit import fit
-from medtransfer.versions import data_version
+from medtransfer.training.loop import fit
+from medtransfer.trees.classifiers import TRUSTED_TYPES, build_tree, flatten_pixels
 from store import lost_points
 
 ROWS = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
@@ -201,7 +202,8 @@ def test_an_unfinished_run_is_taken_up_again_and_each_point_arrives_once(store: 
 
 KILLED = """
 import os, signal
-from medtransfer import track_push, tracking
+from medtransfer.audit import push as track_push
+from medtransfer import tracking
 with tracking.run("ham10000", "x", "killed", {}, {}):
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -282,9 +284,10 @@ def test_a_run_whose_parameters_were_changed_is_not_taken_up(store: mlflow.Mlflo
 ENDING = """
 import os, resource, signal, sys
 import numpy as np
-from medtransfer import track_push, tracking
+from medtransfer.audit import push as track_push
+from medtransfer import tracking
 from medtransfer.cli import _stop_like_ctrl_c
-from medtransfer.errors import UserError
+from medtransfer.core.errors import UserError
 signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
 with tracking.run("ham10000", "x", "ending", {{}}, {{}}):
     {}

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from medtransfer.errors import UserError
+from medtransfer.core.errors import UserError
+from medtransfer.core.params import BLOCKS, TrainParams
 from medtransfer.models import convolution, vgg16
 from medtransfer.models.convolution import use_fast_convolutions
-from medtransfer.params import BLOCKS, TrainParams
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import make_deterministic
-from medtransfer.training.fit import HISTORY_COLUMNS, build_optimizer, fit, predict
 from medtransfer.training.gradients import use_fast_gradients
+from medtransfer.training.loop import HISTORY_COLUMNS, build_optimizer, fit, predict
 
 SIZE, CLASSES = 32, 3
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import skops.io
 
-from medtransfer.errors import UserError
-from medtransfer.models.trees import build_tree, flatten_pixels, load_tree, predict_probabilities, save_tree
-from medtransfer.params import TREES, Params
+from medtransfer.core.errors import UserError
+from medtransfer.core.params import TREES, Params
+from medtransfer.trees.classifiers import build_tree, flatten_pixels, load_tree, predict_probabilities, save_tree
 
 
 @pytest.fixture

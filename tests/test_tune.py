@@ -10,14 +10,14 @@ from click.testing import CliRunner
 
 from conftest import PROJECT
 from medtransfer.cli import cli
-from medtransfer.datasets.catalogue import CHEST_XRAY
-from medtransfer.errors import UserError
-from medtransfer.files import atomic_folder
-from medtransfer.params import Params
-from medtransfer.prepare import prepare_dataset
-from medtransfer.stages import tune as stage
-from medtransfer.stages.inputs import training_rows
-from medtransfer.stages.layout import TUNING_KEY
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import atomic_folder
+from medtransfer.core.layout import TUNING_KEY
+from medtransfer.core.params import Params
+from medtransfer.core.prepared import training_rows
+from medtransfer.data.catalogue import CHEST_XRAY
+from medtransfer.data.preparation import prepare_dataset
+from medtransfer.study import tune as stage
 
 
 @pytest.fixture(scope="module")

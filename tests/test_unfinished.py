@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from medtransfer.stages.integrity import digest_of
-from medtransfer.stages.layout import run_folder, unfinished_folder
-from medtransfer.stages.unfinished import claim_fit, end_fit, forget_recorded
+from medtransfer.core.dvc import digest_of
+from medtransfer.core.layout import run_folder, unfinished_folder
+from medtransfer.pipeline.unfinished import claim_fit, end_fit, forget_recorded
 
 FIT = ("ham10000", "imagenet_head", 0)
 

@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
+from medtransfer.core.params import BLOCKS, Configuration, Params, TrainParams
 from medtransfer.models import vgg16
-from medtransfer.params import BLOCKS, Configuration, Params, TrainParams
 from medtransfer.training.batches import Batches
-from medtransfer.training.fit import fit
+from medtransfer.training.loop import fit
 
 SIZE, CLASSES = 32, 3
 CONVOLUTIONS = [f"block{b}_conv{c}" for b, n in enumerate((2, 2, 3, 3, 3), 1) for c in range(1, n + 1)]
@@ -71,7 +71,7 @@ def test_the_seed_decides_every_weight(tiny: TrainParams) -> None:
 
 def names_of_configurations() -> list[str]:
     from conftest import PROJECT
-    from medtransfer.params import read_params
+    from medtransfer.core.params import read_params
 
     return list(read_params(PROJECT / "params.yaml").configurations)
 

@@ -18,9 +18,9 @@ from click.testing import CliRunner
 
 from conftest import SHARED
 from medtransfer.cli import cli
-from medtransfer.errors import UserError
+from medtransfer.core.errors import UserError
+from medtransfer.core.params import WEIGHTS_VARIABLE, TrainParams
 from medtransfer.models import vgg16, weights
-from medtransfer.params import WEIGHTS_VARIABLE, TrainParams
 
 BASE_SHAPES = [(3, 3, 3, 64), (64,), (3, 3, 64, 64), (64,), (3, 3, 64, 128), (128,), (3, 3, 128, 128), (128,),
                (3, 3, 128, 256), (256,), *[(3, 3, 256, 256), (256,)] * 2, (3, 3, 256, 512), (512,),

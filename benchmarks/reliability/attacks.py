@@ -28,8 +28,8 @@ import requests
 from PIL import Image
 
 from medtransfer import tracking
-from medtransfer.files import sha256_of, write_json
-from medtransfer.serving.page import MAX_BYTES
+from medtransfer.core.files import sha256_of, write_json
+from medtransfer.serving.app import MAX_BYTES
 from provenance import made_by
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -126,8 +126,8 @@ def log_a_model(folder: Path) -> tuple[str, str]:
     """Log a small network as the stages do and register it; return its address and its run."""
     import keras
 
+    from medtransfer.core.params import read_params
     from medtransfer.models import vgg16
-    from medtransfer.params import read_params
 
     settings = read_params(PROJECT / "params.yaml").train
     network = vgg16.build_vgg16(32, 3, settings.model_copy(update={"dense_units": [8, 8]}), seed=0)

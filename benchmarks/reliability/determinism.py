@@ -72,15 +72,15 @@ def predictions(
     folder: str, output: str, trainable: Any, epochs: int, seed: int, max_gb: float = 1.0, precision: str = "float32"
 ) -> None:
     """Train as the stage does, from random weights, and write the probabilities of all images."""
-    from medtransfer.datasets.catalogue import get_dataset
-    from medtransfer.datasets.demo import draw_demo
+    from medtransfer.core.params import Configuration, read_params
+    from medtransfer.core.prepared import encode_labels
+    from medtransfer.data.catalogue import get_dataset
+    from medtransfer.data.demo import draw_demo
+    from medtransfer.data.preparation import prepare_dataset
     from medtransfer.models import vgg16
-    from medtransfer.params import Configuration, read_params
-    from medtransfer.prepare import prepare_dataset
-    from medtransfer.stages.inputs import encode_labels
     from medtransfer.training.batches import Batches
     from medtransfer.training.device import make_deterministic
-    from medtransfer.training.fit import fit, predict
+    from medtransfer.training.loop import fit, predict
     from medtransfer.training.prefix import use_cached_features
 
     params = read_params(Path(__file__).parents[2] / "params.yaml")

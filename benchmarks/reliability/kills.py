@@ -26,8 +26,8 @@ import mlflow
 import pandas as pd
 
 from clones import EMPTY_LOCK, clone, dvc, environment
-from medtransfer.errors import UserError
-from medtransfer.stages import integrity
+from medtransfer.core import dvc as integrity
+from medtransfer.core.errors import UserError
 from provenance import made_by
 
 # (stage, moment of it): a prefix of DVC's name of the stage, and one of the keys of `Watch.moments`.

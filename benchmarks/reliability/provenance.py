@@ -9,8 +9,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from medtransfer.core.provenance import git_commit
 from medtransfer.training.device import device_name
-from medtransfer.versions import git_commit
 
 STUDY = ("dvc", "jax", "keras", "mlflow", "scikit-learn", "tensorflow")
 

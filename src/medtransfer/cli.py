@@ -21,9 +21,9 @@ from typing import Any, get_args
 
 import click
 
-from medtransfer.errors import UserError, counted
-from medtransfer.params import TREES, Params, TrainParams, read_params
-from medtransfer.stages.layout import DATA, PARAMS, TUNING, check_name
+from medtransfer.core.errors import UserError, counted
+from medtransfer.core.layout import DATA, PARAMS, TUNING, check_name
+from medtransfer.core.params import TREES, Params, TrainParams, read_params
 
 EXIT_USER_ERROR = 2
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -124,7 +124,7 @@ def _params() -> Params:
 
 def _dvc(*arguments: str) -> None:
     """Run DVC; its own message says what went wrong, so only its exit code is passed on."""
-    from medtransfer.stages.study import run_dvc
+    from medtransfer.study.run import run_dvc
 
     code = run_dvc(*arguments)
     if code:
@@ -133,7 +133,7 @@ def _dvc(*arguments: str) -> None:
 
 def _check() -> Params:
     """Read params.yaml and check what a study needs beside it."""
-    from medtransfer.stages.integrity import check_dvc_files, check_pipeline
+    from medtransfer.core.dvc import check_dvc_files, check_pipeline
 
     params = _params()
     check_dvc_files()
@@ -148,7 +148,7 @@ def study(jobs: int | None) -> None:
 
     Gets the data that data.dvc names and runs every stage that is out of date, some side by side.
     """
-    from medtransfer.stages.study import default_jobs, run_study
+    from medtransfer.study.run import default_jobs, run_study
 
     params = _check()
     server = os.environ.get("MLFLOW_TRACKING_URI")  # the user's: MLflow puts its own there later
@@ -172,7 +172,7 @@ def study(jobs: int | None) -> None:
 def _log_what_is_missing() -> None:
     """Log the fits that MLflow does not know: it was away when they ended, or they came from DVC's cache."""
     with _quiet_start():
-        from medtransfer.audit import repair
+        from medtransfer.audit.audit import repair
     try:
         for line in repair(read_models=False):
             click.echo(line)
@@ -183,7 +183,7 @@ def _log_what_is_missing() -> None:
 @cli.command()
 def check() -> None:
     """Check params.yaml, dvc.yaml and that the study's data are there, and say what the study has."""
-    from medtransfer.stages.check import describe_study
+    from medtransfer.study.check import describe_study
 
     lines = list(describe_study(_check()))
     click.echo("\n".join([f"{PARAMS}: no mistake found", *lines]))
@@ -197,7 +197,7 @@ def report(folders: tuple[Path, ...], output: Path) -> None:
 
     The first folder answers the question, the others stand beside it.
     """
-    from medtransfer.stages.report import report as write
+    from medtransfer.study.report import report as write
 
     write(list(folders) or [Path()], output)
     click.echo(f"the report: {output}")
@@ -207,7 +207,7 @@ def report(folders: tuple[Path, ...], output: Path) -> None:
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False, exists=True))
 def tables(folder: Path) -> None:
     """Compute the tables of FOLDER, which `collect` made, from the predictions in it."""
-    from medtransfer.stages.report import write_result_tables
+    from medtransfer.study.report import write_result_tables
 
     write_result_tables(folder)
     click.echo(f"tables: {folder / 'results.md'}")
@@ -221,7 +221,7 @@ def leak(leaky: Path, clean: Path) -> None:
 
     LEAKY was made with split.leak: match, CLEAN with split.leak: remove.
     """
-    from medtransfer.stages.report import write_leak
+    from medtransfer.study.report import write_leak
 
     click.echo(f"leak: {write_leak(leaky, clean)}")
 
@@ -232,7 +232,7 @@ def leak(leaky: Path, clean: Path) -> None:
 @click.option("--replace", is_flag=True, help="Remove what results/NAME holds.")
 def collect(name: str, add: bool, replace: bool) -> None:
     """Copy what is small of all finished fits to results/NAME, to be committed."""
-    from medtransfer.stages.collect import collect as copy
+    from medtransfer.study.collect import collect as copy
 
     click.echo(f"collected: {copy(name, add=add, replace=replace)}")
 
@@ -247,8 +247,8 @@ def _print_results() -> None:
     import pandas as pd
     from rich.console import Console
 
-    from medtransfer.evaluation.families import TALK
-    from medtransfer.evaluation.metrics import MACRO
+    from medtransfer.analysis.families import TALK
+    from medtransfer.metrics.scores import MACRO
     from medtransfer.report.tables import terminal
 
     path = Path("reports/results.csv")
@@ -275,7 +275,7 @@ def stage() -> None:
 @click.argument("dataset")
 def stage_prepare(dataset: str) -> None:
     """Verify, split, decode and resize a data set."""
-    from medtransfer.stages.prepare import prepare
+    from medtransfer.pipeline.prepare import prepare
 
     prepare(_params(), dataset)
 
@@ -287,7 +287,7 @@ def stage_prepare(dataset: str) -> None:
 def stage_baseline(dataset: str, model: str, seed: int) -> None:
     """Fit a decision tree or a random forest on pixel values."""
     params = _params()
-    from medtransfer.stages.baseline import baseline
+    from medtransfer.pipeline.baseline import baseline
 
     baseline(params, dataset, model, seed)
 
@@ -300,7 +300,7 @@ def stage_train(dataset: str, configuration: str, seed: int) -> None:
     """Fit one freezing configuration of VGG16."""
     params = _params()
     with _quiet_start():
-        from medtransfer.stages.train import train
+        from medtransfer.pipeline.train import train
 
     train(params, dataset, configuration, seed)
 
@@ -311,7 +311,7 @@ def stage_explain(dataset: str) -> None:
     """Write the first layer's activations with ImageNet and with random weights."""
     params = _params()
     with _quiet_start():
-        from medtransfer.stages.explain import explain
+        from medtransfer.pipeline.explain import explain
 
     explain(params, dataset)
 
@@ -320,7 +320,7 @@ def stage_explain(dataset: str) -> None:
 def stage_evaluate() -> None:
     """Score every fit and compare with the talk."""
     params = _params()
-    from medtransfer.stages.evaluate import evaluate
+    from medtransfer.pipeline.evaluate import evaluate
 
     evaluate(params)
 
@@ -334,7 +334,7 @@ def data() -> None:
 @click.option("--seed", type=SEED, default=0, show_default=True)
 def data_demo(seed: int) -> None:
     """Draw the synthetic stand-in for both data sets and put it under DVC."""
-    from medtransfer.datasets.demo import draw_demo
+    from medtransfer.data.demo import draw_demo
 
     _get_what_is_named()
     draw_demo(DATA, seed)
@@ -346,8 +346,8 @@ def data_demo(seed: int) -> None:
 @click.argument("name")
 def data_fetch(name: str) -> None:
     """Download a data set from Kaggle and put it in data/, under DVC."""
-    from medtransfer.datasets.catalogue import get_dataset
-    from medtransfer.datasets.importing import fetch_dataset
+    from medtransfer.data.catalogue import get_dataset
+    from medtransfer.data.importing import fetch_dataset
 
     _get_what_is_named()
     _announce(name, fetch_dataset(get_dataset(name), DATA))
@@ -358,8 +358,8 @@ def data_fetch(name: str) -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 def data_import(name: str, path: Path) -> None:
     """Put a zip or folder in the Kaggle layout in data/, under DVC."""
-    from medtransfer.datasets.catalogue import get_dataset
-    from medtransfer.datasets.importing import import_dataset
+    from medtransfer.data.catalogue import get_dataset
+    from medtransfer.data.importing import import_dataset
 
     _get_what_is_named()
     _announce(name, import_dataset(get_dataset(name), path, DATA))
@@ -367,8 +367,8 @@ def data_import(name: str, path: Path) -> None:
 
 def _get_what_is_named() -> None:
     """Get the data that data.dvc names before others lie beside them: `dvc add` leaves out what is not there."""
-    from medtransfer.stages.integrity import POINTER
-    from medtransfer.stages.study import run_dvc
+    from medtransfer.core.dvc import POINTER
+    from medtransfer.study.run import run_dvc
 
     if POINTER.exists() and not DATA.is_dir() and (code := run_dvc("pull", str(POINTER))):
         click.echo(f"{POINTER}: names data that DVC cannot get; remove this file to begin without them", err=True)
@@ -409,8 +409,8 @@ def data_add(
 
     Without --labels, each class is a folder of its own in --images. Then `dvc repro` studies it.
     """
-    from medtransfer.datasets.own import Columns
-    from medtransfer.stages.own import About, add_own
+    from medtransfer.data.custom import Columns
+    from medtransfer.study.custom_data import About, add_own
 
     if group and not labels:
         raise UserError("--group: names a column of --labels, which is missing; give both or neither")
@@ -431,7 +431,7 @@ def data_add(
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
 def data_validate(names: tuple[str, ...], as_json: bool) -> None:
     """Check images, labels, metadata and duplicates; exit with 2 where something is wrong."""
-    from medtransfer.datasets.checks import validate
+    from medtransfer.data.checks import validate
 
     reports = [validate(dataset, DATA / dataset.name) for dataset in _datasets(names)]
     if as_json:
@@ -446,8 +446,8 @@ def data_validate(names: tuple[str, ...], as_json: bool) -> None:
 
 def _datasets(names: tuple[str, ...]) -> list[Any]:
     """Return the catalogue's entries, by default of the study's data sets and of what else is there."""
-    from medtransfer.datasets.catalogue import CATALOGUE, get_dataset
-    from medtransfer.datasets.own import dataset_of
+    from medtransfer.data.catalogue import CATALOGUE, get_dataset
+    from medtransfer.data.custom import dataset_of
 
     if not PARAMS.exists():
         return [get_dataset(name) for name in names or CATALOGUE]
@@ -474,7 +474,7 @@ def _print_validation(report: dict[str, Any]) -> None:
 @click.option("--plots", type=FOLDER, default=Path("artifacts/class_distribution"), show_default=True)
 def data_describe(names: tuple[str, ...], plots: Path) -> None:
     """Print classes, counts, groups, licence and citation; plot the class distribution."""
-    from medtransfer.datasets.checks import class_counts, describe
+    from medtransfer.data.checks import class_counts, describe
     from medtransfer.report.figures import class_distribution, mark
 
     for dataset in _datasets(names):
@@ -535,7 +535,7 @@ def audit(repair: bool, host: str | None) -> None:
     if host and not repair:
         raise UserError("--host: given without --repair, which ends the runs of that machine; give both")
     with _quiet_start():
-        from medtransfer import audit as store
+        from medtransfer.audit import audit as store
 
     if not store.is_there_anything():
         click.echo("nothing to audit yet: no stage has run here; `medtransfer study` runs them")
@@ -579,10 +579,10 @@ def bench(dataset: str, output: Path, names: tuple[str, ...], **options: int) ->
         from rich.console import Console
 
         from medtransfer.bench.compare import compare, table
-        from medtransfer.files import write_json
+        from medtransfer.core.files import write_json
+        from medtransfer.core.prepared import encode_labels, read_dataset
+        from medtransfer.core.provenance import git_commit
         from medtransfer.models.weights import imagenet_weights
-        from medtransfer.stages.inputs import encode_labels, read_dataset
-        from medtransfer.versions import git_commit
 
     images, samples, description = read_dataset(params, dataset)
     rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation")}
@@ -638,8 +638,8 @@ def sweep(
         import ray  # noqa: F401
     except ImportError:
         raise UserError("Ray is not installed; pip install --editable '.[cluster]'") from None
-    from medtransfer.stages.sweep import Needs
-    from medtransfer.stages.sweep import sweep as run
+    from medtransfer.study.sweep import Needs
+    from medtransfer.study.sweep import sweep as run
 
     grid = (
         list(dict.fromkeys(datasets or params.study)),
@@ -672,7 +672,7 @@ def track_push() -> None:
     """
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         raise UserError("MLFLOW_TRACKING_URI: not set; set it to the server's address, such as http://127.0.0.1:5000")
-    from medtransfer.track_push import push
+    from medtransfer.audit.push import push
 
     counts = push()
     text = f"{counts['copied']} runs copied, {counts['already']} were there already"
@@ -689,7 +689,7 @@ def register(dataset: str) -> None:
     """
     params = _params()
     with _quiet_start():
-        from medtransfer.stages.register import register as run
+        from medtransfer.serving.register import register as run
 
     facts, version = run(params, dataset)
     click.echo(
@@ -715,14 +715,14 @@ def predict(
     others are answered all the same.
     """
     with _quiet_start():
-        from medtransfer.stages import predict as stage
+        from medtransfer.serving import predict as stage
 
     images = stage.find_images(paths)
     classifier = stage.open_classifier(dataset, model)
     answers = list(stage.answer(classifier, images, overlays))
     table = stage.as_table(answers, classifier.facts)
     if output:
-        from medtransfer.files import atomic_file
+        from medtransfer.core.files import atomic_file
 
         with atomic_file(output) as partial:
             table.to_csv(partial, index=False)
@@ -765,8 +765,8 @@ def serve(dataset: str, model: str | None, host: str, port: int, hosts: tuple[st
     with _quiet_start():
         import uvicorn
 
-        from medtransfer.serving.page import LOOPBACK, build_app
-        from medtransfer.stages.predict import open_classifier
+        from medtransfer.serving.app import LOOPBACK, build_app
+        from medtransfer.serving.predict import open_classifier
 
     _refuse_busy_port(host, port)
     app = build_app(open_classifier(dataset, model), (*LOOPBACK, *hosts))
@@ -828,7 +828,7 @@ def tune(
     if dataset not in params.study:
         raise UserError(f"params.yaml: study.{dataset}: missing; there are {', '.join(params.study)}")
     with _quiet_start():
-        from medtransfer.stages.tune import tune as run
+        from medtransfer.study.tune import tune as run
 
     study = params.study[dataset]
     chosen = list(dict.fromkeys(names)) or [*study.train, *study.transfer]
@@ -851,7 +851,7 @@ def layers(dataset: str, configuration: str, seed: int | None) -> None:
     """
     params = _params()
     with _quiet_start():
-        from medtransfer.stages.layers import analyse_layers
+        from medtransfer.study.layers import analyse_layers
 
     folder = analyse_layers(params, dataset, configuration, params.seeds[0] if seed is None else seed)
     click.echo(f"layers: {folder}")
@@ -865,7 +865,7 @@ def gradcam(dataset: str, configuration: str, seed: int | None) -> None:
     """Show where a finished network looked: for each class, its surest right and wrong answers."""
     params = _params()
     with _quiet_start():
-        from medtransfer.stages.gradcam import explain_predictions
+        from medtransfer.study.gradcam import explain_predictions
 
     folder = explain_predictions(params, dataset, configuration, params.seeds[0] if seed is None else seed)
     click.echo(f"gradcam: {folder}")
@@ -881,7 +881,7 @@ def cache_show() -> None:
     """List the stored features, the least recently used first."""
     from datetime import datetime
 
-    from medtransfer.training.features import GB, entries, store
+    from medtransfer.training.feature_cache import GB, entries, store
 
     found = entries()
     for entry in found:
@@ -901,6 +901,6 @@ def cache_show() -> None:
 @cache.command("clear")
 def cache_clear() -> None:
     """Remove all stored features; they are computed again when they are needed."""
-    from medtransfer.training.features import GB, clear
+    from medtransfer.training.feature_cache import GB, clear
 
     click.echo(f"removed {clear() / GB:.3f} GB")

@@ -37,8 +37,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
-from medtransfer.errors import UserError, shortened
-from medtransfer.files import sha256_of
+from medtransfer.core.errors import UserError, shortened
+from medtransfer.core.files import sha256_of
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from medtransfer.bench import sides
 from medtransfer.bench.limit import matmul_rate, multiply_adds
-from medtransfer.params import Configuration, TrainParams
+from medtransfer.core.params import Configuration, TrainParams
 from medtransfer.training.device import accelerators, device_name
 from medtransfer.training.prefix import frozen_prefix
 

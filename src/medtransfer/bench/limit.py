@@ -7,7 +7,7 @@ from itertools import pairwise
 import keras
 import numpy as np
 
-from medtransfer.params import BLOCKS
+from medtransfer.core.params import BLOCKS
 
 CHANNELS = {"block1": (64,) * 2, "block2": (128,) * 2, "block3": (256,) * 3, "block4": (512,) * 3, "block5": (512,) * 3}
 

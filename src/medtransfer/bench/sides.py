@@ -12,11 +12,11 @@ import keras
 import numpy as np
 from PIL import Image
 
+from medtransfer.core.params import TrainParams
 from medtransfer.models import vgg16
-from medtransfer.params import TrainParams
 from medtransfer.training.batches import Batches, feed
 from medtransfer.training.device import make_deterministic, place_on_device
-from medtransfer.training.fit import compile_network
+from medtransfer.training.loop import compile_network
 from medtransfer.training.prefix import use_cached_features
 
 MAX_GB = 50  # of stored features

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from medtransfer.hardware import processor_has_slow_bfloat16
+from medtransfer.core.hardware import processor_has_slow_bfloat16
 
 
 def use_fast_convolutions(model: keras.Model) -> int:

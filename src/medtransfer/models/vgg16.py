@@ -10,9 +10,9 @@ from zipfile import BadZipFile
 import keras
 import numpy as np
 
-from medtransfer.errors import UserError, shortened
+from medtransfer.core.errors import UserError, shortened
+from medtransfer.core.params import BLOCKS, TrainParams
 from medtransfer.models.convolution import use_fast_convolutions
-from medtransfer.params import BLOCKS, TrainParams
 
 HEAD = "head"
 # The means that Keras's VGG16 preprocessing ('caffe') subtracts, for blue, green and red.

@@ -23,9 +23,9 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 
-from medtransfer.errors import UserError, shortened
-from medtransfer.files import atomic_file, user_cache
-from medtransfer.params import WEIGHTS_VARIABLE
+from medtransfer.core.errors import UserError, shortened
+from medtransfer.core.files import atomic_file, user_cache
+from medtransfer.core.params import WEIGHTS_VARIABLE
 
 log = logging.getLogger(__name__)
 

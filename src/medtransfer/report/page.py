@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from medtransfer.datasets.catalogue import CATALOGUE
-from medtransfer.evaluation.agreement import agree
-from medtransfer.evaluation.comparison import Run, by_model
-from medtransfer.evaluation.confusion import confusion
-from medtransfer.evaluation.families import TALK
-from medtransfer.evaluation.leak import ALL
-from medtransfer.evaluation.metrics import MACRO
-from medtransfer.evaluation.predictions import classes_of
-from medtransfer.evaluation.published import is_the_talks
-from medtransfer.evaluation.questions import block_counts, block_gains, data_sizes
+from medtransfer.analysis.agreement import agree
+from medtransfer.analysis.comparison import Run, by_model
+from medtransfer.analysis.confusion import confusion
+from medtransfer.analysis.families import TALK
+from medtransfer.analysis.leakage import ALL
+from medtransfer.analysis.published import is_the_talks
+from medtransfer.analysis.questions import block_counts, block_gains, data_sizes
+from medtransfer.core.predictions import classes_of
+from medtransfer.data.catalogue import CATALOGUE
+from medtransfer.metrics.scores import MACRO
 from medtransfer.report import figures, tables
 from medtransfer.report.sentences import (
     FROM_IMAGENET,

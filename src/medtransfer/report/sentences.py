@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
-from medtransfer.evaluation.agreement import Agreement, agree
-from medtransfer.evaluation.claims import LEVEL, settled
-from medtransfer.evaluation.comparison import Run, by_model
-from medtransfer.evaluation.families import TALK, family
-from medtransfer.evaluation.leak import OTHERS, SHARED
-from medtransfer.evaluation.metrics import AUC, MACRO, MICRO
-from medtransfer.evaluation.predictions import classes_of, only_answer
-from medtransfer.evaluation.questions import block_gains, chain, data_sizes, find_pair, recipe_changes
+from medtransfer.analysis.agreement import Agreement, agree
+from medtransfer.analysis.claims import LEVEL, settled
+from medtransfer.analysis.comparison import Run, by_model
+from medtransfer.analysis.families import TALK, family
+from medtransfer.analysis.leakage import OTHERS, SHARED
+from medtransfer.analysis.questions import block_gains, chain, data_sizes, find_pair, recipe_changes
+from medtransfer.core.predictions import classes_of, only_answer
+from medtransfer.metrics.scores import AUC, MACRO, MICRO
 from medtransfer.report.study import Layers, Study, costs, leaves_out_features
 from medtransfer.report.tables import spanned, units
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from medtransfer.evaluation.claims import judge
-from medtransfer.evaluation.comparison import Run
-from medtransfer.evaluation.families import configuration_of
+from medtransfer.analysis.claims import judge
+from medtransfer.analysis.comparison import Run
+from medtransfer.analysis.families import configuration_of
 
 
 @dataclass(frozen=True)

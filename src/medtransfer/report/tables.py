@@ -6,12 +6,12 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from medtransfer.evaluation.agreement import WAYS, Agreement
-from medtransfer.evaluation.claims import judge, settled
-from medtransfer.evaluation.comparison import Run
-from medtransfer.evaluation.families import LATTICE, TALK, WEIGHTS
-from medtransfer.evaluation.published import is_the_talks
-from medtransfer.evaluation.questions import chain, data_sizes, find_pair, recipe_changes
+from medtransfer.analysis.agreement import WAYS, Agreement
+from medtransfer.analysis.claims import judge, settled
+from medtransfer.analysis.comparison import Run
+from medtransfer.analysis.families import LATTICE, TALK, WEIGHTS
+from medtransfer.analysis.published import is_the_talks
+from medtransfer.analysis.questions import chain, data_sizes, find_pair, recipe_changes
 
 SYNTHETIC_NOTE = (
     "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."

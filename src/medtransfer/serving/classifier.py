@@ -16,13 +16,13 @@ import keras
 import numpy as np
 from PIL import Image
 
-from medtransfer.datasets.images import MAX_PIXELS, load_pixels, load_rgb
-from medtransfer.errors import UserError
-from medtransfer.evaluation.calibration import believable, fit_temperature, temper
-from medtransfer.evaluation.metrics import MACRO, score
-from medtransfer.evaluation.predictions import read_predictions
-from medtransfer.explain.gradcam import grad_cam, overlay
-from medtransfer.files import sha256_of, write_json
+from medtransfer.analysis.calibration import believable, fit_temperature, temper
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import sha256_of, write_json
+from medtransfer.core.predictions import read_predictions
+from medtransfer.data.images import MAX_PIXELS, load_pixels, load_rgb
+from medtransfer.layers.gradcam import grad_cam, overlay
+from medtransfer.metrics.scores import MACRO, score
 from medtransfer.models.vgg16 import load_network
 
 FACTS, NETWORK = "classifier.json", "model.keras"

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
-from medtransfer.errors import UserError
+from medtransfer.core.errors import UserError
 from medtransfer.serving.classifier import ask, load_classifier, read_image
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from medtransfer.hardware import processor_has_slow_bfloat16
+from medtransfer.core.hardware import processor_has_slow_bfloat16
 from medtransfer.training.device import accelerators
 
 # The side of a feature map up to which nine products are faster.

@@ -6,11 +6,11 @@ from importlib.metadata import version
 import keras
 import numpy as np
 
+from medtransfer.core.params import BLOCKS, TrainParams
 from medtransfer.models import vgg16
 from medtransfer.models.weights import digest
-from medtransfer.params import BLOCKS, TrainParams
 from medtransfer.training.device import device_name
-from medtransfer.training.features import GB, hash_array, stored_features
+from medtransfer.training.feature_cache import GB, hash_array, stored_features
 
 # Constant, so that a feature does not depend on the batch size that a run trains with.
 BATCH = 64

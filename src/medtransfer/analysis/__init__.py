@@ -1,0 +1,1 @@
+"""Statistics: intervals, comparisons, claims, calibration and leakage."""

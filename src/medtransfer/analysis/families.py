@@ -1,0 +1,88 @@
+"""Which question a model is there for: the talk's, or one of those that were added to it.
+
+A p-value is corrected for the comparisons of its own question, so that asking another one changes no answer.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from medtransfer.core.params import BLOCKS, Configuration
+
+RECIPE = ("scaling", "balance", "optimizer")
+# The first holds the talk's models and the head alone; the others what differs from them in the name's thing alone.
+TALK, RECIPES, SIZES, LATTICE, WEIGHTS = "talk", "recipes", "sizes", "blocks", "weights"
+# The blocks that the talk's networks train, by the weights that they begin from.
+TALK_BLOCKS: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
+    {
+        "random": (BLOCKS,),
+        "imagenet": (BLOCKS, ("block5",), ("block1",), ("block1", "block5"), ()),
+        "ham10000/imagenet_all": (BLOCKS,),
+    }
+)
+
+
+def configuration_of(record: dict[str, Any]) -> Configuration:
+    """Return the freezing configuration of a network, out of its run.json."""
+    return Configuration.model_validate(record["hyperparameters"]["configuration"])
+
+
+def overrides(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what a network's configuration has instead of the common recipe, apart from the learning rate.
+
+    The recipe in run.json is the one that was used, so it cannot tell.
+    """
+    found = configuration_of(record)
+    own = {name: getattr(found, name) for name in (*RECIPE, "fraction")}
+    return {name: value for name, value in own.items() if value is not None}
+
+
+def family(record: dict[str, Any]) -> str:
+    """Return the question that a model was added for: TALK, RECIPES, SIZES, LATTICE or WEIGHTS."""
+    if record["kind"] != "network":
+        return TALK
+    changed = overrides(record)
+    if changed:
+        return RECIPES if set(changed) & set(RECIPE) else SIZES
+    found = configuration_of(record)
+    if found.blocks in TALK_BLOCKS.get(found.weights, ()):
+        return TALK
+    return LATTICE if found.weights == "imagenet" else WEIGHTS
+
+
+def question(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """Return the question that comparing two models of a data set answers, as `family` names it, or None.
+
+    None where they differ in more than the question is about.
+    """
+    families = {family(one), family(other)}
+    if families == {TALK}:
+        return TALK
+    if "baseline" in (one["kind"], other["kind"]):
+        return None
+    if changed_recipe(one, other) or changed_recipe(other, one):
+        return RECIPES
+    if families == {SIZES} and _same_images_other_weights(one, other):
+        return SIZES
+    if families & {RECIPES, SIZES}:
+        return None
+    ours, theirs = configuration_of(one), configuration_of(other)
+    if ours.weights == theirs.weights:
+        return LATTICE
+    return WEIGHTS if ours.blocks == theirs.blocks else None
+
+
+def changed_recipe(record: dict[str, Any], base: dict[str, Any]) -> str | None:
+    """Say what a network's recipe has and its base's has not, where that is one of RECIPE and all else is the same."""
+    ours, theirs = configuration_of(record), configuration_of(base)
+    changed = overrides(record)
+    same = (ours.weights, ours.blocks) == (theirs.weights, theirs.blocks)
+    if not same or overrides(base) or len(changed) != 1 or not set(changed) <= set(RECIPE):
+        return None
+    return ", ".join(f"{name}: {value}" for name, value in changed.items())
+
+
+def _same_images_other_weights(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    ours, theirs = configuration_of(one), configuration_of(other)
+    either = {ours.weights, theirs.weights} == {"random", "imagenet"}
+    return either and ours.fraction == theirs.fraction and ours.blocks == theirs.blocks == BLOCKS

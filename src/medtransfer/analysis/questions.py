@@ -1,0 +1,175 @@
+"""What several configurations answer together: how many blocks to train, how many images, which recipe."""
+
+import numpy as np
+import pandas as pd
+
+from medtransfer.analysis.comparison import Run, by_model
+from medtransfer.analysis.families import changed_recipe, configuration_of, overrides
+from medtransfer.core.params import BLOCKS
+from medtransfer.metrics.scores import MACRO, MICRO
+
+SCORES = ["f1", "low", "high", "seeds"]
+PAIR = ["difference", "low", "high", "least", "most", "p", "p_corrected", "seeds"]
+
+
+def block_counts(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
+    """Return macro F1 against the number of blocks that train, from the first block on and from the last one on.
+
+    Only networks from ImageNet weights that are trained as the study's others are.
+
+    Returns
+    -------
+    DataFrame
+        dataset, model, start (`first` or `last`), blocks (0 to 5), SCORES of `table`, which is `compare`'s.
+    """
+    rows = []
+    for dataset, model, trained in _lattice(runs):
+        for start, blocks in (("first", BLOCKS[: len(trained)]), ("last", BLOCKS[len(BLOCKS) - len(trained) :])):
+            if trained == blocks:
+                rows.append({"dataset": dataset, "model": model, "start": start, "blocks": len(trained)})
+    return _with_scores(pd.DataFrame(rows, columns=["dataset", "model", "start", "blocks"]), table)
+
+
+def block_gains(runs: list[Run], pairs: pd.DataFrame) -> pd.Series:
+    """Return what training each block adds to macro F1: the mean over the pairs of networks that differ in it alone.
+
+    Parameters
+    ----------
+    runs : list of Run
+        Of one data set; the networks are those of `block_counts`, with any blocks.
+    pairs : DataFrame
+        From `compare_models`, which compares two networks on the seeds that both have.
+
+    Returns
+    -------
+    Series
+        A value a block, missing where no two networks differ in that block alone.
+    """
+    networks = {frozenset(trained): (dataset, model) for dataset, model, trained in _lattice(runs)}
+    gains: dict[str, list[float]] = {block: [] for block in BLOCKS}
+    for more, (dataset, model) in networks.items():
+        for block in more:
+            fewer = networks.get(more - {block})
+            pair = find_pair(pairs, dataset, model, fewer[1]) if fewer else None
+            if pair:
+                gains[block].append(pair["difference"])
+    return pd.Series({block: pd.Series(found, dtype=float).mean() for block, found in gains.items()})
+
+
+def data_sizes(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
+    """Return macro F1 against the number of training images, for networks that train whole from either weights.
+
+    Returns
+    -------
+    DataFrame
+        dataset, model, weights (`random` or `imagenet`), fraction, images, SCORES of `table`, which is `compare`'s.
+    """
+    rows = []
+    for dataset, model, fits in _networks(runs):
+        record = fits[0].record
+        configuration, changed = configuration_of(record), set(overrides(record))
+        if (
+            configuration.weights in ("random", "imagenet")
+            and configuration.blocks == BLOCKS
+            and changed <= {"fraction"}
+        ):
+            rows.append(
+                {
+                    "dataset": dataset,
+                    "model": model,
+                    "weights": configuration.weights,
+                    "fraction": record["hyperparameters"]["train"]["fraction"],
+                    "images": record["training_images"],
+                }
+            )
+    columns = ["dataset", "model", "weights", "fraction", "images"]
+    return _with_scores(pd.DataFrame(rows, columns=columns), table)
+
+
+def chain(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
+    """Return macro F1 of networks that train whole, by the chain of weights that each begins from.
+
+    Parameters
+    ----------
+    runs : list of Run
+        Of all data sets: a chain's source is a run of another one.
+
+    Returns
+    -------
+    DataFrame
+        dataset, model, start (`imagenet → ham10000`), SCORES of `table`, which is `compare`'s. Only data sets with a
+        chain.
+    """
+    networks = {(dataset, model): fits[0].record for dataset, model, fits in _networks(runs)}
+    rows = []
+    for (dataset, model), record in networks.items():
+        configuration = configuration_of(record)
+        if configuration.blocks != BLOCKS or overrides(record):
+            continue
+        start = configuration.weights
+        if configuration.source in networks:
+            start = f"{configuration_of(networks[configuration.source]).weights} → {configuration.source[0]}"
+        rows.append({"dataset": dataset, "model": model, "start": start})
+    found = pd.DataFrame(rows, columns=["dataset", "model", "start"])
+    linked = found.dataset[found.start.str.contains("→")]
+    return _with_scores(found[found.dataset.isin(linked)], table)
+
+
+def recipe_changes(runs: list[Run], pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return every network beside the one that differs from it in scaling, balance or optimizer alone.
+
+    Returns
+    -------
+    DataFrame
+        dataset, model, base, change (`scaling: caffe`), what `find_pair` returns of model less base, micro (their
+        difference in micro F1, on the same seeds).
+    """
+    rows = []
+    for dataset, model, fits in _networks(runs):
+        for other_dataset, base, others in _networks(runs):
+            change = changed_recipe(fits[0].record, others[0].record) if dataset == other_dataset else None
+            found = find_pair(pairs, dataset, model, base) if change else None
+            if found:
+                found["micro"] = _micro_difference(fits, others)
+                rows.append({"dataset": dataset, "model": model, "base": base, "change": change, **found})
+    return pd.DataFrame(rows, columns=["dataset", "model", "base", "change", *PAIR, "micro"])
+
+
+def _micro_difference(fits: list[Run], others: list[Run]) -> float:
+    ours, theirs = ({run.seed: run.scores[MICRO] for run in own} for own in (fits, others))
+    return float(np.mean([ours[seed] - theirs[seed] for seed in ours if seed in theirs]))
+
+
+def find_pair(pairs: pd.DataFrame, dataset: str, first: str, second: str) -> dict[str, float] | None:
+    """Return what `compare_models` found of two models, first less second: PAIR.
+
+    It has each pair once, in either order.
+    """
+    for sign, (one, other) in ((1, (first, second)), (-1, (second, first))):
+        own = pairs[(pairs.dataset == dataset) & (pairs["first"] == one) & (pairs["second"] == other)]
+        for row in own.to_dict("records"):
+            # Without the 0.0 an exact zero would come out as -0.0.
+            signed = {name: sign * row[name] + 0.0 for name in ("difference", "low", "high", "least", "most")}
+            low, high = sorted((signed["low"], signed["high"]))
+            least, most = sorted((signed["least"], signed["most"]))
+            kept = {name: row[name] for name in ("p", "p_corrected", "seeds")}
+            return {**signed, "low": low, "high": high, "least": least, "most": most, **kept}
+    return None
+
+
+def _networks(runs: list[Run]) -> list[tuple[str, str, list[Run]]]:
+    return [entry for entry in by_model(runs) if entry[2][0].record["kind"] == "network"]
+
+
+def _lattice(runs: list[Run]) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Return data set, model and trained blocks of the networks from ImageNet weights with the common recipe."""
+    return [
+        (dataset, model, configuration.blocks)
+        for dataset, model, fits in _networks(runs)
+        if (configuration := configuration_of(fits[0].record)).weights == "imagenet" and not overrides(fits[0].record)
+    ]
+
+
+def _with_scores(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    macro = table[table["class"] == MACRO][["dataset", "model", *SCORES]]
+    return rows.merge(macro, on=["dataset", "model"], how="left")

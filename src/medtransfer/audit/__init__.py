@@ -1,0 +1,1 @@
+"""Comparing files, DVC's records and MLflow, repairing and copying runs."""

@@ -1,0 +1,402 @@
+"""Whether DVC's outputs, MLflow's runs, the parameters and the data say the same of every fit."""
+
+import json
+import math
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medtransfer import tracking
+from medtransfer.core.dvc import POINTER, check_unchanged, read_lock
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import digest_of_folder, sha256_of
+from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
+from medtransfer.core.params import AUTO
+from medtransfer.core.prepared import data_of
+from medtransfer.core.provenance import data_version
+from medtransfer.models.settings import read_settings
+from medtransfer.pipeline.outputs import tell_mlflow
+
+# Every fit's run has them.
+REQUIRED_TAGS = ("dataset", "model", "seed", "data_version", "git_commit")
+NAMED = 3  # files of a stage that a line names
+
+
+def is_there_anything() -> bool:
+    """Return whether a stage ran here, or MLflow has a store of this project, which asking it would make."""
+    return bool(fit_folders() or read_lock()) or tracking.is_there()
+
+
+@tracking.answering()
+def audit() -> list[str]:
+    """Return what differs, a line each; empty where everything agrees."""
+    client = tracking.reach()
+    lock = _locked()
+    return [
+        *_check_dvc(),
+        *_check_data(),
+        *(line for folder in fit_folders() for line in _check_fit(client, folder, lock)),
+        *_check_running(client),
+        *_check_twins(client),
+        *_check_registered(client),
+    ]
+
+
+@tracking.answering()
+def others() -> list[str]:
+    """Return, a line an experiment, how many finished runs are of fits that no output here names.
+
+    That is no difference: a fit that ran again leaves the run of the one before, and a server has others' runs.
+    """
+    client = tracking.reach()
+    here = {fit for fit, _ in _fits()}
+    lines = []
+    for name, runs in tracking.fits_of(client, "FINISHED").items():
+        ids = [run.info.run_id for run in runs if run.data.tags[tracking.FIT] not in here]
+        if ids:
+            lines.append(
+                f"MLflow's experiment {name} has {len(ids)} finished runs of fits that are not here (earlier ones, "
+                f"a sweep's or another project's): {', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''}"
+            )
+    return lines
+
+
+def _check_dvc() -> Iterator[str]:
+    # The study alone: results/ has a pipeline of its own.
+    command = [sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml", "data.dvc"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        yield f"dvc status: {' '.join(result.stderr.split())}"
+        return
+    ran = read_lock()
+    for stage, changes in json.loads(result.stdout or "{}").items():
+        if stage == str(POINTER):
+            yield f"dvc: {stage}: {in_words(changes)}; run `dvc checkout {stage}`, or `dvc pull {stage}`"
+        elif stage in ran:
+            yield f"dvc: {stage}: {in_words(changes)}; run `dvc repro`"
+        else:
+            yield f"dvc: {stage}: never ran here; run `dvc repro`"
+
+
+def _check_data() -> Iterator[str]:
+    """Read the data: DVC asks only whether a file's time and size are those that it noted."""
+    for folder in (DATA, *sorted(PREPARED.glob("*/")), *sorted(ACTIVATIONS.glob("*/"))):
+        try:
+            check_unchanged(folder)
+        except UserError as error:
+            yield str(error)
+
+
+def in_words(changes: list[Any]) -> str:
+    """Return what `dvc status --json` says of a stage, shortly: files by their state, at most NAMED of each by name."""
+    told = []
+    for change in changes:
+        if not isinstance(change, dict):
+            told.append(str(change))
+            continue
+        for kind, states in change.items():
+            by_state: dict[str, list[str]] = {}
+            for name, state in states.items():
+                values = state if isinstance(state, dict) else {name: state}
+                for key, found in values.items():
+                    by_state.setdefault(str(found), []).append(key if isinstance(state, dict) else name)
+            for state, names in by_state.items():
+                more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+                told.append(f"{kind}: {state} {', '.join(names[:NAMED])}{more}")
+    return "; ".join(told)
+
+
+def fit_folders() -> list[Path]:
+    """Return the folders of all finished fits."""
+    return sorted(path.parent for path in RUNS.glob("*/*/run.json"))
+
+
+def _locked() -> dict[str, dict[str, Any]]:
+    """Return dvc.lock's parameters of each output folder."""
+    return {
+        out["path"]: stage.get("params", {}).get("params.yaml", {})
+        for stage in read_lock().values()
+        for out in stage.get("outs", [])
+    }
+
+
+def _fits() -> Iterator[tuple[str, Path]]:
+    """Yield the id of each fit whose run.json can be read, and its folder."""
+    for folder in fit_folders():
+        with suppress(ValueError, KeyError, TypeError):
+            yield json.loads((folder / "run.json").read_text())["fit"], folder
+
+
+def _check_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> Iterator[str]:
+    damaged = False
+    try:
+        check_unchanged(folder)
+    except UserError as error:
+        damaged = True
+        yield str(error)
+    try:
+        yield from _compare_fit(client, folder, lock)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not damaged:
+            raise
+        yield f"{folder}: cannot be compared further ({type(error).__name__}: {error})"
+
+
+def _compare_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> Iterator[str]:
+    record = json.loads((folder / "run.json").read_text())
+    if "fit" not in record:
+        yield f"{folder}: run.json names no fit: it is of an older version; run `dvc repro`"
+        return
+    yield from _check_locked(folder, record, lock)
+    yield from _check_model(folder, record)
+    if record["data_version"] != data_version():
+        yield f"{folder}: fitted on data version {record['data_version']}, data.dvc names {data_version()}"
+    commit = record["git_commit"].removesuffix("-modified")
+    if not _knows_commit(commit):
+        yield f"{folder}: made by git commit {commit}, which this repository does not have"
+    run = _run_of(client, record)
+    if run is None:
+        yield f"{folder}: MLflow has no run of this fit ({record['fit']})"
+        return
+    yield from _check_run(client, folder, record, run)
+
+
+def _check_locked(folder: Path, record: dict[str, Any], lock: dict[str, dict[str, Any]]) -> Iterator[str]:
+    locked = lock.get(str(folder))
+    if locked is None:
+        yield f"{folder}: dvc.lock does not name it; run `dvc repro`"
+        return
+    said = record["hyperparameters"]
+    parts = {
+        "train": "train",
+        f"configurations.{record['model']}": "configuration",
+        f"trees.{record['model']}": record["model"],
+    }
+    own = {name: value for name, value in said.get("configuration", {}).items() if name in said["train"]}
+    for key, value in locked.items():
+        if key == "train":
+            value = {**value, **own}
+        if key in parts and _differs(value, said.get(parts[key])):
+            yield f"{folder}: {key} is {value} in dvc.lock and {said.get(parts[key])} in run.json"
+
+
+def _differs(locked: Any, said: Any) -> bool:
+    if isinstance(locked, dict) and isinstance(said, dict):
+        return any(_differs(value, said.get(key)) for key, value in locked.items())
+    return locked not in (said, AUTO)
+
+
+def _check_model(folder: Path, record: dict[str, Any]) -> Iterator[str]:
+    path = folder / "model.keras"
+    if record["kind"] != "network":
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = read_settings(json.loads(archive.read("config.json"))["config"])
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        yield f"{path}: cannot be read ({error})"
+        return
+    hyperparameters = record["hyperparameters"]
+    for key, value in found.items():
+        said = hyperparameters.get(key, hyperparameters["train"].get(key))
+        if value != said:
+            yield f"{path}: {key} is {value}, run.json says {said}"
+
+
+def _knows_commit(commit: str) -> bool:
+    try:
+        return subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def _run_of(client: Any, record: dict[str, Any]) -> Any:
+    run_id = tracking.find(client, record["dataset"], record["fit"])
+    return client.get_run(run_id) if run_id else None
+
+
+def _check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read_models: bool = True) -> Iterator[str]:
+    name = f"{folder}: MLflow's run {run.info.run_id}"
+    if run.info.status != "FINISHED":
+        yield f"{name} is {run.info.status}, though the fit is finished"
+    if run.data.tags.get(tracking.OUTPUTS) != digest_of_folder(folder):
+        yield f"{name} was logged from other files than lie here"
+    yield from _check_tags(name, record, run.data.tags)
+    params = {key: str(value) for key, value in tracking.flatten(record["hyperparameters"]).items()}
+    for key in sorted(params.keys() | run.data.params.keys()):
+        if params.get(key) != run.data.params.get(key):
+            yield f"{name}: {key} is {run.data.params.get(key)}, run.json says {params.get(key)}"
+    for key, value in json.loads((folder / "metrics.json").read_text()).items():
+        logged = run.data.metrics.get(tracking.metric_name(key))
+        if logged != value:
+            yield f"{name}: {tracking.metric_name(key)} is {logged}, metrics.json says {value}"
+    if record["kind"] == "network":
+        yield from _check_history(client, folder, name, run.info.run_id)
+    if problem := tracking.model_problem(client, run, read_models):
+        yield f"{name} {problem}"
+    drawn = _drawn(folder)
+    stored = {entry.path for entry in client.list_artifacts(run.info.run_id)} if drawn else set()
+    if missing := [path.name for path in drawn if path.name not in stored]:
+        yield f"{name} has not {', '.join(missing)} of {drawn[0].parent}"
+
+
+def _check_tags(name: str, record: dict[str, Any], tags: dict[str, str]) -> Iterator[str]:
+    """Compare the tags that the run has with run.json, which also holds what was known only at the fit's end."""
+    for key, said in record.items():
+        found = tags.get(key)
+        if found != str(said) and not isinstance(said, dict) and (found is not None or key in REQUIRED_TAGS):
+            yield f"{name}: the tag {key} is {found}, run.json says {said}"
+
+
+def _check_history(client: Any, folder: Path, name: str, run_id: str) -> Iterator[str]:
+    history = pd.read_csv(folder / "history.csv", float_precision="round_trip").set_index("epoch")
+    for column in history:
+        points = client.get_metric_history(run_id, column)
+        steps = sorted(point.step for point in points)
+        if steps != list(history.index):
+            yield f"{name} has {column} of the epochs {steps}, history.csv has {list(history.index)}"
+            continue
+        for point in points:
+            said = history[column][point.step]
+            # What was logged from the file, by a repair, may have lost the last digit.
+            if not math.isclose(point.value, said, rel_tol=1e-12):
+                yield f"{name}: {column} of epoch {point.step} is {point.value}, history.csv says {said}"
+
+
+def _drawn(folder: Path) -> list[Path]:
+    """Return the figures and the report of a fit that `evaluate` wrote."""
+    return sorted((FIGURES / folder.relative_to(RUNS)).glob("*"))
+
+
+def _check_running(client: Any) -> Iterator[str]:
+    for run in tracking.stale_runs(client):
+        yield f"MLflow's run {run.info.run_id} ({run.info.run_name}) is RUNNING and its process is gone"
+    for run, host in tracking.runs_elsewhere(client):
+        since = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+        yield (
+            f"MLflow's run {run.info.run_id} ({run.info.run_name}) is RUNNING on {host} since {since:%Y-%m-%d %H:%M} "
+            f"UTC; where nothing runs there any more, `medtransfer audit --repair --host {host}` ends it"
+        )
+
+
+def _check_twins(client: Any) -> Iterator[str]:
+    """Compare within an experiment: a sweep's fit may run again as the study's own."""
+    for name, runs in tracking.fits_of(client).items():
+        by_fit: dict[str, list[str]] = {}
+        for run in runs:
+            by_fit.setdefault(run.data.tags[tracking.FIT], []).append(run.info.run_id)
+        for fit, ids in by_fit.items():
+            if len(ids) > 1:
+                yield f"MLflow's experiment {name} has {len(ids)} runs of one fit ({fit}): {', '.join(ids)}"
+
+
+def _check_registered(client: Any) -> Iterator[str]:
+    here = dict(_fits())
+    for version in tracking.registered(client):
+        folder = here.get(version.tags.get(tracking.FIT, ""))
+        path = folder / "model.keras" if folder else None
+        if path and path.exists() and sha256_of(path) != version.tags.get(tracking.DIGEST):
+            yield f"MLflow's registered model {version.name} version {version.version} is not {path}, though of its fit"
+        for problem in tracking.registered_problems(version):
+            yield (
+                f"MLflow's registered model {version.name} version {version.version}: {problem}; run `medtransfer "
+                f"register {version.name}` and delete this version"
+            )
+
+
+@tracking.answering()
+def repair(host: str | None = None, read_models: bool = True) -> list[str]:
+    """End stale runs and log again from the outputs what MLflow lacks; return what was done, a line each.
+
+    Only MLflow is changed. What is wrong in the outputs themselves, `dvc repro` mends: a fit that is damaged, or
+    cannot be logged, is left out with a line.
+
+    Parameters
+    ----------
+    host : str, optional
+        Another machine, on which nothing runs any more: its running runs are ended too.
+    read_models : bool
+        Read the logged models, which a server has to send, and log again what is lost or damaged; else it is enough
+        that MLflow has them.
+
+    Raises
+    ------
+    UserError
+        MLflow does not answer.
+    """
+    client = tracking.reach()
+    ended = tracking.close_stale(client, host)
+    done = [f"ended {run.info.run_id} ({run.info.run_name}) as KILLED" for run in ended]
+    if host and not ended:
+        done.append(f"no run was RUNNING on {host}")
+    lock = _locked()
+    for folder in fit_folders():
+        try:
+            if _repair_fit(client, folder, lock, read_models):
+                done.append(f"logged {folder} from its files")
+        except UserError as error:
+            done.append(f"{folder}: not logged: {error}")
+    return done
+
+
+def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]], read_models: bool) -> bool:
+    """Log a fit from its files, which must be what DVC recorded, unless MLflow has all of it."""
+    if str(folder) not in lock:
+        raise UserError("dvc.lock does not name it, so its files cannot be checked; run `dvc repro`")
+    check_unchanged(folder)
+    record = json.loads((folder / "run.json").read_text())
+    if "fit" not in record:
+        return False
+    run = _run_of(client, record)
+    if run is not None and not list(_check_run(client, folder, record, run, read_models)):
+        return False
+    data_of(folder)
+    _log_again(folder, record)
+    run = _run_of(client, record)
+    if run is None:
+        raise UserError(f"MLflow at {tracking.address()} did not answer meanwhile; repair again")
+    for line in _check_run(client, folder, record, run, read_models):
+        raise UserError(
+            f"{line}; repair again, and if it still says so, delete the run first (mlflow runs delete --run-id "
+            f"{run.info.run_id})"
+        )
+    return True
+
+
+def _log_again(folder: Path, record: dict[str, Any]) -> None:
+    tags = {key: value for key, value in record.items() if not isinstance(value, dict)}
+    with tracking.run(
+        record["dataset"], folder.name, record["fit"], record["hyperparameters"], tags, sample_seconds=None
+    ) as run:
+        samples = pd.read_csv(PREPARED / record["dataset"] / "samples.csv", dtype=str, keep_default_na=False)
+        run.log_data(samples, record["dataset"], {key: record[key] for key in ("data_source", "data_version")})
+        tell_mlflow(run, folder)
+        run.log_model(lambda: _log_model(folder, record))
+    if drawn := _drawn(folder):
+        tracking.attach(record["dataset"], record["fit"], drawn)
+
+
+def _log_model(folder: Path, record: dict[str, Any]) -> None:
+    """Log the saved model, whose digest was checked, as the fit itself did, with an image as its example."""
+    from medtransfer.trees.classifiers import TRUSTED_TYPES, flatten_pixels, load_tree
+
+    pixels = np.load(PREPARED / record["dataset"] / "images.npy", mmap_mode="r")[:1]
+    if record["kind"] == "baseline":
+        path = str(folder / "model.skops")
+        tree, features = load_tree(path), flatten_pixels(pixels)
+        tracking.log_sklearn_model(tree, features, tree.predict_proba(features), TRUSTED_TYPES)
+        return
+    import keras
+
+    from medtransfer.models.vgg16 import load_network
+
+    model = load_network(folder / "model.keras")
+    tracking.log_keras_model(model, np.asarray(pixels), model.predict_on_batch(pixels), keras.backend.backend())

@@ -1,0 +1,163 @@
+"""track push: the runs of the project's own MLflow store → the server that MLFLOW_TRACKING_URI names, once each.
+
+MLflow has no such command; this is made of its client's calls alone.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import Metric, Param, RunInputs
+from mlflow.entities import Run as MlflowRun
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from rich.progress import track
+from ruamel.yaml import YAML
+
+from medtransfer.core.errors import UserError
+from medtransfer.tracking import AWAY, DEFAULT_URI, FIT, address, every_run, living_experiment, reach, reason
+
+ORIGIN = "medtransfer.pushed_from"
+UNFINISHED = "medtransfer.push_unfinished"
+POINTS, PARAMS = 500, 100  # in one request: MLflow's servers take 1,000 metrics and 100 params
+
+
+def push(source_uri: str = DEFAULT_URI) -> dict[str, int]:
+    """Copy every ended run with its params, tags, metrics, data, files and models; times and statuses stay.
+
+    A run that the server has, pushed before or logged there by `audit --repair`, is left alone. A run under another,
+    as a sweep's fits are, lies under that one's copy. A push that was interrupted goes on: the run in which it stopped
+    is copied anew.
+
+    Returns
+    -------
+    dict
+        How many runs were `copied`, were there `already`, and are still `running` or under one that is, and so left
+        out.
+
+    Raises
+    ------
+    UserError
+        There is no own store, the server is this store, or it does not answer.
+    """
+    path = Path(source_uri.removeprefix("sqlite:///"))
+    if not path.exists():
+        raise UserError(f"{path}: not found; there is nothing to push")
+    target = reach()
+    own = f"sqlite:///{path.resolve()}"  # MLflow keeps a relative address open when the working folder changes
+    if mlflow.get_tracking_uri() in (source_uri, own):
+        raise UserError("MLFLOW_TRACKING_URI: names this project's own store; set it to the server's address")
+    source = mlflow.MlflowClient(tracking_uri=own)
+    counts = {"copied": 0, "already": 0, "running": 0}
+    ids: dict[str, str | None] = {}
+    try:
+        for experiment in source.search_experiments():
+            runs = _parents_first(list(every_run(source, [experiment.experiment_id])))
+            for run in track(runs, f"pushing {experiment.name}", transient=True):
+                outcome, ids[run.info.run_id] = _push_run(source, target, experiment.name, run, ids)
+                counts[outcome] += 1
+    except AWAY as error:
+        raise UserError(
+            f"MLflow at {address()} stopped answering after {counts['copied']} runs ({reason(error)}); "
+            "push again and it goes on"
+        ) from None
+    return counts
+
+
+def _parents_first(runs: list[MlflowRun]) -> list[MlflowRun]:
+    known = {run.info.run_id: run for run in runs}
+
+    def depth(run: MlflowRun) -> int:
+        parent = known.get(run.data.tags.get(MLFLOW_PARENT_RUN_ID))
+        return depth(parent) + 1 if parent else 0
+
+    return sorted(runs, key=depth)
+
+
+def _push_run(
+    source: mlflow.MlflowClient,
+    target: mlflow.MlflowClient,
+    experiment: str,
+    run: MlflowRun,
+    ids: Mapping[str, str | None],
+) -> tuple[str, str | None]:
+    """Copy a run and return the outcome and its id on the server; `ids` has those of the runs before it.
+
+    An id is None where the run is not on the server.
+    """
+    parent = run.data.tags.get(MLFLOW_PARENT_RUN_ID, "")
+    waits = parent in ids and ids[parent] is None
+    if waits or run.info.status not in ("FINISHED", "FAILED", "KILLED"):
+        return "running", None
+    known = living_experiment(target, experiment)
+    experiment_id = known.experiment_id if known else target.create_experiment(experiment)
+    for other in _twins(target, experiment_id, run):
+        if UNFINISHED not in other.data.tags:
+            return "already", other.info.run_id
+        target.delete_run(other.info.run_id)
+    tags = {**run.data.tags, ORIGIN: run.info.run_id}
+    tags.pop(MLFLOW_PARENT_RUN_ID, None)
+    if ids.get(parent):
+        tags[MLFLOW_PARENT_RUN_ID] = ids[parent]
+    made = target.create_run(experiment_id, run.info.start_time, {**tags, UNFINISHED: "yes"}, run.info.run_name)
+    run_id = made.info.run_id
+    params = [Param(*item) for item in run.data.params.items()]
+    for start in range(0, len(params), PARAMS):
+        target.log_batch(run_id, params=params[start : start + PARAMS])
+    points = list(_points(source, run))
+    for start in range(0, len(points), POINTS):
+        target.log_batch(run_id, metrics=points[start : start + POINTS])
+    _push_inputs(target, run_id, run.inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        if source.list_artifacts(run.info.run_id):
+            source.download_artifacts(run.info.run_id, "", folder)
+            target.log_artifacts(run_id, folder)
+    for model in source.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"):
+        _push_model(target, model, run_id, experiment_id)
+    target.set_terminated(run_id, run.info.status, run.info.end_time)
+    target.delete_tag(run_id, UNFINISHED)
+    return "copied", run_id
+
+
+def _twins(target: mlflow.MlflowClient, experiment_id: str, run: MlflowRun) -> list[MlflowRun]:
+    """Return the server's runs that are this one: pushed before, or of the same fit."""
+    asked = {ORIGIN: run.info.run_id, FIT: run.data.tags.get(FIT)}
+    return [
+        found
+        for tag, value in asked.items()
+        if value
+        for found in target.search_runs([experiment_id], f"tags.`{tag}` = '{value}'")
+    ]
+
+
+def _points(source: mlflow.MlflowClient, run: MlflowRun) -> Iterator[Metric]:
+    for key in run.data.metrics:
+        for point in source.get_metric_history(run.info.run_id, key):
+            yield Metric(point.key, point.value, point.timestamp, point.step)
+
+
+def _push_inputs(target: mlflow.MlflowClient, run_id: str, inputs: RunInputs | None) -> None:
+    if inputs and inputs.dataset_inputs:
+        target.log_inputs(run_id, inputs.dataset_inputs)
+
+
+def _push_model(target: mlflow.MlflowClient, model: Any, run_id: str, experiment_id: str) -> None:
+    made = target.create_logged_model(
+        experiment_id, model.name, run_id, dict(model.tags), dict(model.params), model.model_type
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        mlflow.artifacts.download_artifacts(artifact_uri=model.artifact_location, dst_path=folder)
+        for path in Path(folder).rglob("MLmodel"):
+            _rename(path, run_id, made.model_id)
+            target.log_model_artifacts(made.model_id, str(path.parent))
+    target.finalize_logged_model(made.model_id, model.status)
+
+
+def _rename(path: Path, run_id: str, model_id: str) -> None:
+    """Let a model's own description name the run and the model that it now is."""
+    yaml = YAML()
+    described = yaml.load(path.read_text())
+    described.update({"run_id": run_id, "model_id": model_id})
+    with path.open("w") as file:
+        yaml.dump(described, file)

@@ -1,0 +1,310 @@
+"""Whether what a stage reads is what DVC recorded.
+
+DVC checks out a damaged object of its cache without a word and calls it up to date, so every stage
+hashes what it reads and compares.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import subprocess
+from contextlib import nullcontext
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import files_under
+from medtransfer.core.layout import DATA, PARAMS
+from medtransfer.core.params import Params, read_params
+
+log = logging.getLogger(__name__)
+
+LOCK = Path("dvc.lock")
+PIPELINE = Path("dvc.yaml")
+POINTER = Path("data.dvc")
+CACHE = Path(".dvc/cache/files/md5")
+RWLOCK = Path(".dvc/tmp/rwlock")
+DVC_LOCK = Path(".dvc/tmp/lock")
+TRAINED = "${study.%s.train}"
+MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
+
+
+def check_unchanged(folder: Path) -> None:
+    """Compare a folder with its record in dvc.lock, or data/ with data.dvc.
+
+    Where DVC has no record, as when a stage runs outside of `dvc repro`, there is nothing to compare.
+
+    Raises
+    ------
+    UserError
+        A file differs; the message names it and how to mend it.
+    """
+    recorded = recorded_digest(folder)
+    if recorded is None:
+        return
+    found = file_digests(folder)
+    if _digest_of(found) == recorded:
+        return
+    if folder == DATA and not found:
+        raise UserError(f"{DATA}: not there, though {POINTER} names it; run `dvc pull {POINTER}`")
+    listed = _listed(recorded)
+    differing = sorted(name for name in found.keys() | listed.keys() if listed and found.get(name) != listed.get(name))
+    named = ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
+    where = POINTER if folder == DATA else LOCK
+    raise UserError(
+        f"{folder}: not what {where} names ({recorded}){': ' + named if named else ''}; it was damaged or changed on "
+        f"disk: {_how_to_mend(folder, differing, listed)}"
+    )
+
+
+def _how_to_mend(folder: Path, differing: list[str], listed: dict[str, str]) -> str:
+    """Say how to get back what DVC recorded: from its cache, or, where that is bad too, without it."""
+    bad = [name for name in differing if name in listed and not _is_whole(listed[name])]
+    if listed and not bad:
+        return f"DVC's cache holds it as it was: run `dvc checkout --force {POINTER if folder == DATA else folder}`"
+    places = [str(folder / name) for name in bad] if folder == DATA and listed else [str(folder)]
+    objects = [str(_cached(listed[name])) for name in bad]
+    return f"remove {' '.join(places + objects)} and run `dvc {'pull data.dvc' if folder == DATA else 'repro'}`"
+
+
+def _is_whole(md5: str) -> bool:
+    """Return whether DVC's cache holds the file of this hash, undamaged."""
+    path = _cached(md5)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest() == md5
+
+
+def warn_of_another_version() -> None:
+    """Say that data.dvc is not the last commit's, if so: `dvc repro` takes whatever lies in data/ as a new version."""
+    try:
+        shown = subprocess.run(["git", "show", f"HEAD:./{POINTER}"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return
+    if POINTER.exists() and POINTER.read_text() != shown.stdout:
+        log.warning(
+            "%s: names other data than the last commit. If you changed them, `git commit %s` keeps that; if you did "
+            "not, they are damaged, and `git checkout %s && dvc checkout --force %s` brings them back",
+            *[POINTER] * 4,
+        )
+
+
+def check_dvc_files() -> None:
+    """Check the files of DVC that a crash can leave in pieces.
+
+    Raises
+    ------
+    UserError
+        One of them is; the message says how to mend it.
+    """
+    read_lock()
+    if POINTER.exists():
+        _pointed()
+    if RWLOCK.exists():
+        try:
+            json.loads(RWLOCK.read_text())
+        except ValueError:
+            raise UserError(
+                f"{RWLOCK}: no whole JSON file; a process was killed while it wrote it: remove it (rm {RWLOCK})"
+            ) from None
+
+
+def check_params_unchanged(params: Params, *keys: str) -> None:
+    """Check that params.yaml still says what a stage was given, where DVC will look after the stage.
+
+    DVC writes into dvc.lock what the file says when the stage ends, not what it said when it began.
+
+    Raises
+    ------
+    UserError
+        One of the keys, a section or a dotted name, has another value now.
+    """
+    for key in keys:
+        given, found = (_value_of(values.model_dump(), key) for values in (params, read_params(PARAMS)))
+        if given != found:
+            raise UserError(
+                f"{PARAMS}: {key}: changed from {given} to {found} while this ran, so dvc.lock would name values "
+                "that it was not made with; run `dvc repro` again"
+            )
+
+
+def _value_of(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def check_pipeline(params: Params) -> None:
+    """Check that dvc.yaml fits what params.yaml studies, and nothing else.
+
+    Raises
+    ------
+    UserError
+        dvc.yaml cannot be read; DVC would not train a configuration, so that the comparison would lack it; or it would
+        train, or look for, what the study has not.
+    """
+    matrices = [stage["matrix"] for stage in _read_stages().values() if isinstance(stage.get("matrix"), dict)]
+    for dataset, study in params.study.items() if matrices else []:
+        listed = [matrix for matrix in matrices if dataset in matrix.get("dataset", [])]
+        trained = {name for matrix in listed for name in _configurations(matrix, params)}
+        for kind, names in (("train", study.train), ("transfer", study.transfer)):
+            for name in names:
+                if name not in trained:
+                    raise UserError(
+                        f"{PIPELINE}: no stage trains {name} on {dataset}, which {PARAMS} lists under "
+                        f"study.{dataset}.{kind}; add one like `{kind}{'-ham10000' if kind == 'train' else ''}` "
+                        "(docs/freezing.md) or take it out there"
+                    )
+    for matrix in matrices:
+        _check_matrix(matrix, params)
+
+
+def _read_stages() -> dict[str, Any]:
+    try:
+        stages = dict(YAML(typ="safe").load(PIPELINE.read_text())["stages"]) if PIPELINE.exists() else {}
+        empty = [name for name, stage in stages.items() if not isinstance(stage, dict)]
+        if empty:
+            raise ValueError(f"the stage {empty[0]} is empty")
+        return stages
+    except (YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{PIPELINE}: cannot be read as a pipeline: {reason}; mend or restore it (git checkout {PIPELINE})"
+        ) from None
+
+
+def _configurations(matrix: dict[str, Any], params: Params) -> list[str]:
+    """Return the configurations that a stage of dvc.yaml trains: written out, or those of TRAINED."""
+    written = matrix.get("configuration", [])
+    if not isinstance(written, str):
+        return list(written)
+    return [name for dataset, study in params.study.items() if written == TRAINED % dataset for name in study.train]
+
+
+def _check_matrix(matrix: dict[str, Any], params: Params) -> None:
+    """Check that the study has the data sets and the configurations that a stage of dvc.yaml names."""
+    for dataset in matrix.get("dataset", []):
+        if dataset not in params.study:
+            raise UserError(
+                f"{PARAMS}: study.{dataset}: missing, but {PIPELINE} has stages of it; give it back, or remove "
+                f"{dataset} and its stages there too"
+            )
+        study = params.study[dataset]
+        for name in _configurations(matrix, params):
+            if name not in (*study.train, *study.transfer):
+                raise UserError(
+                    f"{PARAMS}: study.{dataset}: has no {name}, but a stage of {PIPELINE} trains it; add it, or remove "
+                    "it there too"
+                )
+
+
+def read_lock() -> dict[str, Any]:
+    """Return the stages of dvc.lock by name.
+
+    Raises
+    ------
+    UserError
+        It is empty or cut. Only a cut between two whole outputs of one stage cannot be told; of ours, `evaluate` alone
+        has several, which no stage reads.
+    """
+    if not LOCK.exists():
+        return {}
+    try:
+        # Another `dvc repro` beside this stage's own (`medtransfer study`) writes dvc.lock in place, under this lock.
+        with FileLock(DVC_LOCK) if DVC_LOCK.parent.is_dir() else nullcontext():
+            lock = _read_whole(LOCK)
+        _require(lock, "schema")
+        stages: dict[str, Any] = lock.get("stages", {})
+        for stage in stages.values():
+            _require(stage, "cmd", "outs")
+            for entry in (*stage.get("deps", []), *stage["outs"]):
+                _check_entry(entry)
+    except (YAMLError, UnicodeDecodeError, ValueError, TypeError, AttributeError):
+        raise UserError(
+            f"{LOCK}: empty or cut; restore it (git checkout {LOCK}): stages that had run come from DVC's cache"
+        ) from None
+    return stages
+
+
+def _read_whole(path: Path) -> Any:
+    text = path.read_text()
+    if not text.endswith("\n"):
+        raise ValueError("it does not end with a line")
+    return _parse(text)
+
+
+def _require(values: Any, *keys: str) -> None:
+    for key in keys:
+        if not isinstance(values, dict) or not values.get(key):
+            raise ValueError(f"it has no {key}")
+
+
+def _check_entry(entry: Any) -> None:
+    """Check that DVC's record of a file or folder is whole."""
+    _require(entry, "path", "md5")
+    if not MD5.fullmatch(entry["md5"]) or "size" not in entry or ("nfiles" in entry) != entry["md5"].endswith(".dir"):
+        raise ValueError("the record of a file is cut")
+
+
+@lru_cache(maxsize=2)
+def _parse(text: str) -> Any:
+    """Read YAML once for all folders that a stage compares."""
+    return YAML(typ="safe").load(text)
+
+
+def recorded_digest(folder: Path) -> str | None:
+    """Return the hash that DVC recorded for a folder, None where it has none."""
+    if folder == DATA:
+        return _pointed() if POINTER.exists() else None
+    outs = {out["path"]: out["md5"] for stage in read_lock().values() for out in stage["outs"]}
+    return outs.get(folder.as_posix())
+
+
+def _pointed() -> str:
+    try:
+        (entry,) = _read_whole(POINTER)["outs"]
+        _check_entry(entry)
+    except (YAMLError, UnicodeDecodeError, ValueError, TypeError, KeyError):
+        raise UserError(f"{POINTER}: empty or cut; restore it (git checkout {POINTER})") from None
+    return str(entry["md5"])
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Return the MD5 of each file under a folder by its path in it; unfinished files are no part of it."""
+    found = {}
+    for path in files_under(folder):
+        name = path.relative_to(folder).as_posix()
+        if not any(part.startswith(".partial-") for part in path.parts):
+            with path.open("rb") as file:
+                found[name] = hashlib.file_digest(file, "md5").hexdigest()
+    return found
+
+
+def digest_of(folder: Path) -> str:
+    """Return DVC's hash of a folder, as `recorded_digest` gives it."""
+    return _digest_of(file_digests(folder))
+
+
+def _digest_of(files: dict[str, str]) -> str:
+    """Return DVC's hash of a folder: the MD5 of the JSON list of its files."""
+    listing = [{"md5": md5, "relpath": name} for name, md5 in sorted(files.items())]
+    return hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _cached(md5: str) -> Path:
+    return CACHE / md5[:2] / md5[2:]
+
+
+def _listed(recorded: str) -> dict[str, str]:
+    """Return DVC's own list of the files, where its cache holds it."""
+    try:
+        return {entry["relpath"]: entry["md5"] for entry in json.loads(_cached(recorded).read_text())}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}

@@ -1,0 +1,108 @@
+"""Files and folders that appear whole or not at all, and their digests."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from medtransfer.core.errors import UserError
+
+
+def partial_beside(target: Path) -> Path:
+    """Return where an unfinished `target` lives: beside it, under a name that .dvcignore lists."""
+    return target.with_name(f".partial-{target.name}")
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder that replaces `target` by a rename when the block ends without error."""
+    partial = partial_beside(target)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        replace_folder(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Rename the folder `source` to `target`, in place of what stood there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        old = target.with_name(f".partial-old-{target.name}")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        source.rename(target)
+        shutil.rmtree(old)
+    else:
+        source.rename(target)
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target` that is renamed to it when the block ends without error."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_beside(target)
+    try:
+        yield partial
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def files_under(folder: Path) -> list[Path]:
+    """Return the files under a folder, sorted; unlike Path.rglob, an error where one in it may not be read.
+
+    Raises
+    ------
+    UserError
+        A folder in it is a link: what lies behind it would be left out.
+    """
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            raise error
+
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        linked = [path for path in (Path(parent, name) for name in sorted(folders)) if path.is_symlink()]
+        if linked:
+            raise UserError(f"{linked[0]}: a link to a folder; expected a folder, so copy it there")
+        found += [path for path in (Path(parent, name) for name in names) if path.is_file()]
+    return sorted(found)
+
+
+def write_array_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """Begin a .npy file whose rows are then appended: unlike a memory map, a full disk is an error there."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def user_cache() -> Path:
+    """Return the folder of what is kept for this user across projects."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medtransfer"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with a final newline."""
+    with atomic_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_folder(folder: Path) -> str:
+    """Return the SHA-256 over the names and digests of all files under a folder."""
+    lines = [f"{path.relative_to(folder)} {sha256_of(path)}\n" for path in sorted(folder.rglob("*")) if path.is_file()]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

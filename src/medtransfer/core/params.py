@@ -1,0 +1,397 @@
+"""params.yaml as typed, validated values.
+
+The file is read once, in `cli.py`; every other function gets the section that it needs.
+"""
+
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)  # fmt: skip
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from medtransfer.core.errors import UserError, counted
+from medtransfer.core.hardware import native_precision
+
+BLOCKS = ("block1", "block2", "block3", "block4", "block5")
+TREES = ("decision_tree", "random_forest")
+WEIGHTS_VARIABLE = "MEDTRANSFER_WEIGHTS"  # goes before `weights.file`
+
+NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+WEIGHTS_PATTERN = r"^(random|imagenet|[a-z][a-z0-9_]*/[a-z][a-z0-9_]*)$"
+# A label is also the name of a column and, in MLflow, of a metric.
+LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_. -]*$"
+Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
+LINE_PATTERN = r"^[^\n]+$"
+Line = Annotated[str, Field(pattern=LINE_PATTERN)]
+# What the patterns say, for whoever does not read them.
+IN_WORDS = {
+    NAME_PATTERN: "small letters, digits and '_', with a letter first",
+    LABEL_PATTERN: "letters, digits, blanks, '_', '.' and '-', with a letter or digit first",
+    LINE_PATTERN: "one line that is not empty",
+    WEIGHTS_PATTERN: "random, imagenet or a finished run, <data set>/<configuration>",
+}
+PositiveInt = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Part = Annotated[float, Field(gt=0, le=1)]
+Rate = Annotated[float, Field(gt=0)]
+# A rate, or one for each data set; told apart by its form, so that a mistake in one is not blamed on the other.
+RATE, RATES = "<rate>", "<rates>"
+Rates = Annotated[
+    Annotated[Rate, Tag(RATE)] | Annotated[dict[Name, Rate], Tag(RATES)],
+    Discriminator(lambda value: RATES if isinstance(value, dict) else RATE),
+]
+Scaling = Literal["talk", "caffe"]
+Optimizer = Literal["adam", "sgd", "rmsprop"]
+Balance = Literal["none", "class_weights", "sampling"]
+AUTO = "auto"
+# Read as what this machine computes in, so that no other module knows `auto`.
+Precision = Annotated[
+    Literal["float32", "mixed_bfloat16", "auto"],
+    AfterValidator(lambda asked: native_precision() if asked == AUTO else asked),
+]
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"expected each once, but {value} is there {values.count(value)} times")
+    return values
+
+
+EachOnce = AfterValidator(_each_once)
+
+
+class Section(BaseModel):
+    """A part of params.yaml: no unknown key, no silent conversion, no change after reading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Split(Section):
+    """How samples are divided: what is neither validation nor test is training."""
+
+    by: Literal["image", "group"]
+    validation: Fraction
+    test: Fraction
+    seed: Seed
+    leak: Literal["keep", "remove", "match"] = "keep"
+
+    @model_validator(mode="after")
+    def _leave_training_and_whole_folds(self) -> "Split":
+        if self.validation + self.test >= 1:
+            raise ValueError(
+                f"validation + test is {self.validation + self.test:g}; expected less than 1, so that a part is left "
+                "for training"
+            )
+        if self.by == "group" and self.leak != "keep":
+            raise ValueError(f"leak: {self.leak} is for by: image; divided by group, nothing leaks")
+        if self.by == "group":
+            for name, part in (("test", self.test), ("validation", self.validation / (1 - self.test))):
+                if abs(1 / part - round(1 / part)) > 1e-6:
+                    raise ValueError(
+                        f"with by: group, {name} must be one of k equal folds of what is divided, "
+                        f"but it is {part:.4g} of it; 0.2 and 0.2 work"
+                    )
+        return self
+
+
+class CatalogueEntry(Section):
+    """What the study has to know of a data set of the user's own; `medtransfer data add` writes it.
+
+    `classes`: each label and what it stands for, in the order of every table. `group`: what several images can share.
+    """
+
+    title: Line
+    classes: Annotated[dict[Label, Line], Field(min_length=2)]
+    group: Line
+    licence: Line
+    citation: Line
+
+
+class DatasetParams(Section):
+    """How one data set is prepared; `image_size` is the side of the square in pixels."""
+
+    image_size: Annotated[int, Field(ge=32, le=1024)]
+    resize_filter: Literal["nearest", "bilinear", "bicubic", "lanczos"]
+    split: Split
+    catalogue: CatalogueEntry | None = None
+
+
+class StudyParams(Section):
+    """Which freezing configurations one data set is studied with."""
+
+    train: Annotated[list[Name], EachOnce]
+    transfer: Annotated[list[Name], EachOnce] = []
+
+
+class DecisionTreeParams(Section):
+    """Settings of scikit-learn's DecisionTreeClassifier."""
+
+    criterion: Literal["gini", "entropy"]
+    max_depth: PositiveInt | None
+    min_samples_leaf: PositiveInt
+
+
+class RandomForestParams(DecisionTreeParams):
+    """Settings of scikit-learn's RandomForestClassifier."""
+
+    n_estimators: PositiveInt
+    max_features: Literal["sqrt", "log2"] | None
+
+
+class TreesParams(Section):
+    """Settings of the two baselines."""
+
+    decision_tree: DecisionTreeParams
+    random_forest: RandomForestParams
+
+
+class TrainParams(Section):
+    """How every network is trained, whatever its freezing configuration."""
+
+    batch_size: PositiveInt
+    epochs: PositiveInt
+    patience: PositiveInt
+    optimizer: Optimizer
+    learning_rate: Rate
+    dense_units: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    scaling: Scaling
+    balance: Balance
+    fraction: Part
+    precision: Precision
+
+
+class WeightsParams(Section):
+    """Where the ImageNet weights come from; `file` goes before every other source."""
+
+    file: str | None
+
+
+class CacheParams(Section):
+    """What the store of features may hold, in units of 10^9 bytes; 0 turns it off."""
+
+    max_gb: Annotated[float, Field(ge=0)]
+
+
+class Configuration(Section):
+    """A freezing configuration: the weights that a network begins from and the blocks it trains.
+
+    `weights` is `random`, `imagenet` or a finished run, `<data set>/<configuration>`.
+    `trainable` is `all`, `head` or a list of blocks; the classification head always trains.
+    The others stand in for what `train` says; a learning rate may be given for each data set, and `medtransfer
+    tune` finds it.
+    """
+
+    weights: Annotated[str, Field(pattern=WEIGHTS_PATTERN)]
+    trainable: str | list[str]
+    learning_rate: Rates | None = None
+    optimizer: Optimizer | None = None
+    scaling: Scaling | None = None
+    balance: Balance | None = None
+    fraction: Part | None = None
+
+    @field_validator("trainable", mode="before")
+    @classmethod
+    def _name_known_blocks(cls, value: Any) -> Any:
+        if value in ("all", "head"):
+            return value
+        different = isinstance(value, list) and value and len({*map(str, value)}) == len(value)
+        if different and all(block in BLOCKS for block in value):
+            return value
+        raise ValueError(f"must be 'all', 'head' or a list of different blocks out of {', '.join(BLOCKS)}")
+
+    def recipe(self, train: TrainParams, dataset: str) -> TrainParams:
+        """Return how this configuration is trained on a data set."""
+        own = self.model_dump(exclude={"weights", "trainable"}, exclude_none=True)
+        if isinstance(self.learning_rate, dict):
+            own["learning_rate"] = self.learning_rate.get(dataset, train.learning_rate)
+        return train.model_copy(update=own)
+
+    @property
+    def source(self) -> tuple[str, str] | None:
+        """The finished run to begin from, as (data set, configuration), or None."""
+        dataset, _, configuration = self.weights.partition("/")
+        return (dataset, configuration) if configuration else None
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """The trainable blocks of the convolutional base, in the order of the network."""
+        if self.trainable == "all":
+            return BLOCKS
+        if self.trainable == "head":
+            return ()
+        return tuple(block for block in BLOCKS if block in self.trainable)
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    seeds: Annotated[list[Seed], Field(min_length=1), EachOnce]
+    datasets: dict[Name, DatasetParams]
+    baselines: Annotated[list[Literal["decision_tree", "random_forest"]], EachOnce]
+    study: dict[Name, StudyParams]
+    trees: TreesParams
+    train: TrainParams
+    weights: WeightsParams
+    cache: CacheParams
+    configurations: dict[Name, Configuration]
+
+    @model_validator(mode="after")
+    def _refer_to_what_exists(self) -> "Params":
+        for name in self.configurations:
+            if name in TREES:
+                raise ValueError(f"configurations.{name}: this name belongs to a baseline; choose another")
+            self._check_rates(name)
+        for dataset, study in self.study.items():
+            if dataset not in self.datasets:
+                raise ValueError(
+                    f"study.{dataset}: no such data set under datasets; there are {', '.join(self.datasets)}"
+                )
+            for key, names in (("train", study.train), ("transfer", study.transfer)):
+                for name in names:
+                    self._check_configuration(f"study.{dataset}.{key}", name, transferred=key == "transfer")
+        return self
+
+    def _check_rates(self, name: str) -> None:
+        rate = self.configurations[name].learning_rate
+        for dataset in rate if isinstance(rate, dict) else ():
+            if dataset not in self.datasets:
+                known = ", ".join(self.datasets)
+                raise ValueError(f"configurations.{name}.learning_rate: '{dataset}' is no data set; there are {known}")
+
+    def _check_configuration(self, key: str, name: str, *, transferred: bool) -> None:
+        if name not in self.configurations:
+            known = ", ".join(self.configurations)
+            raise ValueError(f"{key}: '{name}' is no configuration; there are {known}")
+        source = self.configurations[name].source
+        if transferred != (source is not None):
+            dataset, other = key.split(".")[1], "train" if transferred else "transfer"
+            hint = "a finished run" if transferred else "random or imagenet weights"
+            raise ValueError(f"{key}: '{name}' must begin from {hint}; list it under study.{dataset}.{other}")
+        if source and (source[0] not in self.study or source[1] not in self.study[source[0]].train):
+            raise ValueError(
+                f"configurations.{name}.weights: '{'/'.join(source)}' is not trained by this study; "
+                f"add it to study.{source[0]}.train"
+            )
+
+
+def read_params(path: Path) -> Params:
+    """Read and validate params.yaml.
+
+    Raises
+    ------
+    UserError
+        The file is missing, is no YAML, or has an unknown key or a wrong value.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: not found in {Path.cwd()}; run medtransfer in the project's folder, or restore it "
+            f"(git checkout {path})"
+        ) from None
+    except PermissionError:
+        raise
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {_yaml_reason(error)}") from None
+    return parse_params(text, path)
+
+
+def parse_params(text: str, path: Path) -> Params:
+    """Validate the text of params.yaml; messages call it `path`.
+
+    Raises
+    ------
+    UserError
+        As `read_params`.
+    """
+    try:
+        raw = YAML(typ="safe").load(text)
+    except (YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        # ruamel's constructors let what Python raises at a strange date or key through.
+        raise UserError(f"{path}: cannot be read as YAML: {_yaml_reason(error)}") from None
+    if raw is None:
+        raise UserError(f"{path}: empty; restore it (git checkout {path})")
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(" ".join(_one_line(path, error).split())) from None
+
+
+def _yaml_reason(error: Exception) -> str:
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        return f"line {error.problem_mark.line + 1}: {' '.join(str(error.problem).split())}"
+    return " ".join(str(error).split())
+
+
+def _one_line(path: Path, error: ValidationError) -> str:
+    entries = error.errors(include_url=False)
+    # The unknown name is what the user can find.
+    first = min(entries, key=lambda entry: entry["type"] != "extra_forbidden")
+    location = [str(part) for part in first["loc"] if part not in (RATE, RATES, "[key]")]
+    key = ".".join(location) or "the file"
+    meant_elsewhere = _meant_by(entries)
+    others = [entry for entry in entries if entry is not first and entry["loc"] not in meant_elsewhere]
+    if first["type"] == "extra_forbidden":
+        allowed = _allowed_keys(first["loc"])
+        near = _near(first["loc"])
+        meant = f"did you mean {near}? " if near else ""
+        return f"{path}: {key}: unknown key; {meant}allowed here: {', '.join(allowed)}{_more(others)}"
+    if first["type"] == "missing":
+        return f"{path}: {key}: missing; add it{_more(others)}"
+    message, found = _message(first), first["input"]
+    if isinstance(found, Section | dict):
+        shown = message if key == "the file" else f"{key}: {message}"
+        return f"{path}: {shown}{_more(others)}"
+    return f"{path}: {key}: found {found!r} ({type(found).__name__}), {message}{_more(others)}"
+
+
+def _near(location: tuple[int | str, ...]) -> str:
+    """Return the allowed key that an unknown one looks like; empty where there is none."""
+    return next(iter(difflib.get_close_matches(str(location[-1]), _allowed_keys(location), n=1)), "")
+
+
+def _meant_by(entries: list[Any]) -> list[tuple[int | str, ...]]:
+    """Return the keys that unknown ones look like: a misspelt key is no missing one as well."""
+    return [(*entry["loc"][:-1], _near(entry["loc"])) for entry in entries if entry["type"] == "extra_forbidden"]
+
+
+def _more(others: list[Any]) -> str:
+    return f"; and {counted(len(others), 'more mistake')}" if others else ""
+
+
+def _message(entry: Any) -> str:
+    """Return what is wrong, in our words where pydantic would show a regular expression."""
+    if entry["type"] == "string_pattern_mismatch":
+        return f"expected {IN_WORDS[entry['ctx']['pattern']]}"
+    message = str(entry["msg"]).removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
+    annotation: Any = Params
+    for part in location[:-1]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            annotation = annotation.model_fields[str(part)].annotation
+        else:
+            annotation = typing.get_args(annotation)[-1]
+        if isinstance(annotation, types.UnionType):
+            annotation = typing.get_args(annotation)[0]
+    return sorted(annotation.model_fields)

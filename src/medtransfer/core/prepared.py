@@ -1,0 +1,136 @@
+"""What every stage after prepare reads: a prepared data set, and a finished network."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import train_test_split
+
+from medtransfer.core.dvc import check_unchanged
+from medtransfer.core.errors import UserError
+from medtransfer.core.layout import DATA, PREPARED, run_folder
+from medtransfer.core.params import TREES, DatasetParams, Params
+
+
+def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, dict[str, Any]]:
+    """Return the memory-mapped images (n, size, size, 3), uint8, the samples and dataset.json.
+
+    Raises
+    ------
+    UserError
+        It has not been prepared, has changed since, or was prepared otherwise than params.yaml now says.
+    """
+    _check_dataset(params, name)
+    folder, description = PREPARED / name, _described(name)
+    # Read as params.yaml is, so that what was prepared before a key existed has its default.
+    prepared = DatasetParams.model_validate(
+        {key: description[key] for key in DatasetParams.model_fields if key in description}
+    ).model_dump()
+    for key, asked in params.datasets[name].model_dump().items():
+        if prepared[key] != asked:
+            raise UserError(
+                f"{folder}: prepared with {key} {prepared[key]}, but params.yaml says {asked}; "
+                f"run `dvc repro prepare@{name}`"
+            )
+    images = np.load(folder / "images.npy", mmap_mode="r")
+    samples = pd.read_csv(folder / "samples.csv", dtype=str, keep_default_na=False)
+    return images, samples, description
+
+
+def _described(name: str) -> dict[str, Any]:
+    """Return dataset.json of a prepared data set that is there and is what DVC recorded."""
+    folder = PREPARED / name
+    if not (folder / "dataset.json").exists():
+        raise UserError(f"{folder}: not found; {_get_data(name)}run `dvc repro prepare@{name}`")
+    check_unchanged(folder)
+    description: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
+    return description
+
+
+def _get_data(name: str) -> str:
+    if (DATA / name).is_dir():
+        return ""
+    return "get the data (`dvc pull data.dvc`, or put your own there with `medtransfer data`), then "
+
+
+def finished_network(params: Params, dataset: str, name: str, seed: int) -> Path:
+    """Return the folder of a finished network.
+
+    Raises
+    ------
+    UserError
+        params.yaml has no such data set or configuration, a tree is asked for, or the fit is not finished or has
+        changed since.
+    """
+    _check_dataset(params, dataset)
+    known = ", ".join(params.configurations)
+    if name in TREES:
+        raise UserError(f"{name}: a tree, no network; the networks are {known}")
+    if name not in params.configurations:
+        raise UserError(f"params.yaml: configurations.{name}: missing; there are {known}")
+    fitted = run_folder(dataset, name, seed)
+    if not (fitted / "model.keras").exists():
+        raise UserError(f"{fitted / 'model.keras'}: not found; run `dvc repro`, or `dvc pull` what others have trained")
+    check_unchanged(fitted)
+    return fitted
+
+
+def data_of(fit: Path) -> dict[str, Any]:
+    """Return dataset.json of the data that a finished fit was made from.
+
+    Raises
+    ------
+    UserError
+        It is not prepared, has changed since, or was prepared otherwise than for this fit.
+    """
+    record = json.loads((fit / "run.json").read_text())
+    folder, description = PREPARED / record["dataset"], _described(record["dataset"])
+    # A tree's record has the size alone; what was fitted before a part of the split existed has it not.
+    then = {"image_size": record["image_size"], "source": record["data_source"]}
+    for key, value in (then | record["hyperparameters"].get("data", {})).items():
+        now = description[key]
+        now = {part: now[part] for part in value} if key == "split" else now
+        if now != value:
+            raise UserError(
+                f"{folder}: has {key} {now}, but {fit} was made with {value}; run `dvc repro`, or prepare the data as "
+                "they were"
+            )
+    return description
+
+
+def _check_dataset(params: Params, name: str) -> None:
+    if name not in params.datasets:
+        raise UserError(f"params.yaml: datasets.{name}: missing; there are {', '.join(params.datasets)}")
+
+
+def encode_labels(samples: pd.DataFrame, classes: list[str]) -> np.ndarray:
+    """Return the labels as numbers in the order of the classes, shape (n,), int32."""
+    return samples.label.map({name: number for number, name in enumerate(classes)}).to_numpy(np.int32)
+
+
+def training_rows(samples: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
+    """Return the rows of the training images, or of a part of them, drawn from `seed`, each class's share kept.
+
+    Raises
+    ------
+    UserError
+        There would be fewer images than classes, or none of a class.
+    """
+    rows = np.flatnonzero(samples.split == "train")
+    if fraction == 1:
+        return rows
+    try:
+        kept, _ = train_test_split(rows, train_size=fraction, stratify=samples.label.iloc[rows], random_state=seed)
+    except ValueError as error:
+        raise UserError(
+            f"fraction {fraction:g} of {len(rows)} training images: too few to keep each class's share ({error})"
+        ) from None
+    lost = set(samples.label.iloc[rows]) - set(samples.label.iloc[kept])
+    if lost:
+        raise UserError(
+            f"fraction {fraction:g} of {len(rows)} training images: none of {', '.join(sorted(lost))} is left; take a "
+            "larger one"
+        )
+    return np.sort(kept)

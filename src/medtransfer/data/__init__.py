@@ -1,0 +1,1 @@
+"""Data sets: the catalogue, importing, splitting and preparing."""

@@ -1,0 +1,236 @@
+"""The data sets that the study knows: classes, layout, licence, source and grouping."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pandas as pd
+
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import files_under
+
+SOURCE_FILE = "source.json"
+METADATA_COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies in a raw data set's folder.
+
+    samples : DataFrame with the columns id, label, group and path (below the folder), sorted by id.
+    problems : one line for each thing that does not fit; empty for a sound data set.
+    """
+
+    samples: pd.DataFrame
+    problems: list[str]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A catalogue entry.
+
+    classes : label in the files → what it stands for, in the order of every table.
+    group : what several images can share; no group may cross splits in group mode.
+    select : path in the published layout → path below data/<name>, or None for what is not ours.
+    read : folder → Listing.
+    """
+
+    name: str
+    title: str
+    classes: dict[str, str]
+    group: str
+    images: int
+    kaggle: str
+    licence: str
+    citation: str
+    select: Callable[[PurePosixPath], PurePosixPath | None]
+    read: Callable[[Path], Listing]
+
+
+def _select_ham10000(path: PurePosixPath) -> PurePosixPath | None:
+    # The published archive holds the image folders twice, the second time in lower case.
+    if path.name.lower() == "ham10000_metadata.csv":
+        return PurePosixPath("HAM10000_metadata.csv")
+    part = re.fullmatch(r"ham10000_images_part_([12])", path.parent.name.lower())
+    if part and re.fullmatch(r"\w+\.jpg", path.name):
+        return PurePosixPath(f"HAM10000_images_part_{part[1]}") / path.name
+    return None
+
+
+# What a line on missing data advises.
+IMPORT_IT = "import the data set with `medtransfer data import`"
+
+
+def or_pull(folder: Path) -> str:
+    """Return what else a line on a missing data set or file can advise: to get what DVC has of it."""
+    data = folder.parent
+    pointer = data.with_name(f"{data.name}.dvc")
+    if not pointer.exists():
+        return ""
+    if not any(data.glob("*")):
+        return f", or run `dvc pull {pointer}`"
+    return f", or run `dvc checkout {pointer}`" if folder.is_dir() else ""
+
+
+def _read_ham10000(folder: Path) -> Listing:
+    metadata = folder / "HAM10000_metadata.csv"
+    try:
+        table = pd.read_csv(metadata, dtype=str)
+    except FileNotFoundError:
+        raise UserError(f"{metadata}: not found; {IMPORT_IT}{or_pull(folder)}") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"{metadata}: cannot be read as CSV: {' '.join(str(error).split())}") from None
+    missing = [column for column in METADATA_COLUMNS if column not in table.columns]
+    if missing:
+        raise UserError(f"{metadata}: column {', '.join(missing)} is missing; expected {', '.join(METADATA_COLUMNS)}")
+    paths = [path.relative_to(folder) for path in files_under(folder)]
+    images = {
+        path.stem: path for path in paths if re.fullmatch(r"HAM10000_images_part_[^/]*/[^/]+\.jpg", path.as_posix())
+    }
+    problems = [f"{metadata}: {image} has no {column}" for image, column in _empty_cells(table)]
+    problems += [f"{metadata}: {image} has two rows" for image in table.image_id[table.image_id.duplicated()]]
+    known = set(table.image_id.dropna())
+    problems += [f"{metadata}: {image} has no image file" for image in sorted(known - set(images))]
+    problems += [f"{folder / images[image]}: no row in {metadata.name}" for image in sorted(set(images) - known)]
+    samples = pd.DataFrame({"id": table.image_id, "label": table.dx, "group": table.lesion_id})
+    samples["path"] = samples.id.map({image: path.as_posix() for image, path in images.items()})
+    samples = samples.dropna().drop_duplicates("id")
+    return list_samples(samples, problems, HAM10000.classes, metadata)
+
+
+def _empty_cells(table: pd.DataFrame) -> list[tuple[str, str]]:
+    return [
+        (str(row.image_id), column)
+        for column in ("image_id", "dx", "lesion_id")
+        for row in table[table[column].isna()].itertuples()
+    ]
+
+
+_CHEST_FILE = r"(NORMAL|PNEUMONIA)/([^/]+\.(?:jpeg|jpg|png))"
+_CHEST_PATIENT = re.compile(r"(person\d+|(?:NORMAL2-)?IM-\d+)[-_]")
+
+
+def _select_chest_xray(path: PurePosixPath) -> PurePosixPath | None:
+    # The published archive holds the whole tree twice and macOS's resource forks beside it.
+    if "__MACOSX" in path.parts or path.name.startswith("."):
+        return None
+    found = re.search(rf"(?:^|/)(train|val|test)/{_CHEST_FILE}$", path.as_posix())
+    if found:
+        return PurePosixPath("chest_xray", found[1], found[2], found[3])
+    found = re.search(rf"(?:^|/){_CHEST_FILE}$", path.as_posix())
+    return PurePosixPath("chest_xray", found[1], found[2]) if found else None
+
+
+def _read_chest_xray(folder: Path) -> Listing:
+    """Read `[chest_xray/]{train,val,test}/<class>/*` or, without the three folders, `<class>/*`."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: not found; {IMPORT_IT}{or_pull(folder)}")
+    rows, problems = [], []
+    for path in (path for path in files_under(folder) if path.name != SOURCE_FILE):
+        patient = _CHEST_PATIENT.match(path.name)
+        if path.suffix.lower() not in (".jpeg", ".jpg", ".png"):
+            problems.append(f"{path}: not an image; expected .jpeg, .jpg or .png")
+        elif not patient:
+            problems.append(f"{path}: no patient in the name; expected person<N>_… or [NORMAL2-]IM-<N>-…")
+        else:
+            rows.append((path.stem, path.parent.name, patient[1], path.relative_to(folder).as_posix()))
+    samples = pd.DataFrame(rows, columns=["id", "label", "group", "path"])
+    problems += [f"{folder / path}: another image has this name" for path in samples.path[samples.id.duplicated()]]
+    return list_samples(samples.drop_duplicates("id"), problems, CHEST_XRAY.classes, folder)
+
+
+def list_samples(samples: pd.DataFrame, problems: list[str], classes: dict[str, str], where: Path) -> Listing:
+    """Return the samples whose labels are known, sorted, and a problem for every other one."""
+    unknown = samples[~samples.label.isin(list(classes))]
+    problems += [
+        f"{where}: {row.id} has the label {row.label!r}; known: {', '.join(classes)}" for row in unknown.itertuples()
+    ]
+    samples = samples[samples.label.isin(list(classes))]
+    if samples.empty:
+        problems.append(f"{where}: no labelled image found")
+    # A cell of a CSV may hold line breaks.
+    problems = [" ".join(problem.split()) for problem in problems]
+    return Listing(samples.sort_values("id", ignore_index=True), problems)
+
+
+HAM10000 = Dataset(
+    name="ham10000",
+    title="HAM10000 (dermatoscopic images of skin lesions)",
+    classes={
+        "akiec": "actinic keratoses and intraepithelial carcinoma",
+        "bcc": "basal cell carcinoma",
+        "bkl": "benign keratosis-like lesions",
+        "df": "dermatofibroma",
+        "mel": "melanoma",
+        "nv": "melanocytic nevi",
+        "vasc": "vascular lesions",
+    },
+    group="lesion",
+    images=10015,
+    kaggle="kmader/skin-cancer-mnist-ham10000",
+    licence="CC BY-NC 4.0",
+    citation=(
+        "Tschandl, Rosendahl, Kittler: The HAM10000 dataset, a large collection of multi-source dermatoscopic "
+        "images of common pigmented skin lesions. Sci Data 5, 180161 (2018). doi:10.7910/DVN/DBW86T"
+    ),
+    select=_select_ham10000,
+    read=_read_ham10000,
+)
+
+CHEST_XRAY = Dataset(
+    name="chest_xray",
+    title="Chest X-Ray Images (Pneumonia)",
+    classes={"NORMAL": "no finding", "PNEUMONIA": "bacterial or viral pneumonia"},
+    # Whether person<N> is one patient across bacteria and virus cannot be told from the names:
+    # the bare number is the choice that cannot leak.
+    group="patient",
+    images=5856,
+    kaggle="paultimothymooney/chest-xray-pneumonia",
+    licence="CC BY 4.0",
+    citation=(
+        "Kermany et al.: Identifying Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning. "
+        "Cell 172, 1122-1131 (2018). doi:10.17632/rscbjbr9sj"
+    ),
+    select=_select_chest_xray,
+    read=_read_chest_xray,
+)
+
+CATALOGUE = {dataset.name: dataset for dataset in (HAM10000, CHEST_XRAY)}
+
+
+def get_dataset(name: str) -> Dataset:
+    """Return the catalogue entry called `name`.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    if name not in CATALOGUE:
+        raise UserError(f"data set {name!r} is unknown; there are {', '.join(CATALOGUE)}")
+    return CATALOGUE[name]
+
+
+def read_source(folder: Path) -> dict[str, Any]:
+    """Return where a raw data set came from, as its import noted it: `synthetic`, `source`, …
+
+    A folder that somebody put there by hand has no note and counts as real data.
+
+    Raises
+    ------
+    UserError
+        The note is no such JSON.
+    """
+    note = folder / SOURCE_FILE
+    if not note.exists():
+        return {"synthetic": False, "source": "unknown"}
+    try:
+        source: dict[str, Any] = json.loads(note.read_text())
+        return {"synthetic": bool(source["synthetic"]), "source": str(source["source"])}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"{note}: expected JSON with the keys synthetic and source; import the data set again"
+        ) from None

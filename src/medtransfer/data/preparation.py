@@ -1,0 +1,232 @@
+"""Raw images → one array and a table of samples with their splits."""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.progress import track
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+
+from medtransfer.core.errors import UserError, counted
+from medtransfer.core.files import sha256_of, write_array_header, write_json
+from medtransfer.core.params import DatasetParams, Split
+from medtransfer.data.catalogue import Dataset, read_source
+from medtransfer.data.duplicates import find_near_duplicates, thumbnail
+from medtransfer.data.images import load_rgb, resize
+
+SPLITS = ("train", "validation", "test")
+FITTED = ("train", "validation")
+LEFT_OUT = "left out"
+
+
+def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: Path) -> dict[str, Any]:
+    """Verify, split, decode and resize a raw data set once.
+
+    Writes into `target`: `images.npy`, uint8 of shape (n, size, size, 3), in the order of
+    `samples.csv` (id, label, group, split, sha256 of the raw file), `duplicates.csv` (pairs of images
+    in two splits that are the same picture), and `dataset.json`.
+
+    Returns
+    -------
+    dict
+        What `dataset.json` holds.
+
+    Raises
+    ------
+    UserError
+        An image does not decode, labels and images do not match, a class cannot be split, or a split by group
+        lets a group lie on both sides.
+    """
+    samples = read_samples(dataset, raw)
+    samples["split"] = leave_out(samples, assign_splits(samples, params.split, dataset.name), params.split)
+    _check_classes(samples, samples.split, params.split, dataset.name)
+    shared = shared_with_training(samples)
+    if params.split.by == "group" and shared.any():
+        raise UserError(
+            f"{dataset.name}: {shared.sum()} of {len(shared)} test images share a {dataset.group} with training or "
+            f"validation, as {samples.id[shared.index[shared]].iloc[0]}; expected none with split.by: group, so "
+            "try another split.seed"
+        )
+    paths = [raw / path for path in samples.path]
+    size = params.image_size
+    digests, thumbnails, conversions = [], [], Counter[str]()
+    decoded = _decode_all(paths, size, params.resize_filter)
+    with (target / "images.npy").open("wb") as file:
+        write_array_header(file, np.dtype(np.uint8), (len(paths), size, size, 3))
+        for pixels, small, converted, digest in track(
+            decoded, f"preparing {dataset.name}", total=len(paths), transient=True, disable=not sys.stdout.isatty()
+        ):
+            file.write(pixels.tobytes())
+            digests.append(digest)
+            thumbnails.append(small)
+            conversions.update([converted] if converted else [])
+    samples["sha256"] = digests
+    duplicates = find_near_duplicates(np.stack(thumbnails), samples)
+    duplicates.to_csv(target / "duplicates.csv", index=False)
+    tested, validated = (duplicates[duplicates.split == split] for split in ("test", "validation"))
+    samples[["id", "label", "group", "split", "sha256"]].to_csv(target / "samples.csv", index=False)
+    description = {
+        "name": dataset.name,
+        "title": dataset.title,
+        **read_source(raw),
+        "classes": list(dataset.classes),
+        "meanings": dataset.classes,
+        "group": dataset.group,
+        "image_size": size,
+        "resize_filter": params.resize_filter,
+        "split": params.split.model_dump(),
+        **({"catalogue": params.catalogue.model_dump()} if params.catalogue else {}),
+        "images": {split: int((samples.split == split).sum()) for split in (*SPLITS, LEFT_OUT)},
+        "converted": dict(conversions),
+        "test_images_sharing_a_group": int(shared.sum()),
+        "test_images_sharing_a_group_by_class": count_by_class(samples, shared, dataset),
+        "test_images_with_a_near_duplicate": int(tested.id.nunique()),
+        "test_images_with_a_near_duplicate_of_another_group": int(tested.id[~tested.same_group].nunique()),
+        "validation_images_with_a_near_duplicate": int(validated.id.nunique()),
+    }
+    write_json(target / "dataset.json", description)
+    return description
+
+
+def read_samples(dataset: Dataset, raw: Path) -> pd.DataFrame:
+    """Return the samples of a raw data set, as `Listing` has them; no image is opened.
+
+    Raises
+    ------
+    UserError
+        It is not there, labels and images do not match, or a class has no image.
+    """
+    listing = dataset.read(raw)
+    if listing.problems:
+        more = f"{counted(len(listing.problems), 'problem')} in all; see `medtransfer data validate {dataset.name}`"
+        raise UserError(f"{listing.problems[0]} ({more})")
+    samples = listing.samples
+    empty = [label for label in dataset.classes if label not in set(samples.label)]
+    if empty:
+        raise UserError(
+            f"{raw}: no image of {', '.join(empty)}; {dataset.name} has the classes {', '.join(dataset.classes)}"
+        )
+    return samples
+
+
+def _decode_all(paths: list[Path], size: int, resize_filter: str) -> Iterator[tuple[np.ndarray, np.ndarray, str, str]]:
+    """Yield each image's pixels, its thumbnail, what was converted, and the SHA-256 of its file."""
+
+    def decode(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
+        image, converted = load_rgb(path, size)
+        return resize(image, size, resize_filter), thumbnail(image), converted, sha256_of(path)
+
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        # A bounded stretch at a time: the pool would hold every decoded image otherwise.
+        for start in range(0, len(paths), 64 * workers):
+            yield from pool.map(decode, paths[start : start + 64 * workers])
+
+
+def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
+    """Divide samples into train, validation and test, stratified by label; nothing is left out yet.
+
+    The test part is cut first, so that the trees (training + validation) and the networks are
+    tested on the same images. By image, as in the talk, uses train_test_split; by group,
+    StratifiedGroupKFold, so that no group lies in two splits.
+
+    Parameters
+    ----------
+    samples : DataFrame with the columns label and group, a row an image.
+
+    Returns
+    -------
+    Series of str, one of SPLITS, with the index of `samples`
+
+    Raises
+    ------
+    UserError
+        A class has too few images or groups to reach every split, or does not reach one.
+    """
+    unit = samples.groupby("label").size() if split.by == "image" else samples.groupby("label").group.nunique()
+    if unit.min() < 5:
+        raise UserError(
+            f"{name}: class {unit.idxmin()} has {counted(unit.min(), split.by)}; dividing it by {split.by} needs at "
+            "least 5"
+        )
+    try:
+        rest, test = _cut(samples, split.test, split)
+        train, _ = _cut(samples.loc[rest], split.validation / (1 - split.test), split)
+    except ValueError as error:  # scikit-learn's
+        raise UserError(
+            f"{name}: {len(samples)} images cannot be divided into {split.test:g} test and {split.validation:g} "
+            f"validation ({error}); ask for larger parts in datasets.{name}.split"
+        ) from None
+    splits = pd.Series("validation", index=samples.index)
+    splits[train] = "train"
+    splits[test] = "test"
+    _check_classes(samples, splits, split, name)
+    return splits
+
+
+def _check_classes(samples: pd.DataFrame, splits: pd.Series, split: Split, name: str) -> None:
+    """Raise UserError where a split has no image of a class: its F1 would count as 0."""
+    for part in SPLITS:
+        there = set(samples.label[splits == part])
+        missing = [label for label in dict.fromkeys(samples.label) if label not in there]
+        if missing:
+            raise UserError(
+                f"{name}: no image of {', '.join(missing)} among the {part} images; expected every class in each, so "
+                f"ask for larger parts in datasets.{name}.split, or try another split.seed than {split.seed}"
+            )
+
+
+def leave_out(samples: pd.DataFrame, splits: pd.Series, split: Split) -> pd.Series:
+    """Mark what the split's `leak` leaves out of training and validation, so that the leak can be measured.
+
+    `remove`: every image that shares a lesion or patient with a test image. `match`: as many of each class and
+    split, drawn at random from all of them, so that the leak stays and only its share of images is the same.
+    A network trained either way has the same number of images of each class and the same test images.
+
+    Returns
+    -------
+    Series of str, one of SPLITS or LEFT_OUT
+    """
+    if split.leak == "keep":
+        return splits
+    shared = (splits != "test") & samples.group.isin(samples.group[splits == "test"])
+    if split.leak == "match":
+        rng = np.random.default_rng(split.seed)
+        drawn = [
+            rng.choice(rows.index, int(shared[rows.index].sum()), replace=False)
+            for _, rows in samples[splits != "test"].groupby([splits, "label"])
+        ]
+        shared = pd.Series(samples.index.isin(np.concatenate(drawn)), index=samples.index)
+    return splits.mask(shared, LEFT_OUT)
+
+
+def _cut(samples: pd.DataFrame, part: float, split: Split) -> tuple[pd.Index, pd.Index]:
+    if split.by == "image":
+        kept, cut = train_test_split(samples.index, test_size=part, stratify=samples.label, random_state=split.seed)
+        return kept, cut
+    folds = StratifiedGroupKFold(round(1 / part), shuffle=True, random_state=split.seed)
+    kept, cut = next(folds.split(samples.index, samples.label, samples.group))
+    return samples.index[kept], samples.index[cut]
+
+
+def shared_with_training(samples: pd.DataFrame) -> pd.Series:
+    """Say for each test image whether an image of its lesion or patient is in training or validation.
+
+    Returns
+    -------
+    Series of bool, a value a test image
+    """
+    test = samples[samples.split == "test"]
+    return test.group.isin(samples.group[samples.split.isin(FITTED)])
+
+
+def count_by_class(samples: pd.DataFrame, shared: pd.Series, dataset: Dataset) -> dict[str, int]:
+    """Count the marked test images of each class."""
+    counts = samples.label[shared.index[shared]].value_counts()
+    return {label: int(counts.get(label, 0)) for label in dataset.classes}

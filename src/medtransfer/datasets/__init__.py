@@ -1,1 +1,0 @@
-"""The data sets: what they are, how they get here, and whether they are whole."""

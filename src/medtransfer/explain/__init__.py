@@ -1,1 +1,0 @@
-"""What a network sees and which of its layers matter: activations, Grad-CAM, rewinding, similarity and probes."""

@@ -1,0 +1,1 @@
+"""Which layers matter: probes, rewinding, similarity, Grad-CAM and activations."""

@@ -1,0 +1,149 @@
+"""Which layers matter: three ways to ask a fine-tuned network and the weights that it began from.
+
+The fourth, training with other blocks frozen, is the study itself.
+"""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from medtransfer.core.params import BLOCKS
+from medtransfer.models.vgg16 import base_layers, block_of
+
+BATCH = 32
+
+
+def rewind_blocks(
+    tuned: keras.Model, start: keras.Model, score: Callable[[keras.Model], dict[str, float]]
+) -> pd.DataFrame:
+    """Put one block after the other back to the weights that it began from, and score the network each time.
+
+    What is lost is how much the network depends on what that block learned (module criticality without its
+    noise: Neyshabur et al., What is being transferred in transfer learning?, NeurIPS 2020, section 4;
+    Chatterji et al., The intriguing role of module criticality, ICLR 2020).
+
+    Parameters
+    ----------
+    tuned, start : keras.Model
+        VGG16 after and before fine-tuning. `tuned` has its own weights again when this returns.
+
+    Returns
+    -------
+    DataFrame
+        A row a block, the first called `none`: block and what `score` returned.
+    """
+    rows = [{"block": "none", **score(tuned)}]
+    for block in BLOCKS:
+        layers = [layer for layer in base_layers(tuned) if block_of(layer.name) == block]
+        kept = [layer.get_weights() for layer in layers]
+        for layer in layers:
+            layer.set_weights(start.get_layer(layer.name).get_weights())
+        rows.append({"block": block, **score(tuned)})
+        for layer, weights in zip(layers, kept, strict=True):
+            layer.set_weights(weights)
+    return pd.DataFrame(rows)
+
+
+def compare_layers(tuned: keras.Model, start: keras.Model, images: np.ndarray) -> pd.DataFrame:
+    """Return how far each convolution layer moved, in what it computes and in its weights.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, size, size, 3), uint8
+        n outputs of the largest layer are held in memory twice.
+
+    Returns
+    -------
+    DataFrame
+        A row a layer: layer, block, cka (`linear_cka` of its outputs before and after), distance (of its kernel
+        and bias, Frobenius norm, over their norm before).
+    """
+    rows = []
+    for layer in base_layers(tuned):
+        before, after = (_outputs(model, layer.name, images) for model in (start, tuned))
+        old, new = (_flat_weights(model.get_layer(layer.name)) for model in (start, tuned))
+        rows.append(
+            {
+                "layer": layer.name,
+                "block": block_of(layer.name),
+                "cka": linear_cka(before, after),
+                "distance": float(np.linalg.norm(new - old) / np.linalg.norm(old)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def linear_cka(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the linear centred kernel alignment of two representations (n, features) of the same n images.
+
+    1 where one is a rotation and scaling of the other (Kornblith et al., Similarity of neural network
+    representations revisited, ICML 2019, equations 2 and 4, by Gram matrices: n is smaller than the features).
+    """
+    grams = []
+    for outputs in (first, second):
+        gram = outputs @ outputs.T
+        grams.append(gram - gram.mean(axis=0) - gram.mean(axis=1)[:, None] + gram.mean())
+    product = np.vdot(grams[0], grams[1])
+    return float(product / (np.linalg.norm(grams[0]) * np.linalg.norm(grams[1])))
+
+
+def probe_blocks(
+    model: keras.Model,
+    images: np.ndarray,
+    labels: np.ndarray,
+    rows: dict[str, np.ndarray],
+    score: Callable[[np.ndarray], dict[str, float]],
+) -> pd.DataFrame:
+    """Fit a linear classifier on what each block gives and score it on the test images.
+
+    Alain and Bengio: Understanding intermediate layers using linear classifier probes, 2016. A block's output
+    is averaged over its pixels first, so that every probe has at most 512 features.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, size, size, 3), uint8
+    labels : ndarray of shape (n,), int
+    rows : dict
+        The rows of `train` and `test`.
+    score : callable
+        Takes probabilities (test images, classes).
+
+    Returns
+    -------
+    DataFrame
+        A row a block: block, features, and what `score` returned.
+    """
+    pooled = [keras.layers.GlobalAveragePooling2D()(model.get_layer(f"{block}_pool").output) for block in BLOCKS]
+    extract = keras.Model(model.inputs, pooled)
+    used = np.concatenate([rows["train"], rows["test"]])
+    features = [np.concatenate(parts) for parts in zip(*_batched(extract, images, used), strict=True)]
+    found = []
+    for block, table in zip(BLOCKS, features, strict=True):
+        training, tested = np.split(table.astype(np.float64), [len(rows["train"])])
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        classifier.fit(training, labels[rows["train"]])
+        probabilities = np.zeros((len(tested), int(labels.max()) + 1))
+        probabilities[:, classifier.classes_] = classifier.predict_proba(tested)
+        found.append({"block": block, "features": table.shape[1], **score(probabilities)})
+    return pd.DataFrame(found)
+
+
+def _batched(model: keras.Model, images: np.ndarray, rows: np.ndarray) -> list[list[np.ndarray]]:
+    batches = (rows[begin : begin + BATCH] for begin in range(0, len(rows), BATCH))
+    return [[np.asarray(part, np.float32) for part in model.predict_on_batch(images[batch])] for batch in batches]
+
+
+def _outputs(model: keras.Model, layer: str, images: np.ndarray) -> np.ndarray:
+    """Return a layer's outputs (n, features), float32."""
+    part = keras.Model(model.inputs, [model.get_layer(layer).output])
+    outputs = np.concatenate([batch[0] for batch in _batched(part, images, np.arange(len(images)))])
+    return outputs.reshape(len(outputs), -1)
+
+
+def _flat_weights(layer: keras.Layer) -> np.ndarray:
+    return np.concatenate([np.ravel(weights) for weights in layer.get_weights()])

@@ -1,0 +1,1 @@
+"""The metrics that a fit logs and that every table shows."""

@@ -1,0 +1,55 @@
+"""baseline: artifacts/prepared/<dataset> → a tree or forest in artifacts/runs/<dataset>/<model>-seed<k>."""
+
+import time
+from typing import Any
+
+from medtransfer import tracking
+from medtransfer.core.dvc import check_params_unchanged
+from medtransfer.core.files import atomic_folder, sha256_of
+from medtransfer.core.layout import PREPARED, run_folder, run_name, unfinished_folder
+from medtransfer.core.params import Params
+from medtransfer.core.prepared import encode_labels, read_dataset
+from medtransfer.metrics.scores import MACRO, MICRO
+from medtransfer.pipeline.outputs import describe_fit, tell_mlflow, write_record, write_scores
+from medtransfer.pipeline.unfinished import claim_fit, end_fit, forget_recorded
+from medtransfer.trees.classifiers import TRUSTED_TYPES, build_tree, flatten_pixels, predict_probabilities, save_tree
+
+
+def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
+    """Fit one baseline on the training and validation images and score it on the test images."""
+    forget_recorded()
+    images, samples, description = read_dataset(params, dataset)
+    classes = description["classes"]
+    labels = encode_labels(samples, classes)
+    fitted_on, tested = samples.split.isin(("train", "validation")), samples.split == "test"
+    settings = getattr(params.trees, model)
+    record: dict[str, Any] = {
+        **describe_fit(description, model, seed),
+        "kind": "baseline",
+        "backend": "scikit-learn",
+        "precision": "float32",
+        "device": "CPU",
+    }
+    hyperparameters = {model: settings.model_dump(), "seed": seed, "image_size": description["image_size"]}
+    unfinished = unfinished_folder(dataset, model, seed)
+    made_from = {"hyperparameters": hyperparameters, "samples": sha256_of(PREPARED / dataset / "samples.csv")}
+    fit = claim_fit(unfinished, made_from)
+    with (
+        atomic_folder(run_folder(dataset, model, seed)) as folder,
+        # A small tree is fitted in less than a second.
+        tracking.run(dataset, run_name(model, seed), fit, hyperparameters, record, sample_seconds=0.2) as run,
+    ):
+        run.log_data(samples, dataset, {key: record[key] for key in ("data_source", "data_version")})
+        begin = time.perf_counter()
+        tree = build_tree(settings, seed).fit(flatten_pixels(images[fitted_on]), labels[fitted_on])
+        seconds = time.perf_counter() - begin
+        probabilities = predict_probabilities(tree, images[tested], len(classes))
+        metrics = write_scores(folder, samples[tested], probabilities, classes)
+        check_params_unchanged(params, f"trees.{model}")
+        save_tree(tree, str(folder / "model.skops"))
+        write_record(folder, {**record, "fit": fit, "seconds": seconds}, hyperparameters)
+        tell_mlflow(run, folder)
+        example = flatten_pixels(images[tested][:1])
+        run.log_model(lambda: tracking.log_sklearn_model(tree, example, tree.predict_proba(example), TRUSTED_TYPES))
+    end_fit(unfinished, run_folder(dataset, model, seed))
+    print(f"{dataset} {model}: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}, {seconds:.1f} s")

@@ -1,0 +1,169 @@
+"""evaluate: the folders of all fits → tables and figures in reports/, also added to the MLflow runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medtransfer import tracking
+from medtransfer.analysis.claims import judge
+from medtransfer.analysis.comparison import Run, compare, score_intervals
+from medtransfer.analysis.confusion import confusion, report
+from medtransfer.analysis.summary import compare_models, summarise
+from medtransfer.core.dvc import check_unchanged
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import atomic_file, atomic_folder, write_json
+from medtransfer.core.layout import ACTIVATIONS, FIGURES, REPORTS, run_folder, run_name
+from medtransfer.core.params import Params
+from medtransfer.core.predictions import classes_of, predicted_labels, read_predictions
+from medtransfer.core.prepared import data_of
+from medtransfer.pipeline.unfinished import forget_recorded
+from medtransfer.report import figures, tables
+from medtransfer.report.cards import model_card
+
+TABLES = ("results", "summary", "differences")
+# The two networks whose learning the talk compares.
+LEARNING = {"cnn_random": "random weights", "imagenet_all": "ImageNet weights"}
+
+
+def evaluate(params: Params) -> None:
+    """Score every fit of the study and compare it with the talk."""
+    forget_recorded()
+    runs = [read_run(folder) for folder in studied(params)]
+    for dataset in params.study:
+        check_unchanged(ACTIVATIONS / dataset)
+    table, summary, pairs = evaluate_runs(runs)
+    write_tables(table, summary, pairs, runs, REPORTS)
+    write_json(REPORTS / "metrics.json", nest(table))
+    with atomic_folder(REPORTS / "plots" / "confusion") as folder:
+        for run in runs:
+            rows = pd.DataFrame({"actual": run.predictions.label, "predicted": predicted_labels(run.predictions)})
+            rows.to_csv(folder / f"{run.dataset}-{run_name(run.model, run.seed)}.csv", index=False)
+    with atomic_folder(REPORTS / "plots" / "training_accuracy") as folder:
+        write_learning(runs, folder)
+    with atomic_folder(FIGURES) as folder:
+        draw_figures(runs, folder)
+    unknown = [run for run in runs if not add_to_mlflow(run)]
+    if unknown:
+        print(f"{len(unknown)} of {len(runs)} fits are not in this MLflow store: their figures are in reports/ only")
+
+
+def studied(params: Params) -> list[Path]:
+    """Return the folder of every fit that params.yaml studies; others may lie beside them."""
+    return [
+        run_folder(dataset, model, seed)
+        for dataset, study in params.study.items()
+        for model in (*params.baselines, *study.train, *study.transfer)
+        for seed in params.seeds
+    ]
+
+
+def evaluate_runs(runs: list[Run]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Return the tables of `compare`, `summarise` and `compare_models`."""
+    spans = score_intervals(runs)
+    return compare(runs, spans), summarise(runs, spans), compare_models(runs)
+
+
+def write_tables(
+    table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, runs: list[Run], folder: Path
+) -> None:
+    """Write TABLES and the talk's claims as CSV, and all of them as results.md."""
+    for name, content in zip((*TABLES, "claims"), (table, summary, pairs, judge(pairs)), strict=True):
+        with atomic_file(folder / f"{name}.csv") as path:
+            content.round(6).to_csv(path, index=False)
+    with atomic_file(folder / "results.md") as path:
+        path.write_text(tables.markdown(table, summary, pairs, runs))
+
+
+def read_run(folder: Path) -> Run:
+    """Read the folder of one finished fit.
+
+    Raises
+    ------
+    UserError
+        It is not there, not whole, or has changed since.
+    """
+    check_unchanged(folder)
+    try:
+        record = json.loads((folder / "run.json").read_text())
+        history = pd.read_csv(folder / "history.csv") if record["kind"] == "network" else None
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"{folder}: no finished fit ({error}); run `dvc repro`") from None
+    predictions = read_predictions(folder / "predictions.csv")
+    tested, validated = (
+        predictions[predictions.split == split].reset_index(drop=True) for split in ("test", "validation")
+    )
+    return Run(record, tested, history, None if validated.empty else validated)
+
+
+def nest(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
+    """Return F1 as data set → model → class, for DVC's metrics."""
+    nested: dict[str, dict[str, dict[str, float]]] = {}
+    for row in table.to_dict("records"):
+        nested.setdefault(row["dataset"], {}).setdefault(row["model"], {})[row["class"]] = round(row["f1"], 6)
+    return nested
+
+
+def first_histories(runs: list[Run], dataset: str) -> dict[str, pd.DataFrame]:
+    """Return the histories of a data set's random and ImageNet networks by name, of the first seed each."""
+    found = {}
+    for model in LEARNING:
+        own = [run for run in runs if (run.dataset, run.model) == (dataset, model)]
+        if own and own[0].history is not None:
+            found[model] = own[0].history
+    return found
+
+
+def write_learning(runs: list[Run], folder: Path) -> None:
+    """Write the training accuracy of the compared networks an epoch, for the plots in dvc.yaml."""
+    for dataset in dict.fromkeys(run.dataset for run in runs):
+        for model, history in first_histories(runs, dataset).items():
+            history[["epoch", "accuracy"]].to_csv(folder / f"{dataset}-{model}.csv", index=False)
+
+
+def draw_figures(runs: list[Run], folder: Path) -> None:
+    """Draw what the talk shows (learning curves, confusion matrices, first-layer activations); write model cards."""
+    for dataset in dict.fromkeys(run.dataset for run in runs):
+        fits = [run for run in runs if run.dataset == dataset]
+        synthetic = fits[0].record["synthetic"]
+        (folder / dataset).mkdir()
+        histories = first_histories(runs, dataset)
+        if histories:
+            title = figures.mark(f"{dataset}: training accuracy", synthetic)
+            labelled = {LEARNING[model]: history for model, history in histories.items()}
+            figures.training_accuracy(labelled, title, folder / dataset / "training_accuracy.png")
+        with np.load(ACTIVATIONS / dataset / "activations.npz") as arrays:
+            layers = {"ImageNet weights": arrays["imagenet"], "random weights": arrays["random"]}
+            title = figures.mark(f"{dataset}: first convolution layer, all filters, image {arrays['id']}", synthetic)
+            figures.activations(arrays["image"], layers, title, folder / dataset / "activations.png")
+        data = data_of(run_folder(dataset, fits[0].model, fits[0].seed))
+        for run in fits:
+            drawn = folder / dataset / run_name(run.model, run.seed)
+            draw_run(run, drawn)
+            write_card(run, data, drawn / "model-card.md")
+
+
+def draw_run(run: Run, folder: Path) -> None:
+    """Write one fit's confusion matrix, text report and, for a network, its curves."""
+    title = figures.mark(f"{run.dataset} {run.model}, seed {run.seed}", run.record["synthetic"])
+    folder.mkdir()
+    matrix = confusion(run.predictions)
+    figures.confusion(matrix, classes_of(run.predictions), title, folder / "confusion.png")
+    if run.history is not None:
+        figures.curves(run.history, title, folder / "curves.png")
+    (folder / "report.txt").write_text(title + "\n" + report(run.predictions))
+
+
+def write_card(run: Run, data: dict[str, Any], path: Path) -> None:
+    """Write one fit's model card; `data` is the content of dataset.json."""
+    metrics = json.loads((run_folder(run.dataset, run.model, run.seed) / "metrics.json").read_text())
+    record = {key: value for key, value in run.record.items() if key != "hyperparameters"}
+    path.write_text(model_card(record, run.record["hyperparameters"], metrics, data), encoding="utf-8")
+
+
+def add_to_mlflow(run: Run) -> bool:
+    """Add the fit's figures, text report and model card to its MLflow run; False if the store does not know it."""
+    drawn = FIGURES / run.dataset / run_name(run.model, run.seed)
+    return tracking.attach(run.dataset, run.record["fit"], sorted(drawn.iterdir()))

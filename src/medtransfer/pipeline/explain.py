@@ -1,0 +1,32 @@
+"""explain: one test image → the first layer's activations with ImageNet and with random weights."""
+
+import numpy as np
+
+from medtransfer.core.files import atomic_folder
+from medtransfer.core.layout import ACTIVATIONS
+from medtransfer.core.params import Params
+from medtransfer.core.prepared import read_dataset
+from medtransfer.layers.activations import first_layer_activations
+from medtransfer.models import vgg16
+from medtransfer.models.weights import imagenet_weights
+
+
+def explain(params: Params, dataset: str) -> None:
+    """Write activations.npz: image (size, size, 3) and its id, imagenet and random (size, size, 64).
+
+    The weights are those that the networks begin from: the random ones are drawn from the first seed.
+    """
+    images, samples, description = read_dataset(params, dataset)
+    row = int(np.flatnonzero(samples.split == "test")[0])
+    image = np.asarray(images[row])
+    model = vgg16.build_vgg16(description["image_size"], len(description["classes"]), params.train, params.seeds[0])
+    random = first_layer_activations(model, image)
+    vgg16.set_base_weights(model, imagenet_weights(params.weights.file))
+    with atomic_folder(ACTIVATIONS / dataset) as folder:
+        arrays = {
+            "image": image,
+            "id": samples.id[row],
+            "random": random,
+            "imagenet": first_layer_activations(model, image),
+        }
+        np.savez_compressed(folder / "activations.npz", **arrays)

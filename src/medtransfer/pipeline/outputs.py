@@ -1,0 +1,62 @@
+"""What baseline and train write alike: the folder of a finished fit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from medtransfer import tracking
+from medtransfer.core.files import digest_of_folder, write_json
+from medtransfer.core.predictions import read_predictions, write_predictions
+from medtransfer.core.provenance import data_version, git_commit
+from medtransfer.metrics.scores import score
+
+LEAK = {"keep": "", "remove": ", leak removed", "match": ", as many images left out"}
+
+
+def describe_fit(dataset: dict[str, Any], model: str, seed: int) -> dict[str, Any]:
+    """Return the tags that every fit carries in MLflow and in run.json."""
+    return {
+        "dataset": dataset["name"],
+        "model": model,
+        "seed": seed,
+        "synthetic": dataset["synthetic"],
+        "data_source": dataset["source"],
+        "data_version": data_version(),
+        "git_commit": git_commit(),
+        "image_size": dataset["image_size"],
+        "split_by": dataset["split"]["by"] + LEAK[dataset["split"]["leak"]],
+    }
+
+
+def write_scores(
+    folder: Path, samples: pd.DataFrame, probabilities: np.ndarray, classes: list[str]
+) -> dict[str, float]:
+    """Write predictions.csv and metrics.json and return the test scores.
+
+    The scores are those of the file, read back: what evaluation will see.
+    """
+    write_predictions(folder / "predictions.csv", samples, probabilities, classes)
+    predictions = read_predictions(folder / "predictions.csv")
+    metrics = score(predictions[predictions.split == "test"])
+    write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def write_record(folder: Path, record: dict[str, Any], hyperparameters: dict[str, Any]) -> None:
+    """Write run.json."""
+    write_json(folder / "run.json", {**record, "hyperparameters": hyperparameters})
+
+
+def tell_mlflow(run: tracking.Run, folder: Path) -> None:
+    """Log what the folder of a finished fit says: epochs, scores, seconds and the digest of its files."""
+    record = json.loads((folder / "run.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    scores = {tracking.metric_name(name): value for name, value in metrics.items()}
+    if record["kind"] == "network":
+        run.log_epochs(pd.read_csv(folder / "history.csv").to_dict("records"))
+        run.log_metrics({"epochs_run": record["epochs"]})
+    run.log_metrics({**scores, "seconds_total": record["seconds"]})
+    run.tag({tracking.OUTPUTS: digest_of_folder(folder)})

@@ -1,0 +1,205 @@
+"""train: artifacts/prepared/<dataset> → a network in artifacts/runs/<dataset>/<configuration>-seed<k>."""
+
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from medtransfer import tracking
+from medtransfer.core.dvc import check_params_unchanged, check_unchanged
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import atomic_folder, sha256_of
+from medtransfer.core.layout import PREPARED, run_folder, run_name, unfinished_folder
+from medtransfer.core.params import Configuration, Params
+from medtransfer.core.prepared import encode_labels, read_dataset, training_rows
+from medtransfer.metrics.scores import MACRO, MICRO
+from medtransfer.models import vgg16
+from medtransfer.models.settings import read_settings
+from medtransfer.models.weights import digest, imagenet_weights
+from medtransfer.pipeline.outputs import describe_fit, tell_mlflow, write_record, write_scores
+from medtransfer.pipeline.unfinished import claim_fit, end_fit, forget_recorded
+from medtransfer.training.batches import Batches
+from medtransfer.training.code import code_digest
+from medtransfer.training.device import (
+    device_name,
+    every_device,
+    keep_freed_memory,
+    make_deterministic,
+    place_on_device,
+)  # fmt: skip
+from medtransfer.training.feature_cache import hash_array
+from medtransfer.training.loop import fit, predict
+from medtransfer.training.prefix import use_cached_features
+
+
+def train(
+    params: Params,
+    dataset: str,
+    name: str,
+    seed: int,
+    target: tracking.RunTarget | None = None,
+    origin: Mapping[str, str] | None = None,
+) -> None:
+    """Fit one freezing configuration and score it on the test images.
+
+    Parameters
+    ----------
+    target : RunTarget
+        Where MLflow keeps the run; in the data set's experiment unless given.
+    origin : mapping
+        What stands in for what is found in this folder, as `git_commit`.
+
+    Raises
+    ------
+    UserError
+        The configuration or what it begins from is missing, or the data or weights are not what was recorded.
+    """
+    if name not in params.configurations:
+        raise UserError(f"params.yaml: configurations.{name}: missing; there are {', '.join(params.configurations)}")
+    forget_recorded()
+    target = target or tracking.RunTarget(dataset, run_name(name, seed))
+    keras.config.disable_interactive_logging()
+    make_deterministic()
+    keep_freed_memory()
+    with every_device() as devices:
+        _train(params, dataset, name, seed, target, {**(origin or {}), "devices": devices})
+
+
+def _train(
+    params: Params, dataset: str, name: str, seed: int, target: tracking.RunTarget, origin: Mapping[str, Any]
+) -> None:
+    configuration = params.configurations[name]
+    settings = configuration.recipe(params.train, dataset)
+    images, samples, description = read_dataset(params, dataset)
+    classes = description["classes"]
+    model = vgg16.build_vgg16(description["image_size"], len(classes), settings, seed)
+    load_initial_weights(model, configuration, params, seed)
+    trained = vgg16.set_trainable(model, configuration.blocks)
+    counts = vgg16.count_weights(model)
+    record = {
+        **describe_fit(description, name, seed),
+        **origin,
+        "kind": "network",
+        "weights": configuration.weights,
+        "trainable_blocks": ",".join((*configuration.blocks, vgg16.HEAD)),
+        "backend": keras.backend.backend(),
+        "precision": settings.precision,
+        "device": device_name(),
+    }
+    hyperparameters = {
+        "train": settings.model_dump(),
+        "configuration": configuration.model_dump(exclude_none=True),
+        "data": {key: description[key] for key in ("image_size", "resize_filter", "split")},
+        "seed": seed,
+        "weights": counts,
+        "trainable_layers": ",".join(trained),
+    }
+    check_network(model, hyperparameters, len(classes))
+    print(f"{dataset} {run_name(name, seed)}: trains {', '.join(trained)} ({counts['trainable']:,} weights)")
+    unfinished = unfinished_folder(dataset, name, seed)
+    made_from = {**describe_origin(model, images, dataset, hyperparameters), "devices": origin["devices"]}
+    fit_id = claim_fit(unfinished, made_from)
+    with (
+        atomic_folder(run_folder(dataset, name, seed)) as folder,
+        tracking.run(target.experiment, target.name, fit_id, hyperparameters, {**record, **target.tags}) as run,
+    ):
+        run.log_data(samples, dataset, {key: record[key] for key in ("data_source", "data_version")})
+        begin = time.perf_counter()
+        network, inputs, elsewhere = use_cached_features(
+            model, configuration.blocks, settings, images, params.cache.max_gb
+        )
+        seconds = time.perf_counter() - begin
+        # With the features in the store or not, the last digits differ.
+        made_from["stored_features"] = network is not model
+        inputs, labels = place_on_device(inputs), encode_labels(samples, classes)
+        rows = {split: np.flatnonzero(samples.split == split) for split in ("validation", "test")}
+        used = training_rows(samples, settings.fraction, seed)
+        training = Batches(inputs, used, labels, settings.batch_size, seed, settings.balance)
+        validation = Batches(inputs, rows["validation"], labels, settings.batch_size)
+        history = fit(network, training, validation, settings, run.log_epochs, unfinished, made_from)
+        history.to_csv(folder / "history.csv", index=False)
+        asked = np.concatenate([rows["validation"], rows["test"]])
+        probabilities = predict(network, inputs, asked, settings.batch_size)
+        metrics = write_scores(folder, samples.iloc[asked], probabilities, classes)
+        outcome = {
+            "fit": fit_id,
+            "stored_features": network is not model,
+            "feature_seconds": elsewhere,
+            "training_images": len(used),
+            "seconds": seconds + float(history.seconds.sum()),
+            "epochs": len(history),
+            "best_epoch": int(history.val_loss.to_numpy().argmin()) + 1,
+        }
+        check_network(model, hyperparameters, len(classes))
+        check_params_unchanged(params, "train", f"configurations.{name}", "weights")
+        save_network(model, folder)
+        write_record(folder, {**record, **outcome, **counts}, hyperparameters)
+        tell_mlflow(run, folder)
+        run.log_model(lambda: log_network(model, np.asarray(images[:1])))
+    end_fit(unfinished, run_folder(dataset, name, seed))
+    print(f"test images: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}")
+
+
+def describe_origin(
+    model: keras.Model, images: np.ndarray, dataset: str, hyperparameters: dict[str, Any]
+) -> dict[str, Any]:
+    """Return all that decides what a fit ends with: an unfinished one goes on only where this is the same."""
+    backend = keras.backend.backend()
+    return {
+        "hyperparameters": hyperparameters,
+        "start": digest(vgg16.get_base_weights(model)),
+        "images": hash_array(images),
+        "samples": sha256_of(PREPARED / dataset / "samples.csv"),
+        "backend": f"{backend} {version(backend)}",
+        "keras": version("keras"),
+        "device": device_name(),
+        "code": code_digest(),
+    }
+
+
+def check_network(model: keras.Model, hyperparameters: dict[str, Any], classes: int) -> None:
+    """Check that the network is what params.yaml, DVC and MLflow are told: anything else is a mistake of ours.
+
+    `fit` checks the optimizer and its learning rate.
+    """
+    for key, found in {**read_settings(model.get_config()), "classes": model.output_shape[-1]}.items():
+        said = {"classes": classes, **hyperparameters["train"], **hyperparameters}.get(key)
+        if found != said:
+            raise RuntimeError(f"the network's {key} is {found}, its parameters say {said}")
+
+
+def save_network(model: keras.Model, folder: Path) -> None:
+    """Write the whole network, pixels to probabilities, without the optimizer, which would treble the file."""
+    _without_optimizer(model).save(folder / "model.keras")
+
+
+def log_network(model: keras.Model, example: np.ndarray) -> None:
+    """Log the whole network with an example (1, size, size, 3), uint8."""
+    network = _without_optimizer(model)
+    tracking.log_keras_model(network, example, network.predict_on_batch(example), keras.backend.backend())
+
+
+def _without_optimizer(model: keras.Model) -> keras.Model:
+    return keras.Model(model.inputs, model.outputs, name=model.name)
+
+
+def load_initial_weights(model: keras.Model, configuration: Configuration, params: Params, seed: int) -> None:
+    """Give the convolutional base the weights that the configuration begins from.
+
+    Raises
+    ------
+    UserError
+        The run that it begins from is not finished or has changed, or the ImageNet weights cannot be had.
+    """
+    if configuration.source:
+        source = run_folder(*configuration.source, seed) / "model.keras"
+        if not source.exists():
+            raise UserError(f"{source}: not found; run `dvc repro`")
+        check_unchanged(source.parent)
+        vgg16.set_base_weights(model, vgg16.get_base_weights(vgg16.load_network(source)))
+    elif configuration.weights == "imagenet":
+        vgg16.set_base_weights(model, imagenet_weights(params.weights.file))

@@ -1,0 +1,116 @@
+"""A page on which to drop an image, and the same answer as JSON for programs."""
+
+import base64
+import io
+import logging
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+import jinja2
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
+
+from medtransfer.core.errors import UserError
+from medtransfer.serving.classifier import NOTE, Classifier, ask, describe, read_image, show_where
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 20_000_000
+MAX_PIXELS = 30_000_000  # 16 bits of them take 1.8 GB to decode
+MAX_WAITING = 16  # images, each up to MAX_BYTES in memory
+LOOPBACK = ("127.0.0.1", "localhost")
+# The page holds all that it shows and asks this server alone.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src data: blob:; connect-src 'self'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+def build_app(classifier: Classifier, hosts: tuple[str, ...] = LOOPBACK) -> FastAPI:
+    """Return the server's routes: `GET /` the page, `POST /predict` an image file as the body, `GET /health`.
+
+    Parameters
+    ----------
+    hosts : tuple of str
+        The names under which the server may be asked; anything else is refused, so that no foreign page reaches it.
+    """
+    # The API's own pages would load their scripts from the internet.
+    app = FastAPI(title="medtransfer", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts])
+    page = _render(classifier)
+    one_at_a_time = anyio.CapacityLimiter(1)  # a request uses every core as it is
+    waiting = 0
+
+    # No thread of the pool, or images that wait would keep them from answering.
+    @app.get("/")
+    async def show() -> HTMLResponse:
+        return HTMLResponse(page, headers=HEADERS)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok", "network_sha256": classifier.facts["network_sha256"]}
+
+    @app.post("/predict")
+    async def predict(request: Request, overlay: bool = False) -> JSONResponse:
+        nonlocal waiting
+        _refuse_foreign_page(request)
+        if waiting >= MAX_WAITING:
+            raise HTTPException(503, f"{waiting} images are waiting already; ask again later")
+        waiting += 1
+        try:
+            content = await _read_body(request)
+            answer = partial(_answer, classifier, content, overlay)
+            return JSONResponse(await anyio.to_thread.run_sync(answer, limiter=one_at_a_time), headers=HEADERS)
+        except UserError as error:
+            raise HTTPException(422, str(error)) from None
+        except ClientDisconnect:
+            raise HTTPException(400, "the rest of the image did not come") from None
+        finally:
+            waiting -= 1
+
+    return app
+
+
+def _refuse_foreign_page(request: Request) -> None:
+    # Not the scheme: behind a proxy that speaks TLS only the browser knows it.
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        raise HTTPException(403, f"asked by a page of {origin}; only this server's own page may ask")
+
+
+async def _read_body(request: Request) -> bytes:
+    """Return the body; one that is too large is refused before it is read to its end."""
+    content = bytearray()
+    async for part in request.stream():
+        content += part
+        if len(content) > MAX_BYTES:
+            raise HTTPException(413, f"more than {MAX_BYTES:,} bytes; send a smaller image")
+    if not content:
+        raise HTTPException(422, "no image; send the content of a JPEG or PNG file as the body")
+    return bytes(content)
+
+
+def _answer(classifier: Classifier, content: bytes, overlay: bool) -> dict[str, Any]:
+    pixels = read_image(classifier, content, max_pixels=MAX_PIXELS)[None]
+    probabilities = ask(classifier, pixels)
+    told = describe(classifier, probabilities[0])
+    said = {**told, "note": NOTE, **{key: classifier.facts[key] for key in ("synthetic", "calibrated")}}
+    if overlay:
+        buffer = io.BytesIO()
+        (drawn,) = show_where(classifier, [content], pixels, probabilities)
+        drawn.save(buffer, format="PNG")
+        said["overlay"] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return said
+
+
+def _render(classifier: Classifier) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("medtransfer.serving"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("page.html.j2").render(facts=classifier.facts, note=NOTE, max_bytes=MAX_BYTES)

@@ -1,0 +1,82 @@
+"""register: the best finished network of a data set → MLflow's registry, as a model that takes image files."""
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import pandas as pd
+
+from medtransfer import tracking
+from medtransfer.core.dvc import check_unchanged
+from medtransfer.core.errors import UserError
+from medtransfer.core.layout import RUNS
+from medtransfer.core.params import Params
+from medtransfer.core.predictions import only_answer, read_predictions
+from medtransfer.core.prepared import data_of
+from medtransfer.metrics.scores import MACRO, score
+from medtransfer.pipeline.evaluate import studied
+from medtransfer.serving.classifier import write_classifier
+
+log = logging.getLogger(__name__)
+
+
+def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
+    """Register the network with the highest macro F1 on the validation images, and call it the best.
+
+    Returns
+    -------
+    facts : dict
+        Of the classifier, as classifier.json has them.
+    version : str
+        MLflow's.
+
+    Raises
+    ------
+    UserError
+        There is no finished network, its data are prepared otherwise now, or MLflow does not answer or does not know
+        its run.
+    """
+    if dataset not in params.study:
+        raise UserError(f"params.yaml: study.{dataset}: missing; there are {', '.join(params.study)}")
+    fit = best_fit(params, dataset)
+    only = only_answer(_validation_rows(fit))
+    if only:
+        log.warning("%s: answers %s alone, whatever the validation image: no network does better", fit, only)
+    description = data_of(fit)
+    client = tracking.reach()
+    record = json.loads((fit / "run.json").read_text())
+    run_id = tracking.find(client, dataset, record["fit"])
+    if run_id is None:
+        raise UserError(f"{fit}: MLflow has no run of it; run `medtransfer audit --repair`")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, tracking.CLASSIFIER)
+        folder.mkdir()
+        facts = write_classifier(fit, description, folder)
+        version = tracking.register_classifier(client, dataset, run_id, folder, facts, keras.backend.backend())
+    return facts, version
+
+
+def best_fit(params: Params, dataset: str) -> Path:
+    """Return the folder of the study's finished network with the highest macro F1 on the validation images.
+
+    Raises
+    ------
+    UserError
+        There is none, or a fit is not what DVC recorded.
+    """
+    # All before one is read: a damaged one could be the best, and one whose network is lost is no candidate below.
+    fits = [path for path in studied(params) if path.parent == RUNS / dataset and path.exists()]
+    for path in fits:
+        check_unchanged(path)
+    found = {path: score(_validation_rows(path))[MACRO] for path in fits if (path / "model.keras").exists()}
+    if not found:
+        raise UserError(f"{RUNS / dataset}: no finished network; run `dvc repro`")
+    return max(found, key=lambda fit: found[fit])
+
+
+def _validation_rows(fit: Path) -> pd.DataFrame:
+    predictions = read_predictions(fit / "predictions.csv")
+    return predictions[predictions.split == "validation"]

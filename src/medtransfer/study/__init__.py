@@ -1,0 +1,1 @@
+"""What runs many stages or reads a whole study."""

@@ -1,0 +1,61 @@
+"""What a study is about to do, said before it does it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from medtransfer.analysis.published import is_the_talks
+from medtransfer.core.dvc import PIPELINE
+from medtransfer.core.errors import UserError, counted
+from medtransfer.core.layout import DATA, PARAMS
+from medtransfer.core.params import WEIGHTS_VARIABLE, Params
+from medtransfer.data.catalogue import read_source
+from medtransfer.data.custom import dataset_of
+from medtransfer.data.preparation import read_samples
+
+
+def describe_study(params: Params) -> Iterator[str]:
+    """Yield a line for each data set of the study: its images, their size and split, and the number of fits.
+
+    Raises
+    ------
+    UserError
+        The images of one are not there or do not match their labels, or the file of the ImageNet weights is missing.
+    """
+    _check_weights(params)
+    for name, study in params.study.items():
+        dataset, settings = dataset_of(name, params), params.datasets[name]
+        images = len(read_samples(dataset, DATA / name))
+        kind = "SYNTHETIC images" if _is_synthetic(name) else "images"
+        fits = len(params.seeds) * (len(params.baselines) + len(study.train) + len(study.transfer))
+        split = dataset.group if settings.split.by == "group" else "image"
+        if settings.split.leak != "keep":
+            split += f", leak: {settings.split.leak}"
+        elif split == "image" and is_the_talks(name):
+            split += ", as in the talk"
+        yield (
+            f"{name}: {images:,} {kind}, {settings.image_size} x {settings.image_size} px, split by {split}; "
+            f"{counted(fits, 'fit')}"
+        )
+        for configuration in study.transfer:
+            source = params.configurations[configuration].source
+            if source and _is_synthetic(source[0]) and not _is_synthetic(name):
+                yield (
+                    f"{name}: {configuration} would begin from what {source[0]}'s SYNTHETIC images taught; "
+                    f"import {source[0]}, or take {configuration} out of study.{name}.transfer and of {PIPELINE}"
+                )
+
+
+def _is_synthetic(name: str) -> bool:
+    return bool(read_source(DATA / name)["synthetic"])
+
+
+def _check_weights(params: Params) -> None:
+    wanted = {params.configurations[name].weights for study in params.study.values() for name in study.train}
+    variable = os.environ.get(WEIGHTS_VARIABLE)
+    named = variable or params.weights.file
+    if "imagenet" in wanted and named and not Path(named).is_file():
+        key = WEIGHTS_VARIABLE if variable else f"{PARAMS}: weights.file"
+        raise UserError(
+            f"{key}: {named}: no such file; expected one with VGG16's ImageNet weights, or none to have them downloaded"
+        )

@@ -1,0 +1,205 @@
+"""collect: artifacts/ of a finished study → results/<name>, small files only, which can be committed."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ruamel.yaml import YAML
+
+from medtransfer.analysis.families import overrides
+from medtransfer.core.dvc import check_unchanged
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import atomic_folder
+from medtransfer.core.layout import (
+    FIGURES,
+    GRADCAM,
+    LAYERS,
+    NOTES,
+    PARAMS,
+    PREPARED,
+    RUNS,
+    SHARED,
+    TUNING,
+    TUNING_KEY,
+    check_name,
+)
+
+RESULTS = Path("results")
+KEPT = ("predictions.csv", "history.csv", "metrics.json", "run.json")
+NETWORKS = "all networks"
+SAME_DATA = ("data_version", "image_size", "split_by")
+
+
+def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
+    """Copy predictions, histories, metrics and provenance of all finished fits; models and images stay.
+
+    What `tune`, `layers` and `gradcam` found comes along.
+
+    Parameters
+    ----------
+    add : bool
+        Keep what the folder holds, apart from its tables, which then want computing again. A fit that both have is
+        taken from here.
+    replace : bool
+        Remove what the folder holds.
+
+    Raises
+    ------
+    UserError
+        There is no finished fit, or one or its prepared data set is not what DVC recorded; the folder is there and
+        neither was asked for; or what is to be added was made otherwise than what is there.
+    """
+    check_name(name, "collected results")
+    _check_target(RESULTS / name, add, replace)
+    # A folder without run.json may be a damaged fit.
+    for path in sorted(RUNS.glob("*/*/")):
+        check_unchanged(path)
+    fits = sorted(path.parent for path in RUNS.glob("*/*/run.json"))
+    if not fits:
+        raise UserError(f"{RUNS}: no finished fit; run `dvc repro`")
+    for dataset in sorted({_record(fit)["dataset"] for fit in fits}):
+        check_unchanged(PREPARED / dataset)
+    if add:
+        _check_same_study(fits, RESULTS / name)
+    with atomic_folder(RESULTS / name) as folder:
+        _copy(fits, folder)
+        if add:
+            _keep(RESULTS / name, folder)
+    return RESULTS / name
+
+
+def _check_target(folder: Path, add: bool, replace: bool) -> None:
+    if add and replace:
+        raise UserError("--add and --replace: one keeps what the other removes; give one of them")
+    if not folder.exists():
+        if add:
+            raise UserError(f"{folder}: not found; leave out --add to make it")
+    elif not (folder / "runs").is_dir():
+        raise UserError(f"{folder}: holds no collected results; remove it or choose another name")
+    elif not (add or replace):
+        raise UserError(f"{folder}: exists; add to it with --add, remove it with --replace, or choose another name")
+
+
+def _copy(fits: list[Path], folder: Path) -> None:
+    shutil.copy(PARAMS, folder / PARAMS)
+    shutil.copy("data.dvc", folder / "data-version.yaml")
+    for fit in fits:
+        target = folder / "runs" / fit.relative_to(RUNS)
+        target.mkdir(parents=True)
+        for file in KEPT:
+            if (fit / file).exists():
+                shutil.copyfile(fit / file, target / file)
+    if TUNING.exists():
+        shutil.copy(TUNING, folder / TUNING.name)
+    if LAYERS.is_dir():
+        shutil.copytree(LAYERS, folder / "layers")
+    for found in sorted(GRADCAM.glob("*/*")):
+        shutil.copytree(found, folder / "gradcam" / found.relative_to(GRADCAM))
+    for drawn in sorted(FIGURES.glob("*/activations.png")):
+        shutil.copyfile(drawn, folder / f"{drawn.parent.name}-activations.png")
+    for dataset in {_record(fit)["dataset"] for fit in fits}:
+        shutil.copyfile(PREPARED / dataset / "dataset.json", folder / "runs" / dataset / "dataset.json")
+        shared = _shared(pd.read_csv(PREPARED / dataset / "samples.csv", dtype=str))
+        if len(shared):
+            shared.to_csv(folder / "runs" / dataset / SHARED, index=False)
+
+
+def _shared(samples: pd.DataFrame) -> pd.DataFrame:
+    """Return a row for each test image and split (train, validation) that has images of its group: id, split."""
+    groups = samples[samples.split.isin(["train", "validation"])][["group", "split"]].drop_duplicates()
+    tested = samples[samples.split == "test"][["id", "group"]]
+    return tested.merge(groups, on="group")[["id", "split"]]
+
+
+def _check_same_study(fits: list[Path], folder: Path) -> None:
+    """Check that fits can stand beside those of a folder: the same data, and the same recipe.
+
+    A model that both have was made alike; networks share the common recipe, which the report takes for granted.
+    """
+    known: dict[tuple[str, ...], dict[str, Any]] = {}
+    for path in sorted(folder.glob("runs/*/*/run.json")):
+        record = _record(path.parent)
+        split = _split(folder / "runs" / record["dataset"])
+        known.setdefault((record["dataset"],), {key: record[key] for key in SAME_DATA} | split)
+        known.setdefault((record["dataset"], record["model"]), _recipe(record))
+        if record["kind"] == "network":
+            known.setdefault((record["dataset"], NETWORKS), {}).update(_common_recipe(record))
+    for fit in fits:
+        record = _record(fit)
+        dataset, model = record["dataset"], record["model"]
+        found = _recipe(record) | {key: record[key] for key in SAME_DATA} | _split(PREPARED / dataset)
+        common = {}
+        if record["kind"] == "network":
+            every = known.get((dataset, NETWORKS), {})
+            common = {key: every[key] for key in _common_recipe(record) if key in every}
+        for key, value in (common | known.get((dataset, model), {}) | known.get((dataset,), {})).items():
+            if found.get(key) != value:
+                raise UserError(
+                    f"{fit / 'run.json'}: {key}: found {found.get(key)}, expected {value} as in {folder}; "
+                    "collect it under another name"
+                )
+
+
+def _split(folder: Path) -> dict[str, Any]:
+    return {"split": json.loads((folder / "dataset.json").read_text())["split"]}
+
+
+def _common_recipe(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a network's recipe comes from `train` in params.yaml, not from its own configuration."""
+    own = {"learning_rate", *overrides(record)}
+    return {key: value for key, value in record["hyperparameters"]["train"].items() if key not in own}
+
+
+def _recipe(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides a fit beside its data and seed, one level deep."""
+    found = {"weights from": record.get("weights")}
+    for key, value in record["hyperparameters"].items():
+        # The configuration may also hold rates for other data sets; what counts of it is in `train` and the layers.
+        if key not in ("seed", "configuration"):
+            found |= value if isinstance(value, dict) else {key: value}
+    return found
+
+
+def _keep(known: Path, folder: Path) -> None:
+    """Put into a folder what another one has more than it."""
+    for kind in ("runs", "layers", "gradcam"):
+        for found in sorted(known.glob(f"{kind}/*/*")):
+            target = folder / found.relative_to(known)
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (shutil.copytree if found.is_dir() else shutil.copyfile)(found, target)
+    if (known / NOTES).exists():
+        shutil.copyfile(known / NOTES, folder / NOTES)
+    for drawn in known.glob("*-activations.png"):
+        if not (folder / drawn.name).exists():
+            shutil.copyfile(drawn, folder / drawn.name)
+    tried = [path for path in (known / TUNING.name, folder / TUNING.name) if path.exists()]
+    if tried:
+        # As text: no digit changes.
+        rows = pd.concat([pd.read_csv(path, dtype=str) for path in tried])
+        # What was tried before a part of the key existed has it not.
+        rows.drop_duplicates([name for name in TUNING_KEY if name in rows]).to_csv(folder / TUNING.name, index=False)
+    _join_params(known / PARAMS, folder / PARAMS)
+
+
+def _join_params(known: Path, added: Path) -> None:
+    """Write what both files say to `added`: the seeds and configurations of either, all else as it is in `known`."""
+    yaml = YAML()
+    yaml.width = 4096  # or it folds lines
+    params, new = yaml.load(known), yaml.load(added)
+    params["seeds"] = sorted({*params["seeds"], *new["seeds"]})
+    for name, configuration in new["configurations"].items():
+        params["configurations"].setdefault(name, configuration)
+    for dataset, study in new["study"].items():
+        params["datasets"].setdefault(dataset, new["datasets"][dataset])
+        own = params["study"].setdefault(dataset, study)
+        for key, names in study.items():
+            own[key] = [*own.get(key, []), *(name for name in names if name not in own.get(key, []))]
+    yaml.dump(params, added)
+
+
+def _record(fit: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((fit / "run.json").read_text())
+    return record

@@ -1,0 +1,72 @@
+"""gradcam: a finished network → where it looked, right and wrong, for each class, in artifacts/gradcam/."""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+
+from medtransfer.core.files import atomic_folder, write_json
+from medtransfer.core.layout import GRADCAM, run_name
+from medtransfer.core.params import Params
+from medtransfer.core.predictions import predicted_labels, probabilities_of, read_predictions
+from medtransfer.core.prepared import finished_network, read_dataset
+from medtransfer.layers.gradcam import grad_cam
+from medtransfer.models import vgg16
+from medtransfer.report import figures
+from medtransfer.training.device import make_deterministic
+
+
+def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> Path:
+    """Write gradcam.png, images.csv and gradcam.json of one finished fit, and return their folder.
+
+    Of each class, the test image that the network was most sure of and right about, and the one that it was most
+    sure of and wrong about; the map speaks for the class that it gave.
+
+    Raises
+    ------
+    UserError
+        As `finished_network`.
+    """
+    fitted = finished_network(params, dataset, name, seed)
+    keras.config.disable_interactive_logging()
+    make_deterministic()
+    images, samples, description = read_dataset(params, dataset)
+    predictions = read_predictions(fitted / "predictions.csv")
+    chosen = choose(predictions[predictions.split == "test"].reset_index(drop=True), description["classes"])
+    pixels = np.asarray(images[samples.reset_index().set_index("id")["index"][chosen.id].to_numpy()])
+    told = chosen.predicted.map(description["classes"].index).to_numpy()
+    heat = grad_cam(vgg16.load_network(fitted / "model.keras"), pixels, told)
+    record = json.loads((fitted / "run.json").read_text())
+    with atomic_folder(GRADCAM / dataset / run_name(name, seed)) as folder:
+        chosen.round(6).to_csv(folder / "images.csv", index=False)
+        title = figures.mark(
+            f"{dataset}, {name}, seed {seed}: where it looked (Grad-CAM, {heat.shape[1]} × {heat.shape[2]} places)",
+            record["synthetic"],
+        )
+        figures.gradcam(chosen, pixels, heat, description["classes"], title, folder / "gradcam.png")
+        write_json(folder / "gradcam.json", {"dataset": dataset, "model": name, "seed": seed, "fit": record["fit"]})
+    return GRADCAM / dataset / run_name(name, seed)
+
+
+def choose(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
+    """Return the surest right and the surest wrong answer of each true class, where there is one.
+
+    Returns
+    -------
+    DataFrame
+        id, label, predicted, probability (of what was predicted), right.
+    """
+    table = pd.DataFrame(
+        {
+            "id": predictions.id,
+            "label": predictions.label,
+            "predicted": predicted_labels(predictions),
+            "probability": probabilities_of(predictions).max(axis=1),
+        }
+    )
+    table["right"] = table.label == table.predicted
+    surest = table.sort_values("probability", ascending=False, kind="stable").groupby(["label", "right"]).head(1)
+    order = surest.label.map(classes.index)
+    return surest.assign(order=order).sort_values(["order", "right"], ascending=[True, False]).drop(columns="order")

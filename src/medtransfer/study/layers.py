@@ -1,0 +1,100 @@
+"""layers: a finished network and its start weights → which of its layers matter, in artifacts/layers/."""
+
+import json
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import train_test_split
+
+from medtransfer.analysis.families import configuration_of
+from medtransfer.analysis.intervals import intervals
+from medtransfer.core.files import atomic_folder, write_json
+from medtransfer.core.layout import LAYERS, run_name
+from medtransfer.core.params import Params, TrainParams
+from medtransfer.core.prepared import encode_labels, finished_network, read_dataset
+from medtransfer.core.provenance import git_commit
+from medtransfer.layers.probes import compare_layers, probe_blocks, rewind_blocks
+from medtransfer.metrics.scores import MACRO, score
+from medtransfer.models import vgg16
+from medtransfer.pipeline.train import load_initial_weights
+from medtransfer.training.device import device_name, make_deterministic
+from medtransfer.training.loop import predict
+
+PROBED = 2000  # training images of a probe
+COMPARED_BYTES = 1e9  # of the largest layer's outputs, which are held twice
+COMPARED = 256  # validation images at most, drawn at random
+
+
+def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
+    """Write rewinding.csv, similarity.csv, probes.csv and layers.json of one finished fit, and return their folder.
+
+    Rewinding and probes are scored on the test images, with 95% intervals over lesions or patients; the
+    probes are fitted on up to `PROBED` training images. The start is what run.json says, whatever params.yaml says now.
+
+    Raises
+    ------
+    UserError
+        As `finished_network`.
+    """
+    fitted = finished_network(params, dataset, name, seed)
+    keras.config.disable_interactive_logging()
+    make_deterministic()
+    images, samples, description = read_dataset(params, dataset)
+    classes, fit = description["classes"], json.loads((fitted / "run.json").read_text())
+    settings, configuration = TrainParams.model_validate(fit["hyperparameters"]["train"]), configuration_of(fit)
+    begin = time.perf_counter()
+    tuned = vgg16.load_network(fitted / "model.keras")
+    start = vgg16.build_vgg16(description["image_size"], len(classes), settings, seed)
+    load_initial_weights(start, configuration, params, seed)
+    rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation", "test")}
+    labels = encode_labels(samples, classes)
+    tested = samples.iloc[rows["test"]].reset_index(drop=True)
+
+    def score_answers(probabilities: np.ndarray) -> dict[str, float]:
+        table = pd.concat([tested[["id", "group", "split", "label"]], _columns(probabilities, classes)], axis=1)
+        low, high = intervals([table], seed)[MACRO]
+        return {"macro_f1": score(table)[MACRO], "low": low, "high": high}
+
+    def score_network(model: keras.Model) -> dict[str, float]:
+        return score_answers(predict(model, images, rows["test"], settings.batch_size))
+
+    known = rows["train"]
+    if len(known) > PROBED:
+        known, _ = train_test_split(known, train_size=PROBED, stratify=labels[known], random_state=seed)
+    probes = [
+        probe_blocks(model, images, labels, {"train": known, "test": rows["test"]}, score_answers).assign(network=which)
+        for which, model in (("start", start), ("tuned", tuned))
+    ]
+    largest = 64 * description["image_size"] ** 2 * np.dtype(np.float32).itemsize
+    compared = draw_rows(rows["validation"], min(COMPARED, int(COMPARED_BYTES // largest)), seed)
+    with atomic_folder(LAYERS / dataset / run_name(name, seed)) as folder:
+        pd.concat(probes).round(6).to_csv(folder / "probes.csv", index=False)
+        rewind_blocks(tuned, start, score_network).round(6).to_csv(folder / "rewinding.csv", index=False)
+        compare_layers(tuned, start, images[compared]).round(6).to_csv(folder / "similarity.csv", index=False)
+        record = {
+            "dataset": dataset,
+            "model": name,
+            "seed": seed,
+            "fit": fit["fit"],
+            "probed_images": len(known),
+            "compared_images": len(compared),
+            "backend": keras.backend.backend(),
+            "device": device_name(),
+            "git_commit": git_commit(),
+            "seconds": round(time.perf_counter() - begin, 1),
+        }
+        write_json(folder / "layers.json", record)
+    return LAYERS / dataset / run_name(name, seed)
+
+
+def draw_rows(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Return at most so many of the rows, in their order: the first ones may be of one class."""
+    drawn: np.ndarray = np.random.default_rng(seed).choice(rows, min(most, len(rows)), replace=False)
+    return np.sort(drawn)
+
+
+def _columns(probabilities: np.ndarray, classes: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(probabilities, columns=[f"p_{name}" for name in classes])

@@ -1,0 +1,193 @@
+"""The training loop: Keras's `fit` with early stopping, and what it tells of every epoch."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from medtransfer.core.errors import UserError
+from medtransfer.core.params import TrainParams
+from medtransfer.training.batches import Batches, feed
+from medtransfer.training.checkpoints import Fit, ResumableStopping, collect, load, restore, save
+from medtransfer.training.gradients import use_fast_gradients
+
+log = logging.getLogger(__name__)
+
+HISTORY_COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second"]
+HEAD_STEPS = 32
+
+
+class DivergedError(UserError):
+    """Training ended in numbers that are not finite."""
+
+
+def fit(
+    model: keras.Model,
+    training: Batches,
+    validation: Batches,
+    params: TrainParams,
+    on_epoch: Callable[[list[dict[str, float]]], None] = lambda history: None,
+    snapshots: Path | None = None,
+    made_from: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Train until the validation loss has not fallen for `patience` epochs; keep the best weights.
+
+    After every epoch the whole state is written to `snapshots`; where that folder already holds the state of
+    a fit that was made from the same, this one goes on from there and ends with the same weights.
+
+    Parameters
+    ----------
+    on_epoch : callable
+        Called with all rows of the history after each epoch, and once before the first of a fit that
+        goes on.
+    snapshots : Path, optional
+        A folder that belongs to this fit alone; removing it is left to the caller. Without it, an
+        interrupted fit begins anew.
+    made_from : mapping, optional
+        All that decides the result, as values that JSON knows.
+
+    Returns
+    -------
+    DataFrame
+        A row an epoch: HISTORY_COLUMNS. `seconds` is the whole epoch with its validation,
+        `images_per_second` counts training images over the part before validation.
+
+    Raises
+    ------
+    DivergedError
+        The loss is no longer a finite number.
+    UserError
+        A snapshot cannot be written.
+    """
+    compile_network(model, params)
+    state = Fit(model, ResumableStopping(params.patience))
+    found = load(snapshots, made_from or {}) if snapshots else None
+    if found:
+        restore(state, *found)
+        log.info("going on after epoch %d of %s", len(state.history), snapshots)
+        on_epoch(state.history)
+    check_optimizer(model, params)
+
+    def keep(epoch: int, logs: dict[str, float]) -> None:
+        if snapshots:
+            arrays, facts = collect(state)
+            save(snapshots, arrays, {"made_from": made_from or {}, **facts})
+        on_epoch(state.history)
+
+    begin = len(state.history)
+    model.fit(
+        feed(training),
+        validation_data=feed(validation),
+        initial_epoch=begin,
+        epochs=begin if state.stopping.stopped else params.epochs,
+        callbacks=[
+            _Recorder(state.history, training, params.epochs),
+            state.stopping,
+            keras.callbacks.LambdaCallback(on_epoch_end=keep),
+        ],
+        # Batches draw their own order; Keras would shuffle them once more, from a state that is not (seed, epoch).
+        shuffle=False,
+        verbose=0,
+    )
+    return pd.DataFrame(state.history, columns=HISTORY_COLUMNS)
+
+
+def compile_network(model: keras.Model, params: TrainParams) -> None:
+    """Choose loss, optimizer, metrics and how a step runs."""
+    use_fast_gradients(model)
+    convolves = any(isinstance(layer, keras.layers.Conv2D) for layer in model.layers)
+    model.compile(
+        optimizer=build_optimizer(params),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        # TensorFlow has no deterministic XLA.
+        jit_compile=keras.backend.backend() == "jax",
+        # A step of dense layers alone is shorter than the Python around it. Ctrl-C waits for one execution.
+        steps_per_execution=1 if convolves else HEAD_STEPS,
+    )
+
+
+def build_optimizer(params: TrainParams) -> keras.optimizers.Optimizer:
+    """Return the optimizer that params.yaml names; SGD has a momentum of 0.9."""
+    if params.optimizer == "sgd":
+        return keras.optimizers.SGD(params.learning_rate, momentum=0.9)
+    kind = {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[params.optimizer]
+    return kind(params.learning_rate)
+
+
+def check_optimizer(model: keras.Model, params: TrainParams) -> None:
+    """Check that the network, compiled and perhaps restored, learns as params.yaml says: else it is our mistake."""
+    found = type(model.optimizer).__name__.lower(), float(model.optimizer.learning_rate)
+    if found[0] != params.optimizer or not math.isclose(found[1], params.learning_rate, rel_tol=1e-6):
+        raise RuntimeError(
+            f"the optimizer is {found[0]} with the learning rate {found[1]}, its parameters say {params.optimizer} "
+            f"with {params.learning_rate}"
+        )
+
+
+def predict(model: keras.Model, inputs: Any, rows: np.ndarray, batch_size: int) -> np.ndarray:
+    """Return probabilities (len(rows), classes), float32, of the pixels or features that `rows` names."""
+    batches = Batches(inputs, rows, np.zeros(len(inputs), np.int32), batch_size)
+    probabilities: np.ndarray = model.predict(feed(batches), verbose=0)
+    return probabilities
+
+
+class _Recorder(keras.callbacks.Callback):
+    """Keeps the history, shows a bar within the epoch on a terminal, and a line after it anywhere."""
+
+    def __init__(self, rows: list[dict[str, float]], training: Batches, epochs: int):
+        super().__init__()
+        self.rows, self.training, self.epochs = rows, training, epochs
+        columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TimeRemainingColumn())
+        self.console = Console()
+        self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.task = self.bar.add_task("", total=len(training), epoch="")
+        training.on_batch = lambda: self.bar.advance(self.task)
+
+    def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
+        self.bar.start()
+
+    def on_train_end(self, logs: dict[str, float] | None = None) -> None:
+        self.bar.stop()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        self.begin = self.trained = time.perf_counter()
+        self.training.start_epoch(epoch)
+        self.bar.reset(self.task, epoch=f"{epoch + 1}/{self.epochs}")
+
+    # No hook after a batch: Keras would then wait for the device to finish each of them.
+    def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
+        keras.ops.convert_to_numpy(self.model.trainable_variables[-1])  # waits for the last step
+        self.trained = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        seconds = time.perf_counter() - self.begin
+        row = {name: float((logs or {})[name]) for name in HISTORY_COLUMNS[1:5]}
+        if not all(math.isfinite(value) for value in row.values()):
+            self.bar.stop()
+            raise DivergedError(
+                f"epoch {epoch + 1}: the loss is {row['loss']} and the validation loss {row['val_loss']}, "
+                f"no finite numbers; lower the learning rate, which is {float(self.model.optimizer.learning_rate):g}"
+            )
+        row = {
+            "epoch": epoch + 1,
+            **row,
+            "seconds": seconds,
+            "images_per_second": len(self.training.rows) / (self.trained - self.begin),
+        }
+        self.rows.append(row)
+        self.console.print(
+            f"epoch {epoch + 1}/{self.epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  "
+            f"val_loss {row['val_loss']:.4f}  val_accuracy {row['val_accuracy']:.3f}  "
+            f"{row['images_per_second']:.0f} images/s",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -1,0 +1,62 @@
+"""The talk's baselines: a decision tree and a random forest on pixel values."""
+
+from typing import TypeAlias
+from zipfile import BadZipFile
+
+import numpy as np
+import skops.io
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.tree import DecisionTreeClassifier
+
+from medtransfer.core.errors import UserError, shortened
+from medtransfer.core.params import DecisionTreeParams
+
+Tree: TypeAlias = DecisionTreeClassifier | RandomForestClassifier
+# All that a fitted tree or forest needs beyond skops's own list. Names, not packages: NumPy alone has functions
+# that run any code.
+TRUSTED_TYPES = ("sklearn.tree._tree.Tree",)
+
+
+def build_tree(settings: DecisionTreeParams, seed: int) -> Tree:
+    """Return an unfitted forest or tree, by the type of its settings; the forest uses every core."""
+    values = settings.model_dump()
+    if "n_estimators" in values:
+        return RandomForestClassifier(**values, random_state=seed, n_jobs=-1)
+    return DecisionTreeClassifier(**values, random_state=seed)
+
+
+def flatten_pixels(images: np.ndarray) -> np.ndarray:
+    """Turn images (n, size, size, 3) into the trees' features (n, size · size · 3), both uint8."""
+    return np.ascontiguousarray(images).reshape(len(images), -1)
+
+
+def predict_probabilities(tree: Tree, images: np.ndarray, classes: int) -> np.ndarray:
+    """Return probabilities (n, classes), float64, for images (n, size, size, 3), uint8.
+
+    0 for a class never seen in training.
+    """
+    probabilities = np.zeros((len(images), classes))
+    probabilities[:, tree.classes_] = tree.predict_proba(flatten_pixels(images))
+    return probabilities
+
+
+def save_tree(tree: Tree, path: str) -> None:
+    """Write a fitted tree in skops's format, which loads without running code from the file."""
+    skops.io.dump(tree, path)
+
+
+def load_tree(path: str) -> Tree:
+    """Read a tree that `save_tree` wrote; a file with other types in it is refused before anything in it is built.
+
+    Raises
+    ------
+    UserError
+        It cannot be read, or is no tree of ours.
+    """
+    try:
+        tree = skops.io.load(path, trusted=list(TRUSTED_TYPES))
+        if not isinstance(tree, DecisionTreeClassifier | RandomForestClassifier):
+            raise TypeError(f"it holds a {type(tree).__name__}")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, BadZipFile) as error:
+        raise UserError(f"{path}: no tree that this project saved ({shortened(error)}); run `dvc repro`") from None
+    return tree
