@@ -65,7 +65,7 @@ up: .env ## Start the tracking server in containers (Docker), with passwords of 
 
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
 
-lock: ## Resolve requirements/*.txt anew (needs uv)
+lock: ## Resolve requirements/*.txt again (needs uv)
 	$(LOCK) --extra tensorflow --extra jax --extra cluster --extra server --extra s3 --extra ssh --extra dev pyproject.toml --output-file requirements/lock.txt
 	$(LOCK) --extra tensorflow --extra cluster --extra server --extra s3 --extra ssh --constraint requirements/lock.txt pyproject.toml --output-file requirements/cpu.txt
 	$(LOCK) --extra gpu --extra cluster --extra server --extra s3 --extra ssh --constraint requirements/lock.txt pyproject.toml --output-file requirements/gpu.txt

@@ -586,7 +586,7 @@ def test_a_missing_right_is_one_line_that_names_it(demo: Path, tmp_path: Path, c
         (tmp_path / name).chmod(rights)
     assert result.returncode == 2, result.stderr
     line = result.stderr.strip().splitlines()[-1]
-    assert re.search(rf"{name}.*(Permission denied; get the right|is not readable)", line), line
+    assert re.search(rf"{name}.*(Permission denied; fix the permissions|is not readable)", line), line
     assert "Traceback" not in result.stderr
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
 

@@ -151,7 +151,7 @@ def test_a_damaged_cache_is_named_not_used(stand_in: list[np.ndarray]) -> None:
             weights.imagenet_weights()
     other = weights.cache_path().with_name("other.npz")
     other.write_bytes(b"")
-    with pytest.raises(UserError, match=r"other\.npz: damaged; get it anew"):
+    with pytest.raises(UserError, match=r"other\.npz: damaged; get it again"):
         weights.read_weights(other)
 
 

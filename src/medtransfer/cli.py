@@ -37,8 +37,8 @@ MACHINE_ERRORS = {
     errno.ENOSPC: "make room or use another disk",
     errno.EDQUOT: "make room or use another disk",
     errno.EROFS: "make room or use another disk",
-    errno.EACCES: "get the right",
-    errno.EPERM: "get the right",
+    errno.EACCES: "fix the permissions",
+    errno.EPERM: "fix the permissions",
     errno.ENOTDIR: "name another path",  # a file of the user's where a folder has to be
 }
 
@@ -384,7 +384,7 @@ def _announce(name: str, files: int) -> None:
 @click.argument("name")
 @click.option("--images", required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option(
-    "--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A CSV file, a row an image."
+    "--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A CSV file, one row per image."
 )
 @click.option("--image-column", default="image", show_default=True)
 @click.option("--label-column", default="label", show_default=True)

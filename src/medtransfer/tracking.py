@@ -165,7 +165,7 @@ class Run:
         self.send(lambda client, run_id: _send_metrics(client, run_id, metrics))
 
     def log_data(self, samples: pd.DataFrame, name: str, origin: Mapping[str, str]) -> None:
-        """Log a digest of the samples (a row an image), their number, their columns and origin as the run's input."""
+        """Log as the run's input a digest of the samples (one row per image), their number, columns and origin."""
         self.send(lambda client, run_id: _send_data(client, run_id, samples, name, origin))
 
     def log_model(self, log_it: Callable[[], None]) -> None:

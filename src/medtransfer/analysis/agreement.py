@@ -19,8 +19,8 @@ class Agreement:
     """How much each block matters, asked in several ways.
 
     blocks : DataFrame
-        A row a block, a column a way (WAYS; `trained` only where it is known of every block); the larger the more it
-        matters.
+        One row per block, one column per way of asking (WAYS; `trained` only if it is known for every block). The
+        larger the value, the more the block matters.
     concordance : float
         Kendall's W of the ways' orders of the blocks: 1 where they are the same, 0 where they have nothing in common.
     """

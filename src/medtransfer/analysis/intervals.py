@@ -115,7 +115,7 @@ def _swaps(groups: int, seed: int) -> np.ndarray:
 
 
 def weighted_score(predictions: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
-    """Return F1 a class, then MEASURES, for each weighting of the groups: (resamples, groups) → (resamples, scores).
+    """Return F1 per class, then MEASURES, for each weighting of the groups: (resamples, groups) → (resamples, scores).
 
     Weights that are all 1 give what `score` gives.
     """
@@ -143,7 +143,7 @@ def weighted_score(predictions: pd.DataFrame, weights: np.ndarray) -> np.ndarray
 def _weighted_areas(positive: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the area under the ROC curve of `values` (n,) for each weighting (n, resamples); NaN without a pair.
 
-    It is scikit-learn's number without sorting anew for each weighting: the share of pairs of a positive and
+    It is scikit-learn's number without sorting again for each weighting: the share of pairs of a positive and
     a negative image that are in order, ties counting half.
     """
     order = np.argsort(values)
@@ -178,7 +178,7 @@ def _weigh(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _f1(matrix: np.ndarray) -> np.ndarray:
-    """Return F1 a class (..., C) of confusion matrices (..., C, C)."""
+    """Return F1 per class (..., C) of confusion matrices (..., C, C)."""
     return _f1_of(2 * np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(axis=-2) + matrix.sum(axis=-1))
 
 

@@ -28,7 +28,7 @@ def push(source_uri: str = DEFAULT_URI) -> dict[str, int]:
 
     A run that the server has, pushed before or logged there by `audit --repair`, is left alone. A run under another,
     as a sweep's fits are, lies under that one's copy. A push that was interrupted goes on: the run in which it stopped
-    is copied anew.
+    is copied again.
 
     Returns
     -------

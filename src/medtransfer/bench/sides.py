@@ -58,7 +58,7 @@ class Side:
 def make_sample(
     images: np.ndarray, labels: np.ndarray, train: np.ndarray, validation: np.ndarray, folder: Path
 ) -> Sample:
-    """Copy the rows `train` and `validation` to a memory-mapped array and to a folder a class."""
+    """Copy the rows `train` and `validation` to a memory-mapped array and to one folder per class."""
     rows = np.concatenate([train, validation])
     np.save(folder / "images.npy", images[rows])
     sample = Sample(

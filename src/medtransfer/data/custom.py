@@ -1,4 +1,4 @@
-"""A data set of the user's own: a folder of images with a table of labels, or a folder a class."""
+"""A data set of the user's own: a folder of images with a table of labels, or one folder per class."""
 
 import shutil
 import sys
@@ -69,12 +69,12 @@ def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.Data
     images : Path
         A folder of JPEG and PNG files; without `labels`, each class in a folder of its own.
     labels : Path, optional
-        A CSV file with a row an image. Its images are file names or paths below `images`, with or without suffix.
+        A CSV file with one row per image. Its images are file names or paths below `images`, with or without suffix.
 
     Returns
     -------
     DataFrame
-        COLUMNS, a row an image, and `file`, where it lies now. An image without a group is a group of its own.
+        COLUMNS, one row per image, and `file`, where it lies now. An image without a group is a group of its own.
 
     Raises
     ------

@@ -40,12 +40,12 @@ def find_near_duplicates(thumbnails: np.ndarray, samples: pd.DataFrame) -> pd.Da
     ----------
     thumbnails : ndarray of shape (n, SIDE, SIDE), uint8
     samples : DataFrame
-        With the columns id, label, group, split and sha256, a row a thumbnail.
+        With the columns id, label, group, split and sha256, one row per thumbnail.
 
     Returns
     -------
     DataFrame
-        A row a pair: id, label and split of an image of test or validation, the other image's id, label and
+        One row per pair: id, label and split of an image of test or validation, the other image's id, label and
         split, `flip`, whether the files are equal (`exact`), whether the groups are (`same_group`).
     """
     hashes = np.stack([_hash(pixels) for pixels in thumbnails])

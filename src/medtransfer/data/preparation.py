@@ -138,7 +138,7 @@ def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
 
     Parameters
     ----------
-    samples : DataFrame with the columns label and group, a row an image.
+    samples : DataFrame with the columns label and group, one row per image.
 
     Returns
     -------

@@ -35,7 +35,7 @@ def rewind_blocks(
     Returns
     -------
     DataFrame
-        A row a block, the first called `none`: block and what `score` returned.
+        One row per block, the first called `none`: block and what `score` returned.
     """
     rows = [{"block": "none", **score(tuned)}]
     for block in BLOCKS:
@@ -60,7 +60,7 @@ def compare_layers(tuned: keras.Model, start: keras.Model, images: np.ndarray) -
     Returns
     -------
     DataFrame
-        A row a layer: layer, block, cka (`linear_cka` of its outputs before and after), distance (of its kernel
+        One row per layer: layer, block, cka (`linear_cka` of its outputs before and after), distance (of its kernel
         and bias, Frobenius norm, over their norm before).
     """
     rows = []
@@ -116,7 +116,7 @@ def probe_blocks(
     Returns
     -------
     DataFrame
-        A row a block: block, features, and what `score` returned.
+        One row per block: block, features, and what `score` returned.
     """
     pooled = [keras.layers.GlobalAveragePooling2D()(model.get_layer(f"{block}_pool").output) for block in BLOCKS]
     extract = keras.Model(model.inputs, pooled)

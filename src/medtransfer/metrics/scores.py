@@ -1,4 +1,4 @@
-"""F1 a class and its averages, ranking, and how far probabilities can be believed."""
+"""F1 per class and its averages, ranking, and calibration."""
 
 import numpy as np
 import pandas as pd

@@ -163,7 +163,7 @@ def _read_npz(path: Path) -> list[np.ndarray]:
         with np.load(path) as archive:
             return [archive[f"{layer}_{part}"] for layer in LAYERS for part in ("kernel", "bias")]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        remedy = "delete it and run `medtransfer weights fetch`" if path == cache_path() else "get it anew"
+        remedy = "delete it and run `medtransfer weights fetch`" if path == cache_path() else "get it again"
         raise UserError(f"{path}: damaged; {remedy}") from None
 
 

@@ -355,7 +355,7 @@ def layers(rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFra
 def gradcam(
     chosen: pd.DataFrame, images: np.ndarray, heat: np.ndarray, classes: list[str], title: str, path: Path
 ) -> None:
-    """Draw images (n, size, size, 3) and, beside each, its heat map (n, h, w) over it: a row a class.
+    """Draw images (n, size, size, 3) and, beside each, its heat map (n, h, w) over it: one row per class.
 
     Parameters
     ----------

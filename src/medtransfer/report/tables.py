@@ -42,7 +42,7 @@ def _cell_note(dataset: str) -> str:
 
 
 def claims(decided: pd.DataFrame) -> pd.DataFrame:
-    """Return the talk's claims and what became of each: a row a claim, from `judge`."""
+    """Return the talk's claims and what became of each: one row per claim, from `judge`."""
     rows = [
         {
             "claim": row["sentence"],
@@ -68,7 +68,7 @@ def in_front(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
 
 
 def pivot(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    """Return one data set's comparison with the talk: a row a class, a column a model `in_front`, then the seeds."""
+    """Return one data set's comparison with the talk: rows are classes, columns are models `in_front`, then seeds."""
     part = in_front(table, dataset)
     text = part.apply(_cell, axis=1)
     frame = part.assign(text=text).pivot(index="class", columns="model", values="text")
@@ -80,7 +80,7 @@ def pivot(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
 def measures(summary: pd.DataFrame, dataset: str, *, talk: bool = True) -> pd.DataFrame:
     """Return the measures of the models `in_front`, or of those that are none of the talk's, then the seeds.
 
-    A row a model, a column a measure.
+    One row per model, one column per measure.
     """
     part = in_front(summary, dataset) if talk else summary[(summary.dataset == dataset) & (summary.family != TALK)]
     text = [_measure(row) for row in part.to_dict("records")]
@@ -96,7 +96,7 @@ def _measure(row: dict[Any, Any]) -> str:
 
 
 def differences(pairs: pd.DataFrame, dataset: str, family: str = TALK) -> pd.DataFrame:
-    """Return the differences in macro F1 that answer one question: a row and a column a model, bold where `settled`.
+    """Return the differences in macro F1 for one question: one row and one column per model, bold where `settled`.
 
     An empty cell: the pair answers another question or has no seed in common.
     """
@@ -240,7 +240,7 @@ def chains(links: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def recipes(changes: pd.DataFrame) -> pd.DataFrame:
-    """Return what a change of the recipe does to F1: a row a change, from `recipe_changes`."""
+    """Return what a change of the recipe does to F1: one row per change, from `recipe_changes`."""
     rows = [
         {
             "model": row["model"],
@@ -258,7 +258,7 @@ def recipes(changes: pd.DataFrame) -> pd.DataFrame:
 
 
 def fewer_images(sizes: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return macro F1 from either weights against the training images: a row a fraction; `sizes` from `data_sizes`."""
+    """Return macro F1 from either weights by number of training images, one row per fraction, from `data_sizes`."""
     rows = []
     for fraction, part in sizes.sort_values("fraction").groupby("fraction"):
         cells = {row["weights"]: _score(row) for row in part.to_dict("records")}
@@ -294,14 +294,14 @@ def spanned(pair: Mapping[Any, Any], *names: str) -> list[str]:
 
 
 def leak(found: pd.DataFrame) -> pd.DataFrame:
-    """Return how much a leak changes F1 over all test images: a row a class, a column a model; from `measure_leak`."""
+    """Return how much a leak changes F1: one row per class, one column per model, from `measure_leak`."""
     text = [_difference(row) for row in found.to_dict("records")]
     frame = found.assign(text=text).pivot(index="class", columns="model", values="text")
     return frame.loc[found["class"].drop_duplicates(), found.model.drop_duplicates()]
 
 
 def blocks(found: Agreement) -> pd.DataFrame:
-    """Return how much each block matters: a row a block, a column a way of asking, its largest bold unless it is 0."""
+    """Return how much each block matters: one row per block, one column per method, its largest bold unless it is 0."""
     text = {
         meaning: [f"**{value:.2f}**" if value == own.max() >= SHOWN else f"{value:.2f}" for value in own]
         for way, meaning in WAYS.items()

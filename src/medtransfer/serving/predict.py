@@ -111,7 +111,7 @@ def _read(classifier: Classifier, path: Path) -> tuple[bytes, np.ndarray, str]:
 
 
 def as_table(answers: list[Answer], facts: dict[str, Any]) -> pd.DataFrame:
-    """Return a row a file: image, predicted, p_<class>, overlay, problem, synthetic, calibrated."""
+    """Return one row per file: image, predicted, p_<class>, overlay, problem, synthetic, calibrated."""
     rows = [
         {
             "image": str(found.path),

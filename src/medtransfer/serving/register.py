@@ -44,7 +44,7 @@ def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
     fit = best_fit(params, dataset)
     only = only_answer(_validation_rows(fit))
     if only:
-        log.warning("%s: answers %s alone, whatever the validation image: no network does better", fit, only)
+        log.warning("%s: predicts only %s for every validation image: no network does better", fit, only)
     description = data_of(fit)
     client = tracking.reach()
     record = json.loads((fit / "run.json").read_text())

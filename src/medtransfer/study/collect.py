@@ -40,7 +40,7 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
     Parameters
     ----------
     add : bool
-        Keep what the folder holds, apart from its tables, which then want computing again. A fit that both have is
+        Keep what the folder holds, apart from its tables, which must then be recomputed. A fit that both have is
         taken from here.
     replace : bool
         Remove what the folder holds.

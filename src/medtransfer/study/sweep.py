@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 AS_PARAMS = "as-params"
 SECONDS_TO_STOP = 30
-OBJECT_STORE_BYTES = 100 * 10**6  # only a row a fit travels through it
+OBJECT_STORE_BYTES = 100 * 10**6  # only one row per fit travels through it
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def sweep(
     Returns
     -------
     DataFrame
-        A row a fit, also in artifacts/sweeps/<name>/sweep.csv: dataset, configuration, seed, learning_rate,
+        One row per fit, also in artifacts/sweeps/<name>/sweep.csv: dataset, configuration, seed, learning_rate,
         val_loss and val_macro_f1 after best_epoch, epochs, seconds, node, and in `problem` why it failed, else "".
 
     Raises

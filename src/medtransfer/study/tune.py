@@ -54,7 +54,7 @@ def tune(
     Returns
     -------
     DataFrame
-        What `output` holds of these configurations, recipe and data, a row a run, with these rates and with others:
+        What `output` holds of these configurations, recipe and data, one row per run, with these rates and with others:
         TUNING_KEY and FOUND; val_loss and val_macro_f1 are those after best_epoch.
 
     Raises

@@ -20,7 +20,7 @@ class Batches(keras.utils.PyDataset):
     rows : ndarray of shape (m,), which images belong to this part
     labels : ndarray of shape (n,), int
     seed : int, optional
-        Shuffle anew every epoch with this seed; without it the order is that of `rows`.
+        Reshuffle every epoch with this seed; without it the order is that of `rows`.
     balance : str
         `class_weights`: batches have a third part, the weights of their images, in inverse proportion to the
         size of the class and 1 on average. `sampling`: an epoch draws as many images as there are, with

@@ -183,7 +183,7 @@ def load(folder: Path, made_from: Mapping[str, Any]) -> tuple[Arrays, dict[str, 
         facts = json.loads(arrays.pop("facts").tobytes())
         if facts["made_from"] == json.loads(json.dumps(made_from)):
             return arrays, facts
-        log.info("%s: of a fit with other parameters, data, device or code, so this one begins anew", path)
+        log.info("%s: of a fit with other parameters, data, device or code, so this one starts again", path)
         for other in _newest_first(folder):
             other.unlink()
         return None

@@ -50,14 +50,14 @@ def fit(
         goes on.
     snapshots : Path, optional
         A folder that belongs to this fit alone; removing it is left to the caller. Without it, an
-        interrupted fit begins anew.
+        interrupted fit starts again.
     made_from : mapping, optional
         All that decides the result, as values that JSON knows.
 
     Returns
     -------
     DataFrame
-        A row an epoch: HISTORY_COLUMNS. `seconds` is the whole epoch with its validation,
+        One row per epoch: HISTORY_COLUMNS. `seconds` is the whole epoch with its validation,
         `images_per_second` counts training images over the part before validation.
 
     Raises
