@@ -5,10 +5,10 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from limit import matmul_rate, multiply_adds
+from sides import make_sample
+from speed import NOTEBOOK, available_sides, column_seconds, compare, table
 
-from medtransfer.bench.compare import NOTEBOOK, available_sides, column_seconds, compare, table
-from medtransfer.bench.limit import matmul_rate, multiply_adds
-from medtransfer.bench.sides import make_sample
 from medtransfer.core.params import BLOCKS, Params, TrainParams
 from medtransfer.models import vgg16
 

@@ -56,8 +56,9 @@ NOT_RUN = {
     ".venv/bin/python benchmarks/xla.py --size 64 --rounds 5 --precision mixed_bfloat16": MEASURES,
     ".venv/bin/python benchmarks/trees.py artifacts/prepared/ham10000 random_forest": MEASURES,
     ".venv/bin/pip install torch==2.13.0": "would change the tests' environment",
-    "medtransfer bench ham10000 --race-images 0 --output bench.json": MEASURES,
-    "medtransfer bench ham10000 --rounds 0 --race-images 960 --race-epochs 3 --output race.json": MEASURES,
+    ".venv/bin/python benchmarks/speed/speed.py ham10000 --race-images 0 --output bench.json": MEASURES,
+    ".venv/bin/python benchmarks/speed/speed.py ham10000 --rounds 0 --race-images 960 --race-epochs 3 "
+    "--output race.json": MEASURES,
     ".venv/bin/python benchmarks/study.py e2f5dfe 89861bb --rounds 1": MEASURES,
     ".venv/bin/python benchmarks/gradients.py": MEASURES,
     ".venv/bin/python benchmarks/convolutions.py": MEASURES,

@@ -553,61 +553,6 @@ def audit(repair: bool, host: str | None) -> None:
 
 
 @cli.command()
-@click.argument("dataset", default="ham10000")
-@click.option("--images", type=SOME, default=320, show_default=True, help="Training images of a whole network's epoch.")
-@click.option(
-    "--rounds", type=COUNT, default=3, show_default=True, help="Measured epochs a side, after one to warm up."
-)
-@click.option(
-    "--race-images", type=COUNT, default=960, show_default=True, help="Of the race to equal accuracy; 0: none."
-)
-@click.option("--race-epochs", type=SOME, default=3, show_default=True, help="Epochs of the notebook in the race.")
-@click.option("--seed", type=SEED, default=0, show_default=True)
-@click.option("--configuration", "names", multiple=True, help="Only this one; may be given several times.")
-@click.option("--output", type=FILE, default=Path("artifacts/bench.json"), show_default=True)
-def bench(dataset: str, output: Path, names: tuple[str, ...], **options: int) -> None:
-    """Measure training against a plain Keras notebook, PyTorch where it is installed, and the machine's limit.
-
-    DATASET has been prepared; its image size is measured. Takes about 40 minutes on 2 cores at 64 px.
-    """
-    params = _params()
-    unknown = set(names) - set(params.configurations)
-    if unknown:
-        raise UserError(f"--configuration: {min(unknown)}: unknown; there are {', '.join(params.configurations)}")
-    with _quiet_start():
-        import numpy as np
-        from rich.console import Console
-
-        from medtransfer.bench.compare import compare, table
-        from medtransfer.core.files import write_json
-        from medtransfer.core.prepared import encode_labels, read_dataset
-        from medtransfer.core.provenance import git_commit
-        from medtransfer.models.weights import imagenet_weights
-
-    images, samples, description = read_dataset(params, dataset)
-    rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation")}
-    if max(options["images"], options["race_images"]) > len(rows["train"]):
-        raise UserError(f"--images, --race-images: {dataset} has {len(rows['train'])} training images; give fewer")
-    labels = encode_labels(samples, description["classes"])
-    chosen = {name: value for name, value in params.configurations.items() if not names or name in names}
-    weights = imagenet_weights(params.weights.file)
-    made_by = {
-        "command": " ".join(["medtransfer", *sys.argv[1:]]),
-        "git_commit": git_commit(),
-        "data": description["source"],
-        "synthetic": description["synthetic"],
-    }
-
-    def save(result: dict[str, Any]) -> None:
-        write_json(output, {**made_by, **result})
-
-    result = compare(images, labels, rows, params.train, chosen, weights, options, save)
-    save(result)
-    Console(width=None if sys.stdout.isatty() else 140).print(table(result))
-    click.echo(f"everything measured: {output}")
-
-
-@cli.command()
 @click.argument("name")
 @click.option("--dataset", "datasets", multiple=True, help="[default: all of params.yaml]")
 @click.option("--configuration", "names", multiple=True, help="[default: study.<data set>.train in params.yaml]")

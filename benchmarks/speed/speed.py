@@ -1,9 +1,13 @@
-"""The comparison: all sides of a configuration in one process, alternating; medians, ratios and the limit."""
+"""Training speed against a plain Keras notebook, PyTorch where it is installed, and the machine's own limit.
+
+All sides of a configuration take turns in one process; the result has medians, ratios and the fraction of the limit.
+"""
 
 import importlib.util
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -12,14 +16,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import click
 import keras
 import numpy as np
+import sides
+from limit import matmul_rate, multiply_adds
+from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from medtransfer.bench import sides
-from medtransfer.bench.limit import matmul_rate, multiply_adds
-from medtransfer.core.params import Configuration, TrainParams
+from medtransfer.core.files import write_json
+from medtransfer.core.layout import PARAMS
+from medtransfer.core.params import Configuration, TrainParams, read_params
+from medtransfer.core.prepared import encode_labels, read_dataset
+from medtransfer.core.provenance import git_commit
+from medtransfer.models.weights import imagenet_weights
 from medtransfer.training.device import accelerators, device_name
 from medtransfer.training.prefix import frozen_prefix
 
@@ -287,3 +298,40 @@ def table(result: dict[str, Any]) -> Table:
             )
         shown.add_section()
     return shown
+
+
+@click.command()
+@click.argument("dataset", default="ham10000")
+@click.option("--images", default=320, show_default=True, help="Training images per epoch of a whole network.")
+@click.option("--rounds", default=3, show_default=True, help="Measured epochs per side, after one to warm up.")
+@click.option("--race-images", default=960, show_default=True, help="For the race to equal accuracy; 0: no race.")
+@click.option("--race-epochs", default=3, show_default=True, help="Epochs of the notebook in the race.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), default=Path("artifacts/bench.json"), show_default=True)
+def main(dataset: str, output: Path, **options: int) -> None:
+    """Measure training on DATASET, prepared by the study in this folder; 40 minutes on 2 cores at 64 px."""
+    params = read_params(PARAMS)
+    images, samples, description = read_dataset(params, dataset)
+    rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation")}
+    if max(options["images"], options["race_images"]) > len(rows["train"]):
+        raise click.UsageError(f"{dataset} has {len(rows['train'])} training images; give fewer")
+    labels = encode_labels(samples, description["classes"])
+    weights = imagenet_weights(params.weights.file)
+    made_by = {
+        "command": " ".join(["benchmarks/speed/speed.py", *sys.argv[1:]]),
+        "git_commit": git_commit(),
+        "data": description["source"],
+        "synthetic": description["synthetic"],
+    }
+
+    def save(result: dict[str, Any]) -> None:
+        write_json(output, {**made_by, **result})
+
+    result = compare(images, labels, rows, params.train, params.configurations, weights, options, save)
+    save(result)
+    Console(width=None if sys.stdout.isatty() else 140).print(table(result))
+    click.echo(f"everything measured: {output}")
+
+
+if __name__ == "__main__":
+    main()
