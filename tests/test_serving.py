@@ -166,7 +166,7 @@ def test_a_better_network_becomes_the_best_and_the_other_can_still_be_asked(
         assert "alone" not in caplog.text
         other.write_bytes(worse.read_bytes())
         CliRunner().invoke(cli, ["register", "chest_xray"])
-        assert "cnn_random-seed0: answers PNEUMONIA alone" in caplog.text
+        assert "cnn_random-seed0: predicts only PNEUMONIA" in caplog.text
     finally:
         worse.write_bytes(kept)
         other.write_bytes(other_kept)
