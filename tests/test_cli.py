@@ -201,7 +201,7 @@ def test_the_further_configurations_want_a_pipeline_without_the_stage_transfer(p
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("${study.chest_xray.train}", "[cnn_random]", "dvc.yaml: no stage trains imagenet_all on chest_xray"),
+        ('"${study.chest_xray.train}"', "[cnn_random]", "dvc.yaml: no stage trains imagenet_all on chest_xray"),
         ("<<: *train", "<<: *trian", "dvc.yaml: cannot be read as a pipeline: found undefined alias"),
         ("stages:", "steps:", "dvc.yaml: cannot be read as a pipeline"),
     ],
