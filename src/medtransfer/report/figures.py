@@ -224,7 +224,7 @@ def rates(tuning: pd.DataFrame, guess: float, title: str) -> Figure:
     Parameters
     ----------
     tuning : DataFrame
-        Of `sentences.tries`.
+        Of `study.trials`.
     guess : float
         The macro F1 of a model that only ever answers the largest class.
     """

@@ -21,19 +21,8 @@ from medtransfer.core.predictions import classes_of
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.metrics.scores import MACRO
 from medtransfer.report import figures, tables
-from medtransfer.report.sentences import (
-    FROM_IMAGENET,
-    answer,
-    beyond,
-    collapses,
-    guess,
-    more,
-    reproduced,
-    title,
-    tries,
-    which_layers,
-)
-from medtransfer.report.study import Layers, Study, costs, leaves_out_features
+from medtransfer.report.answers import FROM_IMAGENET, answers, title
+from medtransfer.report.study import Layers, Study, costs, largest_class_f1, leaves_out_features, trials
 
 SUBJECTS = {"ham10000": "skin lesions (HAM10000)", "chest_xray": "chest X-rays"}
 POINTS = 3  # of a line, or it is not drawn
@@ -65,8 +54,7 @@ def build_page(studies: list[Study]) -> str:
         units=" or ".join(dict.fromkeys(_units(own, name) for name in names)),
         synthetic=any(run.record["synthetic"] for study in studies for run in study.runs),
         synthetic_note=tables.SYNTHETIC_NOTE,
-        answer=answer(studies[0]) + reproduced(studies),
-        more=more(studies[0]),
+        answer=_cells(answered) if len(answered := answers(studies[0])) else None,
         beside_the_talk=any(map(is_the_talks, studies[0].table.dataset.unique())),
         front=_embed(_png(overview(studies[0].table))),
         claims_note=tables.CLAIMS_NOTE,
@@ -120,11 +108,6 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
         "groups": runs[0].predictions.group.nunique(),
         "units": _units(study.own, dataset),
         "is_the_talks": is_the_talks(dataset),
-        "sentences": [
-            *which_layers(study, dataset),
-            *beyond(study, dataset),
-            *filter(None, [collapses(study, dataset)]),
-        ],
         "f1": _cells(tables.pivot(study.table, dataset)),
         "measures": _cells(tables.measures(study.summary, dataset)),
         "differences": _cells(compared) if len(compared := tables.differences(study.pairs, dataset)) else None,
@@ -174,8 +157,13 @@ def _how(runs: list[Run]) -> str:
 def _blocks(found: Layers, gains: pd.Series) -> dict[str, Any]:
     # Other networks begin elsewhere or do not train every block.
     asked = gains if found.record["model"] == FROM_IMAGENET else None
-    table = tables.blocks(agree(found.rewinding, found.similarity, found.probes, asked))
-    return {"model": found.record["model"], "seed": found.record["seed"], "table": _cells(table)}
+    agreement = agree(found.rewinding, found.similarity, found.probes, asked)
+    return {
+        "model": found.record["model"],
+        "seed": found.record["seed"],
+        "table": _cells(tables.blocks(agreement)),
+        "concordance": f"{agreement.concordance:.2f}",
+    }
 
 
 def _leak(study: Study, dataset: str) -> list[tuple[str, pd.DataFrame]]:
@@ -242,7 +230,7 @@ def _questions(study: Study, dataset: str) -> list[Drawn]:
     if sizes.fraction.nunique() >= POINTS:
         text = "When transfer pays: macro F1 against the number of training images, from either weights. 95% intervals."
         drawn.append((text, figures.data_sizes(sizes, figures.mark(f"{dataset}: training images", mark))))
-    tried = tries(study, dataset)
+    tried = trials(study, dataset)
     if tried is not None:
         text = (
             "The learning rates that were tried, on a part or all of the training images, for so many epochs at most. "
@@ -250,7 +238,7 @@ def _questions(study: Study, dataset: str) -> list[Drawn]:
             "highest macro F1. Dashed: a model that only ever answers the largest class."
         )
         name = figures.mark(f"{dataset}: learning rates", mark)
-        drawn.append((text, figures.rates(tried, guess(study, dataset), name)))
+        drawn.append((text, figures.rates(tried, largest_class_f1(study, dataset), name)))
     own = _leak_of(study, dataset)
     if own is not None:
         text = (

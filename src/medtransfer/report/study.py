@@ -9,6 +9,7 @@ import pandas as pd
 from medtransfer.analysis.claims import judge
 from medtransfer.analysis.comparison import Run
 from medtransfer.analysis.families import configuration_of
+from medtransfer.core.predictions import classes_of
 
 
 @dataclass(frozen=True)
@@ -88,3 +89,27 @@ def _cost(run: Run, fitted: Mapping[tuple[str, str, int], Run]) -> float:
 def leaves_out_features(fits: list[Run]) -> bool:
     """Return whether the cost of a model leaves out what computing features that were already stored took."""
     return any(run.record.get("stored_features") and run.record.get("feature_seconds") is None for run in fits)
+
+
+def largest_class_f1(study: Study, dataset: str) -> float:
+    """Return the macro F1 of a network that always predicts the largest class of the data set's validation images."""
+    validation = next(run.validation for run in study.runs if run.dataset == dataset and run.validation is not None)
+    share = validation.label.value_counts(normalize=True).max()
+    return float(2 * share / (1 + share) / len(classes_of(validation)))
+
+
+def trials(study: Study, dataset: str) -> pd.DataFrame | None:
+    """Return the trials of `tune` on the largest part of the training images, per configuration and optimizer.
+
+    The column `used` says whether the study's fits have this optimizer and rate. None if there are no trials, or no
+    network of the study says what the validation images are.
+    """
+    networks = [run for run in study.runs if run.dataset == dataset and run.validation is not None]
+    if study.tuning is None or not networks or dataset not in set(study.tuning.dataset):
+        return None
+    own = study.tuning[study.tuning.dataset == dataset]
+    most = own.groupby(["configuration", "optimizer"]).fraction.transform("max")
+    recipes = [(run.model, run.record["hyperparameters"]["train"]) for run in networks]
+    used = {(model, train["optimizer"], train["learning_rate"]) for model, train in recipes}
+    named = zip(own.configuration, own.optimizer, own.learning_rate, strict=True)
+    return own.assign(used=[name in used for name in named])[own.fraction == most]

@@ -49,7 +49,7 @@ def claims(decided: pd.DataFrame) -> pd.DataFrame:
             "data set": row["dataset"],
             "first": row["better"],
             "second": row["worse"],
-            "difference": _difference(row),
+            "difference": difference(row),
             "seeds": str(int(row["seeds"])),
             "p": p_value(row["p"]),
             "p, corrected": p_value(row["p_corrected"]),
@@ -104,8 +104,8 @@ def differences(pairs: pd.DataFrame, dataset: str, family: str = TALK) -> pd.Dat
     names = list(dict.fromkeys([*part["first"], *part["second"]]))
     frame = pd.DataFrame("", index=pd.Index(names, name="model"), columns=names)
     for row in part.to_dict("records"):
-        difference, span = _difference(row).split("\n")
-        text = f"**{difference}**" if settled(row) else difference
+        change, span = difference(row).split("\n")
+        text = f"**{change}**" if settled(row) else change
         frame.loc[row["first"], row["second"]] = f"{text}\n{span}"
     return frame.iloc[:-1, 1:]
 
@@ -233,7 +233,7 @@ def chains(links: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
         for start, model in zip(links.start, links.model, strict=True):
             if start in ("random", "imagenet"):
                 pair = find_pair(pairs, row["dataset"], row["model"], model)
-                cells[f"less {start}"] = _difference(pair) if pair else "-"
+                cells[f"less {start}"] = difference(pair) if pair else "-"
                 cells[f"p, {start}"] = p_value(pair["p_corrected"]) if pair else "-"
         rows.append(cells)
     return pd.DataFrame(rows).set_index("chain")
@@ -246,7 +246,7 @@ def recipes(changes: pd.DataFrame) -> pd.DataFrame:
             "model": row["model"],
             "instead of": row["base"],
             "change": row["change"],
-            "difference": _difference(row),
+            "difference": difference(row),
             "p": p_value(row["p_corrected"]),
             "micro F1": f"{row['micro']:+.2f}",
         }
@@ -271,7 +271,7 @@ def fewer_images(sizes: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
                 "images": f"{part.images.iloc[0]} ({fraction:.0%})",
                 "random": cells.get("random", "-"),
                 "imagenet": cells.get("imagenet", "-"),
-                "difference": _difference(pair) if pair else "-",
+                "difference": difference(pair) if pair else "-",
                 "p": p_value(pair["p_corrected"]) if pair else "-",
             }
         )
@@ -282,9 +282,10 @@ def _score(row: Mapping[Any, Any]) -> str:
     return f"{_short(row['f1'])}\n[{_short(row['low'])}, {_short(row['high'])}]"
 
 
-def _difference(row: Mapping[Any, Any]) -> str:
-    difference, low, high = spanned(row, "difference", "low", "high")
-    return f"{difference}\n[{low}, {high}]"
+def difference(row: Mapping[Any, Any]) -> str:
+    """Return a difference and, in a second line, its 95% interval."""
+    change, low, high = spanned(row, "difference", "low", "high")
+    return f"{change}\n[{low}, {high}]"
 
 
 def spanned(pair: Mapping[Any, Any], *names: str) -> list[str]:
@@ -295,7 +296,7 @@ def spanned(pair: Mapping[Any, Any], *names: str) -> list[str]:
 
 def leak(found: pd.DataFrame) -> pd.DataFrame:
     """Return how much a leak changes F1: one row per class, one column per model, from `measure_leak`."""
-    text = [_difference(row) for row in found.to_dict("records")]
+    text = [difference(row) for row in found.to_dict("records")]
     frame = found.assign(text=text).pivot(index="class", columns="model", values="text")
     return frame.loc[found["class"].drop_duplicates(), found.model.drop_duplicates()]
 
