@@ -38,11 +38,11 @@ def project(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["stage", "prepare", "nowhere"], "datasets.nowhere: missing; there are ham10000, chest_xray"),
+        (["stage", "prepare", "nowhere"], "datasets: 'nowhere' is unknown; there are ham10000, chest_xray"),
         (["stage", "prepare", "ham10000"], "HAM10000_metadata.csv: not found"),
         (["stage", "baseline", "ham10000", "decision_tree", "--seed", "0"], "then run `dvc repro prepare@ham10000`"),
         (["tune", "ham10000"], "get the data (`dvc pull data.dvc`"),
-        (["stage", "train", "ham10000", "nothing", "--seed", "0"], "configurations.nothing: missing"),
+        (["stage", "train", "ham10000", "nothing", "--seed", "0"], "configurations: 'nothing' is unknown"),
         (["stage", "evaluate"], "no finished fit"),
         (["results"], "reports/results.csv: not found; run `medtransfer study`"),
         (["check"], "HAM10000_metadata.csv: not found; import the data set"),

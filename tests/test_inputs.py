@@ -241,9 +241,9 @@ def test_a_cut_record_of_who_reads_and_writes_is_refused_at_every_place(
 @pytest.mark.parametrize(
     ("dataset", "name", "line"),
     [
-        ("nope", "imagenet_all", "params.yaml: datasets.nope: missing; there are ham10000, chest_xray"),
-        ("ham10000", "nope", "params.yaml: configurations.nope: missing; there are cnn_random, "),
-        ("ham10000", "decision_tree", "decision_tree: a tree, no network; the networks are cnn_random, "),
+        ("nope", "imagenet_all", "params.yaml: datasets: 'nope' is unknown; there are ham10000, chest_xray"),
+        ("ham10000", "nope", "params.yaml: configurations: 'nope' is unknown; there are cnn_random, "),
+        ("ham10000", "decision_tree", "decision_tree: a tree, not a network; the networks are cnn_random, "),
         ("chest_xray", "imagenet_all", "artifacts/runs/chest_xray/imagenet_all-seed0/model.keras: not found; run"),
     ],
 )

@@ -494,7 +494,7 @@ def test_what_is_not_registered_is_named(registered: Path) -> None:
     assert "medtransfer register" not in str(other.exception)
     assert CliRunner().invoke(cli, ["register", "chest_xray"]).exit_code == 0  # as it was
     assert "no finished network; run `dvc repro`" in str(CliRunner().invoke(cli, ["register", "ham10000"]).exception)
-    assert "study.mine: missing" in str(CliRunner().invoke(cli, ["register", "mine"]).exception)
+    assert "study: 'mine' is unknown" in str(CliRunner().invoke(cli, ["register", "mine"]).exception)
 
 
 def drop(page: Any, file: Path) -> None:

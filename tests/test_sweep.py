@@ -312,8 +312,8 @@ def test_the_grid_has_a_fit_for_every_combination(project: Path, params: Params)
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--dataset", "mnist"], "params.yaml: study.mnist: missing; there are ham10000, chest_xray"),
-        (["--configuration", "none"], "params.yaml: configurations.none: missing; there are random_head"),
+        (["--dataset", "mnist"], "params.yaml: study: 'mnist' is unknown; there are ham10000, chest_xray"),
+        (["--configuration", "none"], "params.yaml: configurations: 'none' is unknown; there are random_head"),
     ],
 )
 def test_what_cannot_run_is_one_line(project: Path, arguments: list[str], line: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any, get_args
 
 import click
 
-from medtransfer.core.errors import UserError, counted
+from medtransfer.core.errors import UserError, check_known, counted
 from medtransfer.core.layout import DATA, PARAMS, TUNING, check_name
 from medtransfer.core.params import TREES, Params, TrainParams, read_params
 
@@ -770,8 +770,7 @@ def tune(
     Put the best into the configuration in params.yaml, as in learning_rate: {ham10000: 1e-4}. Goes on where it stopped.
     """
     params = _params()
-    if dataset not in params.study:
-        raise UserError(f"params.yaml: study.{dataset}: missing; there are {', '.join(params.study)}")
+    check_known("params.yaml: study", dataset, params.study)
     with _quiet_start():
         from medtransfer.study.tune import tune as run
 

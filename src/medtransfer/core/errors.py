@@ -1,6 +1,7 @@
 """The one exception that stands for a user's mistake, and how its line is written."""
 
 import textwrap
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -16,6 +17,24 @@ def shortened(text: object, width: int = 200) -> str:
     line = " ".join(str(text).split())
     short = textwrap.shorten(line, width, placeholder=" …")
     return short if len(short) > width // 2 or len(line) <= width else f"{line[: width - 1]}…"
+
+
+def unknown(where: str, name: str, known: Iterable[str]) -> str:
+    """Return the line for a name that is none of the known ones; `where` is the key or file that should hold it."""
+    return f"{where}: {name!r} is unknown; there are {', '.join(known)}"
+
+
+def check_known(where: str, name: str, known: Iterable[str]) -> None:
+    """Check that a name is one of the known ones.
+
+    Raises
+    ------
+    UserError
+        It is not; the line is that of `unknown`.
+    """
+    known = list(known)
+    if name not in known:
+        raise UserError(unknown(where, name, known))
 
 
 def counted(count: int, noun: str) -> str:

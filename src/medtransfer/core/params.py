@@ -23,7 +23,7 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from medtransfer.core.errors import UserError, counted
+from medtransfer.core.errors import UserError, counted, unknown
 from medtransfer.core.hardware import native_precision
 
 BLOCKS = ("block1", "block2", "block3", "block4", "block5")
@@ -261,9 +261,7 @@ class Params(Section):
             self._check_rates(name)
         for dataset, study in self.study.items():
             if dataset not in self.datasets:
-                raise ValueError(
-                    f"study.{dataset}: no such data set under datasets; there are {', '.join(self.datasets)}"
-                )
+                raise ValueError(unknown("study", dataset, self.datasets))
             for key, names in (("train", study.train), ("transfer", study.transfer)):
                 for name in names:
                     self._check_configuration(f"study.{dataset}.{key}", name, transferred=key == "transfer")
@@ -273,13 +271,11 @@ class Params(Section):
         rate = self.configurations[name].learning_rate
         for dataset in rate if isinstance(rate, dict) else ():
             if dataset not in self.datasets:
-                known = ", ".join(self.datasets)
-                raise ValueError(f"configurations.{name}.learning_rate: '{dataset}' is no data set; there are {known}")
+                raise ValueError(unknown(f"configurations.{name}.learning_rate", dataset, self.datasets))
 
     def _check_configuration(self, key: str, name: str, *, transferred: bool) -> None:
         if name not in self.configurations:
-            known = ", ".join(self.configurations)
-            raise ValueError(f"{key}: '{name}' is no configuration; there are {known}")
+            raise ValueError(unknown(key, name, self.configurations))
         source = self.configurations[name].source
         if transferred != (source is not None):
             dataset, other = key.split(".")[1], "train" if transferred else "transfer"

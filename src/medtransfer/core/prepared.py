@@ -9,7 +9,7 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from medtransfer.core.dvc import check_unchanged
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.layout import DATA, PREPARED, run_folder
 from medtransfer.core.params import TREES, DatasetParams, Params
 
@@ -22,7 +22,7 @@ def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, d
     UserError
         It has not been prepared, has changed since, or was prepared otherwise than params.yaml now says.
     """
-    _check_dataset(params, name)
+    check_known("params.yaml: datasets", name, params.datasets)
     folder, description = PREPARED / name, _described(name)
     # Read as params.yaml is, so that what was prepared before a key existed has its default.
     prepared = DatasetParams.model_validate(
@@ -64,12 +64,10 @@ def finished_network(params: Params, dataset: str, name: str, seed: int) -> Path
         params.yaml has no such data set or configuration, a tree is asked for, or the fit is not finished or has
         changed since.
     """
-    _check_dataset(params, dataset)
-    known = ", ".join(params.configurations)
+    check_known("params.yaml: datasets", dataset, params.datasets)
     if name in TREES:
-        raise UserError(f"{name}: a tree, no network; the networks are {known}")
-    if name not in params.configurations:
-        raise UserError(f"params.yaml: configurations.{name}: missing; there are {known}")
+        raise UserError(f"{name}: a tree, not a network; the networks are {', '.join(params.configurations)}")
+    check_known("params.yaml: configurations", name, params.configurations)
     fitted = run_folder(dataset, name, seed)
     if not (fitted / "model.keras").exists():
         raise UserError(f"{fitted / 'model.keras'}: not found; run `dvc repro`, or `dvc pull` what others have trained")
@@ -98,11 +96,6 @@ def data_of(fit: Path) -> dict[str, Any]:
                 "they were"
             )
     return description
-
-
-def _check_dataset(params: Params, name: str) -> None:
-    if name not in params.datasets:
-        raise UserError(f"params.yaml: datasets.{name}: missing; there are {', '.join(params.datasets)}")
 
 
 def encode_labels(samples: pd.DataFrame, classes: list[str]) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import files_under
 
 SOURCE_FILE = "source.json"
@@ -209,8 +209,7 @@ def get_dataset(name: str) -> Dataset:
     UserError
         There is none.
     """
-    if name not in CATALOGUE:
-        raise UserError(f"data set {name!r} is unknown; there are {', '.join(CATALOGUE)}")
+    check_known("data sets", name, CATALOGUE)
     return CATALOGUE[name]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 from rich.progress import track
 
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import atomic_file, files_under, partial_beside, replace_folder, write_json
 from medtransfer.core.params import CatalogueEntry, Params
 from medtransfer.data.catalogue import CATALOGUE, SOURCE_FILE, Dataset, Listing, get_dataset, list_samples, or_pull
@@ -39,9 +39,7 @@ def dataset_of(name: str, params: Params) -> Dataset:
     entry = params.datasets[name].catalogue if name in params.datasets else None
     if name in params.datasets and not entry and name not in CATALOGUE:
         raise UserError(f"params.yaml: datasets.{name}.catalogue: missing; `medtransfer data add {name}` writes it")
-    if not entry and name not in CATALOGUE:
-        known = ", ".join(dict.fromkeys([*CATALOGUE, *params.datasets]))
-        raise UserError(f"data set {name!r} is unknown; there are {known}")
+    check_known("data sets", name, dict.fromkeys([*CATALOGUE, *params.datasets]))
     return own_dataset(name, entry) if entry else get_dataset(name)
 
 

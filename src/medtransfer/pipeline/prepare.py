@@ -3,7 +3,7 @@
 import time
 
 from medtransfer.core.dvc import check_params_unchanged, check_unchanged, warn_of_another_version
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import check_known
 from medtransfer.core.files import atomic_folder
 from medtransfer.core.layout import DATA, PREPARED
 from medtransfer.core.params import Params
@@ -19,8 +19,7 @@ def prepare(params: Params, dataset: str) -> None:
     UserError
         params.yaml has no such data set, or the raw data are not what was recorded or cannot be prepared.
     """
-    if dataset not in params.datasets:
-        raise UserError(f"params.yaml: datasets.{dataset}: missing; there are {', '.join(params.datasets)}")
+    check_known("params.yaml: datasets", dataset, params.datasets)
     warn_of_another_version()
     check_unchanged(DATA)
     begin = time.perf_counter()

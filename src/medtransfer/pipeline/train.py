@@ -11,7 +11,7 @@ import numpy as np
 
 from medtransfer import tracking
 from medtransfer.core.dvc import check_params_unchanged, check_unchanged
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import atomic_folder, sha256_of
 from medtransfer.core.layout import PREPARED, run_folder, run_name, unfinished_folder
 from medtransfer.core.params import Configuration, Params
@@ -58,8 +58,7 @@ def train(
     UserError
         The configuration or what it begins from is missing, or the data or weights are not what was recorded.
     """
-    if name not in params.configurations:
-        raise UserError(f"params.yaml: configurations.{name}: missing; there are {', '.join(params.configurations)}")
+    check_known("params.yaml: configurations", name, params.configurations)
     forget_recorded()
     target = target or tracking.RunTarget(dataset, run_name(name, seed))
     keras.config.disable_interactive_logging()

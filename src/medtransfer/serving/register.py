@@ -11,7 +11,7 @@ import pandas as pd
 
 from medtransfer import tracking
 from medtransfer.core.dvc import check_unchanged
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.layout import RUNS
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import only_answer, read_predictions
@@ -39,8 +39,7 @@ def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
         There is no finished network, its data are prepared otherwise now, or MLflow does not answer or does not know
         its run.
     """
-    if dataset not in params.study:
-        raise UserError(f"params.yaml: study.{dataset}: missing; there are {', '.join(params.study)}")
+    check_known("params.yaml: study", dataset, params.study)
     fit = best_fit(params, dataset)
     only = only_answer(_validation_rows(fit))
     if only:

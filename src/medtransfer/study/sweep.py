@@ -29,7 +29,7 @@ from ruamel.yaml import YAML
 
 from medtransfer import tracking
 from medtransfer.core.dvc import LOCK, POINTER, check_unchanged
-from medtransfer.core.errors import UserError, shortened
+from medtransfer.core.errors import UserError, check_known, shortened
 from medtransfer.core.files import atomic_file, sha256_of, write_json
 from medtransfer.core.layout import PARAMS, PREPARED, SWEEPS, run_folder, run_name, unfinished_folder
 from medtransfer.core.params import WEIGHTS_VARIABLE, Params
@@ -153,14 +153,10 @@ def plan(
     fits = []
     asked: list[float | None] = [*rates] or [None]
     for dataset in datasets:
-        if dataset not in params.study:
-            raise UserError(f"params.yaml: study.{dataset}: missing; there are {', '.join(params.study)}")
+        check_known("params.yaml: study", dataset, params.study)
         read_dataset(params, dataset)
         for name in configurations or params.study[dataset].train:
-            if name not in params.configurations:
-                raise UserError(
-                    f"params.yaml: configurations.{name}: missing; there are {', '.join(params.configurations)}"
-                )
+            check_known("params.yaml: configurations", name, params.configurations)
             fits += [Fit(dataset, name, *rest) for rest in itertools.product(seeds, asked)]
     missing = [source for source in _sources(params, fits) if not (source / "model.keras").exists()]
     if missing:

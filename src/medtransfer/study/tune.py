@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pandas as pd
 
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import atomic_file, sha256_of
 from medtransfer.core.layout import PREPARED, TUNING_KEY, run_folder
 from medtransfer.core.params import Params, TrainParams
@@ -62,11 +62,8 @@ def tune(
     UserError
         A configuration or what it begins from is missing, data or `output` are not as expected.
     """
-    unknown = [name for name in names if name not in params.configurations]
-    if unknown:
-        raise UserError(
-            f"params.yaml: configurations.{unknown[0]}: missing; there are {', '.join(params.configurations)}"
-        )
+    for name in names:
+        check_known("params.yaml: configurations", name, params.configurations)
     keras.config.disable_interactive_logging()
     make_deterministic()
     keep_freed_memory()
