@@ -23,13 +23,13 @@ from medtransfer.analysis.claims import CLAIMS, judge
 from medtransfer.analysis.comparison import Run
 from medtransfer.analysis.families import LATTICE, RECIPES, SIZES, TALK, family
 from medtransfer.analysis.questions import find_pair
+from medtransfer.analysis.runs import evaluate_runs
 from medtransfer.cli import cli
 from medtransfer.core.dvc import _digest_of, file_digests
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import write_json
 from medtransfer.core.params import Configuration, read_params
 from medtransfer.metrics.scores import MACRO, MICRO
-from medtransfer.pipeline.evaluate import evaluate_runs
 from medtransfer.pipeline.outputs import LEAK
 from medtransfer.report import figures, tables
 from medtransfer.report.answers import answers

@@ -9,15 +9,14 @@ import pandas as pd
 
 from medtransfer import tracking
 from medtransfer.analysis.claims import judge
-from medtransfer.analysis.comparison import Run, compare, score_intervals
+from medtransfer.analysis.comparison import Run
 from medtransfer.analysis.confusion import confusion, report
-from medtransfer.analysis.summary import compare_models, summarise
+from medtransfer.analysis.runs import evaluate_runs, read_run, studied
 from medtransfer.core.dvc import check_unchanged
-from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file, atomic_folder, write_json
 from medtransfer.core.layout import ACTIVATIONS, FIGURES, REPORTS, run_folder, run_name
 from medtransfer.core.params import Params
-from medtransfer.core.predictions import classes_of, predicted_labels, read_predictions
+from medtransfer.core.predictions import classes_of, predicted_labels
 from medtransfer.core.prepared import data_of
 from medtransfer.pipeline.unfinished import forget_recorded
 from medtransfer.report import figures, tables
@@ -50,22 +49,6 @@ def evaluate(params: Params) -> None:
         print(f"{len(unknown)} of {len(runs)} fits are not in this MLflow store: their figures are in reports/ only")
 
 
-def studied(params: Params) -> list[Path]:
-    """Return the folder of every fit that params.yaml studies; others may lie beside them."""
-    return [
-        run_folder(dataset, model, seed)
-        for dataset, study in params.study.items()
-        for model in (*params.baselines, *study.train, *study.transfer)
-        for seed in params.seeds
-    ]
-
-
-def evaluate_runs(runs: list[Run]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Return the tables of `compare`, `summarise` and `compare_models`."""
-    spans = score_intervals(runs)
-    return compare(runs, spans), summarise(runs, spans), compare_models(runs)
-
-
 def write_tables(
     table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, runs: list[Run], folder: Path
 ) -> None:
@@ -75,27 +58,6 @@ def write_tables(
             content.round(6).to_csv(path, index=False)
     with atomic_file(folder / "results.md") as path:
         path.write_text(tables.markdown(table, summary, pairs, runs))
-
-
-def read_run(folder: Path) -> Run:
-    """Read the folder of one finished fit.
-
-    Raises
-    ------
-    UserError
-        It is not there, not whole, or has changed since.
-    """
-    check_unchanged(folder)
-    try:
-        record = json.loads((folder / "run.json").read_text())
-        history = pd.read_csv(folder / "history.csv") if record["kind"] == "network" else None
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"{folder}: no finished fit ({error}); run `dvc repro`") from None
-    predictions = read_predictions(folder / "predictions.csv")
-    tested, validated = (
-        predictions[predictions.split == split].reset_index(drop=True) for split in ("test", "validation")
-    )
-    return Run(record, tested, history, None if validated.empty else validated)
 
 
 def nest(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:

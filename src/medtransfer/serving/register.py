@@ -10,6 +10,7 @@ import keras
 import pandas as pd
 
 from medtransfer import tracking
+from medtransfer.analysis.runs import studied
 from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.layout import RUNS
@@ -17,7 +18,6 @@ from medtransfer.core.params import Params
 from medtransfer.core.predictions import only_answer, read_predictions
 from medtransfer.core.prepared import data_of
 from medtransfer.metrics.scores import MACRO, score
-from medtransfer.pipeline.evaluate import studied
 from medtransfer.serving.classifier import write_classifier
 
 log = logging.getLogger(__name__)

@@ -11,12 +11,13 @@ from ruamel.yaml import YAML
 
 from medtransfer.analysis.comparison import Run, by_model
 from medtransfer.analysis.leakage import measure_leak
+from medtransfer.analysis.runs import evaluate_runs, read_run, studied
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
 from medtransfer.core.layout import FIGURES, GRADCAM, LAYERS, NOTES, PARAMS, REPORTS, SHARED, TUNING
 from medtransfer.core.params import read_params
 from medtransfer.metrics.scores import MACRO
-from medtransfer.pipeline.evaluate import TABLES, evaluate_runs, read_run, studied, write_tables
+from medtransfer.pipeline.evaluate import TABLES, write_tables
 from medtransfer.report.figures import DPI
 from medtransfer.report.page import build_page, overview
 from medtransfer.report.study import Layers, Picture, Study
