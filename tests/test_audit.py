@@ -21,7 +21,6 @@ from ruamel.yaml import YAML
 from sklearn.tree import DecisionTreeClassifier
 
 from attacks import free_port
-from medtransfer import tracking
 from medtransfer.audit import audit
 from medtransfer.cli import cli
 from medtransfer.core.dvc import digest_of
@@ -29,6 +28,7 @@ from medtransfer.core.errors import UserError
 from medtransfer.core.files import write_json
 from medtransfer.core.provenance import git_commit
 from medtransfer.pipeline.outputs import tell_mlflow
+from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 from medtransfer.trees.classifiers import TRUSTED_TYPES, Tree, load_tree, save_tree
 from test_tracking import server
 
@@ -96,7 +96,7 @@ def write_lock() -> None:
 def log_fit(model: str) -> None:
     record = json.loads((place(model) / "run.json").read_text())
     tags = {key: record[key] for key in audit.REQUIRED_TAGS}
-    with tracking.run(
+    with mlflow_runs.run(
         "ham10000", place(model).name, record["fit"], record["hyperparameters"], tags, sample_seconds=None
     ) as run:
         tell_mlflow(run, place(model))
@@ -105,7 +105,7 @@ def log_fit(model: str) -> None:
 
 def log_tree() -> None:
     features, tree = IMAGES.reshape(4, 3)[:1], fitted()
-    tracking.log_sklearn_model(tree, features, tree.predict_proba(features), TRUSTED_TYPES)
+    mlflow_models.log_sklearn_model(tree, features, tree.predict_proba(features), TRUSTED_TYPES)
 
 
 @pytest.fixture(scope="module")
@@ -141,11 +141,11 @@ def study(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlruns/mlflow.db")
     for check in ("_check_dvc", "_check_data"):
         monkeypatch.setattr(audit, check, lambda: iter(()))
-    return tracking.connect()
+    return mlflow_store.connect()
 
 
 def run_of(client: mlflow.MlflowClient, model: str) -> str:
-    return tracking.find(client, "ham10000", f"fit-{model}") or ""
+    return mlflow_runs.find(client, "ham10000", f"fit-{model}") or ""
 
 
 def experiment(client: mlflow.MlflowClient) -> str:
@@ -194,7 +194,7 @@ def end_otherwise(client: mlflow.MlflowClient) -> None:
 
 
 def log_other_files(client: mlflow.MlflowClient) -> None:
-    client.set_tag(run_of(client, NETWORK), tracking.OUTPUTS, "0")
+    client.set_tag(run_of(client, NETWORK), mlflow_runs.OUTPUTS, "0")
 
 
 def change_param(client: mlflow.MlflowClient) -> None:
@@ -274,12 +274,12 @@ def change_commit(client: mlflow.MlflowClient) -> None:
 
 
 def leave_running(client: mlflow.MlflowClient) -> None:
-    tags = {tracking.PROCESS: f"{socket.gethostname()} 1 1", tracking.FIT: "stale"}
+    tags = {mlflow_runs.PROCESS: f"{socket.gethostname()} 1 1", mlflow_store.FIT: "stale"}
     client.create_run(experiment(client), tags=tags, run_name="left")
 
 
 def leave_running_elsewhere(client: mlflow.MlflowClient) -> None:
-    tags = {tracking.PROCESS: "elsewhere 1 1", tracking.FIT: "far"}
+    tags = {mlflow_runs.PROCESS: "elsewhere 1 1", mlflow_store.FIT: "far"}
     client.create_run(experiment(client), tags=tags, run_name="far", start_time=1000)
 
 
@@ -310,13 +310,13 @@ def cut_record(client: mlflow.MlflowClient) -> None:
 
 
 def add_twin(client: mlflow.MlflowClient) -> None:
-    run = client.create_run(experiment(client), tags={tracking.FIT: f"fit-{NETWORK}"})
+    run = client.create_run(experiment(client), tags={mlflow_store.FIT: f"fit-{NETWORK}"})
     client.set_terminated(run.info.run_id)
 
 
 def register_other(client: mlflow.MlflowClient) -> None:
     client.create_registered_model("ham10000")
-    tags = {tracking.FIT: f"fit-{NETWORK}", tracking.DIGEST: "0"}
+    tags = {mlflow_store.FIT: f"fit-{NETWORK}", mlflow_models.DIGEST: "0"}
     client.create_model_version("ham10000", "here", run_of(client, NETWORK), tags)
 
 
@@ -360,7 +360,7 @@ def test_a_planted_drift_is_found(
 
 
 def test_a_run_of_a_fit_that_is_not_here_is_named_and_is_no_difference(study: mlflow.MlflowClient) -> None:
-    with tracking.run("ham10000", "old", "before", {}, {}, sample_seconds=None) as run:
+    with mlflow_runs.run("ham10000", "old", "before", {}, {}, sample_seconds=None) as run:
         pass
     [line] = audit.others()
     assert line.startswith("MLflow's experiment ham10000 has 1 finished runs of fits that are not here")
@@ -387,7 +387,7 @@ def damage(model: str, file: str) -> None:
 
 def test_a_stopped_fit_that_nothing_takes_up_again_is_left_alone(study: mlflow.MlflowClient) -> None:
     """As docs/reliability.md says of one whose stage DVC's run cache serves."""
-    stopped = study.create_run(experiment(study), tags={tracking.FIT: "stopped"}).info.run_id
+    stopped = study.create_run(experiment(study), tags={mlflow_store.FIT: "stopped"}).info.run_id
     study.set_terminated(stopped, "KILLED")
     write_json(Path("artifacts/unfinished/ham10000/imagenet_head-seed0/fit.json"), {"fit": "stopped"})
     assert audit.audit() == audit.others() == audit.repair() == []
@@ -411,7 +411,7 @@ def test_a_damaged_fit_is_left_out_and_the_others_are_logged(study: mlflow.Mlflo
     again = study.get_run(run_of(study, second))
     assert again.info.status == "FINISHED"
     assert again.data.metrics["test_f1_macro_avg"] == 0.5
-    assert not tracking.model_problem(study, again, read=False)
+    assert not mlflow_models.model_problem(study, again, read=False)
 
 
 @pytest.mark.usefixtures("log_a_tree_for_the_network")
@@ -454,7 +454,7 @@ def test_what_mlflow_does_not_let_mend_is_said_with_what_does(
 
 def test_a_store_of_before_the_digests_differs_only_where_a_file_is_lost(study: mlflow.MlflowClient) -> None:
     for model in study.search_logged_models([experiment(study)]):
-        study.delete_logged_model_tag(model.model_id, tracking.MODEL_DIGEST)
+        study.delete_logged_model_tag(model.model_id, mlflow_models.MODEL_DIGEST)
     flip_bit(study)
     assert audit.audit() == []
     lose_model_file(study)
@@ -497,7 +497,7 @@ def test_no_model_is_loaded_whose_digest_was_not_checked(
     assert str(place(TREES[0]) / "model.skops") not in loaded
     assert bool(loaded) is recorded  # the other tree's
     assert sum("not logged" in line for line in done) >= (1 if recorded else 3)
-    assert tracking.model_problem(study, study.get_run(run_of(study, TREES[0])), read=False)
+    assert mlflow_models.model_problem(study, study.get_run(run_of(study, TREES[0])), read=False)
 
 
 def test_a_run_whose_parameters_were_changed_does_not_stop_the_later_ones(study: mlflow.MlflowClient) -> None:
@@ -516,11 +516,11 @@ def test_runs_of_another_machine_are_ended_where_it_is_named(study: mlflow.Mlflo
     [line] = audit.repair("elsewhere")
     assert line.endswith("(far) as KILLED")
     assert audit.audit() == []
-    assert study.get_run(tracking.find(study, "ham10000", "far")).info.status == "KILLED"
+    assert study.get_run(mlflow_runs.find(study, "ham10000", "far")).info.status == "KILLED"
 
 
 def test_naming_this_machine_ends_no_run_that_lives(study: mlflow.MlflowClient) -> None:
-    with tracking.run("ham10000", "alive", "alive", {}, {}, sample_seconds=None) as run:
+    with mlflow_runs.run("ham10000", "alive", "alive", {}, {}, sample_seconds=None) as run:
         audit.repair(socket.gethostname())
         assert study.get_run(run.run_id).info.status == "RUNNING"
 
@@ -532,7 +532,7 @@ def test_a_server_that_stops_answering_is_one_line_without_its_password(
     def die(*_: object) -> None:
         raise mlflow.MlflowException("request to http://admin:SECRET@host failed")
 
-    monkeypatch.setattr(tracking, "find", die)
+    monkeypatch.setattr(mlflow_runs, "find", die)
     with pytest.raises(UserError, match=r"stopped answering \(request to http://\*\*\*@host failed\)"):
         ask()
 
@@ -568,7 +568,7 @@ def train_network(rows: list[dict[str, float]], stalls: Callable[[int], None] = 
     begin = time.monotonic()
     record = json.loads((place(NETWORK) / "run.json").read_text())
     tags = {key: record[key] for key in audit.REQUIRED_TAGS}
-    with tracking.run(
+    with mlflow_runs.run(
         "ham10000", place(NETWORK).name, record["fit"], record["hyperparameters"], tags, sample_seconds=None
     ) as run:
         for epoch in range(1, 5):
@@ -610,7 +610,7 @@ def test_a_server_that_never_answers_holds_no_fit_up_and_the_repair_logs_it(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", alive)
     assert audit.repair() == [f"logged {place(NETWORK)} from its files"]
     assert audit.repair() == []
-    check_each_point_arrived_once(tracking.connect())
+    check_each_point_arrived_once(mlflow_store.connect())
 
 
 @pytest.mark.usefixtures("log_a_tree_for_the_network")
@@ -637,4 +637,4 @@ def test_a_server_that_stalls_within_a_fit_has_every_point_once_after_the_repair
         assert len(warnings_of(caplog)) == 1
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
         assert f"logged {place(NETWORK)} from its files" in audit.repair()
-        check_each_point_arrived_once(tracking.connect())
+        check_each_point_arrived_once(mlflow_store.connect())

@@ -25,7 +25,7 @@ from moto.server import ThreadedMotoServer
 from sklearn.tree import DecisionTreeClassifier
 
 from clones import clone, dvc
-from medtransfer import tracking
+from medtransfer.tracking import mlflow_models, mlflow_runs
 from medtransfer.trees.classifiers import TRUSTED_TYPES
 from tracking_server import free_port
 
@@ -151,11 +151,11 @@ def test_a_servers_artifacts_lie_in_a_bucket_and_clients_need_no_key(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)
-        with tracking.run("ham10000", "tree", "fit-1", {}, {}, sample_seconds=None) as run:
+        with mlflow_runs.run("ham10000", "tree", "fit-1", {}, {}, sample_seconds=None) as run:
             run.log_model(
-                lambda: tracking.log_sklearn_model(tree, features, tree.predict_proba(features), TRUSTED_TYPES)
+                lambda: mlflow_models.log_sklearn_model(tree, features, tree.predict_proba(features), TRUSTED_TYPES)
             )
-        assert tracking.attach("ham10000", "fit-1", [Path("figure.txt")])
+        assert mlflow_runs.attach("ham10000", "fit-1", [Path("figure.txt")])
         assert run.run_id
         loaded = mlflow.pyfunc.load_model(f"runs:/{run.run_id}/model")
         np.testing.assert_array_equal(loaded.predict(features), tree.predict_proba(features))

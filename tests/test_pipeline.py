@@ -34,7 +34,7 @@ STAGES = {
 
 
 # A message, and what MLflow is told, change no result: editing these refits nothing.
-DECIDE_NO_RESULT = {f"src/medtransfer/{name}" for name in (MESSAGES, "tracking.py")}
+DECIDE_NO_RESULT = tuple(f"src/medtransfer/{name}" for name in (MESSAGES, "tracking/"))
 
 
 def pipeline() -> dict[str, Any]:
@@ -53,7 +53,7 @@ def test_a_stage_depends_on_the_code_that_it_imports_and_on_no_other(stage: str)
     imported = {module, *graph.find_upstream_modules(module)}
     # Packages' own files hold a docstring and nothing else.
     files = {"src/" + name.replace(".", "/") + ".py" for name in imported}
-    files = {file for file in files if (PROJECT / file).exists()} - DECIDE_NO_RESULT
+    files = {file for file in files if (PROJECT / file).exists() and not file.startswith(DECIDE_NO_RESULT)}
     declared = {dep for dep in pipeline()[stage]["deps"] if dep.startswith("src/")}
     covering = {file: [dep for dep in declared if file == dep or file.startswith(f"{dep}/")] for file in files}
     assert [file for file, deps in covering.items() if len(deps) != 1] == []
@@ -479,8 +479,9 @@ def test_changing_one_configuration_reruns_only_it(study: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "cli.py", "core/errors.py", "tracking.py", "analysis/comparison.py", "analysis/intervals.py", "report/cards.py",
-        "report/figures.py", "report/page.py", "report/templates/card.md.j2", "serving/app.py", "serving/register.py",
+        "cli.py", "core/errors.py", "tracking/mlflow_models.py", "analysis/comparison.py", "analysis/intervals.py",
+        "report/cards.py", "report/figures.py", "report/page.py", "report/templates/card.md.j2", "serving/app.py",
+        "serving/register.py",
     ],
 )  # fmt: skip
 def test_editing_what_decides_no_fit_retrains_nothing(study: Path, name: str) -> None:

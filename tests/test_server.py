@@ -18,7 +18,7 @@ import requests
 from ruamel.yaml import YAML
 
 from conftest import PROJECT
-from medtransfer import tracking
+from medtransfer.tracking import mlflow_runs, mlflow_store
 from store import PROCESS
 from tracking_server import free_port, postgres, serve, wait_until_it_answers
 
@@ -131,12 +131,12 @@ def test_the_composed_server_asks_for_a_password_and_its_own_name(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         for name, value in zip(("USERNAME", "PASSWORD"), own, strict=True):
             monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
-        with tracking.run("many", "one", "fit-one", {"a": 1}, {}, sample_seconds=None) as run:
+        with mlflow_runs.run("many", "one", "fit-one", {"a": 1}, {}, sample_seconds=None) as run:
             run.log_epochs([{"epoch": 1, "loss": 0.5}])
         Path("figure.txt").write_text("a figure")
-        assert tracking.attach("many", "fit-one", [Path("figure.txt")])
-        client = tracking.connect()
-        found = client.get_run(str(tracking.find(client, "many", "fit-one")))
+        assert mlflow_runs.attach("many", "fit-one", [Path("figure.txt")])
+        client = mlflow_store.connect()
+        found = client.get_run(str(mlflow_runs.find(client, "many", "fit-one")))
         assert found.info.status == "FINISHED"
         assert found.data.metrics == {"loss": 0.5}
         assert [entry.path for entry in client.list_artifacts(found.info.run_id)] == ["figure.txt"]

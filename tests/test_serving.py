@@ -26,7 +26,6 @@ from PIL import Image
 
 from attacks import free_port, started
 from conftest import PROJECT
-from medtransfer import tracking
 from medtransfer.audit import audit
 from medtransfer.cli import cli
 from medtransfer.core.errors import UserError
@@ -40,6 +39,7 @@ from medtransfer.serving import app as server_page
 from medtransfer.serving.app import MAX_BYTES, MAX_WAITING, build_app
 from medtransfer.serving.classifier import load_classifier, read_image
 from medtransfer.serving.predict import as_json, open_classifier
+from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 
 CLASSES = ["NORMAL", "PNEUMONIA"]
 
@@ -76,10 +76,10 @@ def write_fit(folder: Path, prepared: Path, tiny: TrainParams, model: str, seed:
     hyperparameters = {"data": {key: data[key] for key in ("image_size", "resize_filter", "split")}}
     record |= {"data_source": data["source"], "hyperparameters": hyperparameters}
     write_json(target / "run.json", record)
-    with tracking.run("chest_xray", f"{model}-seed0", fit, {}, {}, sample_seconds=None) as run:
+    with mlflow_runs.run("chest_xray", f"{model}-seed0", fit, {}, {}, sample_seconds=None) as run:
         example = np.zeros((1, 32, 32, 3), np.uint8)
         run.log_model(
-            lambda: tracking.log_keras_model(network, example, network.predict_on_batch(example), "tensorflow")
+            lambda: mlflow_models.log_keras_model(network, example, network.predict_on_batch(example), "tensorflow")
         )
     keras.backend.clear_session()
 
@@ -114,12 +114,12 @@ def ask_command_line(*arguments: str) -> dict[str, dict[str, float]]:
 def test_the_best_on_validation_is_registered_once(registered: Path) -> None:
     again = CliRunner().invoke(cli, ["register", "chest_xray"])
     assert "version 1" in again.output
-    client = tracking.connect()
+    client = mlflow_store.connect()
     best = client.get_model_version_by_alias("chest_xray", "best")
     run = client.get_run(best.run_id)
     assert run.data.tags["medtransfer.fit"] == "fit-imagenet_all"
     assert run.info.status == "FINISHED"
-    assert not tracking.model_problem(client, run, read=False)
+    assert not mlflow_models.model_problem(client, run, read=False)
     files = [path.name for path in (registered / "mlruns").rglob("*") if path.is_file()]
     assert not [name for name in files if name.endswith((".pkl", ".pickle"))]
 
@@ -390,7 +390,7 @@ def test_other_ways_in_are_closed(page: TestClient) -> None:
 
 
 def test_a_network_that_is_not_the_one_that_was_written_is_never_opened(registered: Path, tmp_path: Path) -> None:
-    folder, digests = tracking.fetch_classifier("models:/chest_xray@best", tmp_path)
+    folder, digests = mlflow_models.fetch_classifier("models:/chest_xray@best", tmp_path)
     network = folder / "model.keras"
     network.write_bytes(network.read_bytes() + b"x")
     with pytest.raises(UserError, match=r"model\.keras: SHA-256 .*, expected"):
@@ -411,7 +411,7 @@ def test_a_network_that_is_not_the_one_that_was_written_is_never_opened(register
 def test_a_registered_file_that_was_changed_is_found_and_registered_again(
     registered: Path, images: Path, file: str
 ) -> None:
-    client = tracking.connect()
+    client = mlflow_store.connect()
     version = client.get_model_version_by_alias("chest_xray", "best")
     assert list(audit._check_registered(client)) == []
     # The logged models of the fits have no classifier.json beside them.
@@ -429,7 +429,7 @@ def test_a_registered_file_that_was_changed_is_found_and_registered_again(
         assert again.exit_code == 0, again.output
         best = client.get_model_version_by_alias("chest_xray", "best")
         assert best.version != version.version
-        assert list(tracking.registered_problems(best)) == []
+        assert list(mlflow_models.registered_problems(best)) == []
     finally:
         for path, content in kept.items():
             path.write_bytes(content)
@@ -440,9 +440,9 @@ def test_a_registered_file_that_was_changed_is_found_and_registered_again(
 def test_a_classifier_of_before_its_digest_is_answered_and_compared_by_its_network(
     registered: Path, images: Path
 ) -> None:
-    client = tracking.connect()
+    client = mlflow_store.connect()
     version = client.get_model_version_by_alias("chest_xray", "best")
-    tag = tracking.REGISTERED["classifier.json"]
+    tag = mlflow_models.REGISTERED["classifier.json"]
     try:
         client.delete_model_version_tag("chest_xray", version.version, tag)
         assert list(audit._check_registered(client)) == []
@@ -452,17 +452,17 @@ def test_a_classifier_of_before_its_digest_is_answered_and_compared_by_its_netwo
 
 
 def test_the_command_line_compares_with_the_registry(registered: Path, images: Path) -> None:
-    client = tracking.connect()
+    client = mlflow_store.connect()
     version = client.get_model_version_by_alias("chest_xray", "best").version
-    digest = client.get_model_version("chest_xray", version).tags[tracking.DIGEST]
+    digest = client.get_model_version("chest_xray", version).tags[mlflow_models.DIGEST]
     asked = ["predict", "chest_xray", str(images / "a.jpg")]
     try:
-        client.set_model_version_tag("chest_xray", version, tracking.DIGEST, "0" * 64)
+        client.set_model_version_tag("chest_xray", version, mlflow_models.DIGEST, "0" * 64)
         assert f"SHA-256 {digest}, expected {'0' * 64}" in str(CliRunner().invoke(cli, asked).exception)
-        client.delete_model_version_tag("chest_xray", version, tracking.DIGEST)
-        assert f"has no tag {tracking.DIGEST}" in str(CliRunner().invoke(cli, asked).exception)
+        client.delete_model_version_tag("chest_xray", version, mlflow_models.DIGEST)
+        assert f"has no tag {mlflow_models.DIGEST}" in str(CliRunner().invoke(cli, asked).exception)
     finally:
-        client.set_model_version_tag("chest_xray", version, tracking.DIGEST, digest)
+        client.set_model_version_tag("chest_xray", version, mlflow_models.DIGEST, digest)
     elsewhere = CliRunner().invoke(cli, [*asked, "--model", "runs:/1/model"])
     assert "runs:/1/model: no registered model's address; expected models:/NAME@ALIAS" in str(elsewhere.exception)
 
@@ -487,7 +487,7 @@ def test_what_is_not_registered_is_named(registered: Path) -> None:
         assert isinstance(done.exception, UserError)
         assert "models:/ham10000@best: cannot be had" in str(done.exception)
         assert str(done.exception).endswith("; run `medtransfer register ham10000`")
-    tracking.connect().delete_registered_model_alias("chest_xray", "best")
+    mlflow_store.connect().delete_registered_model_alias("chest_xray", "best")
     done = CliRunner().invoke(cli, ["predict", "chest_xray", "params.yaml"])
     assert str(done.exception).endswith("; run `medtransfer register chest_xray`")
     other = CliRunner().invoke(cli, ["predict", "chest_xray", "params.yaml", "--model", "models:/chest_xray/99"])

@@ -19,13 +19,13 @@ from ruamel.yaml import YAML
 from zc.lockfile import LockFile
 
 from conftest import PROJECT
-from medtransfer import tracking
 from medtransfer.core import dvc as integrity
 from medtransfer.core.files import atomic_folder
 from medtransfer.core.params import Params
 from medtransfer.data.catalogue import CHEST_XRAY
 from medtransfer.data.preparation import prepare_dataset
 from medtransfer.study.run import DVC, _print_lines, divide, run_study
+from medtransfer.tracking import mlflow_runs
 
 PIPELINE = """
 stages:
@@ -215,4 +215,4 @@ def test_sigterm_ends_a_stages_run_as_killed_though_ctrl_c_follows(
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("chest_xray").experiment_id])
     assert run.info.status == "KILLED", run.data.tags
-    assert run.data.tags[tracking.ERROR].startswith("KeyboardInterrupt")
+    assert run.data.tags[mlflow_runs.ERROR].startswith("KeyboardInterrupt")

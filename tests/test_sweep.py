@@ -18,7 +18,6 @@ from ray.cluster_utils import Cluster
 from ruamel.yaml import YAML
 
 from conftest import PROJECT
-from medtransfer import tracking
 from medtransfer.cli import cli
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder
@@ -26,6 +25,7 @@ from medtransfer.core.params import Params
 from medtransfer.data.catalogue import CHEST_XRAY, HAM10000
 from medtransfer.data.preparation import prepare_dataset
 from medtransfer.study import sweep as stage
+from medtransfer.tracking import mlflow_runs
 
 # Seeds share nothing; rates share the features of a frozen prefix.
 SEEDS = ("--dataset", "chest_xray", "--configuration", "random_last_block", "--seed", "0", "--seed", "1", "--seed", "2")
@@ -257,7 +257,7 @@ def test_however_a_sweep_ends_nothing_is_running_under_it(
     def run_all(fits: list[stage.Fit], root: Path, needs: stage.Needs, experiment: str, parent: str) -> pd.DataFrame:
         client = mlflow.MlflowClient()
         known = client.get_experiment_by_name(experiment).experiment_id
-        client.create_run(known, run_name="lost", tags=tracking.RunTarget(experiment, "lost", parent).tags)
+        client.create_run(known, run_name="lost", tags=mlflow_runs.RunTarget(experiment, "lost", parent).tags)
         if error:
             raise error
         return pd.DataFrame([{"problem": "WorkerCrashedError", "val_macro_f1": float("nan")}])

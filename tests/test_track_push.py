@@ -12,10 +12,10 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sklearn.tree import DecisionTreeClassifier
 
 from attacks import free_port
-from medtransfer import tracking
 from medtransfer.audit import push as track_push
 from medtransfer.cli import cli
 from medtransfer.core.errors import UserError
+from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 from medtransfer.trees.classifiers import TRUSTED_TYPES
 from test_tracking import server
 
@@ -32,20 +32,22 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("figure.txt").write_text("a figure")
     for name, ending in FITS.items():
         try:
-            with tracking.run(
+            with mlflow_runs.run(
                 "ham10000", name, f"fit-{name}", {"a": {"b": 1}}, {"seed": 0}, sample_seconds=None
             ) as run:
                 run.log_epochs([{"epoch": epoch, "loss": 1 / epoch} for epoch in range(1, 4)])
                 if name == "finished":
                     run.log_data(pd.DataFrame({"id": ["1"], "label": ["nv"]}), "ham10000", {"data_source": "x"})
                     run.log_model(
-                        lambda: tracking.log_sklearn_model(tree, features, tree.predict_proba(features), TRUSTED_TYPES)
+                        lambda: mlflow_models.log_sklearn_model(
+                            tree, features, tree.predict_proba(features), TRUSTED_TYPES
+                        )
                     )
                 if ending:
                     raise ending
         except (RuntimeError, KeyboardInterrupt):
             pass
-    assert tracking.attach("ham10000", "fit-finished", [Path("figure.txt")])
+    assert mlflow_runs.attach("ham10000", "fit-finished", [Path("figure.txt")])
     return tmp_path
 
 
@@ -67,24 +69,24 @@ def described(client: mlflow.MlflowClient) -> dict[str, dict[str, object]]:
             ],
             "data": [entry.dataset.digest for entry in run.inputs.dataset_inputs],
             "files": sorted(entry.path for entry in client.list_artifacts(run.info.run_id)),
-            "model": not tracking.model_problem(client, run, read=False),
+            "model": not mlflow_models.model_problem(client, run, read=False),
         }
     assert len(found) == len(FITS)
     return found
 
 
 def test_every_run_arrives_whole_and_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = described(tracking.connect())
+    ours = described(mlflow_store.connect())
     port = free_port()
     with server(project, port):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
         first = CliRunner().invoke(cli, ["track", "push"])
         assert first.exit_code == 0, (first.output, first.exception)
         assert "3 runs copied, 0 were there already" in first.output
-        assert described(tracking.connect()) == ours
+        assert described(mlflow_store.connect()) == ours
         assert "0 runs copied, 3 were there already" in CliRunner().invoke(cli, ["track", "push"]).output
-        assert described(tracking.connect()) == ours
-        client = tracking.connect()
+        assert described(mlflow_store.connect()) == ours
+        client = mlflow_store.connect()
         [model] = client.search_logged_models([client.get_experiment_by_name("ham10000").experiment_id])
         loaded = mlflow.pyfunc.load_model(f"models:/{model.model_id}")
         assert loaded.predict(np.arange(3, dtype=np.uint8)[None]).shape == (1, 2)
@@ -103,7 +105,7 @@ def names_by_parent(client: mlflow.MlflowClient) -> dict[str, list[str]]:
 
 
 def test_the_fits_of_a_sweep_lie_under_the_copy_of_its_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = tracking.connect()
+    ours = mlflow_store.connect()
     sweep = ours.create_experiment("sweep grid")
 
     def log(name: str, begin: int, parent: str = "") -> str:
@@ -119,17 +121,17 @@ def test_the_fits_of_a_sweep_lie_under_the_copy_of_its_run(project: Path, monkey
     ours.update_run(grid, "RUNNING")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/other.db")
     assert track_push.push() == {"copied": 4, "already": 0, "running": 3}
-    assert names_by_parent(tracking.connect()) == {"": ["alone"]}
+    assert names_by_parent(mlflow_store.connect()) == {"": ["alone"]}
 
     ours.set_terminated(grid, "FINISHED")
     assert track_push.push() == {"copied": 3, "already": 4, "running": 0}
     log("fit 3", 11, grid)
     assert track_push.push() == {"copied": 1, "already": 7, "running": 0}
-    assert names_by_parent(tracking.connect()) == {"": ["alone", "grid"], "grid": ["fit 1", "fit 2", "fit 3"]}
+    assert names_by_parent(mlflow_store.connect()) == {"": ["alone", "grid"], "grid": ["fit 1", "fit 2", "fit 3"]}
 
 
 def test_an_interrupted_push_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = described(tracking.connect())
+    ours = described(mlflow_store.connect())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/other.db")
     whole = track_push._push_model
 
@@ -141,12 +143,12 @@ def test_an_interrupted_push_goes_on(project: Path, monkeypatch: pytest.MonkeyPa
         track_push.push()
     monkeypatch.setattr(track_push, "_push_model", whole)
     assert track_push.push() == {"copied": 3, "already": 0, "running": 0}
-    assert described(tracking.connect()) == ours
+    assert described(mlflow_store.connect()) == ours
 
 
 def test_what_the_server_has_of_a_fit_is_left_alone(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/other.db")
-    with tracking.run("ham10000", "finished", "fit-finished", {"a": {"b": 1}}, {}, sample_seconds=None):
+    with mlflow_runs.run("ham10000", "finished", "fit-finished", {"a": {"b": 1}}, {}, sample_seconds=None):
         pass
     assert track_push.push() == {"copied": 2, "already": 1, "running": 0}
 

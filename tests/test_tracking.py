@@ -19,12 +19,12 @@ import requests
 from mlflow.tracking._tracking_service.client import TrackingServiceClient
 
 from attacks import attack, free_port, kill, started
-from medtransfer import tracking
 from medtransfer.audit import push as track_push
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import Params, TrainParams
 from medtransfer.core.provenance import data_version
 from medtransfer.models import vgg16
+from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 from medtransfer.training.batches import Batches
 from medtransfer.training.loop import fit
 from medtransfer.trees.classifiers import TRUSTED_TYPES, build_tree, flatten_pixels
@@ -38,7 +38,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClien
     monkeypatch.chdir(tmp_path)
     # MLflow keeps the store of a relative address open when the working folder changes.
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlruns/mlflow.db")
-    return tracking.connect()
+    return mlflow_store.connect()
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_the_status_is_the_truth(store: mlflow.MlflowClient, ending: type[BaseEx
     seen = []
 
     def work() -> None:
-        with tracking.run("ham10000", "x-seed0", "f1", {"a": {"b": 1}}, {"seed": 0}) as run:
+        with mlflow_runs.run("ham10000", "x-seed0", "f1", {"a": {"b": 1}}, {"seed": 0}) as run:
             seen.append(run.run_id)
             run.log_epochs(ROWS[:1])
             run.log_epochs(ROWS)
@@ -76,7 +76,7 @@ def test_an_interrupt_that_became_another_exception_is_one_still(store: mlflow.M
     """As zipfile does where Ctrl-C comes while a snapshot is opened: closing it is a ValueError of its own."""
 
     def work() -> None:
-        with tracking.run("ham10000", "x-seed0", "f1", {}, {}):
+        with mlflow_runs.run("ham10000", "x-seed0", "f1", {}, {}):
             try:
                 raise KeyboardInterrupt
             finally:
@@ -84,7 +84,7 @@ def test_an_interrupt_that_became_another_exception_is_one_still(store: mlflow.M
 
     with pytest.raises(ValueError, match="open still"):
         work()
-    assert store.get_run(tracking.find(store, "ham10000", "f1") or "").info.status == "KILLED"
+    assert store.get_run(mlflow_runs.find(store, "ham10000", "f1") or "").info.status == "KILLED"
 
 
 @pytest.mark.parametrize(("during", "taken_up"), [("create_run", False), ("log_batch", False), ("log_batch", True)])
@@ -93,11 +93,11 @@ def test_an_interrupt_while_a_run_is_started_ends_it(
 ) -> None:
     """The store has done what it was asked when Ctrl-C comes, and nobody has been told."""
     if taken_up:
-        with pytest.raises(RuntimeError), tracking.run("ham10000", "x-seed0", "f1", {}, {}):
+        with pytest.raises(RuntimeError), mlflow_runs.run("ham10000", "x-seed0", "f1", {}, {}):
             raise RuntimeError
     with monkeypatch.context() as patched:
         patched.setattr(TrackingServiceClient, during, interrupted(getattr(TrackingServiceClient, during)))
-        with pytest.raises(KeyboardInterrupt), tracking.run("ham10000", "x-seed0", "f1", {}, {}):
+        with pytest.raises(KeyboardInterrupt), mlflow_runs.run("ham10000", "x-seed0", "f1", {}, {}):
             raise AssertionError("was started")
     (run,) = store.search_runs([store.get_experiment_by_name("ham10000").experiment_id])
     assert run.info.status == "KILLED"
@@ -119,13 +119,13 @@ def interrupted(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def test_what_runs_under_a_run_is_ended_and_nothing_else(store: mlflow.MlflowClient) -> None:
-    with tracking.run("sweep", "grid", "f1", {}, {}) as parent:
-        target = tracking.RunTarget("sweep", "x", parent.run_id)
+    with mlflow_runs.run("sweep", "grid", "f1", {}, {}) as parent:
+        target = mlflow_runs.RunTarget("sweep", "x", parent.run_id)
         experiment = store.get_run(parent.run_id or "").info.experiment_id
         running, other = (store.create_run(experiment, tags=tags).info.run_id for tags in (target.tags, {}))
         finished = store.create_run(experiment, tags=target.tags).info.run_id
         store.set_terminated(finished, "FINISHED")
-        parent.send(tracking.close_children)
+        parent.send(mlflow_runs.close_children)
         found = [store.get_run(run or "").info.status for run in (running, other, finished, parent.run_id)]
         assert found == ["KILLED", "RUNNING", "FINISHED", "RUNNING"]
 
@@ -134,8 +134,8 @@ def test_a_network_answers_raw_pixels_as_before(store: mlflow.MlflowClient, tiny
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     model = vgg16.build_vgg16(32, 3, tiny, seed=0)
     expected = model.predict(images, verbose=0)
-    with tracking.run("ham10000", "x", "f1", {}, {}) as run:
-        run.log_model(lambda: tracking.log_keras_model(model, images[:1], expected[:1], keras.backend.backend()))
+    with mlflow_runs.run("ham10000", "x", "f1", {}, {}) as run:
+        run.log_model(lambda: mlflow_models.log_keras_model(model, images[:1], expected[:1], keras.backend.backend()))
     loaded = mlflow.pyfunc.load_model(f"runs:/{run.run_id}/model")
     assert (loaded.predict(images) == expected).all()
     assert loaded.metadata.signature.inputs.inputs[0].type == np.uint8
@@ -147,8 +147,8 @@ def test_a_tree_answers_raw_pixels_as_before(store: mlflow.MlflowClient, params:
     features = flatten_pixels(rng.integers(0, 256, (30, 4, 4, 3), dtype=np.uint8))
     tree = build_tree(params.trees.random_forest, 0).fit(features, np.arange(30) % 3)
     expected = tree.predict_proba(features)
-    with tracking.run("ham10000", "t", "f1", {}, {}) as run:
-        run.log_model(lambda: tracking.log_sklearn_model(tree, features[:1], expected[:1], TRUSTED_TYPES))
+    with mlflow_runs.run("ham10000", "t", "f1", {}, {}) as run:
+        run.log_model(lambda: mlflow_models.log_sklearn_model(tree, features[:1], expected[:1], TRUSTED_TYPES))
     loaded = mlflow.pyfunc.load_model(f"runs:/{run.run_id}/model")
     assert (loaded.predict(features) == expected).all()
     pickles = [path for path in (tmp_path / "mlruns").rglob("*") if path.suffix in (".pkl", ".pickle", ".joblib")]
@@ -157,7 +157,7 @@ def test_a_tree_answers_raw_pixels_as_before(store: mlflow.MlflowClient, params:
 
 def test_the_data_are_the_runs_input(store: mlflow.MlflowClient) -> None:
     samples = pd.DataFrame({"id": ["a"], "label": ["nv"], "split": ["test"], "sha256": ["00"]})
-    with tracking.run("ham10000", "x", "f1", {}, {}) as run:
+    with mlflow_runs.run("ham10000", "x", "f1", {}, {}) as run:
         for _ in range(2):
             run.log_data(samples, "ham10000", {"data_source": "here", "data_version": "1"})
     (entry,) = store.get_run(run.run_id or "").inputs.dataset_inputs
@@ -167,12 +167,12 @@ def test_the_data_are_the_runs_input(store: mlflow.MlflowClient) -> None:
 
 def test_files_are_added_to_a_known_run_and_an_unknown_one_is_said(store: mlflow.MlflowClient, tmp_path: Path) -> None:
     (tmp_path / "f.txt").touch()
-    with tracking.run("ham10000", "x", "f1", {}, {}) as run:
+    with mlflow_runs.run("ham10000", "x", "f1", {}, {}) as run:
         pass
-    assert tracking.attach("ham10000", "f1", [tmp_path / "f.txt"]) is True
+    assert mlflow_runs.attach("ham10000", "f1", [tmp_path / "f.txt"]) is True
     assert [artifact.path for artifact in store.list_artifacts(run.run_id)] == ["f.txt"]
-    assert tracking.attach("ham10000", "f2", [tmp_path / "f.txt"]) is False
-    assert tracking.attach("nowhere", "f1", [tmp_path / "f.txt"]) is False
+    assert mlflow_runs.attach("ham10000", "f2", [tmp_path / "f.txt"]) is False
+    assert mlflow_runs.attach("nowhere", "f1", [tmp_path / "f.txt"]) is False
 
 
 def test_the_data_version_is_dvcs(tmp_path: Path) -> None:
@@ -182,19 +182,19 @@ def test_the_data_version_is_dvcs(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_run_is_taken_up_again_and_each_point_arrives_once(store: mlflow.MlflowClient) -> None:
-    with pytest.raises(KeyboardInterrupt), tracking.run("ham10000", "x", "f1", {"a": 1}, {"device": "one"}) as first:
+    with pytest.raises(KeyboardInterrupt), mlflow_runs.run("ham10000", "x", "f1", {"a": 1}, {"device": "one"}) as first:
         first.log_epochs(ROWS[:1])
         first.log_metrics({"test_f1": 0.5})
         raise KeyboardInterrupt
-    assert store.get_run(first.run_id or "").data.tags[tracking.ERROR].startswith("KeyboardInterrupt")
-    with tracking.run("ham10000", "x", "f1", {"a": 1}, {"device": "two"}) as second:
+    assert store.get_run(first.run_id or "").data.tags[mlflow_runs.ERROR].startswith("KeyboardInterrupt")
+    with mlflow_runs.run("ham10000", "x", "f1", {"a": 1}, {"device": "two"}) as second:
         second.log_epochs(ROWS)
         second.log_metrics({"test_f1": 0.5, "test_f2": 0.25})
     (run,) = store.search_runs([store.get_experiment_by_name("ham10000").experiment_id])
     assert first.run_id == second.run_id == run.info.run_id
     assert run.info.status == "FINISHED"
     assert run.data.tags["device"] == "two"
-    assert tracking.ERROR not in run.data.tags
+    assert mlflow_runs.ERROR not in run.data.tags
     assert len(store.get_metric_history(run.info.run_id, "loss")) == 2
     assert len(store.get_metric_history(run.info.run_id, "test_f1")) == 1
     assert run.data.metrics["test_f2"] == 0.25
@@ -203,8 +203,8 @@ def test_an_unfinished_run_is_taken_up_again_and_each_point_arrives_once(store: 
 KILLED = """
 import os, signal
 from medtransfer.audit import push as track_push
-from medtransfer import tracking
-with tracking.run("ham10000", "x", "killed", {}, {}):
+from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
+with mlflow_runs.run("ham10000", "x", "killed", {}, {}):
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -214,9 +214,9 @@ def test_a_run_whose_process_was_killed_is_ended_by_the_next(store: mlflow.Mlflo
     experiment = store.get_experiment_by_name("ham10000").experiment_id
     (killed,) = store.search_runs([experiment])
     assert killed.info.status == "RUNNING"
-    with tracking.run("ham10000", "y", "other", {}, {}) as alive:
+    with mlflow_runs.run("ham10000", "y", "other", {}, {}) as alive:
         assert store.get_run(killed.info.run_id).info.status == "KILLED"
-        assert tracking.close_stale(store) == []
+        assert mlflow_runs.close_stale(store) == []
         assert store.get_run(alive.run_id).info.status == "RUNNING"
 
 
@@ -226,19 +226,19 @@ def test_without_a_server_the_work_goes_on(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with tracking.run("ham10000", "x", "f1", {}, {}) as run:
+    with mlflow_runs.run("ham10000", "x", "f1", {}, {}) as run:
         run.log_epochs(ROWS)
         run.log_model(lambda: pytest.fail("there is no one to log to"))
     assert run.run_id is None
     (record,) = [entry for entry in caplog.records if "does not answer" in entry.message]
     assert "audit --repair" in record.message
-    assert tracking.attach("ham10000", "f1", []) is False
+    assert mlflow_runs.attach("ham10000", "f1", []) is False
 
 
 def test_a_store_that_fails_within_a_fit_costs_a_line(
     store: mlflow.MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with tracking.run("ham10000", "x-seed0", "f1", {}, {}, sample_seconds=None) as run:
+    with mlflow_runs.run("ham10000", "x-seed0", "f1", {}, {}, sample_seconds=None) as run:
         with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as database:
             database.execute("DROP TABLE metrics")  # as if the disk were full
         run.log_epochs(ROWS)
@@ -249,30 +249,33 @@ def test_a_store_that_fails_within_a_fit_costs_a_line(
 
 
 def test_a_fault_of_ours_is_not_taken_for_a_server_that_is_away(store: mlflow.MlflowClient) -> None:
-    with tracking.run("ham10000", "x", "f1", {"epochs": 1}, {}):
+    with mlflow_runs.run("ham10000", "x", "f1", {"epochs": 1}, {}):
         pass
-    with pytest.raises(mlflow.MlflowException, match="not/a:name"), tracking.run("ham10000", "y", "f2", {}, {}) as run:
+    with (
+        pytest.raises(mlflow.MlflowException, match="not/a:name"),
+        mlflow_runs.run("ham10000", "y", "f2", {}, {}) as run,
+    ):
         run.log_metrics({"not/a:name?": 1.0})
     assert mlflow.active_run() is None
 
 
 def test_an_experiment_that_was_deleted_is_named(store: mlflow.MlflowClient) -> None:
-    with tracking.run("ham10000", "x", "f1", {}, {}):
+    with mlflow_runs.run("ham10000", "x", "f1", {}, {}):
         pass
     store.delete_experiment(store.get_experiment_by_name("ham10000").experiment_id)
     with (
         pytest.raises(UserError, match=r"experiment ham10000 .* was deleted; .*experiments restore --experiment-id 1"),
-        tracking.run("ham10000", "x", "f2", {}, {}),
+        mlflow_runs.run("ham10000", "x", "f2", {}, {}),
     ):
         pass
 
 
 def test_a_run_whose_parameters_were_changed_is_not_taken_up(store: mlflow.MlflowClient) -> None:
-    with tracking.run("ham10000", "x", "f1", {"train": {"epochs": 1}}, {}) as run:
+    with mlflow_runs.run("ham10000", "x", "f1", {"train": {"epochs": 1}}, {}) as run:
         pass
     with (
         pytest.raises(UserError, match=rf"{run.run_id}: train.epochs is 1, .* has 2: .*delete the run"),
-        tracking.run("ham10000", "x", "f1", {"train": {"epochs": 2}}, {}),
+        mlflow_runs.run("ham10000", "x", "f1", {"train": {"epochs": 2}}, {}),
     ):
         pass
     assert mlflow.active_run() is None
@@ -285,11 +288,11 @@ ENDING = """
 import os, resource, signal, sys
 import numpy as np
 from medtransfer.audit import push as track_push
-from medtransfer import tracking
+from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 from medtransfer.cli import _stop_like_ctrl_c
 from medtransfer.core.errors import UserError
 signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
-with tracking.run("ham10000", "x", "ending", {{}}, {{}}):
+with mlflow_runs.run("ham10000", "x", "ending", {{}}, {{}}):
     {}
 """
 
@@ -310,10 +313,10 @@ def test_however_a_process_ends_its_run_ends_so_too(
     store: mlflow.MlflowClient, ending: str, status: str, said: str | None
 ) -> None:
     subprocess.run([sys.executable, "-c", ENDING.format(ending)], capture_output=True)
-    tracking.close_stale(store)
+    mlflow_runs.close_stale(store)
     (run,) = store.search_runs([store.get_experiment_by_name("ham10000").experiment_id])
     assert run.info.status == status
-    error = run.data.tags.get(tracking.ERROR)
+    error = run.data.tags.get(mlflow_runs.ERROR)
     assert error is None if said is None else error.startswith(said)
 
 
@@ -324,11 +327,11 @@ def test_a_loss_that_is_no_number_fails_the_run_and_names_the_epoch(
     model = vgg16.build_vgg16(32, 2, tiny, seed=0)
     model.layers[-1].set_weights([np.full_like(weight, np.nan) for weight in model.layers[-1].get_weights()])
     batches = Batches(images, np.arange(4), np.arange(4, dtype=np.int32) % 2, 4)
-    with pytest.raises(UserError), tracking.run("ham10000", "x", "f1", {}, {}) as run:
+    with pytest.raises(UserError), mlflow_runs.run("ham10000", "x", "f1", {}, {}) as run:
         fit(model, batches, batches, tiny, run.log_epochs)
     ended = store.get_run(run.run_id)
     assert ended.info.status == "FAILED"
-    assert ended.data.tags[tracking.ERROR].startswith("DivergedError: epoch 1: the loss is nan")
+    assert ended.data.tags[mlflow_runs.ERROR].startswith("DivergedError: epoch 1: the loss is nan")
     assert "loss" not in ended.data.metrics
 
 
@@ -354,7 +357,7 @@ def test_a_server_that_dies_early_or_late_gets_every_point_once(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
     def work(fit_id: str, running: "subprocess.Popen[bytes] | None", dies_after: int) -> None:
-        with tracking.run("ham10000", fit_id, fit_id, {"a": 1}, {}, sample_seconds=None) as run:
+        with mlflow_runs.run("ham10000", fit_id, fit_id, {"a": 1}, {}, sample_seconds=None) as run:
             for epoch in range(1, 5):
                 run.log_epochs([{"epoch": number, "loss": 1 / number} for number in range(1, epoch + 1)])
                 if running and epoch == dies_after:
@@ -369,7 +372,7 @@ def test_a_server_that_dies_early_or_late_gets_every_point_once(
     with server(tmp_path, port):
         for fit_id in ("early", "late"):
             work(fit_id, None, 0)
-        client = tracking.connect()
+        client = mlflow_store.connect()
         runs = client.search_runs([client.get_experiment_by_name("ham10000").experiment_id])
         assert sorted(run.info.run_name for run in runs) == ["early", "late"]
         for run in runs:
@@ -392,14 +395,14 @@ def test_a_server_with_passwords_lets_nobody_in_without(
         for credentials, status in ((None, 401), (("admin", "password"), 401), (("admin", "a long password"), 200)):
             address = f"http://127.0.0.1:{port}/api/2.0/mlflow/experiments/search?max_results=1"
             assert requests.get(address, auth=credentials, timeout=60).status_code == status
-        with tracking.run("ham10000", "x", "f1", {}, {}, sample_seconds=None) as run:
+        with mlflow_runs.run("ham10000", "x", "f1", {}, {}, sample_seconds=None) as run:
             assert run.run_id is None
         assert "does not answer" in caplog.text
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a long password")
-        with tracking.run("ham10000", "x", "f1", {}, {}, sample_seconds=None) as run:
+        with mlflow_runs.run("ham10000", "x", "f1", {}, {}, sample_seconds=None) as run:
             run.log_epochs(ROWS)
-        assert tracking.connect().get_run(run.run_id or "").info.status == "FINISHED"
+        assert mlflow_store.connect().get_run(run.run_id or "").info.status == "FINISHED"
 
 
 def test_processes_that_start_at_once_on_a_fresh_store_lose_nothing(tmp_path: Path) -> None:
@@ -418,7 +421,7 @@ def test_requests_that_should_do_nothing_are_refused(tmp_path: Path) -> None:
 def test_an_audit_without_mlflow_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port: nothing listens
     with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 does not answer"):
-        tracking.reach()
+        mlflow_store.reach()
 
 
 # --- no password is shown
@@ -441,10 +444,14 @@ def test_a_password_in_the_address_is_never_shown(
     monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
     Path("mlruns").mkdir()
     Path("mlruns/mlflow.db").touch()
-    with tracking.run("ham10000", "x", "f1", {}, {}, sample_seconds=None):
+    with mlflow_runs.run("ham10000", "x", "f1", {}, {}, sample_seconds=None):
         pass
     said = [caplog.text]
-    for ask in (tracking.reach, lambda: tracking.fetch_classifier("models:/x@best", tmp_path), track_push.push):
+    for ask in (
+        mlflow_store.reach,
+        lambda: mlflow_models.fetch_classifier("models:/x@best", tmp_path),
+        track_push.push,
+    ):
         with pytest.raises(UserError) as caught:
             ask()
         said.append(str(caught.value))
@@ -452,17 +459,20 @@ def test_a_password_in_the_address_is_never_shown(
 
 
 def test_every_secret_in_a_text_is_hidden_and_nothing_else() -> None:
-    assert tracking.redact("at https://token@host/x (no)") == "at https://***@host/x (no)"
-    assert tracking.redact("postgresql://db/x?password=SECRET&a=b") == "postgresql://db/x?password=***&a=b"
-    assert tracking.redact("sqlite:///mlruns/mlflow.db, me@example.org") == "sqlite:///mlruns/mlflow.db, me@example.org"
-    long = tracking.reason(RuntimeError("x" * 180 + " http://admin:" + "SECRET" * 20 + "@host"))
+    assert mlflow_store.redact("at https://token@host/x (no)") == "at https://***@host/x (no)"
+    assert mlflow_store.redact("postgresql://db/x?password=SECRET&a=b") == "postgresql://db/x?password=***&a=b"
+    assert (
+        mlflow_store.redact("sqlite:///mlruns/mlflow.db, me@example.org")
+        == "sqlite:///mlruns/mlflow.db, me@example.org"
+    )
+    long = mlflow_store.reason(RuntimeError("x" * 180 + " http://admin:" + "SECRET" * 20 + "@host"))
     assert "SECRET" not in long
 
 
 def test_a_password_in_an_exception_is_not_logged_with_the_run(store: mlflow.MlflowClient) -> None:
-    with pytest.raises(RuntimeError), tracking.run("ham10000", "x", "f1", {}, {}, sample_seconds=None) as run:
+    with pytest.raises(RuntimeError), mlflow_runs.run("ham10000", "x", "f1", {}, {}, sample_seconds=None) as run:
         raise RuntimeError("http://admin:SECRET@host is away")
-    assert store.get_run(run.run_id).data.tags[tracking.ERROR] == "RuntimeError: http://***@host is away"
+    assert store.get_run(run.run_id).data.tags[mlflow_runs.ERROR] == "RuntimeError: http://***@host is away"
 
 
 def test_an_experiment_that_dvc_runs_in_a_copy_keeps_its_runs_in_the_project(
@@ -472,13 +482,13 @@ def test_an_experiment_that_dvc_runs_in_a_copy_keeps_its_runs_in_the_project(
     copy = tmp_path / ".dvc" / "tmp" / "exps" / "tmp123"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
-    with tracking.run("ham10000", "one", "fit-1", {}, {}, sample_seconds=None):
+    with mlflow_runs.run("ham10000", "one", "fit-1", {}, {}, sample_seconds=None):
         Path("figure.txt").write_text("a figure")
-    assert tracking.attach("ham10000", "fit-1", [Path("figure.txt")])
+    assert mlflow_runs.attach("ham10000", "fit-1", [Path("figure.txt")])
     monkeypatch.chdir(tmp_path)
     shutil.rmtree(copy)
-    client = tracking.connect()
-    run_id = tracking.find(client, "ham10000", "fit-1")
+    client = mlflow_store.connect()
+    run_id = mlflow_runs.find(client, "ham10000", "fit-1")
     assert run_id
     assert mlflow.artifacts.load_text(f"runs:/{run_id}/figure.txt") == "a figure"
 
@@ -488,7 +498,7 @@ def test_an_experiment_that_another_process_makes_first_is_the_run_s(
 ) -> None:
     made = store.create_experiment("at the same moment")
     monkeypatch.setattr(mlflow, "get_experiment_by_name", lambda name: None)  # asked before it was made
-    with tracking.run("at the same moment", "x", "f1", {}, {}, sample_seconds=None) as run:
+    with mlflow_runs.run("at the same moment", "x", "f1", {}, {}, sample_seconds=None) as run:
         pass
     assert run.run_id
     assert store.get_run(run.run_id).info.experiment_id == made

@@ -27,9 +27,9 @@ import numpy as np
 import requests
 from PIL import Image
 
-from medtransfer import tracking
 from medtransfer.core.files import sha256_of, write_json
 from medtransfer.serving.app import MAX_BYTES
+from medtransfer.tracking import mlflow_models, mlflow_runs
 from provenance import made_by
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -136,12 +136,12 @@ def log_a_model(folder: Path) -> tuple[str, str]:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        with tracking.run(NAME, "x", "fit", {}, {}, sample_seconds=None) as run:
+        with mlflow_runs.run(NAME, "x", "fit", {}, {}, sample_seconds=None) as run:
             answer = network.predict(images, verbose=0)
-            run.log_model(lambda: tracking.log_keras_model(network, images, answer, keras.backend.backend()))
+            run.log_model(lambda: mlflow_models.log_keras_model(network, images, answer, keras.backend.backend()))
         assert run.run_id
         (logged,) = mlflow.MlflowClient().search_logged_models([mlflow.get_run(run.run_id).info.experiment_id])
-        register(network, run.run_id, folder / tracking.CLASSIFIER)
+        register(network, run.run_id, folder / mlflow_models.CLASSIFIER)
     finally:
         os.chdir(before)
     return str(logged.artifact_location), run.run_id
@@ -159,7 +159,7 @@ def register(network: Any, run_id: str, folder: Path) -> None:
         "network_sha256": sha256_of(folder / "model.keras"),
     }  # fmt: skip
     write_json(folder / "classifier.json", facts)
-    tracking.register_classifier(mlflow.MlflowClient(), NAME, run_id, folder, facts, "tensorflow")
+    mlflow_models.register_classifier(mlflow.MlflowClient(), NAME, run_id, folder, facts, "tensorflow")
 
 
 def tracking_attacks(ui: str, run_id: str, canary: Path) -> dict[str, dict[str, Any]]:

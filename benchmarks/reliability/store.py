@@ -15,9 +15,9 @@ from provenance import made_by
 
 PROCESS = """
 import sys
-from medtransfer import tracking
+from medtransfer.tracking import mlflow_runs
 number, points = map(int, sys.argv[1:])
-with tracking.run("many", f"run{number}", f"fit{number}", {"number": number}, {}, sample_seconds=None) as run:
+with mlflow_runs.run("many", f"run{number}", f"fit{number}", {"number": number}, {}, sample_seconds=None) as run:
     for epoch in range(1, points + 1):
         run.log_epochs([{"epoch": epoch, "loss": 1 / epoch}])
 """

@@ -163,7 +163,7 @@ def study(jobs: int | None) -> None:
         sys.exit(code)
     _log_what_is_missing()
     _print_results()
-    from medtransfer.tracking import redact
+    from medtransfer.tracking.mlflow_store import redact
 
     where = redact(server) if server else "`make ui`, then open http://127.0.0.1:5000"
     click.echo(f"\nCompare the runs: {where} (experiments {' and '.join(params.study)})")

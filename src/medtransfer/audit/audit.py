@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medtransfer import tracking
 from medtransfer.core.dvc import POINTER, check_unchanged, read_lock
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import digest_of_folder, sha256_of
@@ -24,6 +23,7 @@ from medtransfer.core.prepared import data_of
 from medtransfer.core.provenance import data_version
 from medtransfer.models.settings import read_settings
 from medtransfer.pipeline.outputs import tell_mlflow
+from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 
 # Every fit's run has them.
 REQUIRED_TAGS = ("dataset", "model", "seed", "data_version", "git_commit")
@@ -32,13 +32,13 @@ NAMED = 3  # files of a stage that a line names
 
 def is_there_anything() -> bool:
     """Return whether a stage ran here, or MLflow has a store of this project, which asking it would make."""
-    return bool(fit_folders() or read_lock()) or tracking.is_there()
+    return bool(fit_folders() or read_lock()) or mlflow_store.is_there()
 
 
-@tracking.answering()
+@mlflow_store.answering()
 def audit() -> list[str]:
     """Return what differs, a line each; empty where everything agrees."""
-    client = tracking.reach()
+    client = mlflow_store.reach()
     lock = _locked()
     return [
         *_check_dvc(),
@@ -50,17 +50,17 @@ def audit() -> list[str]:
     ]
 
 
-@tracking.answering()
+@mlflow_store.answering()
 def others() -> list[str]:
     """Return, a line an experiment, how many finished runs are of fits that no output here names.
 
     That is no difference: a fit that ran again leaves the run of the one before, and a server has others' runs.
     """
-    client = tracking.reach()
+    client = mlflow_store.reach()
     here = {fit for fit, _ in _fits()}
     lines = []
-    for name, runs in tracking.fits_of(client, "FINISHED").items():
-        ids = [run.info.run_id for run in runs if run.data.tags[tracking.FIT] not in here]
+    for name, runs in mlflow_runs.fits_of(client, "FINISHED").items():
+        ids = [run.info.run_id for run in runs if run.data.tags[mlflow_store.FIT] not in here]
         if ids:
             lines.append(
                 f"MLflow's experiment {name} has {len(ids)} finished runs of fits that are not here (earlier ones, "
@@ -219,7 +219,7 @@ def _knows_commit(commit: str) -> bool:
 
 
 def _run_of(client: Any, record: dict[str, Any]) -> Any:
-    run_id = tracking.find(client, record["dataset"], record["fit"])
+    run_id = mlflow_runs.find(client, record["dataset"], record["fit"])
     return client.get_run(run_id) if run_id else None
 
 
@@ -227,20 +227,20 @@ def _check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read
     name = f"{folder}: MLflow's run {run.info.run_id}"
     if run.info.status != "FINISHED":
         yield f"{name} is {run.info.status}, though the fit is finished"
-    if run.data.tags.get(tracking.OUTPUTS) != digest_of_folder(folder):
+    if run.data.tags.get(mlflow_runs.OUTPUTS) != digest_of_folder(folder):
         yield f"{name} was logged from other files than lie here"
     yield from _check_tags(name, record, run.data.tags)
-    params = {key: str(value) for key, value in tracking.flatten(record["hyperparameters"]).items()}
+    params = {key: str(value) for key, value in mlflow_runs.flatten(record["hyperparameters"]).items()}
     for key in sorted(params.keys() | run.data.params.keys()):
         if params.get(key) != run.data.params.get(key):
             yield f"{name}: {key} is {run.data.params.get(key)}, run.json says {params.get(key)}"
     for key, value in json.loads((folder / "metrics.json").read_text()).items():
-        logged = run.data.metrics.get(tracking.metric_name(key))
+        logged = run.data.metrics.get(mlflow_runs.metric_name(key))
         if logged != value:
-            yield f"{name}: {tracking.metric_name(key)} is {logged}, metrics.json says {value}"
+            yield f"{name}: {mlflow_runs.metric_name(key)} is {logged}, metrics.json says {value}"
     if record["kind"] == "network":
         yield from _check_history(client, folder, name, run.info.run_id)
-    if problem := tracking.model_problem(client, run, read_models):
+    if problem := mlflow_models.model_problem(client, run, read_models):
         yield f"{name} {problem}"
     drawn = _drawn(folder)
     stored = {entry.path for entry in client.list_artifacts(run.info.run_id)} if drawn else set()
@@ -277,9 +277,9 @@ def _drawn(folder: Path) -> list[Path]:
 
 
 def _check_running(client: Any) -> Iterator[str]:
-    for run in tracking.stale_runs(client):
+    for run in mlflow_runs.stale_runs(client):
         yield f"MLflow's run {run.info.run_id} ({run.info.run_name}) is RUNNING and its process is gone"
-    for run, host in tracking.runs_elsewhere(client):
+    for run, host in mlflow_runs.runs_elsewhere(client):
         since = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
         yield (
             f"MLflow's run {run.info.run_id} ({run.info.run_name}) is RUNNING on {host} since {since:%Y-%m-%d %H:%M} "
@@ -289,10 +289,10 @@ def _check_running(client: Any) -> Iterator[str]:
 
 def _check_twins(client: Any) -> Iterator[str]:
     """Compare within an experiment: a sweep's fit may run again as the study's own."""
-    for name, runs in tracking.fits_of(client).items():
+    for name, runs in mlflow_runs.fits_of(client).items():
         by_fit: dict[str, list[str]] = {}
         for run in runs:
-            by_fit.setdefault(run.data.tags[tracking.FIT], []).append(run.info.run_id)
+            by_fit.setdefault(run.data.tags[mlflow_store.FIT], []).append(run.info.run_id)
         for fit, ids in by_fit.items():
             if len(ids) > 1:
                 yield f"MLflow's experiment {name} has {len(ids)} runs of one fit ({fit}): {', '.join(ids)}"
@@ -300,19 +300,19 @@ def _check_twins(client: Any) -> Iterator[str]:
 
 def _check_registered(client: Any) -> Iterator[str]:
     here = dict(_fits())
-    for version in tracking.registered(client):
-        folder = here.get(version.tags.get(tracking.FIT, ""))
+    for version in mlflow_models.registered(client):
+        folder = here.get(version.tags.get(mlflow_store.FIT, ""))
         path = folder / "model.keras" if folder else None
-        if path and path.exists() and sha256_of(path) != version.tags.get(tracking.DIGEST):
+        if path and path.exists() and sha256_of(path) != version.tags.get(mlflow_models.DIGEST):
             yield f"MLflow's registered model {version.name} version {version.version} is not {path}, though of its fit"
-        for problem in tracking.registered_problems(version):
+        for problem in mlflow_models.registered_problems(version):
             yield (
                 f"MLflow's registered model {version.name} version {version.version}: {problem}; run `medtransfer "
                 f"register {version.name}` and delete this version"
             )
 
 
-@tracking.answering()
+@mlflow_store.answering()
 def repair(host: str | None = None, read_models: bool = True) -> list[str]:
     """End stale runs and log again from the outputs what MLflow lacks; return what was done, a line each.
 
@@ -332,8 +332,8 @@ def repair(host: str | None = None, read_models: bool = True) -> list[str]:
     UserError
         MLflow does not answer.
     """
-    client = tracking.reach()
-    ended = tracking.close_stale(client, host)
+    client = mlflow_store.reach()
+    ended = mlflow_runs.close_stale(client, host)
     done = [f"ended {run.info.run_id} ({run.info.run_name}) as KILLED" for run in ended]
     if host and not ended:
         done.append(f"no run was RUNNING on {host}")
@@ -362,7 +362,7 @@ def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]], read
     _log_again(folder, record)
     run = _run_of(client, record)
     if run is None:
-        raise UserError(f"MLflow at {tracking.address()} did not answer meanwhile; repair again")
+        raise UserError(f"MLflow at {mlflow_store.address()} did not answer meanwhile; repair again")
     for line in _check_run(client, folder, record, run, read_models):
         raise UserError(
             f"{line}; repair again, and if it still says so, delete the run first (mlflow runs delete --run-id "
@@ -373,7 +373,7 @@ def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]], read
 
 def _log_again(folder: Path, record: dict[str, Any]) -> None:
     tags = {key: value for key, value in record.items() if not isinstance(value, dict)}
-    with tracking.run(
+    with mlflow_runs.run(
         record["dataset"], folder.name, record["fit"], record["hyperparameters"], tags, sample_seconds=None
     ) as run:
         samples = pd.read_csv(PREPARED / record["dataset"] / "samples.csv", dtype=str, keep_default_na=False)
@@ -381,7 +381,7 @@ def _log_again(folder: Path, record: dict[str, Any]) -> None:
         tell_mlflow(run, folder)
         run.log_model(lambda: _log_model(folder, record))
     if drawn := _drawn(folder):
-        tracking.attach(record["dataset"], record["fit"], drawn)
+        mlflow_runs.attach(record["dataset"], record["fit"], drawn)
 
 
 def _log_model(folder: Path, record: dict[str, Any]) -> None:
@@ -392,11 +392,11 @@ def _log_model(folder: Path, record: dict[str, Any]) -> None:
     if record["kind"] == "baseline":
         path = str(folder / "model.skops")
         tree, features = load_tree(path), flatten_pixels(pixels)
-        tracking.log_sklearn_model(tree, features, tree.predict_proba(features), TRUSTED_TYPES)
+        mlflow_models.log_sklearn_model(tree, features, tree.predict_proba(features), TRUSTED_TYPES)
         return
     import keras
 
     from medtransfer.models.vgg16 import load_network
 
     model = load_network(folder / "model.keras")
-    tracking.log_keras_model(model, np.asarray(pixels), model.predict_on_batch(pixels), keras.backend.backend())
+    mlflow_models.log_keras_model(model, np.asarray(pixels), model.predict_on_batch(pixels), keras.backend.backend())

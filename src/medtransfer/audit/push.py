@@ -16,7 +16,16 @@ from rich.progress import track
 from ruamel.yaml import YAML
 
 from medtransfer.core.errors import UserError
-from medtransfer.tracking import AWAY, DEFAULT_URI, FIT, address, every_run, living_experiment, reach, reason
+from medtransfer.tracking.mlflow_store import (
+    AWAY,
+    DEFAULT_URI,
+    FIT,
+    address,
+    every_run,
+    living_experiment,
+    reach,
+    reason,
+)
 
 ORIGIN = "medtransfer.pushed_from"
 UNFINISHED = "medtransfer.push_unfinished"

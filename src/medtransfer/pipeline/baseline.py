@@ -3,7 +3,6 @@
 import time
 from typing import Any
 
-from medtransfer import tracking
 from medtransfer.core.dvc import check_params_unchanged
 from medtransfer.core.files import atomic_folder, sha256_of
 from medtransfer.core.layout import PREPARED, run_folder, run_name, unfinished_folder
@@ -12,6 +11,7 @@ from medtransfer.core.prepared import encode_labels, read_dataset
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.pipeline.outputs import describe_fit, tell_mlflow, write_record, write_scores
 from medtransfer.pipeline.unfinished import claim_fit, end_fit, forget_recorded
+from medtransfer.tracking import mlflow_models, mlflow_runs
 from medtransfer.trees.classifiers import TRUSTED_TYPES, build_tree, flatten_pixels, predict_probabilities, save_tree
 
 
@@ -37,7 +37,7 @@ def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
     with (
         atomic_folder(run_folder(dataset, model, seed)) as folder,
         # A small tree is fitted in less than a second.
-        tracking.run(dataset, run_name(model, seed), fit, hyperparameters, record, sample_seconds=0.2) as run,
+        mlflow_runs.run(dataset, run_name(model, seed), fit, hyperparameters, record, sample_seconds=0.2) as run,
     ):
         run.log_data(samples, dataset, {key: record[key] for key in ("data_source", "data_version")})
         begin = time.perf_counter()
@@ -50,6 +50,8 @@ def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
         write_record(folder, {**record, "fit": fit, "seconds": seconds}, hyperparameters)
         tell_mlflow(run, folder)
         example = flatten_pixels(images[tested][:1])
-        run.log_model(lambda: tracking.log_sklearn_model(tree, example, tree.predict_proba(example), TRUSTED_TYPES))
+        run.log_model(
+            lambda: mlflow_models.log_sklearn_model(tree, example, tree.predict_proba(example), TRUSTED_TYPES)
+        )
     end_fit(unfinished, run_folder(dataset, model, seed))
     print(f"{dataset} {model}: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}, {seconds:.1f} s")

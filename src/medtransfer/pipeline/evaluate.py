@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medtransfer import tracking
 from medtransfer.analysis.claims import judge
 from medtransfer.analysis.comparison import Run
 from medtransfer.analysis.confusion import confusion, report
@@ -21,6 +20,7 @@ from medtransfer.core.prepared import data_of
 from medtransfer.pipeline.unfinished import forget_recorded
 from medtransfer.report import figures, tables
 from medtransfer.report.cards import model_card
+from medtransfer.tracking import mlflow_runs
 
 TABLES = ("results", "summary", "differences")
 # The two networks whose learning the talk compares.
@@ -128,4 +128,4 @@ def write_card(run: Run, data: dict[str, Any], path: Path) -> None:
 def add_to_mlflow(run: Run) -> bool:
     """Add the fit's figures, text report and model card to its MLflow run; False if the store does not know it."""
     drawn = FIGURES / run.dataset / run_name(run.model, run.seed)
-    return tracking.attach(run.dataset, run.record["fit"], sorted(drawn.iterdir()))
+    return mlflow_runs.attach(run.dataset, run.record["fit"], sorted(drawn.iterdir()))

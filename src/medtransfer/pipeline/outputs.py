@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medtransfer import tracking
 from medtransfer.core.files import digest_of_folder, write_json
 from medtransfer.core.predictions import read_predictions, write_predictions
 from medtransfer.core.provenance import data_version, git_commit
 from medtransfer.metrics.scores import score
+from medtransfer.tracking import mlflow_runs
 
 LEAK = {"keep": "", "remove": ", leak removed", "match": ", as many images left out"}
 
@@ -50,13 +50,13 @@ def write_record(folder: Path, record: dict[str, Any], hyperparameters: dict[str
     write_json(folder / "run.json", {**record, "hyperparameters": hyperparameters})
 
 
-def tell_mlflow(run: tracking.Run, folder: Path) -> None:
+def tell_mlflow(run: mlflow_runs.Run, folder: Path) -> None:
     """Log what the folder of a finished fit says: epochs, scores, seconds and the digest of its files."""
     record = json.loads((folder / "run.json").read_text())
     metrics = json.loads((folder / "metrics.json").read_text())
-    scores = {tracking.metric_name(name): value for name, value in metrics.items()}
+    scores = {mlflow_runs.metric_name(name): value for name, value in metrics.items()}
     if record["kind"] == "network":
         run.log_epochs(pd.read_csv(folder / "history.csv").to_dict("records"))
         run.log_metrics({"epochs_run": record["epochs"]})
     run.log_metrics({**scores, "seconds_total": record["seconds"]})
-    run.tag({tracking.OUTPUTS: digest_of_folder(folder)})
+    run.tag({mlflow_runs.OUTPUTS: digest_of_folder(folder)})

@@ -9,7 +9,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from medtransfer import tracking
 from medtransfer.core.dvc import check_params_unchanged, check_unchanged
 from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import atomic_folder, sha256_of
@@ -22,6 +21,7 @@ from medtransfer.models.settings import read_settings
 from medtransfer.models.weights import digest, imagenet_weights
 from medtransfer.pipeline.outputs import describe_fit, tell_mlflow, write_record, write_scores
 from medtransfer.pipeline.unfinished import claim_fit, end_fit, forget_recorded
+from medtransfer.tracking import mlflow_models, mlflow_runs
 from medtransfer.training.batches import Batches
 from medtransfer.training.code import code_digest
 from medtransfer.training.device import (
@@ -41,7 +41,7 @@ def train(
     dataset: str,
     name: str,
     seed: int,
-    target: tracking.RunTarget | None = None,
+    target: mlflow_runs.RunTarget | None = None,
     origin: Mapping[str, str] | None = None,
 ) -> None:
     """Fit one freezing configuration and score it on the test images.
@@ -60,7 +60,7 @@ def train(
     """
     check_known("params.yaml: configurations", name, params.configurations)
     forget_recorded()
-    target = target or tracking.RunTarget(dataset, run_name(name, seed))
+    target = target or mlflow_runs.RunTarget(dataset, run_name(name, seed))
     keras.config.disable_interactive_logging()
     make_deterministic()
     keep_freed_memory()
@@ -69,7 +69,7 @@ def train(
 
 
 def _train(
-    params: Params, dataset: str, name: str, seed: int, target: tracking.RunTarget, origin: Mapping[str, Any]
+    params: Params, dataset: str, name: str, seed: int, target: mlflow_runs.RunTarget, origin: Mapping[str, Any]
 ) -> None:
     configuration = params.configurations[name]
     settings = configuration.recipe(params.train, dataset)
@@ -104,7 +104,7 @@ def _train(
     fit_id = claim_fit(unfinished, made_from)
     with (
         atomic_folder(run_folder(dataset, name, seed)) as folder,
-        tracking.run(target.experiment, target.name, fit_id, hyperparameters, {**record, **target.tags}) as run,
+        mlflow_runs.run(target.experiment, target.name, fit_id, hyperparameters, {**record, **target.tags}) as run,
     ):
         run.log_data(samples, dataset, {key: record[key] for key in ("data_source", "data_version")})
         begin = time.perf_counter()
@@ -179,7 +179,7 @@ def save_network(model: keras.Model, folder: Path) -> None:
 def log_network(model: keras.Model, example: np.ndarray) -> None:
     """Log the whole network with an example (1, size, size, 3), uint8."""
     network = _without_optimizer(model)
-    tracking.log_keras_model(network, example, network.predict_on_batch(example), keras.backend.backend())
+    mlflow_models.log_keras_model(network, example, network.predict_on_batch(example), keras.backend.backend())
 
 
 def _without_optimizer(model: keras.Model) -> keras.Model:

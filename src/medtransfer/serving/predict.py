@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medtransfer import tracking
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
 from medtransfer.data.custom import SUFFIXES
@@ -23,6 +22,7 @@ from medtransfer.serving.classifier import (
     read_image,
     show_where,
 )
+from medtransfer.tracking import mlflow_models
 
 MODEL = ("dataset", "model", "seed", "fit", "synthetic", "calibrated", "network_sha256")
 
@@ -46,8 +46,8 @@ def open_classifier(dataset: str, model: str | None) -> Classifier:
         MLflow does not have it, its network is not the one that was registered, or it is of another data set.
     """
     with tempfile.TemporaryDirectory() as folder:
-        uri = model or f"models:/{dataset}@{tracking.BEST}"
-        found = load_classifier(*tracking.fetch_classifier(uri, Path(folder)))
+        uri = model or f"models:/{dataset}@{mlflow_models.BEST}"
+        found = load_classifier(*mlflow_models.fetch_classifier(uri, Path(folder)))
     if found.facts["dataset"] != dataset:
         raise UserError(f"{uri}: a network for {found.facts['dataset']}; expected one for {dataset}")
     return found

@@ -9,7 +9,6 @@ from typing import Any
 import keras
 import pandas as pd
 
-from medtransfer import tracking
 from medtransfer.analysis.runs import studied
 from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError, check_known
@@ -19,6 +18,7 @@ from medtransfer.core.predictions import only_answer, read_predictions
 from medtransfer.core.prepared import data_of
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.serving.classifier import write_classifier
+from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 
 log = logging.getLogger(__name__)
 
@@ -45,16 +45,16 @@ def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
     if only:
         log.warning("%s: predicts only %s for every validation image: no network does better", fit, only)
     description = data_of(fit)
-    client = tracking.reach()
+    client = mlflow_store.reach()
     record = json.loads((fit / "run.json").read_text())
-    run_id = tracking.find(client, dataset, record["fit"])
+    run_id = mlflow_runs.find(client, dataset, record["fit"])
     if run_id is None:
         raise UserError(f"{fit}: MLflow has no run of it; run `medtransfer audit --repair`")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary, tracking.CLASSIFIER)
+        folder = Path(temporary, mlflow_models.CLASSIFIER)
         folder.mkdir()
         facts = write_classifier(fit, description, folder)
-        version = tracking.register_classifier(client, dataset, run_id, folder, facts, keras.backend.backend())
+        version = mlflow_models.register_classifier(client, dataset, run_id, folder, facts, keras.backend.backend())
     return facts, version
 
 

@@ -27,7 +27,6 @@ from filelock import FileLock
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from ruamel.yaml import YAML
 
-from medtransfer import tracking
 from medtransfer.core.dvc import LOCK, POINTER, check_unchanged
 from medtransfer.core.errors import UserError, check_known, shortened
 from medtransfer.core.files import atomic_file, sha256_of, write_json
@@ -37,6 +36,7 @@ from medtransfer.core.predictions import read_predictions
 from medtransfer.core.prepared import read_dataset
 from medtransfer.core.provenance import git_commit
 from medtransfer.metrics.scores import MACRO, score
+from medtransfer.tracking import mlflow_runs, mlflow_store
 
 log = logging.getLogger(__name__)
 
@@ -122,21 +122,21 @@ def sweep(
         "rates": ", ".join(f"{rate:g}" for rate in rates) or "as in params.yaml",
     }
     experiment = f"sweep {name}"
-    with tracking.run(
+    with mlflow_runs.run(
         experiment, name, sweep_id, {"train": params.train.model_dump()}, grid, sample_seconds=None
     ) as parent:
         try:
             with _ray(local, needs):
                 table = _run_all(fits, root, needs, experiment, parent.run_id)
         finally:
-            parent.send(tracking.close_children)  # whose process was ended with Ray, or died once too often
+            parent.send(mlflow_runs.close_children)  # whose process was ended with Ray, or died once too often
         with atomic_file(root / "sweep.csv") as path:
             table.to_csv(path, index=False)
         done = table[table.problem == ""]
         parent.log_metrics({"fits": len(done), "failed": len(table) - len(done)})
         if len(done):
             parent.log_metrics({"best_val_macro_f1": float(done.val_macro_f1.max())})
-        tracking.attach(experiment, sweep_id, [root / "sweep.csv"])
+        mlflow_runs.attach(experiment, sweep_id, [root / "sweep.csv"])
     return table
 
 
@@ -254,7 +254,7 @@ def _ray(local: bool, needs: Needs) -> Iterator[None]:
     if WEIGHTS_VARIABLE in environment:
         environment[WEIGHTS_VARIABLE] = str(Path(environment[WEIGHTS_VARIABLE]).resolve())
     environment |= {
-        "MLFLOW_TRACKING_URI": tracking.absolute_uri(),
+        "MLFLOW_TRACKING_URI": mlflow_store.absolute_uri(),
         "TF_NUM_INTRAOP_THREADS": str(needs.cpus),
         "TF_NUM_INTEROP_THREADS": "1",
         "OMP_NUM_THREADS": str(needs.cpus),
@@ -320,7 +320,7 @@ def _run_all(fits: list[Fit], root: Path, needs: Needs, experiment: str, parent:
     )(run_fit)
     commit = git_commit()
     pending = {
-        task.remote(fit, str(root), commit, tracking.RunTarget(experiment, fit.name, parent)): fit for fit in fits
+        task.remote(fit, str(root), commit, mlflow_runs.RunTarget(experiment, fit.name, parent)): fit for fit in fits
     }
     rows: list[dict[str, Any]] = []
     to_run = {fit for fit in fits if not _record(fit, root).exists()}
@@ -356,9 +356,9 @@ def _outcome(done: Any, fit: Fit) -> dict[str, Any]:
     try:
         return {**row, **ray.get(done)}
     except ray.exceptions.RayTaskError as error:
-        return {**row, "problem": shortened(tracking.redact(str(error.cause)), 300)}
+        return {**row, "problem": shortened(mlflow_store.redact(str(error.cause)), 300)}
     except ray.exceptions.RayError as error:
-        return {**row, "problem": f"{type(error).__name__}: {shortened(tracking.redact(str(error)), 300)}"}
+        return {**row, "problem": f"{type(error).__name__}: {shortened(mlflow_store.redact(str(error)), 300)}"}
 
 
 def time_left(seconds: float, to_run: Set[Fit], pending: Set[Fit]) -> str:
@@ -397,7 +397,7 @@ def _stop(pending: list[Any]) -> None:
     ray.wait(pending, num_returns=len(pending), timeout=SECONDS_TO_STOP)
 
 
-def run_fit(fit: Fit, root: str, commit: str, target: tracking.RunTarget) -> dict[str, Any]:
+def run_fit(fit: Fit, root: str, commit: str, target: mlflow_runs.RunTarget) -> dict[str, Any]:
     """Run one fit in a process of Ray's, unless it is finished, and return its row.
 
     The lock is for a fit that was given again while the process of a lost node still works at it: both share the disk.

@@ -1,0 +1,217 @@
+"""Models in MLflow: logging a fitted network or tree, and the registry of classifiers."""
+
+import importlib.metadata
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature, infer_signature
+from mlflow.types import ColSpec, Schema
+
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import sha256_of
+from medtransfer.tracking.mlflow_store import AWAY, FIT, address, reach, reason, redact
+
+MODEL, CLASSIFIER = "model", "classifier"
+MODEL_FILES = ("model.keras", "model.skops")
+MODEL_DIGEST = "medtransfer.sha256"
+BEST = "best"
+DIGEST = "medtransfer.network"
+# A registered classifier's files, and the tags with their SHA-256.
+REGISTERED = {"model.keras": DIGEST, "classifier.json": "medtransfer.classifier"}
+PACKAGE = Path(__file__).parent.parent
+SERVING = (
+    "mlflow", "keras", "matplotlib", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "scikit-learn", "scipy",
+)  # fmt: skip
+NOT_REGISTERED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the second where the alias alone is missing
+
+
+def registered(client: mlflow.MlflowClient) -> list[Any]:
+    """Return the versions of the registered models that `register_classifier` made."""
+    return [version for version in client.search_model_versions() if DIGEST in version.tags]
+
+
+def model_problem(client: mlflow.MlflowClient, run: Any, read: bool = True) -> str:
+    """Return what is wrong with the model logged with the run, of which the files are read; empty where nothing is."""
+    ready = [model for model in models_of(client, run) if model.status == "READY"]
+    problems = [_problem_of(model) if read else "" for model in ready]
+    return min(problems, default="has no model")  # "" where one of several is whole
+
+
+def _problem_of(model: Any) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            mlflow.artifacts.download_artifacts(artifact_uri=model.artifact_location, dst_path=folder)
+        except AWAY as error:
+            return f"has a model whose files cannot be read ({reason(error)})"
+        digests = _digests_of_model(Path(folder))
+    if not digests:
+        return f"has a model without {' or '.join(MODEL_FILES)}"
+    logged = model.tags.get(MODEL_DIGEST)  # older ones have none
+    return "has a model whose file is not the one that was logged" if logged and logged not in digests else ""
+
+
+def _digests_of_model(folder: Path) -> list[str]:
+    return [sha256_of(path) for path in sorted(folder.rglob("*")) if path.name in MODEL_FILES]
+
+
+def models_of(client: mlflow.MlflowClient, run: Any) -> list[Any]:
+    """Return the run's own models; what is registered lies beside them."""
+    models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    return [model for model in models if model.name == MODEL]
+
+
+def log_keras_model(model: Any, images: np.ndarray, probabilities: np.ndarray, backend: str) -> None:
+    """Log a network that takes raw pixels; `images` (n, size, size, 3), uint8, is its input example."""
+    _log_model(
+        _save_keras_model,
+        "keras",
+        model=model,
+        signature=infer_signature(images, probabilities),
+        input_example=images,
+        pip_requirements=_pinned("mlflow", "keras", "numpy", backend),
+        # It would load the network again after every fit; the tests compare a loaded one's answers.
+        validate_serving_input=False,
+    )
+
+
+def _save_keras_model(path: str, validate_serving_input: bool, **arguments: Any) -> None:
+    # It writes the input example into a folder that it has not made yet (mlflow/mlflow#16183).
+    Path(path).mkdir(parents=True)
+    mlflow.keras.save_model(path=path, **arguments)
+
+
+def log_sklearn_model(
+    model: Any, features: np.ndarray, probabilities: np.ndarray, trusted_types: Sequence[str]
+) -> None:
+    """Log a tree; `features` (n, size · size · 3), uint8, is its input example, probabilities its output."""
+    _log_model(
+        mlflow.sklearn.save_model,
+        "sklearn",
+        sk_model=model,
+        signature=infer_signature(features, probabilities),
+        input_example=features,
+        serialization_format="skops",
+        skops_trusted_types=list(trusted_types),
+        pyfunc_predict_fn="predict_proba",
+        pip_requirements=_pinned("mlflow", "scikit-learn", "skops", "numpy"),
+    )
+
+
+def _log_model(save: Callable[..., None], flavor: str, **arguments: Any) -> None:
+    """Log a model with the SHA-256 of its file, taken before the file goes to the store."""
+    digests: list[str] = []
+
+    def save_and_hash(path: str, **given: Any) -> None:
+        save(path=path, **given)
+        digests.extend(_digests_of_model(Path(path)))
+
+    logged = Model.log(
+        artifact_path=None,
+        name=MODEL,
+        flavor=SimpleNamespace(save_model=save_and_hash),
+        flavor_name=flavor,
+        **arguments,
+    )
+    (digest,) = digests
+    mlflow.MlflowClient().set_logged_model_tags(logged.model_id, {MODEL_DIGEST: digest})
+
+
+def register_classifier(
+    client: mlflow.MlflowClient, name: str, run_id: str, folder: Path, facts: Mapping[str, Any], backend: str
+) -> str:
+    """Log a folder CLASSIFIER with the run of its fit, register it and give it the alias BEST; return its version.
+
+    What is registered already and is whole is not registered again.
+    """
+    tags = {FIT: facts["fit"], **{tag: sha256_of(folder / file) for file, tag in REGISTERED.items()}}
+    for known in _versions(client, name):  # makes the name where it is new
+        if tags.items() <= known.tags.items() and not list(registered_problems(known)):
+            client.set_registered_model_alias(name, BEST, known.version)
+            return str(known.version)
+    answers = [ColSpec("string", "predicted"), *(ColSpec("double", f"p_{label}") for label in facts["classes"])]
+    mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # MLflow asks for an example of the input
+        logged = Model.log(
+            artifact_path=None,
+            name=folder.name,
+            flavor=mlflow.pyfunc,
+            run_id=run_id,  # without starting the run again
+            python_model=str(PACKAGE / "serving" / "served.py"),
+            artifacts={folder.name: str(folder)},
+            code_paths=[str(PACKAGE)],
+            signature=ModelSignature(Schema([ColSpec("binary", "image")]), Schema(answers)),
+            pip_requirements=_pinned(*SERVING, backend),
+        )
+    version = client.create_model_version(name, logged.model_uri, run_id, tags, model_id=logged.model_id)
+    client.set_registered_model_alias(name, BEST, version.version)
+    return str(version.version)
+
+
+def _versions(client: mlflow.MlflowClient, name: str) -> list[Any]:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return list(client.search_model_versions(f"name = '{name}'"))
+
+
+def registered_problems(version: Any) -> Iterator[str]:
+    """Read a registered classifier and yield what is wrong with it."""
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            folder, digests = fetch_classifier(f"models:/{version.name}/{version.version}", Path(temporary))
+        except UserError as error:
+            yield str(error)
+            return
+        for file, digest in digests.items():
+            if not (folder / file).is_file() or sha256_of(folder / file) != digest:
+                yield f"its {file} is not the one that was registered"
+
+
+def fetch_classifier(uri: str, folder: Path) -> tuple[Path, dict[str, str]]:
+    """Download a registered classifier into a folder and return where it lies and the SHA-256 of its files, by name.
+
+    The digests are the registry's: what lies in the store of files cannot change them. An older one has the network's
+    alone.
+
+    Parameters
+    ----------
+    uri : str
+        `models:/ham10000@best` or `models:/ham10000/2`.
+
+    Raises
+    ------
+    UserError
+        MLflow does not answer, or has no such classifier.
+    """
+    asked = re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))", uri)
+    if not asked:
+        raise UserError(f"{uri}: no registered model's address; expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    client = reach()
+    name, alias, version = asked["name"], asked["alias"], asked["version"]
+    try:
+        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
+        if DIGEST not in found.tags:
+            raise UserError(f"{uri}: version {found.version} has no tag {DIGEST}; run `medtransfer register`")
+        source = f"models:/{name}/{found.version}/artifacts/{CLASSIFIER}"
+        return Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder))), {
+            file: found.tags[tag] for file, tag in REGISTERED.items() if tag in found.tags
+        }
+    except (*AWAY, ValueError) as error:
+        known = isinstance(error, MlflowException) and error.error_code in NOT_REGISTERED
+        advice = f"; run `medtransfer register {name}`" if known and alias == BEST else ""
+        raise UserError(f"{redact(uri)}: cannot be had from {address()} ({reason(error)}){advice}") from None
+
+
+def _pinned(*packages: str) -> list[str]:
+    return [f"{package}=={importlib.metadata.version(package)}" for package in packages]
