@@ -80,7 +80,6 @@ def test_probes_find_a_class_that_can_be_seen(tiny: TrainParams) -> None:
         return {"accuracy": float((probabilities.argmax(axis=1) == labels[30:]).mean())}
 
     table = probe_blocks(model, images, labels, rows, score)
-    assert list(table.features) == [64, 128, 256, 512, 512]
     assert table.accuracy[0] == 1
     keras.backend.clear_session()
 

@@ -85,7 +85,6 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
         "images": {split: int((samples.split == split).sum()) for split in (*SPLITS, LEFT_OUT)},
         "converted": dict(conversions),
         "test_images_sharing_a_group": int(shared.sum()),
-        "test_images_sharing_a_group_by_class": count_by_class(samples, shared, dataset),
         "test_images_with_a_near_duplicate": int(tested.id.nunique()),
         "test_images_with_a_near_duplicate_of_another_group": int(tested.id[~tested.same_group].nunique()),
         "validation_images_with_a_near_duplicate": int(validated.id.nunique()),
@@ -224,9 +223,3 @@ def shared_with_training(samples: pd.DataFrame) -> pd.Series:
     """
     test = samples[samples.split == "test"]
     return test.group.isin(samples.group[samples.split.isin(FITTED)])
-
-
-def count_by_class(samples: pd.DataFrame, shared: pd.Series, dataset: Dataset) -> dict[str, int]:
-    """Count the marked test images of each class."""
-    counts = samples.label[shared.index[shared]].value_counts()
-    return {label: int(counts.get(label, 0)) for label in dataset.classes}

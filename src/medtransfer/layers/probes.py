@@ -116,7 +116,7 @@ def probe_blocks(
     Returns
     -------
     DataFrame
-        One row per block: block, features, and what `score` returned.
+        One row per block: block, and what `score` returned.
     """
     pooled = [keras.layers.GlobalAveragePooling2D()(model.get_layer(f"{block}_pool").output) for block in BLOCKS]
     extract = keras.Model(model.inputs, pooled)
@@ -129,7 +129,7 @@ def probe_blocks(
         classifier.fit(training, labels[rows["train"]])
         probabilities = np.zeros((len(tested), int(labels.max()) + 1))
         probabilities[:, classifier.classes_] = classifier.predict_proba(tested)
-        found.append({"block": block, "features": table.shape[1], **score(probabilities)})
+        found.append({"block": block, **score(probabilities)})
     return pd.DataFrame(found)
 
 
