@@ -21,11 +21,12 @@ from medtransfer.pipeline.baseline import baseline
 from medtransfer.pipeline.evaluate import evaluate
 from medtransfer.pipeline.explain import explain
 from medtransfer.pipeline.prepare import prepare
-from medtransfer.pipeline.train import load_initial_weights, train
+from medtransfer.pipeline.train import train
 from medtransfer.serving.register import best_fit, register
 from medtransfer.study.collect import collect
 from medtransfer.study.gradcam import explain_predictions
 from medtransfer.study.layers import analyse_layers
+from medtransfer.training.experiment import load_initial_weights
 
 PREDICTIONS = "id,group,split,label,p_nv,p_mel\na,g,test,nv,0.7,0.3\n"
 VALIDATED = PREDICTIONS.replace("test", "validation")
@@ -68,7 +69,7 @@ def tree_alone(params: Params) -> Params:
 
 
 def start(params: Params) -> None:
-    load_initial_weights(keras.Model(), params.configurations["ham10000_all"], params, 0)
+    load_initial_weights(keras.Model(), params.configurations["ham10000_all"], 0, None)
 
 
 READERS: dict[str, tuple[str, Callable[[Params], object]]] = {

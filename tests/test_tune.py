@@ -14,10 +14,10 @@ from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder
 from medtransfer.core.layout import TUNING_KEY
 from medtransfer.core.params import Params
-from medtransfer.core.prepared import training_rows
 from medtransfer.data.catalogue import CHEST_XRAY
 from medtransfer.data.preparation import prepare_dataset
 from medtransfer.study import tune as stage
+from medtransfer.training.experiment import training_rows
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +51,13 @@ def test_the_grid_is_run_once_and_goes_on(project: Path, params: Params, monkeyp
     output = project / "tuning.csv"
     first = stage.tune(small(params), "chest_xray", ["random_head"], [1e-3], 1.0, 2, output)
     tried = []
-    original = stage._try
+    original = stage._run_trial
 
     def note(*arguments: object) -> dict[str, object]:
         tried.append(arguments[3].learning_rate)  # type: ignore[attr-defined]
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(stage, "_try", note)
+    monkeypatch.setattr(stage, "_run_trial", note)
     table = stage.tune(small(params), "chest_xray", ["random_head"], [1e-3, 1e-2], 1.0, 2, output)
     assert tried == [1e-2]
     assert list(table.learning_rate) == [1e-3, 1e-2]
@@ -102,7 +102,7 @@ def test_what_was_tried_of_another_recipe_or_data_does_not_count(
         tried.append(arguments[3].batch_size)  # type: ignore[attr-defined]
         return {name: len(tried) for name in stage.FOUND}
 
-    monkeypatch.setattr(stage, "_try", note)
+    monkeypatch.setattr(stage, "_run_trial", note)
     output, few = project / "tuning.csv", small(params)
     recipes = {
         "first": few,

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
 from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError, check_known
@@ -101,29 +100,3 @@ def data_of(fit: Path) -> dict[str, Any]:
 def encode_labels(samples: pd.DataFrame, classes: list[str]) -> np.ndarray:
     """Return the labels as numbers in the order of the classes, shape (n,), int32."""
     return samples.label.map({name: number for number, name in enumerate(classes)}).to_numpy(np.int32)
-
-
-def training_rows(samples: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
-    """Return the rows of the training images, or of a part of them, drawn from `seed`, each class's share kept.
-
-    Raises
-    ------
-    UserError
-        There would be fewer images than classes, or none of a class.
-    """
-    rows = np.flatnonzero(samples.split == "train")
-    if fraction == 1:
-        return rows
-    try:
-        kept, _ = train_test_split(rows, train_size=fraction, stratify=samples.label.iloc[rows], random_state=seed)
-    except ValueError as error:
-        raise UserError(
-            f"fraction {fraction:g} of {len(rows)} training images: too few to keep each class's share ({error})"
-        ) from None
-    lost = set(samples.label.iloc[rows]) - set(samples.label.iloc[kept])
-    if lost:
-        raise UserError(
-            f"fraction {fraction:g} of {len(rows)} training images: none of {', '.join(sorted(lost))} is left; take a "
-            "larger one"
-        )
-    return np.sort(kept)

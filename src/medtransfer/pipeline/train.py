@@ -1,6 +1,5 @@
 """train: artifacts/prepared/<dataset> → a network in artifacts/runs/<dataset>/<configuration>-seed<k>."""
 
-import time
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -8,32 +7,31 @@ from typing import Any
 
 import keras
 import numpy as np
+import pandas as pd
 
-from medtransfer.core.dvc import check_params_unchanged, check_unchanged
-from medtransfer.core.errors import UserError, check_known
+from medtransfer.core.dvc import check_params_unchanged
+from medtransfer.core.errors import check_known
 from medtransfer.core.files import atomic_folder, sha256_of
 from medtransfer.core.layout import PREPARED, run_folder, run_name, unfinished_folder
-from medtransfer.core.params import Configuration, Params
-from medtransfer.core.prepared import encode_labels, read_dataset, training_rows
+from medtransfer.core.params import Configuration, Params, TrainParams
+from medtransfer.core.prepared import read_dataset
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.models import vgg16
 from medtransfer.models.settings import read_settings
-from medtransfer.models.weights import digest, imagenet_weights
+from medtransfer.models.weights import digest
 from medtransfer.pipeline.outputs import describe_fit, tell_mlflow, write_record, write_scores
 from medtransfer.pipeline.unfinished import claim_fit, end_fit, forget_recorded
 from medtransfer.tracking import mlflow_models, mlflow_runs
-from medtransfer.training.batches import Batches
 from medtransfer.training.code import code_digest
 from medtransfer.training.device import (
     device_name,
     every_device,
     keep_freed_memory,
     make_deterministic,
-    place_on_device,
 )  # fmt: skip
+from medtransfer.training.experiment import Experiment, build_network, set_up
 from medtransfer.training.feature_cache import hash_array
 from medtransfer.training.loop import fit, predict
-from medtransfer.training.prefix import use_cached_features
 
 
 def train(
@@ -75,29 +73,13 @@ def _train(
     settings = configuration.recipe(params.train, dataset)
     images, samples, description = read_dataset(params, dataset)
     classes = description["classes"]
-    model = vgg16.build_vgg16(description["image_size"], len(classes), settings, seed)
-    load_initial_weights(model, configuration, params, seed)
-    trained = vgg16.set_trainable(model, configuration.blocks)
-    counts = vgg16.count_weights(model)
-    record = {
-        **describe_fit(description, name, seed),
-        **origin,
-        "kind": "network",
-        "weights": configuration.weights,
-        "trainable_blocks": ",".join((*configuration.blocks, vgg16.HEAD)),
-        "backend": keras.backend.backend(),
-        "precision": settings.precision,
-        "device": device_name(),
-    }
-    hyperparameters = {
-        "train": settings.model_dump(),
-        "configuration": configuration.model_dump(exclude_none=True),
-        "data": {key: description[key] for key in ("image_size", "resize_filter", "split")},
-        "seed": seed,
-        "weights": counts,
-        "trainable_layers": ",".join(trained),
-    }
+    model, trained = build_network(
+        configuration, settings, description["image_size"], len(classes), seed, params.weights.file
+    )
+    record = {**describe_fit(description, name, seed), **origin, **describe_network(configuration, settings)}
+    hyperparameters = describe_hyperparameters(model, trained, configuration, settings, description, seed)
     check_network(model, hyperparameters, len(classes))
+    counts = hyperparameters["weights"]
     print(f"{dataset} {run_name(name, seed)}: trains {', '.join(trained)} ({counts['trainable']:,} weights)")
     unfinished = unfinished_folder(dataset, name, seed)
     made_from = {**describe_origin(model, images, dataset, hyperparameters), "devices": origin["devices"]}
@@ -107,40 +89,66 @@ def _train(
         mlflow_runs.run(target.experiment, target.name, fit_id, hyperparameters, {**record, **target.tags}) as run,
     ):
         run.log_data(samples, dataset, {key: record[key] for key in ("data_source", "data_version")})
-        begin = time.perf_counter()
-        network, inputs, elsewhere = use_cached_features(
-            model, configuration.blocks, settings, images, params.cache.max_gb
-        )
-        seconds = time.perf_counter() - begin
-        # With the features in the store or not, the last digits differ.
-        made_from["stored_features"] = network is not model
-        inputs, labels = place_on_device(inputs), encode_labels(samples, classes)
-        rows = {split: np.flatnonzero(samples.split == split) for split in ("validation", "test")}
-        used = training_rows(samples, settings.fraction, seed)
-        training = Batches(inputs, used, labels, settings.batch_size, seed, settings.balance)
-        validation = Batches(inputs, rows["validation"], labels, settings.batch_size)
-        history = fit(network, training, validation, settings, run.log_epochs, unfinished, made_from)
+        ready = set_up(model, configuration, settings, images, samples, classes, seed, params.cache.max_gb)
+        # With the features in the cache or not, the last digits differ.
+        made_from["stored_features"] = ready.uses_cached_features
+        history = fit(ready.network, ready.training, ready.validation, settings, run.log_epochs, unfinished, made_from)
         history.to_csv(folder / "history.csv", index=False)
-        asked = np.concatenate([rows["validation"], rows["test"]])
-        probabilities = predict(network, inputs, asked, settings.batch_size)
+        asked = np.concatenate([np.flatnonzero(samples.split == split) for split in ("validation", "test")])
+        probabilities = predict(ready.network, ready.inputs, asked, settings.batch_size)
         metrics = write_scores(folder, samples.iloc[asked], probabilities, classes)
-        outcome = {
-            "fit": fit_id,
-            "stored_features": network is not model,
-            "feature_seconds": elsewhere,
-            "training_images": len(used),
-            "seconds": seconds + float(history.seconds.sum()),
-            "epochs": len(history),
-            "best_epoch": int(history.val_loss.to_numpy().argmin()) + 1,
-        }
         check_network(model, hyperparameters, len(classes))
         check_params_unchanged(params, "train", f"configurations.{name}", "weights")
         save_network(model, folder)
+        outcome = {"fit": fit_id, **describe_outcome(ready, history)}
         write_record(folder, {**record, **outcome, **counts}, hyperparameters)
         tell_mlflow(run, folder)
         run.log_model(lambda: log_network(model, np.asarray(images[:1])))
     end_fit(unfinished, run_folder(dataset, name, seed))
     print(f"test images: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}")
+
+
+def describe_network(configuration: Configuration, settings: TrainParams) -> dict[str, Any]:
+    """Return what run.json and MLflow's tags say of the network and of what computes it."""
+    return {
+        "kind": "network",
+        "weights": configuration.weights,
+        "trainable_blocks": ",".join((*configuration.blocks, vgg16.HEAD)),
+        "backend": keras.backend.backend(),
+        "precision": settings.precision,
+        "device": device_name(),
+    }
+
+
+def describe_hyperparameters(
+    model: keras.Model,
+    trained: tuple[str, ...],
+    configuration: Configuration,
+    settings: TrainParams,
+    description: dict[str, Any],
+    seed: int,
+) -> dict[str, Any]:
+    """Return the hyperparameters of a fit as MLflow and run.json hold them; `description` is dataset.json."""
+    return {
+        "train": settings.model_dump(),
+        "configuration": configuration.model_dump(exclude_none=True),
+        "data": {key: description[key] for key in ("image_size", "resize_filter", "split")},
+        "seed": seed,
+        "weights": vgg16.count_weights(model),
+        "trainable_layers": ",".join(trained),
+    }
+
+
+def describe_outcome(ready: Experiment, history: pd.DataFrame) -> dict[str, Any]:
+    """Return what run.json says of how a fit went."""
+    return {
+        "stored_features": ready.uses_cached_features,
+        "feature_seconds": ready.feature_seconds,
+        "training_images": len(ready.training.rows),
+        "seconds": ready.setup_seconds + float(history.seconds.sum()),
+        "epochs": len(history),
+        "best_epoch": int(history.val_loss.to_numpy().argmin()) + 1,
+    }
 
 
 def describe_origin(
@@ -184,21 +192,3 @@ def log_network(model: keras.Model, example: np.ndarray) -> None:
 
 def _without_optimizer(model: keras.Model) -> keras.Model:
     return keras.Model(model.inputs, model.outputs, name=model.name)
-
-
-def load_initial_weights(model: keras.Model, configuration: Configuration, params: Params, seed: int) -> None:
-    """Give the convolutional base the weights that the configuration begins from.
-
-    Raises
-    ------
-    UserError
-        The run that it begins from is not finished or has changed, or the ImageNet weights cannot be had.
-    """
-    if configuration.source:
-        source = run_folder(*configuration.source, seed) / "model.keras"
-        if not source.exists():
-            raise UserError(f"{source}: not found; run `dvc repro`")
-        check_unchanged(source.parent)
-        vgg16.set_base_weights(model, vgg16.get_base_weights(vgg16.load_network(source)))
-    elif configuration.weights == "imagenet":
-        vgg16.set_base_weights(model, imagenet_weights(params.weights.file))

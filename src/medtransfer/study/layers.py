@@ -19,8 +19,8 @@ from medtransfer.core.provenance import git_commit
 from medtransfer.layers.probes import compare_layers, probe_blocks, rewind_blocks
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.models import vgg16
-from medtransfer.pipeline.train import load_initial_weights
 from medtransfer.training.device import device_name, make_deterministic
+from medtransfer.training.experiment import load_initial_weights
 from medtransfer.training.loop import predict
 
 PROBED = 2000  # training images of a probe
@@ -48,7 +48,7 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     begin = time.perf_counter()
     tuned = vgg16.load_network(fitted / "model.keras")
     start = vgg16.build_vgg16(description["image_size"], len(classes), settings, seed)
-    load_initial_weights(start, configuration, params, seed)
+    load_initial_weights(start, configuration, seed, params.weights.file)
     rows = {split: np.flatnonzero(samples.split == split) for split in ("train", "validation", "test")}
     labels = encode_labels(samples, classes)
     tested = samples.iloc[rows["test"]].reset_index(drop=True)

@@ -14,14 +14,11 @@ from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import atomic_file, sha256_of
 from medtransfer.core.layout import PREPARED, TUNING_KEY, run_folder
 from medtransfer.core.params import Params, TrainParams
-from medtransfer.core.prepared import encode_labels, read_dataset, training_rows
+from medtransfer.core.prepared import read_dataset
 from medtransfer.metrics.scores import MACRO, score
-from medtransfer.models import vgg16
-from medtransfer.pipeline.train import load_initial_weights
-from medtransfer.training.batches import Batches
 from medtransfer.training.device import device_name, keep_freed_memory, make_deterministic
+from medtransfer.training.experiment import build_network, set_up
 from medtransfer.training.loop import DivergedError, fit, predict
-from medtransfer.training.prefix import use_cached_features
 
 FOUND = ["best_epoch", "val_loss", "val_macro_f1", "image_size", "precision", "device", "seconds"]
 
@@ -82,7 +79,7 @@ def tune(
             if _rows(table, {**key, "learning_rate": rate}).any():
                 continue
             settings = recipe.model_copy(update={"learning_rate": rate})
-            row = {**key, "learning_rate": rate, **_try(params, data, name, settings)}
+            row = {**key, "learning_rate": rate, **_run_trial(params, data, name, settings)}
             table = pd.concat([table, pd.DataFrame([row])[[*TUNING_KEY, *FOUND]]], ignore_index=True)
             with atomic_file(output) as path:
                 table.to_csv(path, index=False)
@@ -127,36 +124,29 @@ def _read(output: Path) -> pd.DataFrame:
     return table
 
 
-def _try(
+def _run_trial(
     params: Params, data: tuple[np.ndarray, pd.DataFrame, dict[str, Any]], name: str, settings: TrainParams
 ) -> dict[str, Any]:
     images, samples, description = data
-    seed, configuration = params.seeds[0], params.configurations[name]
-    model = vgg16.build_vgg16(description["image_size"], len(description["classes"]), settings, seed)
-    load_initial_weights(model, configuration, params, seed)
-    vgg16.set_trainable(model, configuration.blocks)
-    network, inputs, _ = use_cached_features(model, configuration.blocks, settings, images, params.cache.max_gb)
-    labels = encode_labels(samples, description["classes"])
-    rows = training_rows(samples, settings.fraction, seed)
-    validation = np.flatnonzero(samples.split == "validation")
+    seed, configuration, classes = params.seeds[0], params.configurations[name], description["classes"]
+    model, _ = build_network(
+        configuration, settings, description["image_size"], len(classes), seed, params.weights.file
+    )
+    ready = set_up(model, configuration, settings, images, samples, classes, seed, params.cache.max_gb)
     made = {"image_size": description["image_size"], "precision": settings.precision, "device": device_name()}
     begin = time.perf_counter()
     try:
-        history = fit(
-            network,
-            Batches(inputs, rows, labels, settings.batch_size, seed, settings.balance),
-            Batches(inputs, validation, labels, settings.batch_size),
-            settings,
-        )
+        history = fit(ready.network, ready.training, ready.validation, settings)
     except DivergedError:
         seconds = round(time.perf_counter() - begin, 1)
         return {"best_epoch": 0, "val_loss": np.inf, "val_macro_f1": np.nan, **made, "seconds": seconds}
     best = history.iloc[int(history.val_loss.to_numpy().argmin())]
-    probabilities = predict(network, inputs, validation, settings.batch_size)
+    validation = np.flatnonzero(samples.split == "validation")
+    probabilities = predict(ready.network, ready.inputs, validation, settings.batch_size)
     return {
         "best_epoch": int(best.epoch),
         "val_loss": float(best.val_loss),
-        "val_macro_f1": _macro_f1(samples.iloc[validation], probabilities, description["classes"]),
+        "val_macro_f1": _macro_f1(samples.iloc[validation], probabilities, classes),
         **made,
         "seconds": round(float(history.seconds.sum()), 1),
     }

@@ -1,0 +1,148 @@
+"""The one way from a freezing configuration to a fit: build, load, freeze, cache features, make batches."""
+
+import time
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import train_test_split
+
+from medtransfer.core.dvc import check_unchanged
+from medtransfer.core.errors import UserError
+from medtransfer.core.layout import run_folder
+from medtransfer.core.params import Configuration, TrainParams
+from medtransfer.core.prepared import encode_labels
+from medtransfer.models import vgg16
+from medtransfer.models.weights import imagenet_weights
+from medtransfer.training.batches import Batches
+from medtransfer.training.device import place_on_device
+from medtransfer.training.prefix import use_cached_features
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A network that is ready to be fitted.
+
+    Attributes
+    ----------
+    network : keras.Model
+        The part to fit: behind the cached features of the frozen prefix, or the whole network.
+    inputs : array of shape (n, height, width, channels)
+        What goes into it for every image of the data set: features, or pixels as uint8.
+    training, validation : Batches
+    uses_cached_features : bool
+    setup_seconds : float
+        Spent on the features.
+    feature_seconds : float or None
+        What an earlier run spent on them; see `use_cached_features`.
+    """
+
+    network: keras.Model
+    inputs: np.ndarray
+    training: Batches
+    validation: Batches
+    uses_cached_features: bool
+    setup_seconds: float
+    feature_seconds: float | None
+
+
+def build_network(
+    configuration: Configuration, settings: TrainParams, size: int, classes: int, seed: int, weights_file: str | None
+) -> tuple[keras.Model, tuple[str, ...]]:
+    """Return VGG16 with the weights that the configuration begins from, and the names of the layers that train.
+
+    Raises
+    ------
+    UserError
+        As `load_initial_weights`.
+    """
+    model = vgg16.build_vgg16(size, classes, settings, seed)
+    load_initial_weights(model, configuration, seed, weights_file)
+    return model, tuple(vgg16.set_trainable(model, configuration.blocks))
+
+
+def load_initial_weights(model: keras.Model, configuration: Configuration, seed: int, weights_file: str | None) -> None:
+    """Give the convolutional base the weights that the configuration begins from.
+
+    Raises
+    ------
+    UserError
+        The run that it begins from is not finished or has changed, or the ImageNet weights cannot be had.
+    """
+    if configuration.source:
+        source = run_folder(*configuration.source, seed) / "model.keras"
+        if not source.exists():
+            raise UserError(f"{source}: not found; run `dvc repro`")
+        check_unchanged(source.parent)
+        vgg16.set_base_weights(model, vgg16.get_base_weights(vgg16.load_network(source)))
+    elif configuration.weights == "imagenet":
+        vgg16.set_base_weights(model, imagenet_weights(weights_file))
+
+
+def set_up(
+    model: keras.Model,
+    configuration: Configuration,
+    settings: TrainParams,
+    images: np.ndarray,
+    samples: pd.DataFrame,
+    classes: list[str],
+    seed: int,
+    max_gb: float,
+) -> Experiment:
+    """Cache what the frozen prefix computes, and make the batches of the training and validation images.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, size, size, 3), uint8
+    samples : DataFrame
+        One row per image, with the columns label and split.
+    max_gb : float
+        What the feature cache may hold, in units of 10^9 bytes; 0 turns it off.
+
+    Raises
+    ------
+    UserError
+        As `training_rows`.
+    """
+    rows = training_rows(samples, settings.fraction, seed)
+    begin = time.perf_counter()
+    network, inputs, feature_seconds = use_cached_features(model, configuration.blocks, settings, images, max_gb)
+    seconds = time.perf_counter() - begin
+    inputs, labels = place_on_device(inputs), encode_labels(samples, classes)
+    validation = np.flatnonzero(samples.split == "validation")
+    return Experiment(
+        network,
+        inputs,
+        Batches(inputs, rows, labels, settings.batch_size, seed, settings.balance),
+        Batches(inputs, validation, labels, settings.batch_size),
+        network is not model,
+        seconds,
+        feature_seconds,
+    )
+
+
+def training_rows(samples: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
+    """Return the rows of the training images, or of a part of them, drawn from `seed`, each class's share kept.
+
+    Raises
+    ------
+    UserError
+        There would be fewer images than classes, or none of a class.
+    """
+    rows = np.flatnonzero(samples.split == "train")
+    if fraction == 1:
+        return rows
+    try:
+        kept, _ = train_test_split(rows, train_size=fraction, stratify=samples.label.iloc[rows], random_state=seed)
+    except ValueError as error:
+        raise UserError(
+            f"fraction {fraction:g} of {len(rows)} training images: too few to keep each class's share ({error})"
+        ) from None
+    lost = set(samples.label.iloc[rows]) - set(samples.label.iloc[kept])
+    if lost:
+        raise UserError(
+            f"fraction {fraction:g} of {len(rows)} training images: none of {', '.join(sorted(lost))} is left; take a "
+            "larger one"
+        )
+    return np.sort(kept)
