@@ -117,7 +117,7 @@ def test_a_stage_trains_on_every_device_and_goes_on_after_an_interruption(
         with atomic_folder(project / "artifacts" / "prepared" / "chest_xray") as folder:
             prepare_dataset(CHEST_XRAY, demo / "chest_xray", params.datasets["chest_xray"], folder)
         YAML().dump(small.model_dump(), project / "params.yaml")
-    assert run_on(2, STOPPED_AND_TAKEN_UP, tmp_path).count("going on after epoch 1 of") == 1
+    assert run_on(2, STOPPED_AND_TAKEN_UP, tmp_path).count("resuming after epoch 1 of") == 1
     record = json.loads((tmp_path / "artifacts/runs/chest_xray/random_head-seed0/run.json").read_text())
     assert record["devices"] == 2
     assert record["epochs"] == 3

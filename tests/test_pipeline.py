@@ -434,12 +434,12 @@ def test_a_study_that_is_killed_ends_with_the_bits_of_one_that_is_not(tmp_path: 
     """benchmarks/reliability/kills.py has the long version: every stage, and more kills."""
     study = {"ham10000": {"train": ["imagenet_last_block"]}, "chest_xray": {"transfer": []}}
     changes = {"study": study, "baselines": [], "train": {"epochs": 3, "dense_units": [16, 16]}}
-    plan = [("prepare", "as it ends"), ("train", "in a snapshot"), ("train", "before it is recorded")]
+    plan = [("prepare", "as it ends"), ("train", "in a checkpoint"), ("train", "before it is recorded")]
     found = kills.compare(tmp_path, changes, [plan], seed=0, target=("train-ham10000",))
     assert found["differing"] == []
     assert found["compared_files"] == 8
     assert found["exit_codes"] == [0]
-    assert found["went_on_from_a_snapshot"] >= 1
+    assert found["resumed_from_a_checkpoint"] >= 1
     once = {"runs": 1, "finished": 1, "fits_with_two_runs": 0, "epochs_lost": 0, "epochs_logged_twice": 0}
     assert found["mlflow"] == once
 

@@ -118,7 +118,7 @@ def predictions(project: Path) -> dict[str, bytes]:
     return {str(path.relative_to(projects(project))): path.read_bytes() for path in found}
 
 
-def with_snapshot(project: Path) -> int:
+def with_checkpoint(project: Path) -> int:
     """How many fits are under way that a process can take up again."""
     return len({path.parent for path in projects(project).glob("*/artifacts/unfinished/*/*/epoch-*.npz")})
 
@@ -177,7 +177,7 @@ def test_a_sweep_fits_everything_once(project: Path) -> None:
 def test_a_lost_node_costs_nothing_and_changes_nothing(project: Path, cluster: Cluster) -> None:
     names = {f"{LAST_BLOCK}-seed{seed}" for seed in range(2)}
     process = start(project, *SEEDS[:-2], "--gpus", "1", RAY_ADDRESS=cluster.address)
-    wait_for(lambda: with_snapshot(project) == 2, process)  # so that no node is idle
+    wait_for(lambda: with_checkpoint(project) == 2, process)  # so that no node is idle
     assert len(fitting(project)) == 2  # one a GPU, where there is room for two
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     output = finish(process)
@@ -187,11 +187,11 @@ def test_a_lost_node_costs_nothing_and_changes_nothing(project: Path, cluster: C
     check_every_fit_finished_once(project, names)
     disturbed = predictions(project)
     assert len(disturbed) == 2
-    seed, *_ = [seed for seed in "01" if log_lines(project, f"{LAST_BLOCK}-seed{seed}", "going on after epoch")]
+    seed, *_ = [seed for seed in "01" if log_lines(project, f"{LAST_BLOCK}-seed{seed}", "resuming after epoch")]
 
     threads = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
     alone = ("stage", "train", "chest_xray", "random_last_block", "--seed", seed)
-    assert "going on after epoch" not in finish(start_command(project, *alone, **threads))
+    assert "resuming after epoch" not in finish(start_command(project, *alone, **threads))
     [found] = [content for path, content in disturbed.items() if f"-seed{seed}/" in path]
     folder = project / "artifacts" / "runs" / "chest_xray" / f"random_last_block-seed{seed}"
     assert (folder / "predictions.csv").read_bytes() == found
@@ -200,7 +200,7 @@ def test_a_lost_node_costs_nothing_and_changes_nothing(project: Path, cluster: C
 @pytest.mark.slow
 def test_ctrl_c_and_a_lost_process_cost_nothing(project: Path) -> None:
     process = start(project, *RATES, "--local")
-    wait_for(lambda: with_snapshot(project) == 2, process)
+    wait_for(lambda: with_checkpoint(project) == 2, process)
     fitting(project)[0].suspend()  # one that cannot heed Ctrl-C
     process.send_signal(signal.SIGINT)
     assert "run it again and it goes on" in finish(process, code=1)
@@ -210,12 +210,12 @@ def test_ctrl_c_and_a_lost_process_cost_nothing(project: Path) -> None:
 
     process = start(project, *RATES, "--local")
     lost, other = fits = [f"{LAST_BLOCK}-seed0-rate{rate}" for rate in ("0.001", "0.0001")]
-    wait_for(lambda: len(log_lines(project, lost, "going on after epoch")) == 1, process)
+    wait_for(lambda: len(log_lines(project, lost, "resuming after epoch")) == 1, process)
     for worker in processes_in(projects(project) / "rate-0.001"):
         worker.kill()
     assert "2 of 2 fits finished" in finish(process)
-    assert len(log_lines(project, lost, "going on after epoch")) == 2
-    assert len(log_lines(project, other, "going on after epoch")) == 1
+    assert len(log_lines(project, lost, "resuming after epoch")) == 2
+    assert len(log_lines(project, other, "resuming after epoch")) == 1
     # What is frozen was computed once for both rates.
     assert len(log_lines(project, "*", "features: computing")) == 1
     assert len(list((project / "cache" / "medtransfer" / "features").glob("*/features.npy"))) == 1
@@ -237,7 +237,7 @@ def test_fits_share_a_gpu_and_ctrl_c_leaves_nothing_running_on_a_cluster(project
     process = start(project, *SEEDS, "--gpus", "0.5", RAY_ADDRESS=cluster.address)
     wait_for(lambda: len(fitting(project)) == 3, process)  # on two GPUs
     assert {worker.environ()["TF_FORCE_GPU_ALLOW_GROWTH"] for worker in fitting(project)} == {"true"}
-    wait_for(lambda: with_snapshot(project) >= 1, process)
+    wait_for(lambda: with_checkpoint(project) >= 1, process)
     process.send_signal(signal.SIGINT)
     assert "run it again and it goes on" in finish(process, code=1)
     check_nothing_is_left_running(project, projects(project))  # the cluster itself stays

@@ -73,7 +73,7 @@ def test_the_status_is_the_truth(store: mlflow.MlflowClient, ending: type[BaseEx
 
 
 def test_an_interrupt_that_became_another_exception_is_one_still(store: mlflow.MlflowClient) -> None:
-    """As zipfile does where Ctrl-C comes while a snapshot is opened: closing it is a ValueError of its own."""
+    """As zipfile does where Ctrl-C comes while a checkpoint is opened: closing it is a ValueError of its own."""
 
     def work() -> None:
         with mlflow_runs.run("ham10000", "x-seed0", "f1", {}, {}):

@@ -38,13 +38,13 @@ PLAN = (
     ("baseline", "as it ends"),
     ("baseline", "before it is recorded"),
     ("train-ham10000", "after a time"),
-    ("train-ham10000", "in a snapshot"),
-    ("train-ham10000", "in a snapshot"),
+    ("train-ham10000", "in a checkpoint"),
+    ("train-ham10000", "in a checkpoint"),
     ("train-ham10000", "before it is recorded"),
     ("train-ham10000", "as it ends"),
-    ("train-chest_xray", "in a snapshot"),
+    ("train-chest_xray", "in a checkpoint"),
     ("transfer", "after a time"),
-    ("transfer", "in a snapshot"),
+    ("transfer", "in a checkpoint"),
     ("evaluate", "after a time"),
 )
 # Roughly what a stage takes here, at most; a kill "after a time" comes within it.
@@ -120,7 +120,7 @@ def compare(
         "files_of_dvc_left_in_pieces": Counter(mended),
         "compared_files": len(expected),
         "differing": sorted(differing),
-        "went_on_from_a_snapshot": (killed / "log.txt").read_text().count("going on after epoch"),
+        "resumed_from_a_checkpoint": (killed / "log.txt").read_text().count("resuming after epoch"),
         "mlflow": dict(logged),
     }
 
@@ -141,7 +141,7 @@ class Watch:
         begin, lock, finished = time.monotonic(), self._lock(), self._finished()
         moments: dict[str, Callable[[], bool]] = {
             "after a time": lambda: time.monotonic() > begin + seconds,
-            "in a snapshot": lambda: self._written() >= epoch,
+            "in a checkpoint": lambda: self._written() >= epoch,
             "before it is recorded": lambda: self._finished() > finished and self._lock() == lock,
             "as it ends": lambda: self._lock() != lock,
         }
@@ -162,7 +162,7 @@ class Watch:
         return (self.folder / "log.txt").read_text().count(": micro F1 ")
 
     def _written(self) -> int:
-        """Return the number of snapshots of which the next is being written, or -1."""
+        """Return the number of checkpoints of which the next is being written, or -1."""
         for partial in (self.folder / "artifacts/unfinished").glob("*/*/.partial-epoch-*"):
             return len(list(partial.parent.glob("epoch-*")))
         return -1
@@ -182,7 +182,7 @@ def repro(folder: Path, target: tuple[str, ...]) -> "subprocess.Popen[bytes]":
 
 
 def left_in_a_save(folder: Path) -> bool:
-    """Say whether a kill left a snapshot that was being written."""
+    """Say whether a kill left a checkpoint that was being written."""
     return any(folder.glob("artifacts/unfinished/*/*/.partial-epoch-*"))
 
 

@@ -30,7 +30,7 @@ def run_folder(dataset: str, model: str, seed: int) -> Path:
 
 
 def unfinished_folder(dataset: str, model: str, seed: int) -> Path:
-    """Return where a fit that has not ended keeps its snapshots; DVC removes outputs, so it is none."""
+    """Return where a fit that has not ended keeps its checkpoints; DVC removes outputs, so it is none."""
     return UNFINISHED / dataset / run_name(model, seed)
 
 

@@ -54,20 +54,8 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
             "try another split.seed"
         )
     paths = [raw / path for path in samples.path]
-    size = params.image_size
-    digests, thumbnails, conversions = [], [], Counter[str]()
-    decoded = _decode_all(paths, size, params.resize_filter)
-    with (target / "images.npy").open("wb") as file:
-        write_array_header(file, np.dtype(np.uint8), (len(paths), size, size, 3))
-        for pixels, small, converted, digest in track(
-            decoded, f"preparing {dataset.name}", total=len(paths), transient=True, disable=not sys.stdout.isatty()
-        ):
-            file.write(pixels.tobytes())
-            digests.append(digest)
-            thumbnails.append(small)
-            conversions.update([converted] if converted else [])
-    samples["sha256"] = digests
-    duplicates = find_near_duplicates(np.stack(thumbnails), samples)
+    samples["sha256"], thumbnails, conversions = _write_images(paths, params, dataset.name, target / "images.npy")
+    duplicates = find_near_duplicates(thumbnails, samples)
     duplicates.to_csv(target / "duplicates.csv", index=False)
     tested, validated = (duplicates[duplicates.split == split] for split in ("test", "validation"))
     samples[["id", "label", "group", "split", "sha256"]].to_csv(target / "samples.csv", index=False)
@@ -78,7 +66,7 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
         "classes": list(dataset.classes),
         "meanings": dataset.classes,
         "group": dataset.group,
-        "image_size": size,
+        "image_size": params.image_size,
         "resize_filter": params.resize_filter,
         "split": params.split.model_dump(),
         **({"catalogue": params.catalogue.model_dump()} if params.catalogue else {}),
@@ -91,6 +79,25 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
     }
     write_json(target / "dataset.json", description)
     return description
+
+
+def _write_images(
+    paths: list[Path], params: DatasetParams, name: str, target: Path
+) -> tuple[list[str], np.ndarray, Counter[str]]:
+    """Write the decoded images to `target`; return their files' SHA-256, thumbnails (n, …) and conversions by kind."""
+    size = params.image_size
+    digests, thumbnails, conversions = [], [], Counter[str]()
+    decoded = _decode_all(paths, size, params.resize_filter)
+    with target.open("wb") as file:
+        write_array_header(file, np.dtype(np.uint8), (len(paths), size, size, 3))
+        for pixels, small, converted, digest in track(
+            decoded, f"preparing {name}", total=len(paths), transient=True, disable=not sys.stdout.isatty()
+        ):
+            file.write(pixels.tobytes())
+            digests.append(digest)
+            thumbnails.append(small)
+            conversions.update([converted] if converted else [])
+    return digests, np.stack(thumbnails), conversions
 
 
 def read_samples(dataset: Dataset, raw: Path) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """sweep: a grid of fits on Ray, on this machine or on a cluster → artifacts/sweeps/<name>/.
 
 Each learning rate has a project folder of its own, so that what works on a study works on it. Ray gives out the fits
-and gives a fit again whose worker or node died; the fit's own snapshots let it go on from its last epoch.
+and gives a fit again whose worker or node died; the fit's own checkpoints let it go on from its last epoch.
 """
 
 import itertools
@@ -115,12 +115,7 @@ def sweep(
     fits = plan(params, datasets, configurations, seeds, rates)
     root = (SWEEPS / name).resolve()
     sweep_id = lay_out(params, root, fits)
-    grid = {
-        "datasets": ", ".join(dict.fromkeys(fit.dataset for fit in fits)),
-        "configurations": ", ".join(dict.fromkeys(fit.configuration for fit in fits)),
-        "seeds": ", ".join(map(str, seeds)),
-        "rates": ", ".join(f"{rate:g}" for rate in rates) or "as in params.yaml",
-    }
+    grid = _describe_grid(fits, seeds, rates)
     experiment = f"sweep {name}"
     with mlflow_runs.run(
         experiment, name, sweep_id, {"train": params.train.model_dump()}, grid, sample_seconds=None
@@ -138,6 +133,15 @@ def sweep(
             parent.log_metrics({"best_val_macro_f1": float(done.val_macro_f1.max())})
         mlflow_runs.attach(experiment, sweep_id, [root / "sweep.csv"])
     return table
+
+
+def _describe_grid(fits: list[Fit], seeds: list[int], rates: list[float]) -> dict[str, str]:
+    return {
+        "datasets": ", ".join(dict.fromkeys(fit.dataset for fit in fits)),
+        "configurations": ", ".join(dict.fromkeys(fit.configuration for fit in fits)),
+        "seeds": ", ".join(map(str, seeds)),
+        "rates": ", ".join(f"{rate:g}" for rate in rates) or "as in params.yaml",
+    }
 
 
 def plan(

@@ -40,19 +40,16 @@ def tune(
 
     Parameters
     ----------
-    fraction : float
-        The part of the training images that is used, the same classes' shares in it; instead of what params.yaml says
-        of each configuration.
+    fraction, optimizer : float, str
+        Instead of what params.yaml says of each configuration.
     epochs : int
         Early stopping, with the patience of params.yaml, may end a run before.
-    optimizer : str
-        Instead of what params.yaml says of each configuration.
 
     Returns
     -------
     DataFrame
-        What `output` holds of these configurations, recipe and data, one row per run, with these rates and with others:
-        TUNING_KEY and FOUND; val_loss and val_macro_f1 are those after best_epoch.
+        The rows of `output` with these configurations, recipe and data, one per trial, whatever the rate: TUNING_KEY
+        and FOUND; val_loss and val_macro_f1 are those after best_epoch.
 
     Raises
     ------
@@ -68,9 +65,7 @@ def tune(
     data = read_dataset(params, dataset)
     asked = []
     for name in names:
-        own = {"epochs": epochs, "optimizer": optimizer, "fraction": fraction}
-        recipe = params.configurations[name].recipe(params.train, dataset)
-        recipe = recipe.model_copy(update={key: value for key, value in own.items() if value is not None})
+        recipe = _recipe(params, dataset, name, epochs=epochs, optimizer=optimizer, fraction=fraction)
         key = {
             "dataset": dataset, "configuration": name, "optimizer": recipe.optimizer, "fraction": recipe.fraction,
             "epochs": epochs, "seed": params.seeds[0], "made_from": _origin(params, data[2], name, recipe),
@@ -83,13 +78,17 @@ def tune(
             table = pd.concat([table, pd.DataFrame([row])[[*TUNING_KEY, *FOUND]]], ignore_index=True)
             with atomic_file(output) as path:
                 table.to_csv(path, index=False)
-            print(
-                f"{dataset} {name} with {recipe.optimizer} at {rate:g}: "
-                f"validation loss {row['val_loss']:.4f}, macro F1 {row['val_macro_f1']:.3f}"
-            )
+            scores = f"validation loss {row['val_loss']:.4f}, macro F1 {row['val_macro_f1']:.3f}"
+            print(f"{dataset} {name} with {recipe.optimizer} at {rate:g}: {scores}")
             keras.backend.clear_session()
         asked.append(table[_rows(table, key)])
     return pd.concat(asked, ignore_index=True)
+
+
+def _recipe(params: Params, dataset: str, name: str, **changes: Any) -> TrainParams:
+    """Return a configuration's recipe with the changes that are not None."""
+    recipe = params.configurations[name].recipe(params.train, dataset)
+    return recipe.model_copy(update={key: value for key, value in changes.items() if value is not None})
 
 
 def _rows(table: pd.DataFrame, key: dict[str, Any]) -> pd.Series:

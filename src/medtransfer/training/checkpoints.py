@@ -1,4 +1,4 @@
-"""Snapshots: the whole state of a fit after an epoch, so that a killed run ends as if it had never been killed.
+"""Checkpoints: the whole state of a fit after an epoch, so that a killed run ends as if it had never been killed.
 
 Keras's BackupAndRestore brings back the epoch and the weights, but neither the random state nor the
 order of the images nor what early stopping remembers.
@@ -26,7 +26,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass
 class Fit:
-    """What a fit consists of while it runs: everything here that changes is in a snapshot."""
+    """What a fit consists of while it runs: everything here that changes is in a checkpoint."""
 
     network: keras.Model
     stopping: "ResumableStopping"
@@ -141,7 +141,7 @@ def restore(fit: Fit, arrays: Arrays, facts: dict[str, Any]) -> None:
 
 
 def save(folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    """Write a snapshot, named by epoch and SHA-256, and remove all but the `KEPT` newest.
+    """Write a checkpoint, named by epoch and SHA-256, and remove all but the `KEPT` newest.
 
     Raises
     ------
@@ -160,8 +160,8 @@ def save(folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any
         partial.rename(target.with_stem(f"{target.stem}-{sha256_of(partial)}"))
     except OSError as error:
         raise UserError(
-            f"{target}: the snapshot after epoch {epoch} cannot be written: {error.strerror}; "
-            "make room or give the right to write, then run again: it goes on from the snapshot before"
+            f"{target}: the checkpoint after epoch {epoch} cannot be written: {error.strerror}; "
+            "make room or give the right to write, then run again: it goes on from the checkpoint before"
         ) from None
     finally:
         partial.unlink(missing_ok=True)
@@ -170,13 +170,13 @@ def save(folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any
 
 
 def load(folder: Path, made_from: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]] | None:
-    """Return the newest whole snapshot of a fit that was made from the same, or None.
+    """Return the newest whole checkpoint of a fit that was made from the same, or None.
 
     A damaged one is passed over with a line in the log; those of another fit are removed.
     """
     for path in _newest_first(folder):
         if sha256_of(path) != path.stem.rpartition("-")[2]:
-            log.warning("%s: damaged, so the snapshot before it is used", path)
+            log.warning("%s: damaged, so the checkpoint before it is used", path)
             continue
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}

@@ -35,69 +35,69 @@ def fit(
     validation: Batches,
     params: TrainParams,
     on_epoch: Callable[[list[dict[str, float]]], None] = lambda history: None,
-    snapshots: Path | None = None,
+    checkpoints: Path | None = None,
     made_from: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Train until the validation loss has not fallen for `patience` epochs; keep the best weights.
 
-    After every epoch the whole state is written to `snapshots`; where that folder already holds the state of
-    a fit that was made from the same, this one goes on from there and ends with the same weights.
+    After every epoch the whole state is written to `checkpoints`. A fit that finds the state of one made from the same
+    there resumes from it and ends with the same weights.
 
     Parameters
     ----------
     on_epoch : callable
-        Called with all rows of the history after each epoch, and once before the first of a fit that
-        goes on.
-    snapshots : Path, optional
-        A folder that belongs to this fit alone; removing it is left to the caller. Without it, an
-        interrupted fit starts again.
+        Called with all rows of the history after each epoch, and once before a fit resumes.
+    checkpoints : Path, optional
+        A folder of this fit alone, which the caller removes. Without it, an interrupted fit starts again.
     made_from : mapping, optional
         All that decides the result, as values that JSON knows.
 
     Returns
     -------
     DataFrame
-        One row per epoch: HISTORY_COLUMNS. `seconds` is the whole epoch with its validation,
-        `images_per_second` counts training images over the part before validation.
+        One row per epoch: HISTORY_COLUMNS. `seconds` includes validation, `images_per_second` does not.
 
     Raises
     ------
     DivergedError
         The loss is no longer a finite number.
     UserError
-        A snapshot cannot be written.
+        A checkpoint cannot be written.
     """
     compile_network(model, params)
     state = Fit(model, ResumableStopping(params.patience))
-    found = load(snapshots, made_from or {}) if snapshots else None
-    if found:
-        restore(state, *found)
-        log.info("going on after epoch %d of %s", len(state.history), snapshots)
+    if checkpoints and _resume(state, checkpoints, made_from or {}):
         on_epoch(state.history)
     check_optimizer(model, params)
 
     def keep(epoch: int, logs: dict[str, float]) -> None:
-        if snapshots:
+        if checkpoints:
             arrays, facts = collect(state)
-            save(snapshots, arrays, {"made_from": made_from or {}, **facts})
+            save(checkpoints, arrays, {"made_from": made_from or {}, **facts})
         on_epoch(state.history)
 
     begin = len(state.history)
+    recorder = _Recorder(state.history, training, params.epochs)
     model.fit(
         feed(training),
         validation_data=feed(validation),
         initial_epoch=begin,
         epochs=begin if state.stopping.stopped else params.epochs,
-        callbacks=[
-            _Recorder(state.history, training, params.epochs),
-            state.stopping,
-            keras.callbacks.LambdaCallback(on_epoch_end=keep),
-        ],
+        callbacks=[recorder, state.stopping, keras.callbacks.LambdaCallback(on_epoch_end=keep)],
         # Batches draw their own order; Keras would shuffle them once more, from a state that is not (seed, epoch).
         shuffle=False,
         verbose=0,
     )
     return pd.DataFrame(state.history, columns=HISTORY_COLUMNS)
+
+
+def _resume(state: Fit, checkpoints: Path, made_from: Mapping[str, Any]) -> bool:
+    """Restore the newest whole checkpoint of a fit made from the same; return whether there is one."""
+    found = load(checkpoints, made_from)
+    if found:
+        restore(state, *found)
+        log.info("resuming after epoch %d of %s", len(state.history), checkpoints)
+    return found is not None
 
 
 def compile_network(model: keras.Model, params: TrainParams) -> None:

@@ -12,7 +12,7 @@ import pytest
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import TrainParams
 from medtransfer.models import vgg16
-from medtransfer.training import checkpoints as snapshots
+from medtransfer.training import checkpoints as checkpoints
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import make_deterministic
 from medtransfer.training.loop import fit, predict
@@ -70,7 +70,7 @@ def whole(data: tuple[np.ndarray, np.ndarray], recipe: TrainParams) -> tuple[np.
 
 @pytest.fixture(scope="module")
 def stopped(data: tuple[np.ndarray, np.ndarray], recipe: TrainParams, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The snapshots of a fit that was stopped after its second epoch; tests work on copies."""
+    """The checkpoints of a fit that was stopped after its second epoch; tests work on copies."""
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.raises(Stopped):
         one_fit(data, recipe, folder, stop_after=2)
@@ -97,7 +97,7 @@ def test_a_fit_that_had_ended_trains_no_more(
         assert (predictions == whole[0]).all()
 
 
-@pytest.mark.parametrize("part", list(snapshots.RESTORE))
+@pytest.mark.parametrize("part", list(checkpoints.RESTORE))
 def test_every_part_of_the_state_is_needed(
     data: tuple[np.ndarray, np.ndarray],
     recipe: TrainParams,
@@ -108,9 +108,9 @@ def test_every_part_of_the_state_is_needed(
     part: str,
 ) -> None:
     """The negative control: with one part left out, the comparison above fails."""
-    snapshot = shutil.copytree(stopped, tmp_path / "snapshots")
-    monkeypatch.delitem(snapshots.RESTORE, part)
-    predictions, losses = one_fit(data, recipe, snapshot)
+    checkpoint = shutil.copytree(stopped, tmp_path / "checkpoints")
+    monkeypatch.delitem(checkpoints.RESTORE, part)
+    predictions, losses = one_fit(data, recipe, checkpoint)
     assert losses != whole[1] or (predictions != whole[0]).any()
 
 
@@ -120,7 +120,7 @@ def test_every_part_of_the_state_is_needed(
 def write(folder: Path, epochs: int) -> None:
     for epoch in range(1, epochs + 1):
         history = [{"epoch": number} for number in range(1, epoch + 1)]
-        snapshots.save(folder, {"weights/0": np.full(500, epoch)}, {"made_from": MADE_FROM, "history": history})
+        checkpoints.save(folder, {"weights/0": np.full(500, epoch)}, {"made_from": MADE_FROM, "history": history})
 
 
 def epoch_of(found: Any) -> int:
@@ -132,10 +132,10 @@ def epoch_of(found: Any) -> int:
 def test_the_newest_and_the_one_before_are_kept(tmp_path: Path) -> None:
     write(tmp_path, 4)
     assert [path.name[:11] for path in sorted(tmp_path.iterdir())] == ["epoch-00003", "epoch-00004"]
-    assert epoch_of(snapshots.load(tmp_path, MADE_FROM)) == 4
+    assert epoch_of(checkpoints.load(tmp_path, MADE_FROM)) == 4
 
 
-def test_a_snapshot_that_was_cut_or_changed_anywhere_is_passed_over(
+def test_a_checkpoint_that_was_cut_or_changed_anywhere_is_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write(tmp_path, 2)
@@ -144,29 +144,31 @@ def test_a_snapshot_that_was_cut_or_changed_anywhere_is_passed_over(
     rng = np.random.default_rng(0)
     for offset in rng.choice(len(content), 50, replace=False):
         newest.write_bytes(content[:offset])
-        assert epoch_of(snapshots.load(tmp_path, MADE_FROM)) == 1
+        assert epoch_of(checkpoints.load(tmp_path, MADE_FROM)) == 1
         newest.write_bytes(content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :])
-        assert epoch_of(snapshots.load(tmp_path, MADE_FROM)) == 1
+        assert epoch_of(checkpoints.load(tmp_path, MADE_FROM)) == 1
     assert "damaged" in caplog.text
     newest.write_bytes(content)
-    assert epoch_of(snapshots.load(tmp_path, MADE_FROM)) == 2
+    assert epoch_of(checkpoints.load(tmp_path, MADE_FROM)) == 2
 
 
-def test_with_no_whole_snapshot_a_fit_begins_anew(tmp_path: Path) -> None:
+def test_with_no_whole_checkpoint_a_fit_begins_anew(tmp_path: Path) -> None:
     write(tmp_path, 2)
     for path in tmp_path.iterdir():
         path.write_bytes(b"")
-    assert snapshots.load(tmp_path, MADE_FROM) is None
-    assert snapshots.load(tmp_path / "nowhere", MADE_FROM) is None
+    assert checkpoints.load(tmp_path, MADE_FROM) is None
+    assert checkpoints.load(tmp_path / "nowhere", MADE_FROM) is None
 
 
-def test_the_snapshots_of_another_fit_are_not_used(tmp_path: Path) -> None:
+def test_the_checkpoints_of_another_fit_are_not_used(tmp_path: Path) -> None:
     write(tmp_path, 2)
-    assert snapshots.load(tmp_path, {**MADE_FROM, "learning_rate": 1e-4}) is None
+    assert checkpoints.load(tmp_path, {**MADE_FROM, "learning_rate": 1e-4}) is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_snapshot_that_cannot_be_written_leaves_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_cannot_be_written_leaves_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path, 2)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -175,12 +177,12 @@ def test_a_snapshot_that_cannot_be_written_leaves_those_before(tmp_path: Path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(UserError, match=r"epoch-00003.*No space left.*snapshot before"):
-        snapshots.save(tmp_path, {}, {"made_from": MADE_FROM, "history": [{}] * 3})
+    with pytest.raises(UserError, match=r"epoch-00003.*No space left.*checkpoint before"):
+        checkpoints.save(tmp_path, {}, {"made_from": MADE_FROM, "history": [{}] * 3})
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_full_disk_leaves_the_snapshots_before(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_checkpoints_before(tmp_path: Path) -> None:
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path], capture_output=True, text=True
     )
@@ -190,10 +192,10 @@ def test_a_full_disk_leaves_the_snapshots_before(tmp_path: Path) -> None:
         folder = tmp_path / "fit"
         write(folder, 2)
         before = sorted(folder.iterdir())
-        with pytest.raises(UserError, match=r"epoch-00003.*No space left.*snapshot before"):
-            snapshots.save(folder, {"weights/0": np.zeros(10**5)}, {"made_from": MADE_FROM, "history": [{}] * 3})
+        with pytest.raises(UserError, match=r"epoch-00003.*No space left.*checkpoint before"):
+            checkpoints.save(folder, {"weights/0": np.zeros(10**5)}, {"made_from": MADE_FROM, "history": [{}] * 3})
         assert sorted(folder.iterdir()) == before
-        assert epoch_of(snapshots.load(folder, MADE_FROM)) == 2
+        assert epoch_of(checkpoints.load(folder, MADE_FROM)) == 2
     finally:
         subprocess.run(["umount", tmp_path], check=True)
 
@@ -206,8 +208,8 @@ def test_the_state_holds_every_variable_that_training_changes(
     vgg16.set_trainable(model, ("block5",))
     training = Batches(images, np.arange(32), labels, recipe.batch_size, seed=1)
     fit(model, training, training, recipe.model_copy(update={"epochs": 1}))
-    state = snapshots.Fit(model, snapshots.ResumableStopping(1))
-    held = {id(variable) for variables in snapshots.VARIABLES.values() for variable in variables(state)}
+    state = checkpoints.Fit(model, checkpoints.ResumableStopping(1))
+    held = {id(variable) for variables in checkpoints.VARIABLES.values() for variable in variables(state)}
     everything = [*model.variables, *model.optimizer.variables]
     left_out = {variable.path for variable in everything if id(variable) not in held}
     frozen = {variable.path for layer in model.layers if not layer.trainable for variable in layer.variables}
