@@ -6,27 +6,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.stats
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss, f1_score, roc_auc_score
 
 from medtransfer.analysis.calibration import believable, fit_temperature, scale
-from medtransfer.analysis.comparison import Run, compare, score_intervals
 from medtransfer.analysis.confusion import confusion
-from medtransfer.analysis.intervals import (
-    MEASURES,
-    compare_pair,
-    correct,
-    counts_by_group,
-    f1_terms,
-    intervals,
-    studentized,
-    weighted_score,
-)
-from medtransfer.analysis.leakage import measure_leak
+from medtransfer.analysis.leakage import measure_leakage
 from medtransfer.analysis.published import published_f1
-from medtransfer.analysis.summary import SCALED, compare_models, summarise
+from medtransfer.analysis.runs import Run
+from medtransfer.analysis.scores import f1_table, summarise
 from medtransfer.core.errors import UserError
-from medtransfer.core.predictions import predicted_labels, read_predictions, write_predictions
-from medtransfer.metrics.scores import AUC, BRIER, CALIBRATION, MACRO, MICRO, score
+from medtransfer.core.predictions import predicted_labels, probabilities_of, read_predictions, write_predictions
+from medtransfer.metrics.scores import AUC, BRIER, CALIBRATION, MACRO, METRICS, MICRO, mlflow_name, score
 
 CLASSES = ["a", "b", "c"]
 
@@ -51,33 +41,28 @@ def test_scores_by_hand() -> None:
     metrics = score(table)
     assert metrics["a"] == pytest.approx(2 / 3)
     assert metrics["b"] == pytest.approx(4 / 5)
-    assert metrics["c"] == 0
+    assert np.isnan(metrics["c"])  # neither there nor predicted
     assert metrics[MICRO] == pytest.approx(3 / 4)
-    assert metrics[MACRO] == pytest.approx((2 / 3 + 4 / 5) / 3)
+    assert metrics[MACRO] == pytest.approx((2 / 3 + 4 / 5) / 2)
     assert metrics["balanced accuracy"] == pytest.approx(3 / 4)
     assert (confusion(table) == [[1, 1, 0], [0, 2, 0], [0, 0, 0]]).all()
 
 
-def test_intervals_hold_the_point_estimate_and_come_back_the_same() -> None:
-    table = predictions()
-    spans, metrics = intervals([table], seed=1), score(table)
-    for name in (*CLASSES, MICRO, MACRO):
-        low, high = spans[name]
-        assert low <= metrics[name] <= high
-        assert low < high
-    assert spans == intervals([table], seed=1)
+def test_metrics_are_those_of_scikit_learn() -> None:
+    table = predictions(n=200)
+    found, predicted, probabilities = score(table), predicted_labels(table), probabilities_of(table)
+    by_class = f1_score(table.label, predicted, labels=CLASSES, average=None)
+    assert [found[name] for name in CLASSES] == pytest.approx(by_class)
+    assert found[MACRO] == pytest.approx(by_class.mean())
+    assert found["balanced accuracy"] == pytest.approx(balanced_accuracy_score(table.label, predicted))
+    assert found[AUC] == pytest.approx(roc_auc_score(table.label, probabilities, multi_class="ovr", labels=CLASSES))
+    assert found[BRIER] == pytest.approx(brier_score_loss(table.label, probabilities, labels=CLASSES))
 
 
-def test_the_bootstrap_statistic_is_the_reported_one() -> None:
-    table = predictions()
-    names = [*CLASSES, *MEASURES]
-    groups = table.group.nunique()
-    own = dict(zip(names, weighted_score(table, np.ones((1, groups)))[0], strict=True))
-    assert own == pytest.approx(score(table))
-    weights = np.random.default_rng(2).integers(0, 4, groups)
-    repeated = table.loc[table.index.repeat(weights[pd.factorize(table.group)[0]])]
-    drawn = dict(zip(names, weighted_score(table, weights[None])[0], strict=True))
-    assert drawn == pytest.approx(score(repeated))
+def test_every_metric_has_its_own_name_in_mlflow() -> None:
+    names = [mlflow_name(name) for name in (*CLASSES, *(metric.name for metric in METRICS))]
+    assert len(set(names)) == len(names)
+    assert {"test_f1_a", "test_f1_macro_avg", "test_AUC", "test_calibration_error"} <= set(names)
 
 
 def test_probabilities_are_scored_as_by_hand() -> None:
@@ -90,31 +75,6 @@ def test_probabilities_are_scored_as_by_hand() -> None:
     assert metrics[CALIBRATION] == pytest.approx((0.1 + 0.6 + 0.2 + 0.3) / 4)
     alone = score(table[table.label == "a"])
     assert np.isnan(alone[AUC])
-
-
-def test_a_pair_that_differs_is_told_from_one_that_does_not() -> None:
-    better = predictions(n=400, groups=100)
-    shuffled = better.assign(**{f"p_{c}": better[f"p_{c}"].sample(frac=1, random_state=1).to_numpy() for c in CLASSES})
-    worse = better.assign(
-        **shuffled[[f"p_{c}" for c in CLASSES]].div(shuffled[[f"p_{c}" for c in CLASSES]].sum(axis=1), axis=0)
-    )
-    found = compare_pair([better], [worse], seed=0)
-    assert found["difference"] == pytest.approx(score(better)[MACRO] - score(worse)[MACRO])
-    assert 0 < found["low"] < found["difference"] < found["high"]
-    assert found["p"] < 0.01
-    again = compare_pair([worse], [better], seed=0)
-    assert again["difference"] == -found["difference"]
-    same = compare_pair([better, worse], [worse, better], seed=0)
-    assert same["difference"] == pytest.approx(0)
-    assert same["p"] > 0.5
-    assert list(correct(np.array([0.01, 0.04, 0.03]))) == pytest.approx([0.03, 0.06, 0.06])
-
-
-def test_few_large_groups_widen_the_interval() -> None:
-    table = predictions(n=300)
-    alone, together = table.assign(group=table.id), table.sort_values("p_a").assign(group=np.arange(300) // 60)
-    widths = [spans[MICRO][1] - spans[MICRO][0] for spans in (intervals([alone], 0), intervals([together], 0))]
-    assert widths[1] > widths[0]
 
 
 def test_predictions_come_back_to_the_bit(tmp_path: Path) -> None:
@@ -155,7 +115,7 @@ def test_seeds_are_averaged_and_published_values_joined() -> None:
     first = predictions().rename(columns={"p_a": "p_akiec"}).replace({"label": {"a": "akiec"}})
     second = first.assign(p_akiec=first.p_b, p_b=first.p_akiec)
     runs = [run(table, dataset="ham10000", model="imagenet_all", seed=s) for s, table in enumerate((first, second))]
-    table = compare(runs, score_intervals(runs)).set_index("class")
+    table = f1_table(runs).set_index("class")
     assert score(first)["akiec"] != score(second)["akiec"]
     assert table.f1["akiec"] == pytest.approx((score(first)["akiec"] + score(second)["akiec"]) / 2)
     assert table.published["akiec"] == 0.36
@@ -170,7 +130,7 @@ def test_a_leak_is_measured_by_class_on_the_same_images() -> None:
     wrong = clean.label == "b"
     clean.loc[wrong, ["p_a", "p_b", "p_c"]] = [0.9, 0.05, 0.05]
     shared = {"d": pd.DataFrame({"id": leaky.id[wrong], "split": "train"})}
-    found = measure_leak([run(leaky), run(leaky, model="alone")], [run(clean)], shared)
+    found = measure_leakage([run(leaky), run(leaky, model="alone")], [run(clean)], shared)
     assert set(found.model) == {"m"}
     by_images = found[found["class"] == MICRO].set_index("images")
     assert by_images.tested.to_dict() == {"all": 90, "shared": wrong.sum(), "others": 90 - wrong.sum()}
@@ -182,58 +142,16 @@ def test_a_leak_is_measured_by_class_on_the_same_images() -> None:
     assert table.difference["b"] == pytest.approx(score(leaky)["b"])
     assert table.low["b"] > 0
     validated = {"d": shared["d"].assign(split="validation")}
-    assert set(measure_leak([run(leaky)], [run(clean)], validated).images) == {"all", "shared", "others"}
+    assert set(measure_leakage([run(leaky)], [run(clean)], validated).images) == {"all", "shared", "others"}
     network = [run(table, kind="network") for table in (leaky, clean)]
-    assert set(measure_leak(network[:1], network[1:], validated).images) == {"all", "others"}  # not fitted on it
-    more = measure_leak([run(leaky), run(clean, seed=1)], [run(clean)], shared)
-    pd.testing.assert_frame_equal(more, measure_leak([run(leaky)], [run(clean)], shared))  # on the seeds of both
-    same = measure_leak([run(leaky)], [run(leaky)], shared)
+    assert set(measure_leakage(network[:1], network[1:], validated).images) == {"all", "others"}  # not fitted on it
+    more = measure_leakage([run(leaky), run(clean, seed=1)], [run(clean)], shared)
+    assert set(more.leaky_seeds) == {2}
+    assert set(more.interval) == {"groups"}
+    same = measure_leakage([run(leaky)], [run(leaky)], shared)
     assert (same[["difference", "low", "high"]] == 0).all(axis=None)
-    with pytest.raises(ValueError, match="different images"):
-        measure_leak([run(leaky)], [run(clean.assign(id=clean.id + "x"))], shared)
-
-
-def slowly_studentized(true: list[np.ndarray], first: list[np.ndarray], second: list[np.ndarray]) -> float:
-    """The difference in macro F1 over its standard error by the infinitesimal jackknife, in numbers."""
-
-    def difference(weights: np.ndarray) -> float:
-        each = np.repeat(weights, [len(part) for part in true])
-        labels, one, other = (np.concatenate(parts) for parts in (true, first, second))
-        return float(
-            np.mean(
-                [
-                    2 * each[(labels == name) & (told == name)].sum()
-                    / (each[labels == name].sum() + each[told == name].sum()) * sign
-                    for told, sign in ((one, 2), (other, -2))
-                    for name in CLASSES
-                ]
-            )
-        )  # fmt: skip
-
-    ones = np.ones(len(true))
-    shifts = [difference(ones + 1e-6 * row) - difference(ones) for row in np.eye(len(true))]
-    return float(difference(ones) / np.linalg.norm(np.array(shifts) / 1e-6))
-
-
-def test_the_permutation_test_is_scipys() -> None:
-    first = predictions(n=60, groups=12)
-    second = predictions(n=60, groups=12, seed=4).assign(label=first.label, group=first.group, id=first.id)
-    names = list(dict.fromkeys(first.group))
-    true = [first.label[first.group == name].to_numpy() for name in names]
-    answers = [
-        predicted_labels(part)[part.group == name].to_numpy() for part in (first, second) for name in names
-    ]  # fmt: skip
-    indices = np.arange(len(names))
-    expected = scipy.stats.permutation_test(
-        (indices, indices + len(names)),
-        lambda one, other: slowly_studentized(true, [answers[k] for k in one], [answers[k] for k in other]),
-        permutation_type="samples", n_resamples=300, vectorized=False, rng=np.random.default_rng(0),
-    )  # fmt: skip
-    counts = [np.stack([counts_by_group(fit)]) for fit in (first, second)]
-    unswapped = np.zeros((1, len(names)), bool)
-    ours = studentized(f1_terms(counts[0]), f1_terms(counts[1]), unswapped, (1, 2, 3))
-    assert ours == pytest.approx(abs(expected.statistic), rel=1e-4)
-    assert compare_pair([first], [second], seed=0)["p"] == pytest.approx(expected.pvalue, abs=0.09)
+    with pytest.raises(UserError, match="different images"):
+        measure_leakage([run(leaky)], [run(clean.assign(id=clean.id + "x"))], shared)
 
 
 def test_a_temperature_at_an_end_of_its_search_is_not_believed() -> None:
@@ -258,53 +176,15 @@ def test_temperature_scaling_finds_the_temperature_that_was_planted() -> None:
     assert score(scale(overconfident, fit_temperature(overconfident)))[CALIBRATION] < 0.03
 
 
-def test_the_summary_tells_seeds_from_groups() -> None:
+def test_the_summary_has_every_metric_also_after_scaling() -> None:
     fits = [
         predictions(seed=seed).assign(id=predictions().id, label=predictions().label, group=predictions().group)
         for seed in range(3)
     ]
     runs = [run(table, seed=seed) for seed, table in enumerate(fits)]
-    table = summarise(runs, score_intervals(runs)).set_index("measure")
-    values = [score(fit)[MACRO] for fit in fits]
-    assert table.value[MACRO] == pytest.approx(np.mean(values))
-    assert table.sd[MACRO] == pytest.approx(np.std(values, ddof=1))
-    assert list(table.index) == list(MEASURES)
+    table = summarise(runs).set_index("measure")
+    assert table.value[MACRO] == pytest.approx(np.mean([score(fit)[MACRO] for fit in fits]))
+    assert list(table.index) == [metric.name for metric in METRICS]
     with_validation = [Run(one.record, one.predictions, None, one.predictions) for one in runs]
-    assert list(summarise(with_validation, score_intervals(with_validation)).measure) == [*MEASURES, *SCALED.values()]
-
-
-def other(seed: int) -> pd.DataFrame:
-    """Other answers to the same images."""
-    return predictions(seed=seed).assign(label=predictions().label, group=predictions().group)
-
-
-def test_every_pair_of_models_is_compared_and_corrected_together() -> None:
-    table = compare_models([run(other(seed), model=model) for seed, model in enumerate(("one", "two", "three"))])
-    assert list(zip(table["first"], table["second"], strict=True)) == [
-        ("one", "two"),
-        ("one", "three"),
-        ("two", "three"),
-    ]
-    assert (table.p_corrected >= table.p).all()
-    assert (table.seeds == 1).all()
-
-
-def test_models_are_paired_on_the_seeds_that_both_have() -> None:
-    answers = {("one", 0): 0, ("one", 1): 1, ("two", 2): 2, ("two", 0): 3, ("three", 0): 4, ("four", 5): 5}
-    fits = {key: run(other(number), model=key[0], seed=key[1]) for key, number in answers.items()}
-    table = compare_models(list(fits.values())).set_index(["first", "second"])
-    assert set(table.index) == {("one", "two"), ("one", "three"), ("two", "three")}
-    assert (table.seeds == 1).all()
-    expected = score(other(0))[MACRO] - score(other(3))[MACRO]
-    assert table.difference["one", "two"] == pytest.approx(expected)
-    both = compare_models([*fits.values(), run(other(6), model="three", seed=1)])
-    pair = both[(both["first"] == "one") & (both["second"] == "three")].iloc[0]
-    by_seed = [score(other(ours))[MACRO] - score(other(theirs))[MACRO] for ours, theirs in ((0, 4), (1, 6))]
-    assert pair.seeds == 2
-    assert pair.difference == pytest.approx(np.mean(by_seed))
-    assert pair.sd == pytest.approx(np.std(by_seed, ddof=1))
-
-
-def test_seeds_tested_on_different_images_are_not_averaged() -> None:
-    with pytest.raises(ValueError, match="different images"):
-        intervals([predictions(), predictions().iloc[1:]], seed=0)
+    scaled = [f"{name}, scaled" for name in (BRIER, CALIBRATION)]
+    assert list(summarise(with_validation).measure) == [*table.index, *scaled]

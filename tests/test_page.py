@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from medtransfer.analysis.comparison import Run
 from ruamel.yaml import YAML
 
 from conftest import ANSWER, PROJECT
 from medtransfer.analysis.agreement import WAYS
 from medtransfer.analysis.claims import CLAIMS, judge
-from medtransfer.analysis.comparison import Run
 from medtransfer.analysis.families import LATTICE, RECIPES, SIZES, TALK, family
 from medtransfer.analysis.questions import find_pair
 from medtransfer.analysis.runs import evaluate_runs

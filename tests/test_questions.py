@@ -7,15 +7,21 @@ import pandas as pd
 import pytest
 
 from medtransfer.analysis.agreement import WAYS, agree
-from medtransfer.analysis.comparison import Run
-from medtransfer.analysis.families import LATTICE, RECIPES, SIZES, TALK, WEIGHTS, family, question
-from medtransfer.analysis.questions import block_counts, block_gains, data_sizes, find_pair, recipe_changes
+from medtransfer.analysis.differences import Comparison, find_pair
+from medtransfer.analysis.families import LATTICE, RECIPES, SIZES, TALK, WEIGHTS, family, family_of_pair
+from medtransfer.analysis.questions import block_counts, block_gains, data_sizes, recipe_changes
+from medtransfer.analysis.runs import Run
 from medtransfer.core.params import BLOCKS, Configuration, Params
 from medtransfer.metrics.scores import MACRO
 
 NOTHING = pd.DataFrame()
-# What `compare_models` finds of a pair, without its names and p-values.
-EFFECT = {"difference": 0.2, "low": 0.1, "high": 0.3, "least": 0.2, "most": 0.2, "seeds": 1}
+
+
+def pair_of(first: str, second: str, difference: float) -> Comparison:
+    return Comparison(
+        "ham10000", "talk", first, second, difference,
+        groups=100, groups_sd=0.05, first_seeds=1, second_seeds=1, first_sd=np.nan, second_sd=np.nan,
+    )  # fmt: skip
 
 
 def fit(params: Params, model: str, *, right: int = 1, **configuration: object) -> Run:
@@ -35,7 +41,7 @@ def fit(params: Params, model: str, *, right: int = 1, **configuration: object) 
 
 
 def scores(runs: list[Run]) -> pd.DataFrame:
-    """What `compare` returns, with another number for each model."""
+    """What `f1_table` returns, with another number for each model."""
     rows = [
         {
             "dataset": run.dataset,
@@ -44,6 +50,7 @@ def scores(runs: list[Run]) -> pd.DataFrame:
             "f1": number / 10,
             "low": 0.0,
             "high": 1.0,
+            "interval": "groups",
             "seeds": 1,
         }
         for number, run in enumerate(runs)
@@ -77,7 +84,7 @@ def test_blocks_are_counted_from_either_end(params: Params) -> None:
     assert table.f1["last", 2] == pytest.approx(0.4)
 
 
-def test_a_block_adds_what_networks_that_differ_in_it_alone_say(params: Params) -> None:
+def test_a_block_adds_what_networks_that_differ_in_it_only_say(params: Params) -> None:
     runs = [
         fit(params, "head", trainable="head"),  # .0
         fit(params, "last", trainable=["block5"]),  # .1
@@ -89,14 +96,11 @@ def test_a_block_adds_what_networks_that_differ_in_it_alone_say(params: Params) 
         fit(params, "all"),  # .7, alone with its blocks
     ]
     f1 = dict(zip((run.model for run in runs), range(len(runs)), strict=True))
-    pairs = pd.DataFrame(
-        [
-            {**EFFECT, "dataset": "ham10000", "first": one, "second": two, "difference": (f1[one] - f1[two]) / 10,
-             "p": 1.0, "p_corrected": 1.0}
-            for one, two in combinations(f1, 2)
-            if (one, two) != ("first", "first_last")  # as if they had no seed in common
-        ]
-    )  # fmt: skip
+    pairs = [
+        pair_of(one, two, (f1[one] - f1[two]) / 10)
+        for one, two in combinations(f1, 2)
+        if (one, two) != ("first", "first_last")  # as if they had not been compared
+    ]
     gains = block_gains(runs, pairs)
     assert list(gains.index) == list(BLOCKS)
     assert gains.to_list() == pytest.approx([0.2, np.nan, np.nan, 0.5, 0.1], nan_ok=True)
@@ -130,20 +134,20 @@ def test_a_recipe_is_compared_with_what_differs_from_it_in_one_thing(params: Par
         fit(params, "few", fraction=0.1),
         fit(params, "head_sgd", trainable="head", optimizer="sgd"),
     ]
-    pair = {**EFFECT, "dataset": "ham10000", "p": 0.01, "p_corrected": 0.02}
     names = [run.model for run in runs]
-    pairs = pd.DataFrame([{**pair, "first": one, "second": two} for one in names for two in names if one < two])
+    pairs = [pair_of(one, two, 0.2) for one in names for two in names if one < two]
     table = recipe_changes(runs, pairs).set_index("model")
     assert table.base.to_dict() == {"caffe": "all", "weighted": "all", "head_sgd": "head"}
     assert table["change"].to_dict() == {
         "caffe": "scaling: caffe", "weighted": "balance: class_weights", "head_sgd": "optimizer: sgd",
     }  # fmt: skip
-    assert list(table[["difference", "low", "high"]].loc["weighted"]) == [-0.2, -0.3, -0.1]  # the pair has all first
+    assert table.difference["weighted"] == -0.2  # the pair has `all` first
+    assert table.low["weighted"] < -0.2 < table.high["weighted"] < 0
     assert table.micro.to_dict() == {"caffe": 0.0, "weighted": 0.5, "head_sgd": 0.0}
     assert find_pair(pairs, "ham10000", "all", "nothing") is None
-    found = find_pair(pairs.assign(difference=0.0, low=0.0), "ham10000", "weighted", "all")
-    assert found is not None
-    assert [f"{found[name]:+.1f}" for name in ("difference", "low", "high")] == ["+0.0", "-0.3", "+0.0"]
+    same = find_pair([pair_of("all", "weighted", 0.0)], "ham10000", "weighted", "all")
+    assert same is not None
+    assert f"{same.difference:+.1f}" == "+0.0"
 
 
 def test_each_pair_answers_one_question_or_none(params: Params) -> None:
@@ -167,7 +171,7 @@ def test_each_pair_answers_one_question_or_none(params: Params) -> None:
     pairs = {
         frozenset(pair): asked
         for pair in combinations(runs, 2)
-        if (asked := question(*(runs[name].record for name in pair)))
+        if (asked := family_of_pair(*(runs[name].record for name in pair)))
     }
     talk = ("tree", "random", "all", "first", "last", "chain")
     assert pairs == {

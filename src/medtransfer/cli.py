@@ -221,9 +221,9 @@ def leak(leaky: Path, clean: Path) -> None:
 
     LEAKY was made with split.leak: match, CLEAN with split.leak: remove.
     """
-    from medtransfer.study.report import write_leak
+    from medtransfer.study.report import write_leakage
 
-    click.echo(f"leak: {write_leak(leaky, clean)}")
+    click.echo(f"leak: {write_leakage(leaky, clean)}")
 
 
 @cli.command()

@@ -1,18 +1,26 @@
-"""Temperature scaling: one number, fitted on validation images, that makes confidence honest.
+"""Whether predicted probabilities match how often they are right, and temperature scaling, which improves that.
 
-Guo et al.: On Calibration of Modern Neural Networks, ICML 2017, section 4.2.
+Temperature scaling: Guo et al., On Calibration of Modern Neural Networks, ICML 2017, section 4.2.
 """
+
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.optimize
+from scipy.special import expit, logit
 
-from medtransfer.core.predictions import PREFIX, classes_of
-from medtransfer.metrics.scores import encode
+from medtransfer.analysis.families import family
+from medtransfer.analysis.runs import Run, by_model
+from medtransfer.analysis.uncertainty import FEWEST_GROUPS, Estimate, combine, groups_variance, interval_ends
+from medtransfer.core.predictions import classes_of, probability_columns
+from medtransfer.metrics.scores import BINS, bin_of, encode
 
 BOUNDS = (-3.0, 3.0)  # of the temperature's natural logarithm
 MARGIN = 0.01  # how near to an end of it the search ends
 SMALLEST = 1e-12
+CLIPPED = 1e-6  # a probability of 0 or 1 has no logit
+STEPS = 100  # of Newton's method, which takes about ten
 
 
 def fit_temperature(validation: pd.DataFrame) -> float:
@@ -38,7 +46,7 @@ def believable(temperature: float) -> bool:
 def scale(predictions: pd.DataFrame, temperature: float) -> pd.DataFrame:
     """Return the predictions with their probabilities at another temperature; the most probable class stays."""
     _, probabilities = encode(predictions)
-    columns = [f"{PREFIX}{name}" for name in classes_of(predictions)]
+    columns = probability_columns(classes_of(predictions))
     return predictions.assign(**dict(zip(columns, temper(probabilities, temperature).T, strict=True)))
 
 
@@ -46,3 +54,92 @@ def temper(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Return probabilities (n, classes) at another temperature, float64."""
     logits = np.log(np.maximum(np.asarray(probabilities, np.float64), SMALLEST)) / temperature
     return np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+
+
+def calibration_table(runs: list[Run]) -> pd.DataFrame:
+    """Return the calibration intercept and slope of every model and class, one class against the rest.
+
+    Both are 0 and 1 for honest probabilities. The intercept is fitted with the slope fixed at 1: it is negative where
+    the class is predicted with too high a probability on average. A slope below 1 means that probabilities are too
+    extreme (Van Calster et al., BMC Medicine 17, 230, 2019).
+
+    Returns
+    -------
+    DataFrame
+        dataset, model, family, class, intercept and slope, each with `_low` and `_high` (95% interval), interval (what
+        it covers), seeds. Where a fit separates the class from all others, the slope is missing.
+    """
+    rows = []
+    for dataset, model, fits in by_model(runs):
+        for number, name in enumerate(classes_of(fits[0].predictions)):
+            row: dict[str, Any] = {"dataset": dataset, "model": model, "family": family(fits[0].record), "class": name}
+            for measure, with_slope in (("intercept", False), ("slope", True)):
+                found = _recalibrate(fits, number, with_slope)
+                row |= {measure: found.value, f"{measure}_low": found.low, f"{measure}_high": found.high}
+            rows.append({**row, "interval": found.covers, "seeds": found.seeds})
+    return pd.DataFrame(rows)
+
+
+def _recalibrate(fits: list[Run], number: int, with_slope: bool) -> Estimate:
+    values, deviations = zip(*(recalibration(run.predictions, number, with_slope) for run in fits), strict=True)
+    variance = groups_variance(np.mean(deviations, axis=0))
+    return combine(np.array(values), variance, fits[0].jackknife, number, bounded=False)
+
+
+def recalibration(predictions: pd.DataFrame, number: int, with_slope: bool) -> tuple[float, np.ndarray]:
+    """Fit the logit of one class's probability to whether an image is of that class, by logistic regression.
+
+    Returns
+    -------
+    float
+        The slope (of a model with an intercept), or the intercept with the slope fixed at 1; NaN if there is none.
+    ndarray (groups,)
+        How much leaving out each group would change it, to first order.
+    """
+    codes, probabilities = encode(predictions)
+    right = (codes == number).astype(float)
+    x = logit(probabilities[:, number].clip(CLIPPED, 1 - CLIPPED))
+    columns, offset = (np.column_stack([np.ones_like(x), x]), 0.0) if with_slope else (np.ones((len(x), 1)), x)
+    weights = np.zeros(columns.shape[1])
+    groups = pd.factorize(predictions.group)[0]
+    changes = np.zeros((groups.max() + 1, len(weights)))
+    for _ in range(STEPS):
+        mean = expit(columns @ weights + offset)
+        information = columns.T @ (columns * (mean * (1 - mean))[:, None])
+        if np.linalg.cond(information) > 1 / SMALLEST:
+            return np.nan, changes[:, -1]
+        step = np.linalg.solve(information, columns.T @ (right - mean))
+        weights = weights + step
+        if np.abs(step).max() < SMALLEST**0.5:
+            np.add.at(changes, groups, -(columns * (right - mean)[:, None]) @ np.linalg.inv(information))
+            return float(weights[-1]), changes[:, -1]
+    return np.nan, changes[:, -1]
+
+
+def reliability(fits: list[Run]) -> pd.DataFrame:
+    """Return how often the predictions of a model are right, by their confidence, over all of its seeds.
+
+    Returns
+    -------
+    DataFrame
+        confidence (mean of a bin), accuracy, low, high (95% interval over groups, of these fits).
+        Bins with predictions for fewer than FEWEST_GROUPS groups are left out.
+    """
+    parts = []
+    for run in fits:
+        codes, probabilities = encode(run.predictions)
+        confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == codes
+        bins = np.eye(BINS)[bin_of(confidence)]
+        sums = np.zeros((run.jackknife.groups, 3 * BINS))
+        terms = np.hstack([bins * right[:, None], bins * confidence[:, None], bins])
+        np.add.at(sums, pd.factorize(run.predictions.group)[0], terms)
+        parts.append(sums)
+    hits, confidences, counts = np.split(np.sum(parts, axis=0), 3, axis=1)
+    rows = []
+    for hit, confidence, count in zip(hits.T, confidences.T, counts.T, strict=True):
+        if (count > 0).sum() >= FEWEST_GROUPS:
+            accuracy = hit.sum() / count.sum()
+            left = (hit.sum() - hit) / (count.sum() - count)
+            low, high = interval_ends(accuracy, np.sqrt(groups_variance(left - left.mean())), len(count))
+            rows.append((confidence.sum() / count.sum(), accuracy, low, high))
+    return pd.DataFrame(rows, columns=["confidence", "accuracy", "low", "high"])

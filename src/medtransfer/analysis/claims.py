@@ -1,26 +1,33 @@
-"""What the talk claims, put to the test: each claim is that one model's macro F1 is higher than another's."""
+"""The nine claims of the talk, tested as docs/analysis-plan.md says."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from medtransfer.analysis.intervals import correct
-from medtransfer.analysis.questions import PAIR, find_pair
+from medtransfer.analysis.differences import Comparison, find_pair
+from medtransfer.analysis.power import detectable, seeds_needed
+from medtransfer.analysis.uncertainty import LEVEL
 
-LEVEL = 0.05
-COLUMNS = ["sentence", "dataset", "better", "worse", *PAIR, "verdict"]
+FEWEST_SEEDS = 6
+PLANNED = (0.02, 0.05, 0.10)  # differences for which the seeds needed are given
+HOLDS, FAILS, NOT_SHOWN = "holds", "does not hold", "not shown"
+TOO_FEW_SEEDS, BY_IMAGE = "fewer than six seeds", "not tested: split by image"
+COLUMNS = [
+    "claim", "dataset", "first", "second", "first_seeds", "second_seeds", "difference", "low", "high", "interval", "p",
+    "p_corrected", "verdict", "detectable", *(f"seeds_for_{difference:.2f}" for difference in PLANNED),
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the talk and the comparison that decides it."""
+    """A sentence of the talk, and the two models of which it says that the first has the higher macro F1."""
 
-    sentence: str
+    text: str
     dataset: str
-    better: str
-    worse: str
+    first: str
+    second: str
 
 
 CLAIMS = (
@@ -36,39 +43,70 @@ CLAIMS = (
 )
 
 
-def judge(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return every claim that `pairs`, from `compare_models`, can decide.
+def judge(pairs: Iterable[Comparison], by_image: Iterable[str] = ()) -> pd.DataFrame:
+    """Return every claim whose two models were compared.
 
-    The claims were there before any number: their p-values are corrected for their own number, not for that of all
-    pairs of models.
+    Parameters
+    ----------
+    pairs : iterable of Comparison
+        From `compare_models`.
+    by_image : iterable of str
+        Data sets that are split by image, on which the plan tests nothing.
 
     Returns
     -------
     DataFrame
-        sentence, dataset, better, worse, PAIR, verdict: `holds` or `does not hold` where it is `settled`, else
-        `not settled`.
+        COLUMNS: p and p_corrected (Holm) only where the claim can be judged, verdict, detectable (the smallest
+        difference that would be found with a power of 80%), and the seeds per model needed to find each of PLANNED.
     """
-    rows = []
-    for claim in CLAIMS:
-        found = find_pair(pairs, claim.dataset, claim.better, claim.worse)
-        if found is not None:
-            rows.append({**vars(claim), **found})
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    if rows:
-        table["p_corrected"] = correct(table.p.to_numpy())
-        table["verdict"] = [_verdict(row) for row in table.to_dict("records")]
-    return table
+    pairs = list(pairs)
+    found = [(claim, find_pair(pairs, claim.dataset, claim.first, claim.second)) for claim in CLAIMS]
+    compared = [(claim, pair) for claim, pair in found if pair]
+    untested = {claim: _untested(pair, set(by_image)) for claim, pair in compared}
+    p_values = np.array([np.nan if untested[claim] else pair.p for claim, pair in compared])
+    corrected = correct(p_values, len(CLAIMS))
+    rows = [
+        {
+            "claim": claim.text,
+            **{name: getattr(pair, name) for name in COLUMNS[1:7]},
+            "low": pair.ends[0],
+            "high": pair.ends[1],
+            "interval": pair.interval,
+            "p": p,
+            "p_corrected": p_corrected,
+            "verdict": untested[claim] or verdict(pair.difference, p_corrected),
+            "detectable": detectable(pair, LEVEL / len(CLAIMS)),
+            **{
+                f"seeds_for_{difference:.2f}": seeds_needed(pair, difference, LEVEL / len(CLAIMS))
+                for difference in PLANNED
+            },
+        }
+        for (claim, pair), p, p_corrected in zip(compared, p_values, corrected, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _verdict(found: dict[Any, Any]) -> str:
-    if not settled(found):
-        return "not settled"
-    return "holds" if found["difference"] > 0 else "does not hold"
+def correct(p_values: np.ndarray, count: int) -> np.ndarray:
+    """Return p-values corrected for `count` tests (Holm, Scand. J. Stat. 6, 65-70, 1979); NaN stays NaN.
 
-
-def settled(pair: Mapping[Any, Any]) -> bool:
-    """Return whether p < LEVEL after correction and the difference has the same sign with every seed.
-
-    p is of the test groups alone: of the variation of training it knows nothing.
+    What is not there yet, or NaN, counts as a test with a larger p.
     """
-    return bool(pair["p_corrected"] < LEVEL and pair["least"] * pair["most"] > 0)
+    corrected = np.full(len(p_values), np.nan)
+    order = np.argsort(p_values)[: np.isfinite(p_values).sum()]
+    corrected[order] = np.maximum.accumulate(p_values[order] * np.arange(count, count - len(order), -1))
+    return np.minimum(corrected, 1)
+
+
+def verdict(difference: float, p_corrected: float) -> str:
+    """Return HOLDS, FAILS or NOT_SHOWN."""
+    if p_corrected >= LEVEL:
+        return NOT_SHOWN
+    return HOLDS if difference > 0 else FAILS
+
+
+def _untested(pair: Comparison, by_image: set[str]) -> str | None:
+    if pair.dataset in by_image:
+        return BY_IMAGE
+    if pair.fewest_seeds < FEWEST_SEEDS:
+        return TOO_FEW_SEEDS
+    return pair.few or None

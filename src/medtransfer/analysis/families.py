@@ -50,7 +50,7 @@ def family(record: dict[str, Any]) -> str:
     return LATTICE if found.weights == "imagenet" else WEIGHTS
 
 
-def question(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+def family_of_pair(one: dict[str, Any], other: dict[str, Any]) -> str | None:
     """Return the question that comparing two models of a data set answers, as `family` names it, or None.
 
     None where they differ in more than the question is about.

@@ -1,15 +1,18 @@
 """What several configurations answer together: how many blocks to train, how many images, which recipe."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import pandas as pd
 
-from medtransfer.analysis.comparison import Run, by_model
+from medtransfer.analysis.differences import Comparison, find_pair
 from medtransfer.analysis.families import changed_recipe, configuration_of, overrides
+from medtransfer.analysis.runs import Run, by_model
 from medtransfer.core.params import BLOCKS
 from medtransfer.metrics.scores import MACRO, MICRO
 
-SCORES = ["f1", "low", "high", "seeds"]
-PAIR = ["difference", "low", "high", "least", "most", "p", "p_corrected", "seeds"]
+SCORES = ["f1", "low", "high", "interval", "seeds"]
+CHANGES = ["dataset", "model", "base", "change", "difference", "low", "high", "interval", "micro"]
 
 
 def block_counts(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
@@ -20,7 +23,7 @@ def block_counts(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        dataset, model, start (`first` or `last`), blocks (0 to 5), SCORES of `table`, which is `compare`'s.
+        dataset, model, start (`first` or `last`), blocks (0 to 5), SCORES of `table`, from `f1_table`.
     """
     rows = []
     for dataset, model, trained in _lattice(runs):
@@ -30,20 +33,20 @@ def block_counts(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
     return _with_scores(pd.DataFrame(rows, columns=["dataset", "model", "start", "blocks"]), table)
 
 
-def block_gains(runs: list[Run], pairs: pd.DataFrame) -> pd.Series:
+def block_gains(runs: list[Run], pairs: Iterable[Comparison]) -> pd.Series:
     """Return what training each block adds to macro F1: the mean over the pairs of networks that differ in it alone.
 
     Parameters
     ----------
     runs : list of Run
         Of one data set; the networks are those of `block_counts`, with any blocks.
-    pairs : DataFrame
-        From `compare_models`, which compares two networks on the seeds that both have.
+    pairs : iterable of Comparison
+        From `compare_models`.
 
     Returns
     -------
     Series
-        A value a block, missing where no two networks differ in that block alone.
+        One value per block, missing where no two networks differ in that block alone.
     """
     networks = {frozenset(trained): (dataset, model) for dataset, model, trained in _lattice(runs)}
     gains: dict[str, list[float]] = {block: [] for block in BLOCKS}
@@ -52,7 +55,7 @@ def block_gains(runs: list[Run], pairs: pd.DataFrame) -> pd.Series:
             fewer = networks.get(more - {block})
             pair = find_pair(pairs, dataset, model, fewer[1]) if fewer else None
             if pair:
-                gains[block].append(pair["difference"])
+                gains[block].append(pair.difference)
     return pd.Series({block: pd.Series(found, dtype=float).mean() for block, found in gains.items()})
 
 
@@ -62,7 +65,7 @@ def data_sizes(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        dataset, model, weights (`random` or `imagenet`), fraction, images, SCORES of `table`, which is `compare`'s.
+        dataset, model, weights (`random` or `imagenet`), fraction, images, SCORES of `table`, from `f1_table`.
     """
     rows = []
     for dataset, model, fits in _networks(runs):
@@ -97,7 +100,7 @@ def chain(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        dataset, model, start (`imagenet → ham10000`), SCORES of `table`, which is `compare`'s. Only data sets with a
+        dataset, model, start (`imagenet → ham10000`), SCORES of `table`, from `f1_table`. Only data sets with a
         chain.
     """
     networks = {(dataset, model): fits[0].record for dataset, model, fits in _networks(runs)}
@@ -115,46 +118,24 @@ def chain(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
     return _with_scores(found[found.dataset.isin(linked)], table)
 
 
-def recipe_changes(runs: list[Run], pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return every network beside the one that differs from it in scaling, balance or optimizer alone.
+def recipe_changes(runs: list[Run], pairs: Iterable[Comparison]) -> pd.DataFrame:
+    """Return every network beside the one that differs from it in scaling, balance or optimizer only.
 
     Returns
     -------
     DataFrame
-        dataset, model, base, change (`scaling: caffe`), what `find_pair` returns of model less base, micro (their
-        difference in micro F1, on the same seeds).
+        CHANGES: change (`scaling: caffe`), difference of model less base in macro F1 with its 95% interval and what
+        that covers, micro (their difference in micro F1).
     """
     rows = []
     for dataset, model, fits in _networks(runs):
-        for other_dataset, base, others in _networks(runs):
-            change = changed_recipe(fits[0].record, others[0].record) if dataset == other_dataset else None
-            found = find_pair(pairs, dataset, model, base) if change else None
-            if found:
-                found["micro"] = _micro_difference(fits, others)
-                rows.append({"dataset": dataset, "model": model, "base": base, "change": change, **found})
-    return pd.DataFrame(rows, columns=["dataset", "model", "base", "change", *PAIR, "micro"])
-
-
-def _micro_difference(fits: list[Run], others: list[Run]) -> float:
-    ours, theirs = ({run.seed: run.scores[MICRO] for run in own} for own in (fits, others))
-    return float(np.mean([ours[seed] - theirs[seed] for seed in ours if seed in theirs]))
-
-
-def find_pair(pairs: pd.DataFrame, dataset: str, first: str, second: str) -> dict[str, float] | None:
-    """Return what `compare_models` found of two models, first less second: PAIR.
-
-    It has each pair once, in either order.
-    """
-    for sign, (one, other) in ((1, (first, second)), (-1, (second, first))):
-        own = pairs[(pairs.dataset == dataset) & (pairs["first"] == one) & (pairs["second"] == other)]
-        for row in own.to_dict("records"):
-            # Without the 0.0 an exact zero would come out as -0.0.
-            signed = {name: sign * row[name] + 0.0 for name in ("difference", "low", "high", "least", "most")}
-            low, high = sorted((signed["low"], signed["high"]))
-            least, most = sorted((signed["least"], signed["most"]))
-            kept = {name: row[name] for name in ("p", "p_corrected", "seeds")}
-            return {**signed, "low": low, "high": high, "least": least, "most": most, **kept}
-    return None
+        for other, base, base_fits in _networks(runs):
+            change = changed_recipe(fits[0].record, base_fits[0].record) if dataset == other else None
+            pair = find_pair(pairs, dataset, model, base) if change else None
+            if pair:
+                micro = np.mean([run.scores[MICRO] for run in fits]) - np.mean([run.scores[MICRO] for run in base_fits])
+                rows.append((dataset, model, base, change, pair.difference, *pair.ends, pair.interval, micro))
+    return pd.DataFrame(rows, columns=CHANGES)
 
 
 def _networks(runs: list[Run]) -> list[tuple[str, str, list[Run]]]:

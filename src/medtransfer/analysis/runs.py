@@ -1,17 +1,62 @@
-"""Reading finished fits back, and the tables of several of them."""
+"""Finished fits, read back from their folders."""
 
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from medtransfer.analysis.comparison import Run, compare, score_intervals
-from medtransfer.analysis.summary import compare_models, summarise
+from medtransfer.analysis.uncertainty import Jackknife, jackknife
 from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError
 from medtransfer.core.layout import run_folder
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import read_predictions
+from medtransfer.metrics.scores import score
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fit, as the files of its folder describe it.
+
+    record : run.json
+    predictions : the test rows of predictions.csv
+    history : history.csv, or None for a baseline
+    validation : the validation rows of predictions.csv, or None where the model was fitted on those images
+    """
+
+    record: dict[str, Any]
+    predictions: pd.DataFrame
+    history: pd.DataFrame | None
+    validation: pd.DataFrame | None = None
+
+    @property
+    def dataset(self) -> str:
+        """The data set's name."""
+        return str(self.record["dataset"])
+
+    @property
+    def model(self) -> str:
+        """The baseline's or freezing configuration's name."""
+        return str(self.record["model"])
+
+    @property
+    def seed(self) -> int:
+        """The seed of the fit."""
+        return int(self.record["seed"])
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """Every metric on the test images."""
+        return score(self.predictions)
+
+    @cached_property
+    def jackknife(self) -> Jackknife:
+        """Every metric on the test images without each lesion or patient."""
+        return jackknife(self.predictions)
 
 
 def studied(params: Params) -> list[Path]:
@@ -45,7 +90,26 @@ def read_run(folder: Path) -> Run:
     return Run(record, tested, history, None if validated.empty else validated)
 
 
-def evaluate_runs(runs: list[Run]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Return the tables of `compare`, `summarise` and `compare_models`."""
-    spans = score_intervals(runs)
-    return compare(runs, spans), summarise(runs, spans), compare_models(runs)
+def by_model(runs: Iterable[Run]) -> list[tuple[str, str, list[Run]]]:
+    """Return each data set and model with its runs, one per seed, in the order in which they first come."""
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        found.setdefault((run.dataset, run.model), []).append(run)
+    return [(*key, fits) for key, fits in found.items()]
+
+
+def check_same_images(runs: Iterable[Run]) -> None:
+    """Check that fits can be compared or averaged.
+
+    Raises
+    ------
+    UserError
+        Two were tested on different images.
+    """
+    first, *others = runs
+    for run in others:
+        if not run.predictions.id.equals(first.predictions.id):
+            raise UserError(
+                f"{run.dataset}: {first.model}, seed {first.seed}, and {run.model}, seed {run.seed}, were tested on "
+                "different images; fit both on the same split"
+            )

@@ -21,6 +21,7 @@ from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
 from medtransfer.core.params import AUTO
 from medtransfer.core.prepared import data_of
 from medtransfer.core.provenance import data_version
+from medtransfer.metrics.scores import mlflow_name
 from medtransfer.models.settings import read_settings
 from medtransfer.pipeline.outputs import tell_mlflow
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
@@ -235,9 +236,9 @@ def _check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read
         if params.get(key) != run.data.params.get(key):
             yield f"{name}: {key} is {run.data.params.get(key)}, run.json says {params.get(key)}"
     for key, value in json.loads((folder / "metrics.json").read_text()).items():
-        logged = run.data.metrics.get(mlflow_runs.metric_name(key))
+        logged = run.data.metrics.get(mlflow_name(key))
         if logged != value:
-            yield f"{name}: {mlflow_runs.metric_name(key)} is {logged}, metrics.json says {value}"
+            yield f"{name}: {mlflow_name(key)} is {logged}, metrics.json says {value}"
     if record["kind"] == "network":
         yield from _check_history(client, folder, name, run.info.run_id)
     if problem := mlflow_models.model_problem(client, run, read_models):

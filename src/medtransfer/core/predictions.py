@@ -1,8 +1,9 @@
 """predictions.csv: the one interface between models and evaluation.
 
-Columns: id, group, split, label, then `p_<class>` for each class in the order of the data set.
+Columns: SAMPLE, then `p_<class>` for each class in the order of the data set.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,25 @@ import pandas as pd
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
 
-PREFIX = "p_"
+SAMPLE = ["id", "group", "split", "label"]
+_PREFIX = "p_"
+
+
+def probability_columns(classes: Sequence[str]) -> list[str]:
+    """Return the name of each class's column."""
+    return [f"{_PREFIX}{name}" for name in classes]
+
+
+def as_predictions(samples: pd.DataFrame, probabilities: np.ndarray, classes: Sequence[str]) -> pd.DataFrame:
+    """Return the table of the probabilities (n, classes) of n samples, which have the columns of SAMPLE."""
+    columns = pd.DataFrame(probabilities, columns=probability_columns(classes))
+    return pd.concat([samples[SAMPLE].reset_index(drop=True), columns], axis=1)
 
 
 def write_predictions(path: Path, samples: pd.DataFrame, probabilities: np.ndarray, classes: list[str]) -> None:
-    """Write the probabilities (n, classes) of n samples (columns id, group, split, label).
-
-    They are written as float32 with as many digits as it takes to read the same bits back.
-    """
-    table = samples[["id", "group", "split", "label"]].reset_index(drop=True)
-    columns = [f"{PREFIX}{name}" for name in classes]
-    table = pd.concat([table, pd.DataFrame(probabilities.astype(np.float32), columns=columns)], axis=1)
+    """Write `as_predictions`, as float32 with as many digits as it takes to read the same bits back."""
     with atomic_file(path) as partial:
-        table.to_csv(partial, index=False)
+        as_predictions(samples, probabilities.astype(np.float32), classes).to_csv(partial, index=False)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
@@ -32,13 +39,13 @@ def read_predictions(path: Path) -> pd.DataFrame:
     Raises
     ------
     UserError
-        The file is missing, lacks a column, has an unknown label or probabilities that are none.
+        The file is missing, lacks a column, has an unknown label, or its probabilities do not add up to 1.
     """
     try:
-        table = pd.read_csv(path, dtype={"id": str, "group": str, "split": str, "label": str}, keep_default_na=False)
+        table = pd.read_csv(path, dtype=dict.fromkeys(SAMPLE, str), keep_default_na=False)
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run `dvc repro`") from None
-    missing = {"id", "group", "split", "label"} - set(table.columns)
+    missing = set(SAMPLE) - set(table.columns)
     if missing:
         raise UserError(f"{path}: column {', '.join(sorted(missing))} is missing")
     classes = classes_of(table)
@@ -55,20 +62,20 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 def classes_of(table: pd.DataFrame) -> list[str]:
     """Return the classes in the order of their columns."""
-    return [str(column).removeprefix(PREFIX) for column in table.columns if str(column).startswith(PREFIX)]
+    return [str(column).removeprefix(_PREFIX) for column in table.columns if str(column).startswith(_PREFIX)]
 
 
 def probabilities_of(table: pd.DataFrame) -> np.ndarray:
     """Return the probabilities, shape (n, classes)."""
-    return table[[f"{PREFIX}{name}" for name in classes_of(table)]].to_numpy()
+    return table[probability_columns(classes_of(table))].to_numpy()
 
 
 def predicted_labels(table: pd.DataFrame) -> pd.Series:
-    """Return the most probable class of each row; the first of several equal ones."""
+    """Return the most probable class of each row, the first one in a tie."""
     return pd.Series(np.array(classes_of(table))[probabilities_of(table).argmax(axis=1)], index=table.index)
 
 
-def only_answer(table: pd.DataFrame) -> str | None:
-    """Return the one class that every row is said to be; None where the rows are said to be several."""
-    answers = predicted_labels(table).unique()
-    return str(answers[0]) if len(answers) == 1 else None
+def only_prediction(table: pd.DataFrame) -> str | None:
+    """Return the class that is predicted for every row; None if several are predicted."""
+    predicted = predicted_labels(table).unique()
+    return str(predicted[0]) if len(predicted) == 1 else None

@@ -1,40 +1,65 @@
-"""F1 per class and its averages, ranking, and calibration."""
+"""Every metric, declared once: one more is one more entry in METRICS.
+
+A metric is a function of sums over images. `terms` gives what each image adds to the sums, and `value` computes the
+metric from them. The statistics can so leave out or resample groups of images without looking at the images again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import balanced_accuracy_score, brier_score_loss, f1_score, roc_auc_score
+from scipy.stats import rankdata
 
-from medtransfer.core.predictions import classes_of, predicted_labels, probabilities_of
+from medtransfer.core.predictions import classes_of, probabilities_of
 
 MICRO, MACRO = "micro avg", "macro avg"
 BALANCED, AUC, BRIER, CALIBRATION = "balanced accuracy", "AUC", "Brier score", "calibration error"
 BINS = 15
+ALL, NONE = "all", "none"
+Terms = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Value = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that says how good predictions are.
+
+    name : in tables and in metrics.json
+    mlflow : in MLflow, after `test_`
+    terms : labels (n,), as numbers of classes, and probabilities (n, classes) → what each image adds, (n, terms)
+    value : sums (..., terms) → the metric (...); NaN where it is undefined
+    of_probabilities : whether it changes when probabilities are rescaled and their order stays
+    smooth : whether the jackknife gives its variance; without it, the bootstrap does
+    needs : the classes that an interval needs enough groups of: ALL, NONE, or the number of one
+    """
+
+    name: str
+    mlflow: str
+    terms: Terms
+    value: Value
+    of_probabilities: bool = False
+    smooth: bool = True
+    needs: str | int = NONE
 
 
 def score(predictions: pd.DataFrame) -> dict[str, float]:
-    """Score the rows of one split.
-
-    Returns
-    -------
-    dict
-        F1 of each class by its name, `micro avg` (which is the accuracy, each image having one
-        label) and `macro avg`; a class that is neither there nor predicted has an F1 of 0.
-        `balanced accuracy`. `AUC`: the mean over the classes that are there of the area under the
-        ROC curve of one class against all others. `Brier score`: of all classes (halved where there
-        are two; Brier, Monthly Weather Review 78, 1, 1950). `calibration error`: see `calibration_error`.
-    """
-    classes, y_true, y_pred = classes_of(predictions), predictions.label, predicted_labels(predictions)
-    by_class = f1_score(y_true, y_pred, labels=classes, average=None, zero_division=0.0)
+    """Return every metric of the rows of one split, F1 per class first."""
     codes, probabilities = encode(predictions)
     return {
-        **{name: float(value) for name, value in zip(classes, by_class, strict=True)},
-        MICRO: float(f1_score(y_true, y_pred, labels=classes, average="micro", zero_division=0.0)),
-        MACRO: float(np.mean(by_class)),
-        BALANCED: float(balanced_accuracy_score(y_true, y_pred)),
-        AUC: area_under_curve(codes, probabilities),
-        BRIER: float(brier_score_loss(codes, probabilities, labels=range(len(classes)))),
-        CALIBRATION: calibration_error(codes, probabilities),
+        metric.name: float(metric.value(metric.terms(codes, probabilities).sum(axis=0)))
+        for metric in metrics_of(classes_of(predictions))
     }
+
+
+def metrics_of(classes: Sequence[str]) -> list[Metric]:
+    """Return F1 of each class, then METRICS."""
+    return [*(_f1(number, name) for number, name in enumerate(classes)), *METRICS]
+
+
+def mlflow_name(name: str) -> str:
+    """Return MLflow's name of a metric or, for a class, of its F1."""
+    return f"test_{BY_NAME[name].mlflow if name in BY_NAME else f'f1_{name}'}".replace(" ", "_")
 
 
 def encode(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -44,24 +69,104 @@ def encode(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return codes, probabilities / probabilities.sum(axis=1, keepdims=True)
 
 
-def area_under_curve(codes: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the mean one-against-all area under the ROC curve of the classes that are there; NaN if there is one."""
-    there = np.unique(codes)
-    if len(there) < 2:
-        return float("nan")
-    return float(np.mean([roc_auc_score(codes == number, probabilities[:, number]) for number in there]))
-
-
-def calibration_error(codes: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the expected calibration error: how far confidence is from accuracy, on average over 15 equal bins.
-
-    Guo et al.: On Calibration of Modern Neural Networks, ICML 2017, equation 3.
-    """
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == codes
-    gaps = np.bincount(bin_of(confidence), weights=right - confidence, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(codes))
-
-
 def bin_of(confidence: np.ndarray) -> np.ndarray:
     """Return the bin, 0 to 14, of each confidence."""
     return np.minimum((confidence * BINS).astype(int), BINS - 1)
+
+
+def _counts(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return for each image its hit, label and prediction, one column per class each: (n, 3 · classes)."""
+    classes = np.arange(probabilities.shape[1])
+    labels, predicted = codes[:, None] == classes, probabilities.argmax(axis=1)[:, None] == classes
+    return np.hstack([labels & predicted, labels, predicted]).astype(float)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full_like(whole, np.nan), where=whole > 0)
+
+
+def _f1_by_class(sums: np.ndarray) -> np.ndarray:
+    """Return F1 (..., classes) of sums of `_counts`; NaN for a class that is neither there nor predicted."""
+    hits, labels, predicted = np.split(sums, 3, axis=-1)
+    return _ratio(2 * hits, labels + predicted)
+
+
+def _recall(sums: np.ndarray) -> np.ndarray:
+    hits, labels, _ = np.split(sums, 3, axis=-1)
+    return _ratio(hits, labels)
+
+
+def _accuracy(sums: np.ndarray) -> np.ndarray:
+    hits, labels, _ = np.split(sums, 3, axis=-1)
+    return _ratio(hits.sum(axis=-1), labels.sum(axis=-1))
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Return the mean over the classes for which a value is defined; NaN where there is none."""
+    there = ~np.isnan(values)
+    return _ratio(np.where(there, values, 0).sum(axis=-1), there.sum(axis=-1).astype(float))
+
+
+def _f1(number: int, name: str) -> Metric:
+    return Metric(name, f"f1_{name}", _counts, lambda sums: _f1_by_class(sums)[..., number], needs=number)
+
+
+def _placements(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return five terms per class whose sums give the area under the ROC curve of that class against all others.
+
+    Of a positive image the share of negatives below it, of a negative one that of positives above it, ties counting
+    half, each followed by a count; then the area itself (DeLong et al., Biometrics 44, 837-845, 1988). The area of
+    sums over other images is exact to first order, and exact where no group holds both kinds.
+    """
+    columns = []
+    for number, values in enumerate(probabilities.T):
+        positive = codes == number
+        placed = np.zeros(len(codes))
+        if positive.any() and not positive.all():
+            ranks = rankdata(values)
+            placed[positive] = (ranks[positive] - rankdata(values[positive])) / (~positive).sum()
+            placed[~positive] = 1 - (ranks[~positive] - rankdata(values[~positive])) / positive.sum()
+        area = np.full(len(codes), placed[positive].mean() if positive.any() else 0.0)
+        columns += [placed * positive, positive, placed * ~positive, ~positive, area]
+    return np.column_stack(columns).astype(float)
+
+
+def _area(sums: np.ndarray) -> np.ndarray:
+    """Return the mean area over the classes that are there."""
+    above, positive, below, negative, area = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 5), -1, 0)
+    return _mean(_ratio(above, positive) + _ratio(below, negative) - _ratio(area, positive + negative))
+
+
+def _squares(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return each image's squared error, halved where there are two classes, and 1."""
+    errors = ((probabilities - np.eye(probabilities.shape[1])[codes]) ** 2).sum(axis=1)
+    return np.column_stack([errors / (2 if probabilities.shape[1] == 2 else 1), np.ones(len(codes))])
+
+
+def _gaps(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return each image's hit less its confidence, in the column of its bin, and 1: (n, BINS + 1)."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == codes
+    gaps = np.zeros((len(codes), BINS + 1))
+    gaps[np.arange(len(codes)), bin_of(confidence)] = right - confidence
+    gaps[:, BINS] = 1
+    return gaps
+
+
+# Micro F1 is the accuracy, as each image has one label. Brier: Monthly Weather Review 78, 1 (1950). Calibration error:
+# Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 3, with bins of equal width.
+METRICS = (
+    Metric(MICRO, "f1_micro avg", _counts, _accuracy),
+    Metric(MACRO, "f1_macro avg", _counts, lambda sums: _mean(_f1_by_class(sums)), needs=ALL),
+    Metric(BALANCED, "balanced accuracy", _counts, lambda sums: _mean(_recall(sums)), needs=ALL),
+    Metric(AUC, "AUC", _placements, _area, needs=ALL),
+    Metric(BRIER, "Brier score", _squares, lambda sums: _ratio(sums[..., 0], sums[..., 1]), of_probabilities=True),
+    Metric(
+        CALIBRATION,
+        "calibration error",
+        _gaps,
+        lambda sums: _ratio(np.abs(sums[..., :BINS]).sum(axis=-1), sums[..., BINS]),
+        of_probabilities=True,
+        smooth=False,
+    ),
+)
+BY_NAME = {metric.name: metric for metric in METRICS}

@@ -7,22 +7,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medtransfer.analysis.claims import judge
-from medtransfer.analysis.comparison import Run
 from medtransfer.analysis.confusion import confusion, report
-from medtransfer.analysis.runs import evaluate_runs, read_run, studied
+from medtransfer.analysis.runs import Run, read_run, studied
+from medtransfer.analysis.tables import compute_tables, write_tables
 from medtransfer.core.dvc import check_unchanged
-from medtransfer.core.files import atomic_file, atomic_folder, write_json
+from medtransfer.core.files import atomic_folder, write_json
 from medtransfer.core.layout import ACTIVATIONS, FIGURES, REPORTS, run_folder, run_name
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import classes_of, predicted_labels
 from medtransfer.core.prepared import data_of
 from medtransfer.pipeline.unfinished import forget_recorded
-from medtransfer.report import figures, tables
+from medtransfer.report import figures
 from medtransfer.report.cards import model_card
+from medtransfer.report.tables import markdown
 from medtransfer.tracking import mlflow_runs
 
-TABLES = ("results", "summary", "differences")
 # The two networks whose learning the talk compares.
 LEARNING = {"cnn_random": "random weights", "imagenet_all": "ImageNet weights"}
 
@@ -33,9 +32,10 @@ def evaluate(params: Params) -> None:
     runs = [read_run(folder) for folder in studied(params)]
     for dataset in params.study:
         check_unchanged(ACTIVATIONS / dataset)
-    table, summary, pairs = evaluate_runs(runs)
-    write_tables(table, summary, pairs, runs, REPORTS)
-    write_json(REPORTS / "metrics.json", nest(table))
+    tables = compute_tables(runs)
+    write_tables(tables, REPORTS)
+    (REPORTS / "results.md").write_text(markdown(tables, runs))
+    write_json(REPORTS / "metrics.json", nest(tables.results))
     with atomic_folder(REPORTS / "plots" / "confusion") as folder:
         for run in runs:
             rows = pd.DataFrame({"actual": run.predictions.label, "predicted": predicted_labels(run.predictions)})
@@ -49,21 +49,10 @@ def evaluate(params: Params) -> None:
         print(f"{len(unknown)} of {len(runs)} fits are not in this MLflow store: their figures are in reports/ only")
 
 
-def write_tables(
-    table: pd.DataFrame, summary: pd.DataFrame, pairs: pd.DataFrame, runs: list[Run], folder: Path
-) -> None:
-    """Write TABLES and the talk's claims as CSV, and all of them as results.md."""
-    for name, content in zip((*TABLES, "claims"), (table, summary, pairs, judge(pairs)), strict=True):
-        with atomic_file(folder / f"{name}.csv") as path:
-            content.round(6).to_csv(path, index=False)
-    with atomic_file(folder / "results.md") as path:
-        path.write_text(tables.markdown(table, summary, pairs, runs))
-
-
-def nest(table: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
+def nest(results: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
     """Return F1 as data set → model → class, for DVC's metrics."""
     nested: dict[str, dict[str, dict[str, float]]] = {}
-    for row in table.to_dict("records"):
+    for row in results.to_dict("records"):
         nested.setdefault(row["dataset"], {}).setdefault(row["model"], {})[row["class"]] = round(row["f1"], 6)
     return nested
 

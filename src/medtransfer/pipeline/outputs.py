@@ -10,7 +10,7 @@ import pandas as pd
 from medtransfer.core.files import digest_of_folder, write_json
 from medtransfer.core.predictions import read_predictions, write_predictions
 from medtransfer.core.provenance import data_version, git_commit
-from medtransfer.metrics.scores import score
+from medtransfer.metrics.scores import mlflow_name, score
 from medtransfer.tracking import mlflow_runs
 
 LEAK = {"keep": "", "remove": ", leak removed", "match": ", as many images left out"}
@@ -54,7 +54,7 @@ def tell_mlflow(run: mlflow_runs.Run, folder: Path) -> None:
     """Log what the folder of a finished fit says: epochs, scores, seconds and the digest of its files."""
     record = json.loads((folder / "run.json").read_text())
     metrics = json.loads((folder / "metrics.json").read_text())
-    scores = {mlflow_runs.metric_name(name): value for name, value in metrics.items()}
+    scores = {mlflow_name(name): value for name, value in metrics.items()}
     if record["kind"] == "network":
         run.log_epochs(pd.read_csv(folder / "history.csv").to_dict("records"))
         run.log_metrics({"epochs_run": record["epochs"]})

@@ -1,15 +1,15 @@
 """The front of the page: each question, the comparison of two models that answers it, and the verdict."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
-from medtransfer.analysis.claims import settled
-from medtransfer.analysis.questions import find_pair
+from medtransfer.analysis.claims import FAILS, HOLDS
+from medtransfer.analysis.differences import Comparison, find_pair
 from medtransfer.report.study import Study
-from medtransfer.report.tables import difference, p_value, spanned
+from medtransfer.report.tables import difference, p_value
 
+HIGHER, LOWER, NOT_TESTED = "higher", "lower", "not tested"
 FROM_IMAGENET = "imagenet_all"
 TITLES = {"ham10000": "skin lesions", "chest_xray": "chest X-rays"}
 
@@ -28,7 +28,7 @@ QUESTIONS = (
     Question("train the last block instead of the first", "imagenet_last_block", "imagenet_first_block"),
     Question("train the first and last blocks instead of all", "imagenet_first_last", FROM_IMAGENET),
     Question("train the last block instead of all", "imagenet_last_block", FROM_IMAGENET),
-    Question("train the head alone instead of all", "imagenet_head", FROM_IMAGENET),
+    Question("train only the head instead of all", "imagenet_head", FROM_IMAGENET),
 )
 
 
@@ -38,43 +38,43 @@ def answers(study: Study) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Indexed by change: data set, verdict, difference in macro F1 with its 95% interval, seeds, lowest and highest
-        difference of a seed, corrected p.
+        Indexed by change: data set, verdict, difference in macro F1 with its 95% interval, seeds of both models, and
+        the corrected p of the talk's claim about the two models, if there is one.
     """
-    rows = [
-        {
-            "change": question.change,
-            "data set": title(dataset),
-            "verdict": f"**{verdict(pair)}**",
-            "macro F1": difference(pair),
-            "seeds": f"{pair['seeds']:.0f}",
-            "by seed": " to ".join(spanned(pair, "least", "most")),
-            "p, corrected": p_value(pair["p_corrected"]),
-        }
-        for question in QUESTIONS
-        for dataset in study.table.dataset.drop_duplicates()
-        if (pair := planned(study, dataset, question.first, question.second))
-    ]
-    columns = ["change", "data set", "verdict", "macro F1", "seeds", "by seed", "p, corrected"]
+    rows = []
+    for question in QUESTIONS:
+        for dataset in study.tables.results.dataset.drop_duplicates():
+            pair = find_pair(study.tables.pairs, dataset, question.first, question.second)
+            if pair:
+                verdict, p = judged(study.tables.claims, pair)
+                rows.append(
+                    {
+                        "change": question.change,
+                        "data set": title(dataset),
+                        "verdict": f"**{verdict}**",
+                        "macro F1": difference(pair),
+                        "seeds": f"{pair.first_seeds} and {pair.second_seeds}",
+                        "p, corrected": p_value(p),
+                    }
+                )
+    columns = ["change", "data set", "verdict", "macro F1", "seeds", "p, corrected"]
     return pd.DataFrame(rows, columns=columns).set_index("change")
 
 
-def verdict(pair: dict[Any, Any]) -> str:
-    """Return `higher` or `lower` if the difference is significant, has one sign in all seeds and more than one seed."""
-    if not settled(pair) or pair["seeds"] == 1:
-        return "not shown"
-    return "higher" if pair["difference"] > 0 else "lower"
+def judged(claims: pd.DataFrame, pair: Comparison) -> tuple[str, float]:
+    """Return the verdict on a comparison, from the talk's claim about its two models, and the claim's corrected p.
 
-
-def planned(study: Study, dataset: str, first: str, second: str) -> dict[Any, Any] | None:
-    """Return the comparison of two models, first less second, with the p-value of the talk's claim about them, if any.
-
-    Where the talk claims nothing, p is corrected for all pairs that answer the same question.
+    The verdict is HIGHER or LOWER (the first model's macro F1), NOT_TESTED where the talk claims nothing, or the
+    claim's own where it is not shown or cannot be judged.
     """
-    pair, claims = find_pair(study.pairs, dataset, first, second), study.claims
-    both = {first, second}
-    about = claims[(claims.dataset == dataset) & claims.better.isin(both) & claims.worse.isin(both)]
-    return {**pair, "p_corrected": about.p_corrected.iloc[0]} if pair and len(about) else pair
+    models = {pair.first, pair.second}
+    about = claims[(claims.dataset == pair.dataset) & claims["first"].isin(models) & claims["second"].isin(models)]
+    if about.empty:
+        return NOT_TESTED, float("nan")
+    claim = about.iloc[0]
+    if claim.verdict in (HOLDS, FAILS):
+        return (HIGHER if pair.difference > 0 else LOWER), claim.p_corrected
+    return claim.verdict, claim.p_corrected
 
 
 def title(dataset: str) -> str:

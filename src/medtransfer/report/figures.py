@@ -18,12 +18,12 @@ MARKERS = "osD^vP*Xh"
 
 
 def mark(title: str, synthetic: bool) -> str:
-    """Return a title that says so where the data are synthetic."""
+    """Return a title that says whether the data are synthetic."""
     return title + SYNTHETIC_MARK if synthetic else title
 
 
 def class_distribution(counts: pd.Series, title: str, path: Path) -> None:
-    """Draw the number of images a class (index: classes)."""
+    """Draw the number of images per class (index: classes)."""
     figure = Figure(figsize=(1.8 + 0.8 * len(counts), 3.6), layout="constrained")
     axes = figure.subplots()
     bars = axes.bar(list(counts.index), counts.to_numpy(), color="#4477aa")
@@ -59,7 +59,7 @@ def _draw_counts(axes: Axes, matrix: np.ndarray, classes: list[str], fontsize: i
 
 
 def curves(history: pd.DataFrame, title: str, path: Path) -> None:
-    """Draw loss and accuracy an epoch, for training and validation."""
+    """Draw loss and accuracy per epoch, for training and validation."""
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         axes.plot(history.epoch, history[name], marker=".", label="training")
@@ -113,7 +113,7 @@ def _mosaic(output: np.ndarray) -> np.ndarray:
 
 
 def scores(table: pd.DataFrame, title: str, seeds: Mapping[str, Sequence[float]]) -> Figure:
-    """Return a figure of each model's F1 with its interval and the talk's value, a line a model.
+    """Return a figure of each model's F1 with its interval and the talk's value, one line per model.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ def scores(table: pd.DataFrame, title: str, seeds: Mapping[str, Sequence[float]]
 
 
 def overview(tables: dict[str, pd.DataFrame]) -> Figure:
-    """Return a figure like `scores` of several data sets, a panel each; the keys are the titles."""
+    """Return a figure like `scores` of several data sets, one panel each; the keys are the titles."""
     heights = [len(table) for table in tables.values()]
     figure = Figure(figsize=(8, 1.2 * len(tables) + 0.3 * sum(heights)), layout="constrained")
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -169,7 +169,7 @@ def _spans(table: pd.DataFrame, value: str = "f1") -> np.ndarray:
 def block_counts(table: pd.DataFrame, title: str) -> Figure:
     """Return a figure of macro F1 against the number of blocks that train; `table` from `questions.block_counts`."""
     labels = {"last": "from the last block on", "first": "from the first block on"}
-    # A line that joins what is not next to each other would show values that nobody measured.
+    # A line between points that are not neighbours would show values that nobody measured.
     asked = pd.MultiIndex.from_product([list(labels), range(table.blocks.max() + 1)], names=["start", "blocks"])
     table = table.merge(asked.to_frame(index=False), how="outer")
     return _lines(table, "start", labels, "blocks", "blocks that train beside the head", title, shift=0.06)
@@ -217,16 +217,16 @@ def _lines(
 
 
 def rates(tuning: pd.DataFrame, guess: float, title: str) -> Figure:
-    """Return a figure of what `medtransfer tune` tried, a line a configuration.
+    """Return a figure of what `medtransfer tune` tried, one line per configuration.
 
-    Tries that differ in optimizer, part of the training images or number of epochs are in panels of their own.
+    Trials that differ in optimizer, part of the training images or number of epochs are in panels of their own.
 
     Parameters
     ----------
     tuning : DataFrame
-        Of `study.trials`.
+        From `study.trials`.
     guess : float
-        The macro F1 of a model that only ever answers the largest class.
+        The macro F1 of a model that predicts only the largest class.
     """
     names = list(tuning.configuration.drop_duplicates())
     groups = list(tuning.groupby(["optimizer", "fraction", "epochs"], sort=False))
@@ -237,7 +237,7 @@ def rates(tuning: pd.DataFrame, guess: float, title: str) -> Figure:
     labelled = {}
     for place, ((optimizer, fraction, epochs), tried) in enumerate(groups):
         axes = panels[place]
-        labelled["only ever the largest class"] = axes.axhline(guess, color="#333333", linestyle="--", linewidth=1)
+        labelled["only the largest class"] = axes.axhline(guess, color="#333333", linestyle="--", linewidth=1)
         for number, name in enumerate(names):
             own = tried[tried.configuration == name].sort_values("learning_rate")
             if own.empty:
@@ -263,7 +263,7 @@ def rates(tuning: pd.DataFrame, guess: float, title: str) -> Figure:
 
 
 def cost(table: pd.DataFrame, seconds: dict[str, float], title: str) -> Figure:
-    """Return a figure of the seconds that a fit takes against its F1, a point a model."""
+    """Return a figure of the seconds that a fit takes against its F1, one point per model."""
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axes = figure.subplots()
     for number, row in enumerate(table.to_dict("records")):
@@ -281,7 +281,7 @@ def cost(table: pd.DataFrame, seconds: dict[str, float], title: str) -> Figure:
 
 
 def losses(histories: dict[str, list[pd.DataFrame]], title: str) -> Figure:
-    """Return a figure of the validation loss over the epochs, a panel a network, a line a seed."""
+    """Return a figure of the validation loss over the epochs, one panel per network, one line per seed."""
     columns = min(3, max(len(histories), 1))
     lines = -(-len(histories) // columns)
     figure = Figure(figsize=(3 * columns, 2.2 * max(lines, 1) + 0.4), layout="constrained")
@@ -300,7 +300,7 @@ def losses(histories: dict[str, list[pd.DataFrame]], title: str) -> Figure:
 
 
 def confusions(matrices: dict[str, np.ndarray], classes: list[str], title: str) -> Figure:
-    """Return a figure of confusion matrices, counts (classes, classes), a panel a model, shaded by rows."""
+    """Return a figure of confusion matrices, counts (classes, classes), one panel per model, shaded by rows."""
     columns = min(3, len(matrices))
     lines = -(-len(matrices) // columns)
     figure = Figure(figsize=(3.4 * columns, 3.2 * lines + 0.4), layout="constrained")
@@ -316,7 +316,7 @@ def confusions(matrices: dict[str, np.ndarray], classes: list[str], title: str) 
 
 
 def layers(rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFrame, title: str) -> Figure:
-    """Return a figure of what `medtransfer layers` found, a panel a question; each table as its file has it."""
+    """Return a figure of what `medtransfer layers` found, one panel per question; the tables are as in their files."""
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     panels = figure.subplots(2, 2)
     axes = panels[0, 0]
@@ -385,23 +385,44 @@ def gradcam(
     figure.savefig(path, dpi=DPI)
 
 
-def leak(table: pd.DataFrame, title: str) -> Figure:
-    """Return a figure of how much the leak adds to each class's F1, a panel a model.
+def leakage(table: pd.DataFrame, title: str) -> Figure:
+    """Return a figure of how much leakage adds to each class's F1, one panel per model.
 
-    `table` from `measure_leak`, with a column `name` that tells the rows of a model apart.
+    `table` is from `measure_leakage`, with a column `name` that tells the rows of a model apart.
     """
     models = list(table.model.drop_duplicates())
     figure = Figure(figsize=(3.2 * len(models) + 1, 1.4 + 0.3 * table.name.nunique()), layout="constrained")
     panels = figure.subplots(1, len(models), squeeze=False, sharey=True, sharex=True)[0]
     for axes, model in zip(panels, models, strict=True):
-        own = table[table.model == model]
-        rows = np.arange(len(own))[::-1]
-        axes.errorbar(own.difference, rows, xerr=_spans(own, "difference"), fmt="o", color=PALETTE[0], capsize=3)
+        part = table[table.model == model]
+        rows = np.arange(len(part))[::-1]
+        axes.errorbar(part.difference, rows, xerr=_spans(part, "difference"), fmt="o", color=PALETTE[0], capsize=3)
         axes.axvline(0, color="#333333", linewidth=1)
-        axes.set_yticks(rows, list(own.name))
+        axes.set_yticks(rows, list(part.name))
         axes.set_title(model, fontsize=9)
         axes.grid(axis="x", color="#dddddd")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("F1 with the leak less F1 without", fontsize=9)
+    figure.supxlabel("F1 with leakage less F1 without", fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def reliability(bands: Mapping[str, pd.DataFrame], title: str) -> Figure:
+    """Return reliability diagrams, one panel per model; each table is from `calibration.reliability`."""
+    columns = min(3, len(bands))
+    lines = -(-len(bands) // columns)
+    figure = Figure(figsize=(3 * columns, 2.7 * lines + 0.4), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    for axes in panels.flat[len(bands) :]:
+        axes.set_axis_off()
+    for axes, (model, band) in zip(panels.flat, bands.items(), strict=False):
+        axes.plot([0, 1], [0, 1], color="#333333", linestyle="--", linewidth=1)
+        axes.fill_between(band.confidence, band.low, band.high, color=PALETTE[0], alpha=0.25)
+        axes.plot(band.confidence, band.accuracy, marker="o", markersize=4, color=PALETTE[0])
+        axes.set_title(model, fontsize=9)
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("confidence", fontsize=9)
+    figure.supylabel("share of correct predictions", fontsize=9)
     figure.suptitle(title, fontsize=10)
     return figure

@@ -11,12 +11,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from medtransfer.analysis.agreement import agree
-from medtransfer.analysis.comparison import Run, by_model
+from medtransfer.analysis.calibration import reliability
 from medtransfer.analysis.confusion import confusion
 from medtransfer.analysis.families import TALK
 from medtransfer.analysis.leakage import ALL
 from medtransfer.analysis.published import is_the_talks
 from medtransfer.analysis.questions import block_counts, block_gains, data_sizes
+from medtransfer.analysis.runs import Run, by_model
 from medtransfer.core.predictions import classes_of
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.metrics.scores import MACRO
@@ -45,26 +46,25 @@ def build_page(studies: list[Study]) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     names = list(dict.fromkeys(run.dataset for study in studies for run in study.runs))
-    own = {name: entry for study in studies for name, entry in study.own.items() if name in names}
+    custom = {name: entry for study in studies for name, entry in study.custom.items() if name in names}
     return environment.get_template("page.html.j2").render(
         names=names,
-        subjects=[SUBJECTS.get(name) or own.get(name, {}).get("title", name) for name in names],
-        own=own,
+        subjects=[SUBJECTS.get(name) or custom.get(name, {}).get("title", name) for name in names],
+        custom=custom,
         talks=[name for name in names if is_the_talks(name)],
-        units=" or ".join(dict.fromkeys(_units(own, name) for name in names)),
+        units=" or ".join(dict.fromkeys(_units(custom, name) for name in names)),
         synthetic=any(run.record["synthetic"] for study in studies for run in study.runs),
         synthetic_note=tables.SYNTHETIC_NOTE,
         answer=_cells(answered) if len(answered := answers(studies[0])) else None,
-        beside_the_talk=any(map(is_the_talks, studies[0].table.dataset.unique())),
-        front=_embed(_png(overview(studies[0].table))),
+        beside_the_talk=any(map(is_the_talks, studies[0].tables.results.dataset.unique())),
+        front=_embed(_png(overview(studies[0].tables.results))),
         claims_note=tables.CLAIMS_NOTE,
-        zero_note=tables.ZERO_NOTE,
         studies=[_view(study) for study in studies],
     )
 
 
-def _units(own: Mapping[str, Mapping[str, Any]], dataset: str) -> str:
-    return f"{own[dataset]['group']}s" if dataset in own else tables.units(dataset)
+def _units(custom: Mapping[str, Mapping[str, Any]], dataset: str) -> str:
+    return f"{custom[dataset]['group']}s" if dataset in custom else tables.units(dataset)
 
 
 def _view(study: Study) -> dict[str, Any]:
@@ -73,8 +73,8 @@ def _view(study: Study) -> dict[str, Any]:
         "name": study.name,
         "title": f"Split by {record['split_by']}, {record['image_size']} px",
         "notes": study.notes,
-        "claims": _cells(tables.claims(study.claims)) if len(study.claims) else None,
-        "datasets": [_dataset_view(study, dataset) for dataset in study.table.dataset.drop_duplicates()],
+        "claims": _cells(tables.claims(study.tables.claims)) if len(study.tables.claims) else None,
+        "datasets": [_dataset_view(study, dataset) for dataset in study.tables.results.dataset.drop_duplicates()],
     }
 
 
@@ -93,7 +93,8 @@ def overview(table: pd.DataFrame) -> Figure:
 def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
     runs = [run for run in study.runs if run.dataset == dataset]
     drawn = [*_scores(study, dataset), *_questions(study, dataset), *_each_model(study, dataset)]
-    # Of a block that did not train there is nothing to ask.
+    scores, *others = tables.sections(study.tables, study.runs, dataset)
+    # A network with a frozen block does not tell which blocks matter.
     asked = [
         found for found in study.layers if found.record["dataset"] == dataset and (found.similarity.distance > 0).all()
     ]
@@ -106,19 +107,11 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
         "how": _how(runs),
         "tests": len(runs[0].predictions),
         "groups": runs[0].predictions.group.nunique(),
-        "units": _units(study.own, dataset),
+        "units": _units(study.custom, dataset),
         "is_the_talks": is_the_talks(dataset),
-        "f1": _cells(tables.pivot(study.table, dataset)),
-        "measures": _cells(tables.measures(study.summary, dataset)),
-        "differences": _cells(compared) if len(compared := tables.differences(study.pairs, dataset)) else None,
-        "beyond": [
-            {"text": text, "table": _cells(frame)}
-            for text, frame in [
-                *tables.beyond_the_talk(study.table, study.summary, study.pairs, study.runs, dataset),
-                *_leak(study, dataset),
-            ]
-        ],
-        "blocks": [_blocks(found, block_gains(runs, study.pairs)) for found in asked],
+        "f1": _shown(*scores),
+        "tables": [_shown(*section) for section in (*others, *_leakage(study, dataset))],
+        "blocks": [_blocks(found, block_gains(runs, study.tables.pairs)) for found in asked],
         "provenance": _cells(tables.provenance(runs)),
         "figures": [{"text": text, "uri": _embed(_png(figure))} for text, figure in drawn]
         + [
@@ -131,7 +124,7 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
 
 def _classes(study: Study, dataset: str) -> str:
     """Return what each class stands for, where the name alone does not say it."""
-    known = study.own.get(dataset, {}).get("classes") or getattr(CATALOGUE.get(dataset), "classes", {})
+    known = study.custom.get(dataset, {}).get("classes") or getattr(CATALOGUE.get(dataset), "classes", {})
     return "; ".join(f"{name}: {meaning}" for name, meaning in known.items() if meaning != name)
 
 
@@ -166,25 +159,25 @@ def _blocks(found: Layers, gains: pd.Series) -> dict[str, Any]:
     }
 
 
-def _leak(study: Study, dataset: str) -> list[tuple[str, pd.DataFrame]]:
-    own = _leak_of(study, dataset)
-    if own is None:
+def _leakage(study: Study, dataset: str) -> list[tuple[str, pd.DataFrame]]:
+    found = _leakage_of(study, dataset)
+    if found is None:
         return []
     text = (
-        f"How much the leak flatters each class: F1 with images of the test images' {_units(study.own, dataset)} in "
-        "training less F1 without, on all test images; 95% interval below, not corrected for their number."
+        f"How much leakage flatters each class: F1 with images of the test images' {_units(study.custom, dataset)} in "
+        "training less F1 without, on all test images, with 95% intervals."
     )
-    return [(text, tables.leak(own[own.images == ALL]))]
+    return [(text, tables.leakage(found[found.images == ALL]))]
 
 
-def _leak_of(study: Study, dataset: str) -> pd.DataFrame | None:
-    if study.leak is None or dataset not in set(study.leak.dataset):
+def _leakage_of(study: Study, dataset: str) -> pd.DataFrame | None:
+    if study.leakage is None or dataset not in set(study.leakage.dataset):
         return None
-    return study.leak[study.leak.dataset == dataset]
+    return study.leakage[study.leakage.dataset == dataset]
 
 
 def _scores(study: Study, dataset: str) -> list[Drawn]:
-    part = tables.in_front(study.table[study.table["class"] == MACRO], dataset)
+    part = tables.in_front(study.tables.results[study.tables.results["class"] == MACRO], dataset)
     fits = {model: own for name, model, own in by_model(study.runs) if name == dataset}
     seconds = costs({model: fits[model] for model in part.model}, study.runs)
     warm = [model for model in part.model if leaves_out_features(fits[model])]
@@ -210,17 +203,17 @@ def _seeds(study: Study, dataset: str) -> dict[str, list[float]]:
 
 
 def _questions(study: Study, dataset: str) -> list[Drawn]:
-    """Draw what only some studies can answer: how many blocks, how many images, which rate, the leak."""
+    """Draw what only some studies can answer: how many blocks, how many images, which rate, leakage."""
     mark = _synthetic(study, dataset)
     drawn = []
-    macro = study.table[(study.table.dataset == dataset) & (study.table["class"] == MACRO)]
+    macro = study.tables.results[(study.tables.results.dataset == dataset) & (study.tables.results["class"] == MACRO)]
     others = macro[macro.family != TALK]
     if 0 < len(others) < len(macro):
         text = "Macro F1 of each model beyond the talk's with its 95% interval."
         name = figures.mark(f"{dataset}: beyond the talk, macro F1", mark)
         drawn.append((text, figures.scores(others, name, _seeds(study, dataset))))
     runs = [run for run in study.runs if run.dataset == dataset]
-    counts, sizes = block_counts(runs, study.table), data_sizes(runs, study.table)
+    counts, sizes = block_counts(runs, study.tables.results), data_sizes(runs, study.tables.results)
     if len(counts) and counts.groupby("start").size().max() >= POINTS:
         text = (
             "How many blocks to train: macro F1 of networks from ImageNet weights, with the blocks that train counted "
@@ -239,21 +232,21 @@ def _questions(study: Study, dataset: str) -> list[Drawn]:
         )
         name = figures.mark(f"{dataset}: learning rates", mark)
         drawn.append((text, figures.rates(tried, largest_class_f1(study, dataset), name)))
-    own = _leak_of(study, dataset)
-    if own is not None:
+    found = _leakage_of(study, dataset)
+    if found is not None:
         text = (
-            f"How much the leak flatters each class: F1 with images of the test images' {_units(study.own, dataset)} "
-            "in training, less F1 without, on the same test images and with as many training images of each class; the "
-            "micro average also on the test images that share one with training, and on the others. 95% intervals."
+            f"How much leakage flatters each class: F1 with images of the test images' {_units(study.custom, dataset)} "
+            "in training, less F1 without, on the same test images and with as many training images of each class. The "
+            "micro average is also given for the test images that share one with training, and for the others. 95% "
+            "intervals."
         )
-        own = own.assign(name=own["class"].where(own.images == ALL, own["class"] + ", " + own.images))
-        drawing = figures.leak(own, figures.mark(f"{dataset}: the leak", mark))
-        drawn.append((text, drawing))
+        found = found.assign(name=found["class"].where(found.images == ALL, found["class"] + ", " + found.images))
+        drawn.append((text, figures.leakage(found, figures.mark(f"{dataset}: leakage", mark))))
     return drawn
 
 
 def _each_model(study: Study, dataset: str) -> list[Drawn]:
-    shown = set(tables.in_front(study.table, dataset).model)
+    shown = set(tables.in_front(study.tables.results, dataset).model)
     models = [(model, fits) for name, model, fits in by_model(study.runs) if name == dataset and model in shown]
     confusions = {model: np.sum([confusion(run.predictions) for run in fits], axis=0) for model, fits in models}
     histories = {model: [run.history for run in fits if run.history is not None] for model, fits in models}
@@ -265,8 +258,11 @@ def _each_model(study: Study, dataset: str) -> list[Drawn]:
             figures.confusions(confusions, classes, figures.mark(dataset, mark)),
         )
     ]
+    bands = {model: reliability(fits) for model, fits in models}
+    text = "Calibration: the share of correct predictions by their confidence, with 95% intervals of these fits."
+    drawn.append((text, figures.reliability(bands, figures.mark(f"{dataset}: reliability", mark))))
     if histories:
-        text = "Validation loss of each network over the epochs, a line a seed."
+        text = "Validation loss of each network over the epochs, one line per seed."
         drawn.insert(0, (text, figures.losses(histories, figures.mark(f"{dataset}: validation loss", mark))))
     for found in study.layers:
         if found.record["dataset"] == dataset:
@@ -283,6 +279,10 @@ def _each_model(study: Study, dataset: str) -> list[Drawn]:
 
 def _synthetic(study: Study, dataset: str) -> bool:
     return any(run.record["synthetic"] for run in study.runs if run.dataset == dataset)
+
+
+def _shown(text: str, frame: pd.DataFrame) -> dict[str, Any]:
+    return {"text": text, "table": _cells(frame)}
 
 
 def _cells(frame: pd.DataFrame) -> dict[str, Any]:

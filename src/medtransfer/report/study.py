@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from medtransfer.analysis.claims import judge
-from medtransfer.analysis.comparison import Run
 from medtransfer.analysis.families import configuration_of
+from medtransfer.analysis.runs import Run
+from medtransfer.analysis.tables import Tables
 from medtransfer.core.predictions import classes_of
 
 
@@ -33,36 +33,28 @@ class Picture:
 
 @dataclass(frozen=True)
 class Study:
-    """The runs of one study, and its tables from `compare`, `summarise` and `compare_models`.
+    """The runs of one study and their tables.
 
-    `own`: what params.yaml says of the user's own data sets (title, group, licence, citation), by name.
-    `notes`: paragraphs of notes.txt, what else a reader has to know of these runs.
+    custom : what params.yaml says of custom data sets (title, group, licence, citation), by name
+    notes : paragraphs of notes.txt, what else a reader has to know of these runs
     """
 
     name: str
     runs: list[Run]
-    table: pd.DataFrame
-    summary: pd.DataFrame
-    pairs: pd.DataFrame
+    tables: Tables
     layers: list[Layers] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
-    leak: pd.DataFrame | None = None
+    leakage: pd.DataFrame | None = None
     tuning: pd.DataFrame | None = None
-    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    custom: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def claims(self) -> pd.DataFrame:
-        """The talk's claims that the study can decide."""
-        return judge(self.pairs)
 
 
 def costs(models: Mapping[str, list[Run]], runs: list[Run]) -> dict[str, float]:
-    """Return the seconds of a fit of each model, of the first seed with which one machine fitted every network.
+    """Return the seconds that one fit of each model took, for the first seed whose networks share one device.
 
-    With those of its features where another run computed them, and of the fit that it begins from, out of `runs`. The
-    seconds of several machines are neither compared nor averaged, and two may bear one name. Without such a seed it is
-    the mean over all.
+    They include the computation of features and the fit that a network begins from, out of `runs`. Seconds of several
+    devices are not comparable; without such a seed, the mean over all seeds is returned.
     """
     fitted = {(run.dataset, run.model, run.seed): run for run in runs}
     networks = [fits for fits in models.values() if fits[0].history is not None]
@@ -81,9 +73,9 @@ def _mean_cost(fits: list[Run], fitted: Mapping[tuple[str, str, int], Run]) -> f
 def _cost(run: Run, fitted: Mapping[tuple[str, str, int], Run]) -> float:
     source = configuration_of(run.record).source if run.record["kind"] == "network" else None
     before = fitted.get((*source, run.seed)) if source else None
-    # Of a null, and of what was committed before these seconds were kept, nobody knows: `leaves_out_features`.
-    own = float(run.record["seconds"] + (run.record.get("feature_seconds") or 0))
-    return own + (_cost(before, fitted) if before else 0)
+    # Where the seconds of the features are unknown, `leaves_out_features` says so.
+    alone = float(run.record["seconds"] + (run.record.get("feature_seconds") or 0))
+    return alone + (_cost(before, fitted) if before else 0)
 
 
 def leaves_out_features(fits: list[Run]) -> bool:
@@ -107,9 +99,9 @@ def trials(study: Study, dataset: str) -> pd.DataFrame | None:
     networks = [run for run in study.runs if run.dataset == dataset and run.validation is not None]
     if study.tuning is None or not networks or dataset not in set(study.tuning.dataset):
         return None
-    own = study.tuning[study.tuning.dataset == dataset]
-    most = own.groupby(["configuration", "optimizer"]).fraction.transform("max")
+    tried = study.tuning[study.tuning.dataset == dataset]
+    most = tried.groupby(["configuration", "optimizer"]).fraction.transform("max")
     recipes = [(run.model, run.record["hyperparameters"]["train"]) for run in networks]
     used = {(model, train["optimizer"], train["learning_rate"]) for model, train in recipes}
-    named = zip(own.configuration, own.optimizer, own.learning_rate, strict=True)
-    return own.assign(used=[name in used for name in named])[own.fraction == most]
+    named = zip(tried.configuration, tried.optimizer, tried.learning_rate, strict=True)
+    return tried.assign(used=[name in used for name in named])[tried.fraction == most]

@@ -14,7 +14,7 @@ from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.layout import RUNS
 from medtransfer.core.params import Params
-from medtransfer.core.predictions import only_answer, read_predictions
+from medtransfer.core.predictions import only_prediction, read_predictions
 from medtransfer.core.prepared import data_of
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.serving.classifier import write_classifier
@@ -41,7 +41,7 @@ def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
     """
     check_known("params.yaml: study", dataset, params.study)
     fit = best_fit(params, dataset)
-    only = only_answer(_validation_rows(fit))
+    only = only_prediction(_validation_rows(fit))
     if only:
         log.warning("%s: predicts only %s for every validation image: no network does better", fit, only)
     description = data_of(fit)

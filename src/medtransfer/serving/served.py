@@ -12,6 +12,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 
 from medtransfer.core.errors import UserError
+from medtransfer.core.predictions import probability_columns
 from medtransfer.serving.classifier import ask, load_classifier, read_image
 
 
@@ -33,7 +34,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
         probabilities = ask(self.classifier, np.stack(pixels)) if pixels else np.zeros((0, len(classes)))
-        table = pd.DataFrame(probabilities, columns=[f"p_{name}" for name in classes])
+        table = pd.DataFrame(probabilities, columns=probability_columns(classes))
         table.insert(0, "predicted", np.array(classes)[probabilities.argmax(axis=1)])
         return table
 

@@ -12,7 +12,6 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.mergevalue import MergeValue
 
-from medtransfer.analysis.intervals import MEASURES
 from medtransfer.core.dvc import PIPELINE
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
@@ -21,6 +20,7 @@ from medtransfer.core.params import IN_WORDS, LABEL_PATTERN, NAME_PATTERN, Param
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.data.custom import Columns, copy_own, find_samples
 from medtransfer.data.preparation import assign_splits
+from medtransfer.metrics.scores import BY_NAME
 
 LISTING = ("prepare", "baseline", "explain")  # the stages that list the data sets
 TRAINING = "train-"
@@ -94,7 +94,7 @@ def _meanings(samples: pd.DataFrame, known: Mapping[str, str], where: Path) -> d
     odd = [label for label in classes if not re.fullmatch(LABEL_PATTERN, label)]
     if odd:
         raise UserError(f"{where}: label {odd[0]!r}: expected letters, digits, blanks and _ . - only; rename it")
-    taken = [label for label in classes if label in (*MEASURES, "seeds")]
+    taken = [label for label in classes if label in (*BY_NAME, "seeds", "intervals")]
     if taken:
         raise UserError(f"{where}: label {taken[0]!r}: the name of something else in every table; rename it")
     if len(classes) < 2:

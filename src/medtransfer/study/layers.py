@@ -10,14 +10,15 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from medtransfer.analysis.families import configuration_of
-from medtransfer.analysis.intervals import intervals
+from medtransfer.analysis.uncertainty import estimate, jackknife
 from medtransfer.core.files import atomic_folder, write_json
 from medtransfer.core.layout import LAYERS, run_name
 from medtransfer.core.params import Params, TrainParams
+from medtransfer.core.predictions import as_predictions
 from medtransfer.core.prepared import encode_labels, finished_network, read_dataset
 from medtransfer.core.provenance import git_commit
 from medtransfer.layers.probes import compare_layers, probe_blocks, rewind_blocks
-from medtransfer.metrics.scores import MACRO, score
+from medtransfer.metrics.scores import BY_NAME, MACRO
 from medtransfer.models import vgg16
 from medtransfer.training.device import device_name, make_deterministic
 from medtransfer.training.experiment import load_initial_weights
@@ -54,9 +55,8 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     tested = samples.iloc[rows["test"]].reset_index(drop=True)
 
     def score_answers(probabilities: np.ndarray) -> dict[str, float]:
-        table = pd.concat([tested[["id", "group", "split", "label"]], _columns(probabilities, classes)], axis=1)
-        low, high = intervals([table], seed)[MACRO]
-        return {"macro_f1": score(table)[MACRO], "low": low, "high": high}
+        found = estimate([jackknife(as_predictions(tested, probabilities, classes))], BY_NAME[MACRO])
+        return {"macro_f1": found.value, "low": found.low, "high": found.high}
 
     def score_network(model: keras.Model) -> dict[str, float]:
         return score_answers(predict(model, images, rows["test"], settings.batch_size))
@@ -94,7 +94,3 @@ def draw_rows(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
     """Return at most so many of the rows, in their order: the first ones may be of one class."""
     drawn: np.ndarray = np.random.default_rng(seed).choice(rows, min(most, len(rows)), replace=False)
     return np.sort(drawn)
-
-
-def _columns(probabilities: np.ndarray, classes: list[str]) -> pd.DataFrame:
-    return pd.DataFrame(probabilities, columns=[f"p_{name}" for name in classes])

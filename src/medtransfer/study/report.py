@@ -9,20 +9,20 @@ import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
 
-from medtransfer.analysis.comparison import Run, by_model
-from medtransfer.analysis.leakage import measure_leak
-from medtransfer.analysis.runs import evaluate_runs, read_run, studied
+from medtransfer.analysis.leakage import measure_leakage
+from medtransfer.analysis.runs import Run, by_model, read_run, studied
+from medtransfer.analysis.tables import compute_tables, read_tables, write_tables
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
 from medtransfer.core.layout import FIGURES, GRADCAM, LAYERS, NOTES, PARAMS, REPORTS, SHARED, TUNING
 from medtransfer.core.params import read_params
 from medtransfer.metrics.scores import MACRO
-from medtransfer.pipeline.evaluate import TABLES, write_tables
 from medtransfer.report.figures import DPI
 from medtransfer.report.page import build_page, overview
 from medtransfer.report.study import Layers, Picture, Study
+from medtransfer.report.tables import markdown
 
-LEAK = "leak.csv"
+LEAKAGE = "leak.csv"
 OVERVIEW = "scores.png"
 ROUNDED = 1e-6  # the tables' last digit
 LAYER_TABLES = ("rewinding", "similarity", "probes")
@@ -37,14 +37,16 @@ def write_result_tables(folder: Path) -> None:
         It holds no runs.
     """
     runs = read_runs(folder / "runs", folder / PARAMS)
-    table, summary, pairs = evaluate_runs(runs)
-    write_tables(table, summary, pairs, runs, folder)
+    tables = compute_tables(runs)
+    write_tables(tables, folder)
+    with atomic_file(folder / "results.md") as path:
+        path.write_text(markdown(tables, runs))
     with atomic_file(folder / OVERVIEW) as path:
-        overview(table).savefig(path, format="png", dpi=DPI)
+        overview(tables.results).savefig(path, format="png", dpi=DPI)
 
 
-def write_leak(leaky: Path, clean: Path) -> Path:
-    """Write leak.csv, from `measure_leak`, into the folder whose split kept the leak, and return its path.
+def write_leakage(leaky: Path, clean: Path) -> Path:
+    """Write leak.csv, from `measure_leakage`, into the folder whose split leaks, and return its path.
 
     Raises
     ------
@@ -59,16 +61,16 @@ def write_leak(leaky: Path, clean: Path) -> Path:
                 raise UserError(f"{folder / PARAMS}: datasets.{dataset}.split.leak: found {found}, expected {expected}")
     sides = [read_runs(folder / "runs", folder / PARAMS) for folder in (leaky, clean)]
     shared = {dataset: _read_shared(leaky, dataset) for dataset in {run.dataset for run in sides[0]}}
-    table = measure_leak(sides[0], sides[1], shared)
-    with atomic_file(leaky / LEAK) as path:
+    table = measure_leakage(sides[0], sides[1], shared)
+    with atomic_file(leaky / LEAKAGE) as path:
         table.round(6).to_csv(path, index=False)
-    return leaky / LEAK
+    return leaky / LEAKAGE
 
 
 def _read_shared(folder: Path, dataset: str) -> pd.DataFrame:
     path = folder / "runs" / dataset / SHARED
     if not path.exists():
-        raise UserError(f"{path}: not found; collect these runs again, or their split leaks nothing")
+        raise UserError(f"{path}: not found; collect these runs again, or their split has no leakage")
     return pd.read_csv(path, dtype=str)
 
 
@@ -94,46 +96,43 @@ def read_study(folder: Path) -> Study:
         runs = [read_run(folder / fit) for fit in studied(read_params(folder / PARAMS))]
     where = folder if collected else folder / REPORTS
     remedy = f"run `medtransfer tables {folder}`" if collected else "run `dvc repro`"
-    missing = [name for name in TABLES if not (where / f"{name}.csv").exists()]
-    if missing:
-        raise UserError(f"{where / missing[0]}.csv: not found; {remedy}")
-    table, summary, pairs = (pd.read_csv(where / f"{name}.csv") for name in TABLES)
-    if not _is_of(table, runs):
-        raise UserError(f"{where / TABLES[0]}.csv: not of the models and seeds whose runs lie beside it; {remedy}")
+    tables = read_tables(where, remedy)
+    if not _is_of(tables.results, runs):
+        raise UserError(f"{where / 'results.csv'}: was computed from other models or seeds than these runs; {remedy}")
     layers = _read_layers(folder / "layers" if collected else folder / LAYERS, runs)
     pictures = [
         *_activations(folder.glob("*-activations.png") if collected else (folder / FIGURES).glob("*/activations.png")),
         *_gradcams(folder / "gradcam" if collected else folder / GRADCAM, runs),
     ]
-    leak = pd.read_csv(where / LEAK) if (where / LEAK).exists() else None
+    leakage = pd.read_csv(where / LEAKAGE) if (where / LEAKAGE).exists() else None
     tried = folder / TUNING.name if collected else folder / TUNING
     tuning = pd.read_csv(tried) if tried.exists() else None
-    own = _own_data_sets(folder / PARAMS)
     written = (folder / NOTES).read_text(encoding="utf-8") if (folder / NOTES).exists() else ""
     notes = [" ".join(paragraph.split()) for paragraph in written.split("\n\n") if paragraph.strip()]
-    return Study(folder.resolve().name, runs, table, summary, pairs, layers, pictures, leak, tuning, own, notes)
+    custom = _custom_data_sets(folder / PARAMS)
+    return Study(folder.resolve().name, runs, tables, layers, pictures, leakage, tuning, custom, notes)
 
 
 def _is_of(table: pd.DataFrame, runs: list[Run]) -> bool:
-    """Return whether a table of `compare`, read back, is of these runs: as many seeds, and their macro F1."""
+    """Return whether the results table was computed from these runs: as many seeds, with their macro F1."""
     found = {
         (dataset, model, len(fits)): np.mean([run.scores[MACRO] for run in fits])
         for dataset, model, fits in by_model(runs)
     }
     macro = table[table["class"] == MACRO].to_dict("records")
-    told = {(row["dataset"], row["model"], row["seeds"]): row["f1"] for row in macro}
-    return found.keys() == told.keys() and all(abs(found[key] - told[key]) < ROUNDED for key in told)
+    written = {(row["dataset"], row["model"], row["seeds"]): row["f1"] for row in macro}
+    return found.keys() == written.keys() and all(abs(found[key] - written[key]) < ROUNDED for key in written)
 
 
-def _own_data_sets(params: Path) -> dict[str, dict[str, Any]]:
+def _custom_data_sets(params: Path) -> dict[str, dict[str, Any]]:
     datasets = YAML(typ="safe").load(params.read_text())["datasets"]
     return {name: settings["catalogue"] for name, settings in datasets.items() if "catalogue" in settings}
 
 
 def _activations(paths: Iterable[Path]) -> list[Picture]:
     text = (
-        "What the 64 filters of the first layer answer to one test image, with ImageNet weights and with random ones, "
-        "before any training."
+        "The outputs of the first layer's 64 filters for one test image, with ImageNet and with random weights, before "
+        "any training."
     )
     return [
         Picture(
@@ -147,30 +146,30 @@ def _activations(paths: Iterable[Path]) -> list[Picture]:
 
 def _gradcams(folder: Path, runs: list[Run]) -> list[Picture]:
     text = (
-        "Where {} looked (Grad-CAM): of each class, the test image that it was most sure of and right about, and the "
-        "one that it was most sure of and wrong about. Bright: what spoke for the answer. The map is as coarse as the "
-        "last convolution's output, and enlarged."
+        "Where {} looked (Grad-CAM): for each class, the most confident correct and the most confident wrong "
+        "prediction on test images. Bright areas spoke for the prediction. The map has the resolution of the last "
+        "convolution's output and is enlarged."
     )
     return [
         Picture(path.parent.parent.name, text.format(path.parent.name), (path.parent / "gradcam.png").read_bytes())
-        for path, _ in _asked_of_fits(folder, "gradcam", runs)
+        for path, _ in _records_of(folder, "gradcam", runs)
     ]
 
 
 def _read_layers(folder: Path, runs: list[Run]) -> list[Layers]:
     return [
         Layers(record, *(pd.read_csv(path.parent / f"{name}.csv") for name in LAYER_TABLES))
-        for path, record in _asked_of_fits(folder, "layers", runs)
+        for path, record in _records_of(folder, "layers", runs)
     ]
 
 
-def _asked_of_fits(folder: Path, command: str, runs: list[Run]) -> list[tuple[Path, dict[str, Any]]]:
-    """Return the records that `layers` or `gradcam` wrote of single networks, with their paths.
+def _records_of(folder: Path, command: str, runs: list[Run]) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the records that `layers` or `gradcam` wrote for single networks, with their paths.
 
     Raises
     ------
     UserError
-        One was asked of a fit that is not among the runs.
+        One is about a fit that is not among the runs.
     """
     fits = {(run.dataset, run.model, run.seed): run.record["fit"] for run in runs}
     found = []
@@ -179,7 +178,7 @@ def _asked_of_fits(folder: Path, command: str, runs: list[Run]) -> list[tuple[Pa
         dataset, model, seed = record["dataset"], record["model"], record["seed"]
         if fits.get((dataset, model, seed)) != record["fit"]:
             raise UserError(
-                f"{path}: of the fit {record['fit']}, which is not the one among the runs; "
+                f"{path}: about the fit {record['fit']}, which is not among the runs; "
                 f"run `medtransfer {command} {dataset} {model} --seed {seed}`"
             )
         found.append((path, record))

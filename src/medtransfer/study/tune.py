@@ -14,6 +14,7 @@ from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import atomic_file, sha256_of
 from medtransfer.core.layout import PREPARED, TUNING_KEY, run_folder
 from medtransfer.core.params import Params, TrainParams
+from medtransfer.core.predictions import as_predictions
 from medtransfer.core.prepared import read_dataset
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.training.device import device_name, keep_freed_memory, make_deterministic
@@ -152,6 +153,4 @@ def _run_trial(
 
 
 def _macro_f1(samples: pd.DataFrame, probabilities: np.ndarray, classes: list[str]) -> float:
-    table = samples[["id", "group", "split", "label"]].reset_index(drop=True)
-    table[[f"p_{name}" for name in classes]] = probabilities
-    return score(table)[MACRO]
+    return score(as_predictions(samples, probabilities, classes))[MACRO]

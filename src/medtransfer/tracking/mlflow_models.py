@@ -17,6 +17,7 @@ from mlflow.types import ColSpec, Schema
 
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of
+from medtransfer.core.predictions import probability_columns
 from medtransfer.tracking.mlflow_store import AWAY, FIT, address, reach, reason, redact
 
 MODEL, CLASSIFIER = "model", "classifier"
@@ -136,7 +137,10 @@ def register_classifier(
         if tags.items() <= known.tags.items() and not list(registered_problems(known)):
             client.set_registered_model_alias(name, BEST, known.version)
             return str(known.version)
-    answers = [ColSpec("string", "predicted"), *(ColSpec("double", f"p_{label}") for label in facts["classes"])]
+    answers = [
+        ColSpec("string", "predicted"),
+        *(ColSpec("double", name) for name in probability_columns(facts["classes"])),
+    ]
     mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # MLflow asks for an example of the input

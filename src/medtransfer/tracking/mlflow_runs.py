@@ -38,7 +38,6 @@ from medtransfer.tracking.mlflow_store import (
 PROCESS = "medtransfer.process"
 ERROR = "medtransfer.error"
 OUTPUTS = "medtransfer.outputs"
-OTHER_SCORES = ("balanced accuracy", "AUC", "Brier score", "calibration error")
 
 
 @dataclass(frozen=True)
@@ -271,11 +270,6 @@ def fits_of(client: mlflow.MlflowClient, status: str | None = None) -> dict[str,
         entry.name: [run for run in every_run(client, [entry.experiment_id], asked) if FIT in run.data.tags]
         for entry in client.search_experiments()
     }
-
-
-def metric_name(name: str) -> str:
-    """Return MLflow's name of a test score: of the F1 of a class or average, or of one of `OTHER_SCORES`."""
-    return f"test_{name if name in OTHER_SCORES else f'f1_{name}'}".replace(" ", "_")
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

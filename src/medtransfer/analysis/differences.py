@@ -1,0 +1,161 @@
+"""Two models compared: the difference of their macro F1, and how sure it is."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from medtransfer.analysis.families import family_of_pair
+from medtransfer.analysis.runs import Run, by_model, check_same_images
+from medtransfer.analysis.uncertainty import BOTH, GROUPS, LEVEL, Jackknife, freedom, groups_variance, too_few
+from medtransfer.metrics.scores import BY_NAME, MACRO, Metric
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference in macro F1 between two models of a data set on the same test images, first less second.
+
+    family : the question that the pair answers (see `families`)
+    difference : of the means over seeds
+    groups : number of lesions or patients among the test images
+    groups_sd : standard error of the difference over these groups
+    first_seeds, second_seeds : number of fits of each model
+    first_sd, second_sd : standard deviation between the fits of each model; NaN for one
+    few : why there are too few groups for an interval, else empty
+    """
+
+    dataset: str
+    family: str
+    first: str
+    second: str
+    difference: float
+    groups: int
+    groups_sd: float
+    first_seeds: int
+    second_seeds: int
+    first_sd: float
+    second_sd: float
+    few: str = ""
+
+    @property
+    def fewest_seeds(self) -> int:
+        """The number of seeds of the model that has fewer."""
+        return min(self.first_seeds, self.second_seeds)
+
+    @property
+    def interval(self) -> str:
+        """What the interval covers: BOTH, GROUPS where a model has one seed, or why there is none."""
+        return self.few or (BOTH if self.fewest_seeds > 1 else GROUPS)
+
+    @property
+    def _parts(self) -> list[tuple[float, int]]:
+        if self.fewest_seeds == 1:
+            return []
+        sides = ((self.first_sd, self.first_seeds), (self.second_sd, self.second_seeds))
+        return [(sd**2 / seeds, seeds) for sd, seeds in sides]
+
+    @cached_property
+    def error(self) -> float:
+        """The standard error of the difference."""
+        return float(np.sqrt(self.groups_sd**2 + sum(part for part, _ in self._parts)))
+
+    @cached_property
+    def freedom(self) -> float:
+        """Welch and Satterthwaite's degrees of freedom."""
+        return freedom(self.groups_sd**2, self.groups, self._parts)
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """The ends of the 95% interval; NaN with too few groups."""
+        if self.few:
+            return np.nan, np.nan
+        width = float(stats.t.ppf(1 - LEVEL / 2, self.freedom)) * self.error
+        return self.difference - width, self.difference + width
+
+    @property
+    def p(self) -> float:
+        """The two-sided p-value of no difference between the recipes; NaN with one seed or too few groups."""
+        if self.interval != BOTH:
+            return np.nan
+        return float(2 * stats.t.sf(abs(self.difference) / self.error, self.freedom)) if self.error else 1.0
+
+    def reversed(self) -> "Comparison":
+        """Return the comparison of the second model with the first."""
+        return replace(
+            self,
+            first=self.second,
+            second=self.first,
+            difference=0.0 - self.difference,  # no -0.0
+            first_seeds=self.second_seeds,
+            second_seeds=self.first_seeds,
+            first_sd=self.second_sd,
+            second_sd=self.first_sd,
+        )
+
+
+COLUMNS = [field.name for field in fields(Comparison)]
+
+
+def compare_models(runs: list[Run]) -> list[Comparison]:
+    """Compare all pairs of models of a data set that answer a question, each with all of its seeds."""
+    models = by_model(runs)
+    return [
+        _compare(first, second, family)
+        for (dataset, _, first), (other, _, second) in combinations(models, 2)
+        if dataset == other and (family := family_of_pair(first[0].record, second[0].record))
+    ]
+
+
+def _compare(first: list[Run], second: list[Run], family: str) -> Comparison:
+    check_same_images([*first, *second])
+    ours, theirs = ([run.jackknife for run in side] for side in (first, second))
+    return Comparison(
+        first[0].dataset, family, first[0].model, second[0].model, **compare_scores(ours, theirs, BY_NAME[MACRO])
+    )
+
+
+def compare_scores(first: list[Jackknife], second: list[Jackknife], metric: Metric) -> dict[str, Any]:
+    """Return the numbers of a Comparison of two models by a smooth metric; the fits are of the same test images."""
+    (ours, by_ours), (theirs, by_theirs) = (
+        tuple(map(np.array, zip(*(fit.of(metric.name) for fit in side), strict=True))) for side in (first, second)
+    )
+    return {
+        "difference": float(ours.mean() - theirs.mean()),
+        "groups": first[0].groups,
+        "groups_sd": float(np.sqrt(groups_variance(by_ours.mean(axis=0) - by_theirs.mean(axis=0)))),
+        "first_seeds": len(ours),
+        "second_seeds": len(theirs),
+        "first_sd": float(ours.std(ddof=1)) if len(ours) > 1 else np.nan,
+        "second_sd": float(theirs.std(ddof=1)) if len(theirs) > 1 else np.nan,
+        "few": too_few(first[0], metric.needs) or "",
+    }
+
+
+def find_pair(pairs: Iterable[Comparison], dataset: str, first: str, second: str) -> Comparison | None:
+    """Return the comparison of two models, first less second; `pairs` has each pair once, in either order."""
+    for pair in pairs:
+        if (pair.dataset, pair.first, pair.second) == (dataset, first, second):
+            return pair
+        if (pair.dataset, pair.second, pair.first) == (dataset, first, second):
+            return pair.reversed()
+    return None
+
+
+def as_table(pairs: Iterable[Comparison]) -> pd.DataFrame:
+    """Return comparisons as a table: COLUMNS, then low, high and interval (what the interval covers)."""
+    rows = [{**asdict(pair), "low": pair.ends[0], "high": pair.ends[1], "interval": pair.interval} for pair in pairs]
+    return pd.DataFrame(rows, columns=[*COLUMNS, "low", "high", "interval"])
+
+
+def read_comparisons(path: Path) -> list[Comparison]:
+    """Read what `as_table` returned from a CSV file."""
+    table = pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in ("first_sd", "second_sd")})
+    return [
+        Comparison(**{str(name): value for name, value in row.items()}) for row in table[COLUMNS].to_dict("records")
+    ]

@@ -1,0 +1,85 @@
+"""The scores of every model, each with its interval, and F1 beside the talk's."""
+
+from dataclasses import asdict
+
+import pandas as pd
+
+from medtransfer.analysis.calibration import believable, fit_temperature, scale
+from medtransfer.analysis.families import family
+from medtransfer.analysis.published import published_f1
+from medtransfer.analysis.runs import Run, by_model, check_same_images
+from medtransfer.analysis.uncertainty import Estimate, estimate, estimate_by_bootstrap
+from medtransfer.core.predictions import classes_of
+from medtransfer.metrics.scores import MACRO, METRICS, MICRO, Metric, metrics_of
+
+INTERVAL = ["low", "high", "interval", "seeds", "sd"]
+RESULTS = ["dataset", "model", "family", "class", "support", "f1", *INTERVAL, "published", "test_images", "synthetic"]
+SUMMARY = ["dataset", "model", "family", "measure", "value", *INTERVAL]
+
+
+def f1_table(runs: list[Run]) -> pd.DataFrame:
+    """Return F1 of every data set, model and class beside the published value.
+
+    Returns
+    -------
+    DataFrame
+        RESULTS: class (or an average), support (test images of the class), f1 (mean over seeds), the 95% interval and
+        what it covers (see Estimate), published (missing where the talk has none).
+    """
+    rows = []
+    for dataset, model, fits in by_model(runs):
+        classes = classes_of(fits[0].predictions)
+        wanted = {*classes, MICRO, MACRO}
+        about = {"test_images": len(fits[0].predictions), "synthetic": fits[0].record["synthetic"]}
+        support = fits[0].predictions.label.value_counts()
+        for metric in metrics_of(classes):
+            if metric.name in wanted:
+                names = {"dataset": dataset, "model": model, "family": family(fits[0].record), "class": metric.name}
+                names["support"] = support.get(metric.name, about["test_images"])
+                rows.append({**names, **_columns(estimate_of(fits, metric), "f1"), **about})
+    return pd.DataFrame(rows).merge(published_f1(), how="left", on=["dataset", "model", "class"])[RESULTS]
+
+
+def summarise(runs: list[Run]) -> pd.DataFrame:
+    """Return every metric of every model.
+
+    Returns
+    -------
+    DataFrame
+        SUMMARY: measure (the name of a metric; with `, scaled` after temperature scaling on the validation images, for
+        models that kept their predictions for those and whose temperatures are `believable`), value (mean over seeds),
+        the 95% interval and what it covers.
+    """
+    rows = []
+    for dataset, model, fits in by_model(runs):
+        names = {"dataset": dataset, "model": model, "family": family(fits[0].record)}
+        scaled = _scaled(fits)
+        for metric in METRICS:
+            rows.append({**names, "measure": metric.name, **_columns(estimate_of(fits, metric), "value")})
+        for metric in METRICS if scaled else ():
+            if metric.of_probabilities:
+                measure = f"{metric.name}, scaled"
+                rows.append({**names, "measure": measure, **_columns(estimate_of(scaled, metric), "value")})
+    return pd.DataFrame(rows)[SUMMARY]
+
+
+def estimate_of(fits: list[Run], metric: Metric) -> Estimate:
+    """Return a metric of a model, whose fits have one seed each, with its interval."""
+    check_same_images(fits)
+    jackknives = [run.jackknife for run in fits]
+    if metric.smooth:
+        return estimate(jackknives, metric)
+    return estimate_by_bootstrap([run.predictions for run in fits], jackknives[0], metric, fits[0].seed)
+
+
+def _columns(found: Estimate, value: str) -> dict[str, object]:
+    columns = asdict(found)
+    return {value: columns.pop("value"), "interval": columns.pop("covers"), **columns}
+
+
+def _scaled(fits: list[Run]) -> list[Run]:
+    """Return the fits after temperature scaling, or an empty list if that is impossible for one of them."""
+    temperatures = [fit_temperature(run.validation) for run in fits if run.validation is not None]
+    if len(temperatures) < len(fits) or not all(map(believable, temperatures)):
+        return []
+    return [Run(run.record, scale(run.predictions, found), None) for run, found in zip(fits, temperatures, strict=True)]

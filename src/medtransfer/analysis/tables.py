@@ -1,0 +1,74 @@
+"""The tables of a study, from its runs or from the files that hold them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from medtransfer.analysis.calibration import calibration_table
+from medtransfer.analysis.claims import judge
+from medtransfer.analysis.differences import Comparison, as_table, compare_models, read_comparisons
+from medtransfer.analysis.runs import Run
+from medtransfer.analysis.scores import f1_table, summarise
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import atomic_file
+
+FILES = ("results", "summary", "calibration", "differences", "claims")
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What is computed of a study's runs.
+
+    results : F1 per class beside the talk's, from `f1_table`
+    summary : every metric, from `summarise`
+    calibration : intercepts and slopes, from `calibration_table`
+    pairs : models compared, from `compare_models`
+    claims : the talk's claims, from `judge`
+    """
+
+    results: pd.DataFrame
+    summary: pd.DataFrame
+    calibration: pd.DataFrame
+    pairs: list[Comparison]
+    claims: pd.DataFrame
+
+
+def compute_tables(runs: list[Run]) -> Tables:
+    """Return the tables of a study."""
+    pairs = compare_models(runs)
+    by_image = {run.dataset for run in runs if run.record["split_by"] != "group"}
+    return Tables(f1_table(runs), summarise(runs), calibration_table(runs), pairs, judge(pairs, by_image))
+
+
+def write_tables(tables: Tables, folder: Path) -> None:
+    """Write every table of FILES as CSV, with DIGITS decimals."""
+    contents = (tables.results, tables.summary, tables.calibration, as_table(tables.pairs), tables.claims)
+    for name, content in zip(FILES, contents, strict=True):
+        with atomic_file(folder / f"{name}.csv") as path:
+            content.round(DIGITS).to_csv(path, index=False)
+
+
+def read_tables(folder: Path, remedy: str) -> Tables:
+    """Read what `write_tables` wrote.
+
+    Parameters
+    ----------
+    remedy : str
+        What to do if a file is missing.
+
+    Raises
+    ------
+    UserError
+        A file is missing.
+    """
+    paths = [folder / f"{name}.csv" for name in FILES]
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: not found; {remedy}")
+    results, summary, calibration, differences, claims = paths
+    return Tables(
+        pd.read_csv(results), pd.read_csv(summary), pd.read_csv(calibration), read_comparisons(differences),
+        pd.read_csv(claims),
+    )  # fmt: skip
