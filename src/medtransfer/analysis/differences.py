@@ -68,7 +68,7 @@ class Comparison:
     @cached_property
     def freedom(self) -> float:
         """Welch and Satterthwaite's degrees of freedom."""
-        return freedom(self.groups_sd**2, self.groups, self._parts)
+        return float(freedom(self.groups_sd**2, self.groups, self._parts))
 
     @cached_property
     def ends(self) -> tuple[float, float]:

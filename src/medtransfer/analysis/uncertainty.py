@@ -6,6 +6,7 @@ are added, with Welch and Satterthwaite's degrees of freedom (docs/analysis-plan
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -99,19 +100,19 @@ def groups_variance(deviations: np.ndarray) -> float:
     return float((count - 1) / count * (deviations**2).sum())
 
 
-def freedom(variance: float, count: int, parts: Sequence[tuple[float, int]]) -> float:
-    """Return Welch and Satterthwaite's degrees of freedom of a sum of variances.
+def freedom(variance: Any, count: int, parts: Sequence[tuple[Any, int]]) -> Any:
+    """Return Welch and Satterthwaite's degrees of freedom of a sum of variances; infinity where all are 0.
 
     Parameters
     ----------
-    variance : float
+    variance : float or ndarray
         Over `count` groups.
-    parts : sequence of (float, int)
+    parts : sequence of (float or ndarray, int)
         The variance of each model's mean over seeds, and the number of its seeds.
     """
     total = variance + sum(part for part, _ in parts)
     squares = variance**2 / (count - 1) + sum(part**2 / (seeds - 1) for part, seeds in parts)
-    return total**2 / squares if squares else np.inf
+    return np.where(squares > 0, total**2 / np.where(squares > 0, squares, 1), np.inf)[()]
 
 
 def estimate(fits: Sequence[Jackknife], metric: Metric) -> Estimate:

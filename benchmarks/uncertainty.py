@@ -1,0 +1,155 @@
+"""Do the intervals cover, and do the tests hold their level? Simulated on the committed predictions.
+
+    python benchmarks/uncertainty.py
+
+Three tables, printed and written to benchmarks/results/uncertainty.json:
+
+coverage : a fit's test lesions or patients stand for the population and are drawn again with replacement; how often
+    the 95% interval of each metric, and of the difference to another network, contains the population's value.
+false positives : two recipes that are equally good. Their lesions are drawn again as above, and to each of K fits per
+    recipe is added the noise of a seed, whose standard deviation is `ratio` times the standard error over lesions
+    (`uneven`: the variances of the two recipes are 9 to 1).
+halves : six seeds of one recipe, three against the other three, in all ten ways. The splits of one network depend on
+    each other, so their number is compared with what simulated normal seeds give.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from medtransfer.analysis.differences import compare_scores
+from medtransfer.analysis.runs import Run, by_model, read_run
+from medtransfer.analysis.scores import estimate_of
+from medtransfer.analysis.uncertainty import freedom, group_sums, groups_variance
+from medtransfer.core.predictions import classes_of
+from medtransfer.metrics.scores import BY_NAME, MACRO, metrics_of
+
+RUNS = Path("results/real-64px-by-group/runs")
+OUTPUT = Path("benchmarks/results/uncertainty.json")
+DRAWS = 1000
+LESIONS, NOISES = 20_000, 5  # sets of lesions, and sets of seeds for each of them
+SEEDS, RATIOS, LEVELS = (3, 5, 6, 10), (1, 2, 4), (0.05, 0.05 / 9)
+
+
+def coverage(dataset: str, rng: np.random.Generator) -> dict[str, float]:
+    """Return how often each interval contains the truth."""
+    fit, other = (read_run(RUNS / dataset / f"{model}-seed0") for model in ("imagenet_all", "cnn_random"))
+    metrics = metrics_of(classes_of(fit.predictions))
+    truth = {metric.name: fit.scores[metric.name] for metric in metrics}
+    truth["difference"] = fit.scores[MACRO] - other.scores[MACRO]
+    parts = list(fit.predictions.groupby("group").indices.values())
+    covered: dict[str, list[bool]] = {}
+    for _ in range(DRAWS):
+        chosen = [parts[number] for number in rng.integers(len(parts), size=len(parts))]
+        drawn, rival = (_draw(run, chosen) for run in (fit, other))
+        for metric in metrics:
+            found = estimate_of([drawn], metric)
+            if np.isfinite(found.low):
+                covered.setdefault(metric.name, []).append(found.low <= truth[metric.name] <= found.high)
+        pair = compare_scores([drawn.jackknife], [rival.jackknife], BY_NAME[MACRO])
+        width = stats.t.ppf(0.975, len(parts) - 1) * pair["groups_sd"]
+        covered.setdefault("difference", []).append(abs(pair["difference"] - truth["difference"]) <= width)
+    return {name: float(np.mean(hits)) for name, hits in covered.items()}
+
+
+def _draw(run: Run, chosen: list[np.ndarray]) -> Run:
+    groups = np.repeat(np.arange(len(chosen)), list(map(len, chosen)))
+    rows = run.predictions.iloc[np.concatenate(chosen)]
+    return Run(run.record, rows.assign(group=groups.astype(str)).reset_index(drop=True), None)
+
+
+def false_positives(dataset: str, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Return the share of significant differences between recipes that are equally good."""
+    metric = BY_NAME[MACRO]
+    sides = [
+        group_sums(read_run(RUNS / dataset / f"{model}-seed0").predictions, metric)
+        for model in ("imagenet_all", "imagenet_first_last")
+    ]
+    count = len(sides[0])
+    truth = metric.value(sides[0].sum(axis=0)) - metric.value(sides[1].sum(axis=0))
+    shifts, variances = np.empty(LESIONS), np.empty(LESIONS)
+    for place in range(LESIONS):
+        chosen = rng.integers(count, size=count)
+        totals = [side[chosen].sum(axis=0) for side in sides]
+        left = [metric.value(total - side[chosen]) for total, side in zip(totals, sides, strict=True)]
+        shifts[place] = metric.value(totals[0]) - metric.value(totals[1]) - truth
+        variances[place] = groups_variance((left[0] - left[1]) - (left[0] - left[1]).mean())
+    tau = shifts.std()
+    rows = []
+    for seeds, ratio, uneven in itertools.product(SEEDS, RATIOS, (False, True)):
+        shares = (0.9, 0.1) if uneven else (0.5, 0.5)
+        noise = [rng.normal(0, ratio * tau * np.sqrt(2 * share), (LESIONS, NOISES, seeds)) for share in shares]
+        parts = [(side.var(axis=2, ddof=1) / seeds, seeds) for side in noise]
+        difference = shifts[:, None] + noise[0].mean(axis=2) - noise[1].mean(axis=2)
+        total = variances[:, None] + parts[0][0] + parts[1][0]
+        degrees = freedom(np.broadcast_to(variances[:, None], total.shape), count, parts)
+        p_values = 2 * stats.t.sf(np.abs(difference) / np.sqrt(total), degrees)
+        rates = {f"{level:.4f}": float((p_values < level).mean()) for level in LEVELS}
+        rows.append({"dataset": dataset, "seeds": seeds, "ratio": ratio, "uneven": uneven, **rates})
+    return rows
+
+
+def halves(runs: list[Run], rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Return how many of the ten splits of six seeds of each network are significant, and how many to expect."""
+    rows = []
+    for dataset, model, fits in by_model(runs):
+        if len(fits) < 6 or fits[0].record["kind"] != "network":
+            continue
+        six = [fit.jackknife for fit in fits[:6]]
+        values = np.array([fit.of(MACRO)[0] for fit in six])
+        tau = float(
+            np.mean([compare_scores(first, second, BY_NAME[MACRO])["groups_sd"] for first, second in _splits(six)])
+        )
+        drawn = [_significant(rng.normal(0, values.std(ddof=1), 6), tau, six[0].groups) for _ in range(1000)]
+        found = _significant(values, tau, six[0].groups)
+        names = {"dataset": dataset, "model": model}
+        rows.append({**names, "significant": found, "expected": float(np.mean(drawn))})
+    return rows
+
+
+def _splits(six: Sequence[Any]) -> Iterator[tuple[list[Any], list[Any]]]:
+    """Yield the ten ways to split six things into two halves."""
+    for chosen in itertools.combinations(range(1, 6), 2):
+        first = {0, *chosen}
+        yield [six[k] for k in first], [six[k] for k in range(6) if k not in first]
+
+
+def _significant(values: np.ndarray, tau: float, count: int) -> int:
+    """Return the number of splits with p < .05."""
+    found = 0
+    for first, second in _splits(list(values)):
+        parts = [(float(np.var(side, ddof=1)) / 3, 3) for side in (first, second)]
+        error = np.sqrt(tau**2 + sum(part for part, _ in parts))
+        found += bool(
+            2 * stats.t.sf(abs(np.mean(first) - np.mean(second)) / error, freedom(tau**2, count, parts)) < 0.05
+        )
+    return found
+
+
+def main() -> None:
+    """Print the tables and write them as JSON."""
+    rng = np.random.default_rng(0)
+    runs = [read_run(path.parent) for path in sorted(RUNS.glob("*/*/run.json"))]
+    datasets = ("ham10000", "chest_xray")
+    found: dict[str, Any] = {
+        "command": "python benchmarks/uncertainty.py",
+        "data": f"{RUNS}, seed 0 of each network",
+        "seed": 0,
+        "coverage": {dataset: coverage(dataset, rng) for dataset in datasets},
+        "false_positives": [row for dataset in datasets for row in false_positives(dataset, rng)],
+        "halves": halves(runs, rng),
+    }
+    OUTPUT.write_text(json.dumps(found, indent=1) + "\n")
+    print(pd.DataFrame(found["coverage"]).round(3).to_string())
+    print(pd.DataFrame(found["false_positives"]).round(4).to_string(index=False))
+    print(pd.DataFrame(found["halves"]).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
