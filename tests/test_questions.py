@@ -13,6 +13,7 @@ from medtransfer.analysis.questions import block_counts, block_gains, data_sizes
 from medtransfer.analysis.runs import Run
 from medtransfer.core.params import BLOCKS, Configuration, Params
 from medtransfer.metrics.scores import MACRO
+from studies import layer_tables
 
 NOTHING = pd.DataFrame()
 
@@ -187,27 +188,6 @@ def test_each_pair_answers_one_question_or_none(params: Params) -> None:
     assert {family(runs[name].record) for name in talk} == {TALK}
     assert family(runs["both"].record) == RECIPES
     assert {family(runs[name].record) for name in ("other_chain", "random_last")} == {WEIGHTS}
-
-
-def layer_tables(order: dict[str, list[float]]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """The tables of `medtransfer layers` in which each way finds the blocks to matter as much as given."""
-    losses = [0.0, *order["rewinding"]]
-    rewinding = pd.DataFrame({"block": ["none", *BLOCKS], "macro_f1": [0.9 - loss for loss in losses]})
-    similarity = pd.DataFrame(
-        [
-            {"layer": f"{block}_conv{layer}", "block": block, "cka": 1 - change, "distance": distance}
-            for block, change, distance in zip(BLOCKS, order["outputs"], order["weights"], strict=True)
-            for layer in (1, 2)
-        ]
-    )
-    probes = pd.DataFrame(
-        [
-            {"block": block, "network": network, "macro_f1": 0.3 + gain}
-            for network, gains in (("start", [0.0] * 5), ("tuned", order["probes"]))
-            for block, gain in zip(BLOCKS, gains, strict=True)
-        ]
-    )
-    return rewinding, similarity, probes
 
 
 def test_ways_that_agree_and_ways_that_do_not() -> None:

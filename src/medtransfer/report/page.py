@@ -92,7 +92,7 @@ def overview(table: pd.DataFrame) -> Figure:
 
 def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
     runs = [run for run in study.runs if run.dataset == dataset]
-    drawn = [*_scores(study, dataset), *_questions(study, dataset), *_each_model(study, dataset)]
+    drawn = [*score_figures(study, dataset), *_questions(study, dataset), *_each_model(study, dataset)]
     scores, *others = tables.sections(study.tables, study.runs, dataset)
     # A network with a frozen block does not tell which blocks matter.
     asked = [
@@ -176,7 +176,8 @@ def _leakage_of(study: Study, dataset: str) -> pd.DataFrame | None:
     return study.leakage[study.leakage.dataset == dataset]
 
 
-def _scores(study: Study, dataset: str) -> list[Drawn]:
+def score_figures(study: Study, dataset: str) -> list[Drawn]:
+    """Return the figures of one data set's macro F1 and of what it costs, each with its caption."""
     part = tables.in_front(study.tables.results[study.tables.results["class"] == MACRO], dataset)
     fits = {model: own for name, model, own in by_model(study.runs) if name == dataset}
     seconds = costs({model: fits[model] for model in part.model}, study.runs)

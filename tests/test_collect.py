@@ -1,0 +1,235 @@
+"""collect, tables, report and leakage: what a finished study leaves is kept, added to and reported."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from conftest import ANSWER, PROJECT
+from medtransfer.cli import cli
+from medtransfer.core.errors import UserError
+from medtransfer.core.files import write_json
+from medtransfer.core.params import read_params
+from medtransfer.study.report import read_study, write_result_tables
+from studies import SAMPLES, add_seed, finished_study
+
+
+def test_results_are_collected_and_reported_without_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = PROJECT / "results" / "leak-match"
+    shutil.copytree(source / "runs" / "chest_xray", tmp_path / "artifacts" / "runs" / "chest_xray")
+    (tmp_path / "artifacts" / "prepared" / "chest_xray").mkdir(parents=True)
+    record = tmp_path / "artifacts" / "runs" / "chest_xray" / "dataset.json"
+    record.rename(tmp_path / "artifacts" / "prepared" / "chest_xray" / "dataset.json")
+    (tmp_path / "artifacts" / "prepared" / "chest_xray" / "samples.csv").write_text(SAMPLES)
+    (tmp_path / "artifacts" / "runs" / "chest_xray" / "imagenet_head-seed0" / "model.keras").write_bytes(b"large")
+    shutil.copy(source / "params.yaml", tmp_path)
+    shutil.copy(source / "data-version.yaml", tmp_path / "data.dvc")
+    monkeypatch.chdir(tmp_path)
+    collected = CliRunner().invoke(cli, ["collect", "mine"])
+    assert collected.exit_code == 0, collected.output
+    files = {path.name for path in Path("results/mine").rglob("*") if path.is_file()}
+    assert files >= {"predictions.csv", "history.csv", "run.json", "dataset.json", "params.yaml", "data-version.yaml"}
+    assert not any(name.startswith("model.") for name in files)
+    early = CliRunner().invoke(cli, ["report", "results/mine", "--output", "page.html"])
+    assert "results/mine/results.csv: not found; run `medtransfer tables results/mine`" in str(early.exception)
+    assert not Path("page.html").exists()
+    assert CliRunner().invoke(cli, ["tables", "results/mine"]).exit_code == 0
+    written = CliRunner().invoke(cli, ["report", "results/mine", "--output", "page.html"])
+    assert written.exit_code == 0, written.output
+    assert "imagenet_head" in Path("page.html").read_text()
+    ours, theirs = pd.read_csv("results/mine/results.csv"), pd.read_csv(source / "results.csv")
+    assert Path("results/mine/scores.png").stat().st_size > 1000
+    committed = theirs[theirs.dataset == "chest_xray"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(ours, committed, check_dtype=False)
+
+
+def test_tables_and_layers_of_other_fits_are_noticed(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    for fit in ("imagenet_all-seed0", "imagenet_all-seed1", "imagenet_head-seed0"):
+        shutil.copytree(PROJECT / ANSWER / "runs/chest_xray" / fit, folder / "runs/chest_xray" / fit)
+    for found in ("layers/chest_xray/imagenet_all-seed1", "gradcam/chest_xray/imagenet_all-seed0"):
+        shutil.copytree(PROJECT / ANSWER / found, folder / found)
+    shutil.copy(PROJECT / ANSWER / "params.yaml", folder)
+    write_result_tables(folder)
+    assert len(read_study(folder).layers) > 0
+    for command, seed in (("layers", 1), ("gradcam", 0)):
+        asked = folder / f"{command}/chest_xray/imagenet_all-seed{seed}/{command}.json"
+        text = asked.read_text()
+        asked.write_text(re.sub(r'"fit": "\w+"', '"fit": "another"', text))
+        told = rf"{command}\.json: about the fit another, .* {command} chest_xray imagenet_all --seed {seed}"
+        with pytest.raises(UserError, match=told):
+            read_study(folder)
+        asked.write_text(text)
+    answers = folder / "runs/chest_xray/imagenet_all-seed0/predictions.csv"
+    text = answers.read_text()
+    shutil.copy(folder / "runs/chest_xray/imagenet_head-seed0/predictions.csv", answers)
+    with pytest.raises(UserError, match=r"results\.csv: was computed from other models or seeds"):
+        read_study(folder)
+    answers.write_text(text)
+    add_seed(folder / "runs/chest_xray/imagenet_all-seed0", 9)
+    with pytest.raises(UserError, match=r"results\.csv: was computed from other models or seeds"):
+        read_study(folder)
+
+
+def test_which_test_images_share_a_group_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished_study(tmp_path, 0, ["decision_tree"])
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    told = Path("results/mine/runs/chest_xray/shared.csv").read_text().split()
+    assert told == ["id,split", "a,train", "a,validation", "b,train", "b,validation"]
+
+
+def test_another_seed_is_added_to_what_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished_study(tmp_path, 0, ["cnn_random", "imagenet_all", "decision_tree"])
+    layers = "layers/chest_xray/imagenet_all-seed1"
+    shutil.copytree(PROJECT / ANSWER / layers, Path("artifacts") / layers)
+    missing = CliRunner().invoke(cli, ["collect", "mine", "--add"])
+    assert "results/mine: not found; leave out --add" in str(missing.exception)
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    Path("results/mine/notes.txt").write_text("Two lines\nof one paragraph.\n\nAnother.\n")
+    shutil.rmtree("artifacts")
+    finished_study(tmp_path, 1, ["imagenet_all", "imagenet_head", "decision_tree"])
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(
+        text.replace("  ham10000_random:", "  more: {weights: random, trainable: head}\n  ham10000_random:")
+    )
+    added = CliRunner().invoke(cli, ["collect", "mine", "--add"])
+    assert added.exit_code == 0, added.output
+    found = {path.parent.name for path in Path("results/mine").rglob("run.json")}
+    trees = {"decision_tree-seed0", "decision_tree-seed1"}
+    assert found == {*trees, "cnn_random-seed0", "imagenet_all-seed0", "imagenet_all-seed1", "imagenet_head-seed1"}
+    assert (Path("results/mine") / layers / "layers.json").exists()
+    assert len(pd.read_csv("results/mine/tuning.csv")) == 3
+    params = read_params(Path("results/mine/params.yaml"))
+    assert params.seeds == [0, 1]
+    assert "more" in params.configurations
+    assert CliRunner().invoke(cli, ["tables", "results/mine"]).exit_code == 0
+    table = pd.read_csv("results/mine/results.csv").drop_duplicates("model").set_index("model")
+    assert table.seeds.to_dict() == {
+        "decision_tree": 2, "cnn_random": 1, "imagenet_all": 2, "imagenet_head": 1,
+    }  # fmt: skip
+    assert Path("results/mine/notes.txt").read_text().startswith("Two lines")
+    shutil.rmtree("results/mine/layers")  # of another fit
+    assert read_study(Path("results/mine")).notes == ["Two lines of one paragraph.", "Another."]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data_version", "other.dir", "data_version: found other.dir, expected 66ab5bba"),
+        ("image_size", 224, "image_size: found 224, expected 64"),
+        ("split_by", "image", "split_by: found image, expected group"),
+        ("learning_rate", 0.5, "learning_rate: found 0.5, expected 3e-05"),
+        ("dropout", 0.1, "dropout: found 0.1, expected 0.5"),
+    ],
+)
+def test_what_was_made_otherwise_is_not_added(
+    key: str, value: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished_study(tmp_path, 0, ["imagenet_all"])
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    before = sorted(path.read_bytes() for path in Path("results").rglob("*") if path.is_file())
+    shutil.rmtree("artifacts")
+    finished_study(tmp_path, 1, ["imagenet_all"])
+    path = Path("artifacts/runs/chest_xray/imagenet_all-seed1/run.json")
+    record = json.loads(path.read_text())
+    recipe = record["hyperparameters"]["train"]
+    (recipe if key in recipe else record)[key] = value
+    write_json(path, record)
+    refused = CliRunner().invoke(cli, ["collect", "mine", "--add"])
+    assert isinstance(refused.exception, UserError)
+    assert message in str(refused.exception)
+    assert str(path) in str(refused.exception)
+    assert sorted(path.read_bytes() for path in Path("results").rglob("*") if path.is_file()) == before
+
+
+def test_another_network_with_another_common_recipe_is_not_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished_study(tmp_path, 0, ["imagenet_all", "decision_tree"])
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    shutil.rmtree("artifacts")
+    finished_study(tmp_path, 0, ["imagenet_head"])
+    path = Path("artifacts/runs/chest_xray/imagenet_head-seed0/run.json")
+    record = json.loads(path.read_text())
+    recipe, own = (record["hyperparameters"][key] for key in ("train", "configuration"))
+    recipe["scaling"] = "caffe"
+    write_json(path, record)
+    refused = CliRunner().invoke(cli, ["collect", "mine", "--add"])
+    assert "scaling: found caffe, expected talk" in str(refused.exception)
+    own["scaling"] = "caffe"  # said by the configuration, it is another family
+    write_json(path, record)
+    assert CliRunner().invoke(cli, ["collect", "mine", "--add"]).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["../../keep", "../keep", "..", ".", "", "/tmp/keep", "a/b", "-x", "mine\n"])
+def test_a_name_that_leads_out_of_results_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished_study(tmp_path / "project", 0, ["decision_tree"])
+    (tmp_path / "project/results/keep/runs").mkdir(parents=True)
+    (tmp_path / "keep/runs").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path / "project")
+    for options in ([], ["--add"], ["--replace"]):
+        refused = CliRunner().invoke(cli, ["collect", *options, "--", name])
+        assert isinstance(refused.exception, UserError)
+        assert f"{name!r}: no name for collected results" in str(refused.exception)
+        assert "\n" not in str(refused.exception)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_collected_results_are_replaced_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished_study(tmp_path, 0, ["decision_tree"])
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    Path("results/mine/results.md").write_text("tables")
+    Path("results/README.md").write_text("no folder")
+    refused = CliRunner().invoke(cli, ["collect", "mine"])
+    assert "results/mine: exists; add to it with --add, remove it with --replace" in str(refused.exception)
+    both = CliRunner().invoke(cli, ["collect", "mine", "--add", "--replace"])
+    assert "give one of them" in str(both.exception)
+    other = CliRunner().invoke(cli, ["collect", "README.md", "--replace"])
+    assert "results/README.md: holds no collected results" in str(other.exception)
+    assert Path("results/mine/results.md").exists()
+    assert CliRunner().invoke(cli, ["collect", "mine", "--replace"]).exit_code == 0
+    assert not Path("results/mine/results.md").exists()
+    assert Path("results/mine/runs/chest_xray/decision_tree-seed0/run.json").exists()
+    assert Path("results/README.md").read_text() == "no folder"
+
+
+def test_the_leak_is_measured_between_two_folders_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = PROJECT / ANSWER
+    params = (source / "params.yaml").read_text()
+    for leak in ("match", "remove"):
+        shutil.copytree(source / "runs/chest_xray/imagenet_all-seed0", tmp_path / leak / "runs/chest_xray/m-seed0")
+        assert params.count("seed: 0}") == 2
+        (tmp_path / leak / "params.yaml").write_text(params.replace("seed: 0}", f"seed: 0, leak: {leak}}}"))
+    monkeypatch.chdir(tmp_path)
+    mixed = CliRunner().invoke(cli, ["leak", "remove", "match"])
+    assert "remove/params.yaml: datasets.ham10000.split.leak: found remove, expected match" in str(mixed.exception)
+    untold = CliRunner().invoke(cli, ["leak", "match", "remove"])
+    assert "match/runs/chest_xray/shared.csv: not found" in str(untold.exception)
+    tested = pd.read_csv("match/runs/chest_xray/m-seed0/predictions.csv", dtype=str).query("split == 'test'").id
+    pd.DataFrame({"id": tested[:100], "split": "train"}).to_csv("match/runs/chest_xray/shared.csv", index=False)
+    assert CliRunner().invoke(cli, ["leak", "match", "remove"]).exit_code == 0
+    table = pd.read_csv("match/leak.csv")
+    assert (table.difference == 0).all()
+    assert CliRunner().invoke(cli, ["tables", "match"]).exit_code == 0
+    assert CliRunner().invoke(cli, ["report", "match", "--output", "page.html"]).exit_code == 0
+    assert "How much leakage flatters each class" in Path("page.html").read_text()
+
+
+def test_a_folder_without_results_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments, told in ((["report"], "params.yaml: not found"), (["collect", "mine"], "no finished fit")):
+        result = CliRunner().invoke(cli, arguments)
+        assert told in str(result.exception)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,133 @@
+"""The committed results: their tables are those of this code, and the README says what they say."""
+
+import hashlib
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+from ruamel.yaml import YAML
+
+from conftest import ANSWER, PROJECT
+from medtransfer.analysis.claims import CLAIMS
+from medtransfer.analysis.differences import find_pair, read_comparisons
+from medtransfer.analysis.families import LATTICE, RECIPES, SIZES, family
+from medtransfer.analysis.tables import read_tables
+from medtransfer.core.dvc import _digest_of, file_digests
+from medtransfer.core.params import Params, read_params
+from medtransfer.report.answers import answers
+from medtransfer.report.study import Study
+from medtransfer.study.report import write_result_tables
+
+
+def test_the_committed_results_give_the_verdicts_of_the_readme() -> None:
+    """ham10000, then chest_xray."""
+    verdicts = (
+        answers(Study("committed", [], read_tables(PROJECT / ANSWER, "")))
+        .groupby("change", sort=False)
+        .verdict.agg(list)
+    )
+    few, free = "**fewer than six seeds**", "**not tested**"
+    assert verdicts.to_dict() == {
+        "ImageNet weights instead of random weights": [few, few],
+        "train the last block instead of the first": [few, free],
+        "train the first and last blocks instead of all": [few, free],
+        "train the last block instead of all": [few, free],
+        "train only the head instead of all": [free, free],
+    }
+
+
+README_ROWS = {
+    "ImageNet weights instead of random weights": ("imagenet_all", "cnn_random"),
+    "train the last block instead of the first": ("imagenet_last_block", "imagenet_first_block"),
+    "train the last block instead of all blocks": ("imagenet_last_block", "imagenet_all"),
+}
+
+
+def test_the_readme_says_what_the_committed_results_say() -> None:
+    """Each cell of its table is a comparison of the committed runs."""
+    answered = (PROJECT / "README.md").read_text().partition("## The answer so far")[2].partition("## Start")[0]
+    pairs = read_comparisons(PROJECT / ANSWER / "differences.csv")
+    for change, (first, second) in README_ROWS.items():
+        found = [find_pair(pairs, dataset, first, second) for dataset in ("ham10000", "chest_xray")]
+        cells = [f"{pair.difference:+.3f} [{pair.ends[0]:+.3f}, {pair.ends[1]:+.3f}]" for pair in found if pair]
+        assert f"| {change} | {' | '.join(cells)} |" in answered
+    assert answered.count("\n| ") == 1 + len(README_ROWS) + 1
+
+
+def test_the_committed_tables_are_what_the_code_gives(tmp_path: Path) -> None:
+    """One folder, the smallest; that the others are of this code too, the next test says."""
+    source = PROJECT / "results" / "leak-remove"
+    shutil.copytree(source / "runs", tmp_path / "runs")
+    shutil.copy(source / "params.yaml", tmp_path)
+    write_result_tables(tmp_path)
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert set(made) > {"results.csv", "summary.csv", "differences.csv", "claims.csv", "results.md", "scores.png"}
+    assert made == {name: (source / name).read_bytes() for name in made}
+
+
+def test_the_lock_of_the_results_names_the_files_here() -> None:
+    """DVC computes the tables anew only where someone asks it; this notices that what they are made of has changed."""
+    stages, lock = (
+        YAML(typ="safe").load((PROJECT / "results" / name).read_text())["stages"] for name in ("dvc.yaml", "dvc.lock")
+    )
+    expected = {"leak": stages["leak"]["deps"]}
+    for study in stages["tables"]["matrix"]["study"]:
+        expected[f"tables@{study}"] = [path.replace("${item.study}", study) for path in stages["tables"]["deps"]]
+    assert {name: [entry["path"] for entry in stage["deps"]] for name, stage in lock.items()} == expected
+    for stage in lock.values():
+        for entry in (*stage["deps"], *stage["outs"]):
+            assert dvc_hash(PROJECT / entry["path"]) == entry["md5"], (
+                f"{entry['path']}: run `dvc repro results/dvc.yaml`"
+            )
+
+
+def dvc_hash(path: Path) -> str:
+    if path.is_file():
+        return hashlib.md5(path.read_bytes()).hexdigest()
+    return _digest_of({name: md5 for name, md5 in file_digests(path).items() if "__pycache__" not in name})
+
+
+def test_every_further_configuration_can_stand_beside_the_committed_ones() -> None:
+    ours = read_params(PROJECT / ANSWER / "params.yaml")
+    more = read_params(PROJECT / "results" / "params-extra.yaml")
+    assert (more.train, more.datasets) == (ours.train, ours.datasets)
+    assert set(more.seeds) <= set(ours.seeds)
+    for name in set(more.configurations) & set(ours.configurations):  # collected by now
+        assert more.configurations[name] == ours.configurations[name], name
+    records = {
+        name: {"kind": "network", "hyperparameters": {"configuration": found.model_dump(exclude_none=True)}}
+        for name, found in more.configurations.items()
+    }
+    assert Counter(map(family, records.values())) == {RECIPES: 10, SIZES: 8, LATTICE: 6}
+    assert set(more.study["ham10000"].train) == set(more.configurations)
+    # As results/README.md says: the rates of the whole network or the last block, for the head its own, and for SGD
+    # the one that collapsed.
+    tuning = pd.read_csv(PROJECT / ANSWER / "tuning.csv").query("fraction == 1")
+    best = tuning.loc[tuning.groupby(["configuration", "dataset"]).val_loss.idxmin()]
+    for name, found in more.configurations.items():
+        whole = "cnn_random" if found.weights == "random" else "imagenet_all"
+        rates = ours.configurations["imagenet_last_block" if "last_block" in name else whole].learning_rate
+        own = best[best.configuration == name]
+        expected = dict(zip(own.dataset, own.learning_rate, strict=True)) if len(own) else rates
+        assert found.learning_rate == (expected if found.optimizer is None else 1e-4), name
+
+
+def test_make_report_lets_the_answering_folder_answer(tmp_path: Path) -> None:
+    (tmp_path / "requirements").mkdir()
+    for file in ("Makefile", "pyproject.toml", "requirements/lock.txt"):
+        shutil.copy(PROJECT / file, tmp_path / file)
+    for folder in (ANSWER, "results/leak-match", "results/real-224px-by-group"):
+        (tmp_path / folder / "runs").mkdir(parents=True)
+    printed = subprocess.run(["make", "--dry-run", "report"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert f"medtransfer report {ANSWER} results/leak-match results/real-224px-by-group\n" in printed.stdout
+
+
+def test_every_claim_is_about_models_of_the_study(params: Params) -> None:
+    known = {
+        (dataset, model)
+        for dataset, study in params.study.items()
+        for model in (*params.baselines, *study.train, *study.transfer)
+    }
+    assert {(claim.dataset, model) for claim in CLAIMS for model in (claim.first, claim.second)} <= known
