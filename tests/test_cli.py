@@ -219,7 +219,7 @@ def test_a_check_finds_a_pipeline_that_lacks_something(
 
 
 def test_our_own_mistakes_keep_their_traceback(project: Path) -> None:
-    code = "import medtransfer.cli as c; c.read_params = None; c.main()"
+    code = "import medtransfer.cli as c; c.study.read_params = None; c.main()"
     result = subprocess.run(
         [sys.executable, "-c", code, "stage", "evaluate"], cwd=project, capture_output=True, text=True, timeout=60
     )

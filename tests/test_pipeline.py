@@ -479,7 +479,7 @@ def test_changing_one_configuration_reruns_only_it(study: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "cli.py", "core/errors.py", "tracking/mlflow_models.py", "analysis/comparison.py", "analysis/intervals.py",
+        "cli/app.py", "core/errors.py", "tracking/mlflow_models.py", "analysis/comparison.py", "analysis/intervals.py",
         "report/cards.py", "report/figures.py", "report/page.py", "report/templates/card.md.j2", "serving/app.py",
         "serving/register.py",
     ],

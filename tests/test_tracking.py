@@ -289,9 +289,9 @@ import os, resource, signal, sys
 import numpy as np
 from medtransfer.audit import push as track_push
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
-from medtransfer.cli import _stop_like_ctrl_c
+from medtransfer.cli.app import stop_like_ctrl_c
 from medtransfer.core.errors import UserError
-signal.signal(signal.SIGTERM, _stop_like_ctrl_c)
+signal.signal(signal.SIGTERM, stop_like_ctrl_c)
 with mlflow_runs.run("ham10000", "x", "ending", {{}}, {{}}):
     {}
 """

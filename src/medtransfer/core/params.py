@@ -1,6 +1,6 @@
 """params.yaml as typed, validated values.
 
-The file is read once, in `cli.py`; every other function gets the section that it needs.
+The file is read once, in `cli/`; every other function gets the section that it needs.
 """
 
 import difflib

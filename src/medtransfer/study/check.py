@@ -5,13 +5,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from medtransfer.analysis.published import is_the_talks
-from medtransfer.core.dvc import PIPELINE
+from medtransfer.core.dvc import PIPELINE, check_dvc_files, check_pipeline
 from medtransfer.core.errors import UserError, counted
 from medtransfer.core.layout import DATA, PARAMS
-from medtransfer.core.params import WEIGHTS_VARIABLE, Params
+from medtransfer.core.params import WEIGHTS_VARIABLE, Params, read_params
 from medtransfer.data.catalogue import read_source
 from medtransfer.data.custom import dataset_of
 from medtransfer.data.preparation import read_samples
+
+
+def check_files() -> Params:
+    """Return what params.yaml says, once dvc.yaml fits it and DVC's other files can be read.
+
+    Raises
+    ------
+    UserError
+        One of them is missing or wrong.
+    """
+    params = read_params(PARAMS)
+    check_dvc_files()
+    check_pipeline(params)
+    return params
 
 
 def describe_study(params: Params) -> Iterator[str]:

@@ -1,0 +1,165 @@
+"""Networks outside the stages: grids of fits, questions to a finished fit, and what is kept in the user's cache."""
+
+import sys
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from medtransfer.cli.app import cli
+from medtransfer.cli.shared import AT_LEAST_1, FILE, PATH, RATE, SEED, as_dataset, many, of_fit, quiet_start
+from medtransfer.core.errors import UserError, check_known
+from medtransfer.core.layout import PARAMS, SWEEPS, TUNING, check_name
+from medtransfer.core.params import TrainParams, read_params
+
+OPTIMIZERS = get_args(TrainParams.model_fields["optimizer"].annotation)
+
+
+@cli.command()
+@as_dataset
+@many("--configuration", "names", help="Only this one; may be given several times.")
+@many("--rate", "rates", type=RATE, default=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3), show_default=True)
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), show_default="what params.yaml says")
+@click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), show_default="what params.yaml says")
+@click.option("--epochs", type=AT_LEAST_1, default=10, show_default=True)
+@click.option("--output", type=FILE, default=TUNING, show_default=True)
+def tune(dataset: str, names: list[str], rates: list[float], **settings: Any) -> None:
+    """Compare learning rates for each freezing configuration on the validation images.
+
+    Put the best into the configuration in params.yaml, as in learning_rate: {ham10000: 1e-4}. Goes on where it stopped.
+    """
+    params = read_params(PARAMS)
+    check_known("params.yaml: study", dataset, params.study)
+    with quiet_start():
+        from medtransfer.study.tune import tune
+
+    study = params.study[dataset]
+    table = tune(params, dataset, names or [*study.train, *study.transfer], rates, **settings)
+    best = table.loc[table.groupby("configuration", sort=False).val_loss.idxmin()]
+    for row in best.itertuples():
+        rate = f"learning_rate: {{{dataset}: {row.learning_rate:g}}}"
+        click.echo(f"{row.configuration}: {rate}  # {row.optimizer}, validation loss {row.val_loss:.4f}")
+
+
+@cli.command()
+@click.argument("name")
+@many("--dataset", "datasets", show_default="all of params.yaml")
+@many("--configuration", "names", show_default="study.<data set>.train in params.yaml")
+@many("--seed", "seeds", type=SEED, show_default="those of params.yaml")
+@many("--rate", "rates", type=RATE, help="Learning rate.", show_default="those of params.yaml")
+@click.option("--cpus", type=AT_LEAST_1, default=1, show_default=True, help="What one fit takes of a node.")
+@click.option("--gpus", type=click.FloatRange(0), default=0.0, show_default=True, help="May be a part of one, as 0.25.")
+@click.option("--memory-gb", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True)
+@click.option("--retries", type=click.IntRange(0), default=3, show_default=True, help="After a worker or node died.")
+@click.option("--local", is_flag=True, help="Start Ray on this machine; else the cluster of RAY_ADDRESS is used.")
+def sweep(
+    name: str, datasets: list[str], names: list[str], seeds: list[int], rates: list[float], local: bool, **needs: Any
+) -> None:
+    """Run a grid of fits (data sets x configurations x seeds x rates) at the same time, on Ray.
+
+    Options for the grid may be given several times. Fits and their table go to artifacts/sweeps/NAME, their MLflow runs
+    under one parent into the experiment `sweep NAME`. Goes on where it stopped.
+    """
+    params = read_params(PARAMS)
+    check_name(name, "a sweep")
+    if not find_spec("ray"):
+        raise UserError("Ray is not installed; pip install --editable '.[cluster]'")
+    from medtransfer.study.sweep import Needs, sweep
+
+    grid = (datasets or list(params.study), names, seeds or params.seeds, rates)
+    table = sweep(params, name, *grid, Needs(**needs), local)
+    failed = int((table.problem != "").sum())
+    click.echo(f"{len(table) - failed} of {len(table)} fits finished: {SWEEPS / name / 'sweep.csv'}")
+    if failed:
+        click.echo(f"{failed} failed; their logs: {SWEEPS / name}/*/logs/", err=True)
+        sys.exit(1)
+
+
+@cli.command()
+@of_fit(default=lambda: read_params(PARAMS).seeds[0], show_default="the first in params.yaml")
+def layers(dataset: str, configuration: str, seed: int) -> None:
+    """Ask a finished network which of its layers matter.
+
+    Puts one block after the other back to its start weights, compares each layer with what it was before
+    training, and fits a linear classifier on what each block gives.
+    """
+    params = read_params(PARAMS)
+    with quiet_start():
+        from medtransfer.study.layers import analyse_layers
+
+    click.echo(f"layers: {analyse_layers(params, dataset, configuration, seed)}")
+
+
+@cli.command()
+@of_fit(default=lambda: read_params(PARAMS).seeds[0], show_default="the first in params.yaml")
+def gradcam(dataset: str, configuration: str, seed: int) -> None:
+    """Show where a finished network looked: for each class, its surest right and wrong answers."""
+    params = read_params(PARAMS)
+    with quiet_start():
+        from medtransfer.study.gradcam import explain_predictions
+
+    click.echo(f"gradcam: {explain_predictions(params, dataset, configuration, seed)}")
+
+
+@cli.group()
+def weights() -> None:
+    """VGG16's ImageNet weights."""
+
+
+@weights.command()
+def fetch() -> None:
+    """Download the weights, unless the user's cache has them, verify them and keep them there."""
+    with quiet_start():
+        from medtransfer.models.weights import cache_path, fetch_weights, is_cached
+
+    if is_cached():
+        click.echo(f"ImageNet weights: they are in {cache_path()}, all 26 tensors")
+    else:
+        fetch_weights()
+
+
+@weights.command()
+@click.argument("path", type=PATH)
+def verify(path: Path) -> None:
+    """Check that a file holds VGG16's ImageNet weights."""
+    with quiet_start():
+        from medtransfer.models.weights import read_weights
+
+    read_weights(path)
+    click.echo(f"{path}: VGG16's ImageNet weights, all 26 tensors")
+
+
+@cli.group()
+def cache() -> None:
+    """Features of frozen prefixes, kept in the user's cache."""
+
+
+@cache.command()
+def show() -> None:
+    """List the stored features, the least recently used first."""
+    from medtransfer.training.feature_cache import GB, entries, store
+
+    found = entries()
+    for entry in found:
+        made_from = entry["made_from"]
+        facts = "unfinished"
+        if made_from:
+            used = datetime.fromtimestamp(entry["last_used"]).strftime("%Y-%m-%d %H:%M")
+            facts = (
+                f"last used {used}  {made_from['prefix']}, {made_from['image_size']} px, {made_from['precision']}, "
+                f"{made_from['backend']} on {made_from['device']}"
+            )
+        click.echo(f"{entry['path'].name}  {entry['bytes'] / GB:8.3f} GB  {facts}")
+    total = sum(entry["bytes"] for entry in found) / GB
+    most = read_params(PARAMS).cache.max_gb
+    click.echo(f"{len(found)} entries, {total:.3f} of {most:g} GB (cache.max_gb), in {store()}")
+
+
+@cache.command()
+def clear() -> None:
+    """Remove all stored features; they are computed again when they are needed."""
+    from medtransfer.training.feature_cache import GB, clear
+
+    click.echo(f"removed {clear() / GB:.3f} GB")
