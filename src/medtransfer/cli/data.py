@@ -9,7 +9,6 @@ import click
 
 from medtransfer.cli.app import cli
 from medtransfer.cli.shared import EXISTING_FOLDER, FOLDER, PATH, SEED, dvc
-from medtransfer.core.dvc import POINTER
 from medtransfer.core.errors import UserError, counted
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import read_params
@@ -95,6 +94,7 @@ def add(
 
 def _get_what_is_named() -> None:
     """Get the data that data.dvc names before others lie beside them: `dvc add` leaves out what is not there."""
+    from medtransfer.core.dvc import POINTER
     from medtransfer.study.run import run_dvc
 
     if POINTER.exists() and not DATA.is_dir() and (code := run_dvc("pull", str(POINTER))):
