@@ -213,13 +213,13 @@ def test_the_leak_is_measured_between_two_folders_and_shown(tmp_path: Path, monk
         assert params.count("seed: 0}") == 2
         (tmp_path / leak / "params.yaml").write_text(params.replace("seed: 0}", f"seed: 0, leak: {leak}}}"))
     monkeypatch.chdir(tmp_path)
-    mixed = CliRunner().invoke(cli, ["leak", "remove", "match"])
+    mixed = CliRunner().invoke(cli, ["leakage", "remove", "match"])
     assert "remove/params.yaml: datasets.ham10000.split.leak: found remove, expected match" in str(mixed.exception)
-    untold = CliRunner().invoke(cli, ["leak", "match", "remove"])
+    untold = CliRunner().invoke(cli, ["leakage", "match", "remove"])
     assert "match/runs/chest_xray/shared.csv: not found" in str(untold.exception)
     tested = pd.read_csv("match/runs/chest_xray/m-seed0/predictions.csv", dtype=str).query("split == 'test'").id
     pd.DataFrame({"id": tested[:100], "split": "train"}).to_csv("match/runs/chest_xray/shared.csv", index=False)
-    assert CliRunner().invoke(cli, ["leak", "match", "remove"]).exit_code == 0
+    assert CliRunner().invoke(cli, ["leakage", "match", "remove"]).exit_code == 0
     table = pd.read_csv("match/leak.csv")
     assert (table.difference == 0).all()
     assert CliRunner().invoke(cli, ["tables", "match"]).exit_code == 0

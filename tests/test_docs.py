@@ -117,7 +117,7 @@ ELSEWHERE = {
     """printf '{"dataframe_records": [{"image": "%s"}]}' "$(base64 --wrap 0 image.png)" | """
     "curl --header 'Content-Type: application/json' --data @- http://127.0.0.1:8001/invocations": SERVED,
     "medtransfer collect leak-match": LEAK,
-    "medtransfer leak results/leak-match results/leak-remove": LEAK,
+    "medtransfer leakage results/leak-match results/leak-remove": LEAK,
     "medtransfer layers ham10000 imagenet_all": LAYERS,
     "medtransfer gradcam ham10000 imagenet_all": LAYERS,
     "export MLFLOW_AUTH_ADMIN_PASSWORD=...": PASSWORDS,

@@ -64,14 +64,14 @@ def tables(folder: Path) -> None:
 @cli.command()
 @click.argument("leaky", type=EXISTING_FOLDER)
 @click.argument("clean", type=EXISTING_FOLDER)
-def leak(leaky: Path, clean: Path) -> None:
-    """Compare collected results with and without the leak on the same test images.
+def leakage(leaky: Path, clean: Path) -> None:
+    """Measure how much leakage raises F1: compare two collected studies on the same test images.
 
     LEAKY was made with split.leak: match, CLEAN with split.leak: remove.
     """
     from medtransfer.study.report import write_leakage
 
-    click.echo(f"leak: {write_leakage(leaky, clean)}")
+    click.echo(f"leakage: {write_leakage(leaky, clean)}")
 
 
 @cli.command()
