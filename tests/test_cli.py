@@ -123,7 +123,7 @@ def test_a_check_finds_a_stage_that_is_missing(project: Path, demo: Path) -> Non
     result = medtransfer(project, "check")
     assert result.returncode == 0, result.stderr
     assert result.stdout == (
-        "params.yaml: no mistake found\n"
+        "params.yaml: no mistakes found\n"
         "ham10000: 340 SYNTHETIC images, 32 x 32 px, split by image, as in the talk; 8 fits\n"
         "chest_xray: 220 SYNTHETIC images, 32 x 32 px, split by image, as in the talk; 5 fits\n"
     )
@@ -238,7 +238,7 @@ def test_validation_reports_and_fails(project: Path, demo: Path) -> None:
     broken = medtransfer(project, "data", "validate", "ham10000")
     assert broken.returncode == 2
     assert "has no image file" in broken.stdout
-    assert last_line(broken) == "medtransfer: 1 problem in the raw data; mend or import it again"
+    assert last_line(broken) == "medtransfer: 1 problem in the raw data; fix it or import it again"
 
 
 def test_the_description_has_licence_citation_and_plot(project: Path, demo: Path) -> None:

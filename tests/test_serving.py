@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def write_fit(folder: Path, prepared: Path, tiny: TrainParams, model: str, seed:
 def registered(project: Path) -> Path:
     done = CliRunner().invoke(cli, ["register", "chest_xray"])
     assert done.exit_code == 0, done.output
-    assert "chest_xray version 1, models:/chest_xray@best: imagenet_all of seed 0, macro F1 1.000" in done.output
+    assert "chest_xray version 1, models:/chest_xray@best: imagenet_all, seed 0, macro F1 1.000" in done.output
     return project
 
 
@@ -194,6 +195,7 @@ def test_folders_are_searched_and_a_file_that_is_no_image_stops_nothing(register
     assert [path.name for path in drawn] == ["0001-a.png"]
     assert Image.open(drawn[0]).size == (200, 150)
     shown = CliRunner().invoke(cli, ["predict", "chest_xray", str(images / "a.jpg")])
+    assert re.search(r"a\.jpg +(NORMAL|PNEUMONIA) +[01]\.\d{3} +[01]\.\d{3}$", shown.output, re.MULTILINE)
     assert "no medical device" in shown.output
     assert "SYNTHETIC" in shown.output
     empty = registered / "empty"

@@ -82,9 +82,9 @@ def test_every_run_arrives_whole_and_once(project: Path, monkeypatch: pytest.Mon
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
         first = CliRunner().invoke(cli, ["track", "push"])
         assert first.exit_code == 0, (first.output, first.exception)
-        assert "3 runs copied, 0 were there already" in first.output
+        assert "3 runs copied, 0 already there" in first.output
         assert described(mlflow_store.connect()) == ours
-        assert "0 runs copied, 3 were there already" in CliRunner().invoke(cli, ["track", "push"]).output
+        assert "0 runs copied, 3 already there" in CliRunner().invoke(cli, ["track", "push"]).output
         assert described(mlflow_store.connect()) == ours
         client = mlflow_store.connect()
         [model] = client.search_logged_models([client.get_experiment_by_name("ham10000").experiment_id])

@@ -162,7 +162,7 @@ def test_the_command_downloads_what_the_cache_does_not_hold_whole(
     monkeypatch.setattr(weights, "fetch_weights", lambda: called.append("fetched"))
     weights._write_cache(stand_in)
     done = CliRunner().invoke(cli, ["weights", "fetch"])
-    assert done.output == f"ImageNet weights: they are in {weights.cache_path()}, all 26 tensors\n"
+    assert done.output == f"ImageNet weights: already in {weights.cache_path()}, all 26 tensors\n"
     assert called == []
     weights.cache_path().write_bytes(b"")
     assert CliRunner().invoke(cli, ["weights", "fetch"]).exit_code == 0

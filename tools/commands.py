@@ -24,7 +24,9 @@ def page() -> str:
 
 def helps(path: str, command: click.Command, parent: click.Context | None = None) -> Iterator[tuple[str, str]]:
     """Yield the path and the help of a command and of those below it."""
-    context = click.Context(command, info_name=path.rsplit(" ", 1)[-1], parent=parent, terminal_width=WIDTH)
+    context = click.Context(
+        command, info_name=path.rsplit(" ", 1)[-1], parent=parent, terminal_width=WIDTH, **command.context_settings
+    )
     yield path, command.get_help(context)
     if isinstance(command, click.Group):
         for name in command.list_commands(context):

@@ -15,60 +15,59 @@ import click
 from medtransfer.core.errors import UserError
 
 EXIT_USER_ERROR = 2
-# What the machine refuses and the user can mend: a full or read-only disk, a missing right.
+# Errors of the machine that the user can fix.
 MACHINE_ERRORS = {
-    errno.ENOSPC: "make room or use another disk",
-    errno.EDQUOT: "make room or use another disk",
-    errno.EROFS: "make room or use another disk",
+    errno.ENOSPC: "free some space or use another disk",
+    errno.EDQUOT: "free some space or use another disk",
+    errno.EROFS: "free some space or use another disk",
     errno.EACCES: "fix the permissions",
     errno.EPERM: "fix the permissions",
-    errno.ENOTDIR: "name another path",  # a file of the user's where a folder has to be
+    errno.ENOTDIR: "use another path",  # a file stands where a folder must be
 }
 
 
 def main() -> None:
     """Run the command line."""
-    # Imports make objects by the million that stay; to look through them again and again takes a sixth of a stage.
+    # Imports create millions of lasting objects; scanning them again and again would take a sixth of a stage's time.
     gc.set_threshold(100_000)
     signal.signal(signal.SIGTERM, stop_like_ctrl_c)
-    # A script's shell starts `medtransfer study &` with Ctrl-C ignored, and so would all that it starts: nothing could
-    # stop DVC and the stages as they are to be stopped.
+    # A shell script starts `medtransfer study &` with Ctrl-C ignored, and DVC and the stages would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a log file shows each epoch when it ends
+        sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows each epoch as it ends
     try:
-        # Click's own way to end prints the usage and a hint before what is wrong.
+        # Click's standalone mode prints the usage and a hint before the error.
         sys.exit(cli(prog_name="medtransfer", standalone_mode=False))
     except click.Abort:
-        click.echo("\nStopped. What is finished is kept: run it again and it goes on.", err=True)
+        click.echo("\nStopped. Finished work is kept; run the command again to continue.", err=True)
         sys.exit(1)
     except UserError as error:
         line = f"medtransfer: {error}"
     except click.exceptions.NoArgsIsHelpError as error:
         line = error.format_message()
     except click.UsageError as error:
-        asked = error.ctx.command_path if error.ctx else "medtransfer"
-        told = " ".join(error.format_message().split()).rstrip(".")
-        line = f"{asked}: {told}. See `{asked} --help`."
+        command = error.ctx.command_path if error.ctx else "medtransfer"
+        problem = " ".join(error.format_message().split()).rstrip(".")
+        line = f"{command}: {problem}. See `{command} --help`."
     except OSError as error:
         if error.errno not in MACHINE_ERRORS:
             raise
-        mend = MACHINE_ERRORS[error.errno]
-        line = f"medtransfer: {error.filename or Path.cwd()}: {error.strerror}; {mend}, then run again"
+        remedy = MACHINE_ERRORS[error.errno]
+        line = f"medtransfer: {error.filename or Path.cwd()}: {error.strerror}; {remedy}, then run again"
     click.echo(line, err=True)
     sys.exit(EXIT_USER_ERROR)
 
 
 def stop_like_ctrl_c(signum: int, frame: Any) -> None:
-    """End as on Ctrl-C, with the signal's number in the exception."""
-    # `timeout` and service managers send it to a study and its stages at once, and the study passes it on as Ctrl-C:
-    # a second one would interrupt a run while it ends.
+    """Raise KeyboardInterrupt, as Ctrl-C does, with the signal's number as its argument."""
+    # `timeout` and service managers signal a study and its stages together, and the study passes it on as Ctrl-C.
+    # A second signal would interrupt a run while it ends.
     for repeated in (signal.SIGTERM, signal.SIGINT):
         signal.signal(repeated, signal.SIG_IGN)
     raise KeyboardInterrupt(signum)
 
 
-@click.group()
+@click.group(context_settings={"show_default": True})
 @click.version_option(package_name="medtransfer")
 def cli() -> None:
     """Transfer learning on medical images: which layers of VGG16 matter?"""
@@ -78,5 +77,5 @@ def cli() -> None:
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # The stages run `medtransfer` and DVC runs the stages: both come from this environment.
+    # DVC runs the stages, which run `medtransfer`: both must come from this environment.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

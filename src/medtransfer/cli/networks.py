@@ -1,4 +1,4 @@
-"""Networks outside the stages: grids of fits, questions to a finished fit, and what is kept in the user's cache."""
+"""Search learning rates, sweep over fits, analyse finished networks, and manage cached weights and features."""
 
 import sys
 from datetime import datetime
@@ -19,16 +19,16 @@ OPTIMIZERS = get_args(TrainParams.model_fields["optimizer"].annotation)
 
 @cli.command()
 @as_dataset
-@many("--configuration", "names", help="Only this one; may be given several times.")
-@many("--rate", "rates", type=RATE, default=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3), show_default=True)
-@click.option("--optimizer", type=click.Choice(OPTIMIZERS), show_default="what params.yaml says")
-@click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), show_default="what params.yaml says")
-@click.option("--epochs", type=AT_LEAST_1, default=10, show_default=True)
-@click.option("--output", type=FILE, default=TUNING, show_default=True)
+@many("--configuration", "names", help="Search only this configuration; repeat for more.")
+@many("--rate", "rates", type=RATE, default=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3))
+@click.option("--optimizer", type=click.Choice(OPTIMIZERS), show_default="from params.yaml")
+@click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), show_default="from params.yaml")
+@click.option("--epochs", type=AT_LEAST_1, default=10)
+@click.option("--output", type=FILE, default=TUNING)
 def tune(dataset: str, names: list[str], rates: list[float], **settings: Any) -> None:
     """Compare learning rates for each freezing configuration on the validation images.
 
-    Put the best into the configuration in params.yaml, as in learning_rate: {ham10000: 1e-4}. Goes on where it stopped.
+    Copy the best rates to params.yaml, as in learning_rate: {ham10000: 1e-4}. An interrupted search resumes.
     """
     params = read_params(PARAMS)
     check_known("params.yaml: study", dataset, params.study)
@@ -45,27 +45,27 @@ def tune(dataset: str, names: list[str], rates: list[float], **settings: Any) ->
 
 @cli.command()
 @click.argument("name")
-@many("--dataset", "datasets", show_default="all of params.yaml")
-@many("--configuration", "names", show_default="study.<data set>.train in params.yaml")
-@many("--seed", "seeds", type=SEED, show_default="those of params.yaml")
-@many("--rate", "rates", type=RATE, help="Learning rate.", show_default="those of params.yaml")
-@click.option("--cpus", type=AT_LEAST_1, default=1, show_default=True, help="What one fit takes of a node.")
-@click.option("--gpus", type=click.FloatRange(0), default=0.0, show_default=True, help="May be a part of one, as 0.25.")
-@click.option("--memory-gb", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True)
-@click.option("--retries", type=click.IntRange(0), default=3, show_default=True, help="After a worker or node died.")
-@click.option("--local", is_flag=True, help="Start Ray on this machine; else the cluster of RAY_ADDRESS is used.")
+@many("--dataset", "datasets", show_default="all in params.yaml")
+@many("--configuration", "names", show_default="study.DATASET.train in params.yaml")
+@many("--seed", "seeds", type=SEED, show_default="from params.yaml")
+@many("--rate", "rates", type=RATE, help="Learning rate.", show_default="from params.yaml")
+@click.option("--cpus", type=AT_LEAST_1, default=1, help="CPUs per fit.")
+@click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs per fit; with 0.25, four share one.")
+@click.option("--memory-gb", type=click.FloatRange(0, min_open=True), default=2.0, help="Memory per fit.")
+@click.option("--retries", type=click.IntRange(0), default=3, help="Retries after a worker or node dies.")
+@click.option("--local", is_flag=True, help="Start Ray on this machine instead of using the cluster at RAY_ADDRESS.")
 def sweep(
     name: str, datasets: list[str], names: list[str], seeds: list[int], rates: list[float], local: bool, **needs: Any
 ) -> None:
-    """Run a grid of fits (data sets x configurations x seeds x rates) at the same time, on Ray.
+    """Run a grid of fits (data sets x configurations x seeds x rates) in parallel on Ray.
 
-    Options for the grid may be given several times. Fits and their table go to artifacts/sweeps/NAME, their MLflow runs
-    under one parent into the experiment `sweep NAME`. Goes on where it stopped.
+    Repeat a grid option to give it several values. Fits and their table go to artifacts/sweeps/NAME, and their MLflow
+    runs to the experiment `sweep NAME`, under one parent run. An interrupted sweep resumes.
     """
     params = read_params(PARAMS)
     check_name(name, "a sweep")
     if not find_spec("ray"):
-        raise UserError("Ray is not installed; pip install --editable '.[cluster]'")
+        raise UserError("Ray is not installed; run `pip install --editable '.[cluster]'`")
     from medtransfer.study.sweep import Needs, sweep
 
     grid = (datasets or list(params.study), names, seeds or params.seeds, rates)
@@ -73,17 +73,17 @@ def sweep(
     failed = int((table.problem != "").sum())
     click.echo(f"{len(table) - failed} of {len(table)} fits finished: {SWEEPS / name / 'sweep.csv'}")
     if failed:
-        click.echo(f"{failed} failed; their logs: {SWEEPS / name}/*/logs/", err=True)
+        click.echo(f"{failed} failed; see the logs in {SWEEPS / name}/*/logs/", err=True)
         sys.exit(1)
 
 
 @cli.command()
 @of_fit(default=lambda: read_params(PARAMS).seeds[0], show_default="the first in params.yaml")
 def layers(dataset: str, configuration: str, seed: int) -> None:
-    """Ask a finished network which of its layers matter.
+    """Measure which layers of a finished network matter.
 
-    Puts one block after the other back to its start weights, compares each layer with what it was before
-    training, and fits a linear classifier on what each block gives.
+    Resets one block at a time to its initial weights, compares each layer with itself before training, and fits a
+    linear classifier on the output of each block.
     """
     params = read_params(PARAMS)
     with quiet_start():
@@ -95,7 +95,7 @@ def layers(dataset: str, configuration: str, seed: int) -> None:
 @cli.command()
 @of_fit(default=lambda: read_params(PARAMS).seeds[0], show_default="the first in params.yaml")
 def gradcam(dataset: str, configuration: str, seed: int) -> None:
-    """Show where a finished network looked: for each class, its surest right and wrong answers."""
+    """Show where a finished network looked in its most confident correct and wrong predictions per class."""
     params = read_params(PARAMS)
     with quiet_start():
         from medtransfer.study.gradcam import explain_predictions
@@ -105,17 +105,17 @@ def gradcam(dataset: str, configuration: str, seed: int) -> None:
 
 @cli.group()
 def weights() -> None:
-    """VGG16's ImageNet weights."""
+    """Fetch or verify VGG16's ImageNet weights."""
 
 
 @weights.command()
 def fetch() -> None:
-    """Download the weights, unless the user's cache has them, verify them and keep them there."""
+    """Download and verify the weights, unless the user's cache has them."""
     with quiet_start():
         from medtransfer.models.weights import cache_path, fetch_weights, is_cached
 
     if is_cached():
-        click.echo(f"ImageNet weights: they are in {cache_path()}, all 26 tensors")
+        click.echo(f"ImageNet weights: already in {cache_path()}, all 26 tensors")
     else:
         fetch_weights()
 
@@ -123,7 +123,7 @@ def fetch() -> None:
 @weights.command()
 @click.argument("path", type=PATH)
 def verify(path: Path) -> None:
-    """Check that a file holds VGG16's ImageNet weights."""
+    """Check that a file contains VGG16's ImageNet weights."""
     with quiet_start():
         from medtransfer.models.weights import read_weights
 
@@ -133,12 +133,12 @@ def verify(path: Path) -> None:
 
 @cli.group()
 def cache() -> None:
-    """Features of frozen prefixes, kept in the user's cache."""
+    """Show or clear the feature cache, which stores the outputs of frozen prefixes."""
 
 
 @cache.command()
 def show() -> None:
-    """List the stored features, the least recently used first."""
+    """List the cached features, least recently used first."""
     from medtransfer.training.feature_cache import GB, entries, store
 
     found = entries()
@@ -153,13 +153,13 @@ def show() -> None:
             )
         click.echo(f"{entry['path'].name}  {entry['bytes'] / GB:8.3f} GB  {facts}")
     total = sum(entry["bytes"] for entry in found) / GB
-    most = read_params(PARAMS).cache.max_gb
-    click.echo(f"{len(found)} entries, {total:.3f} of {most:g} GB (cache.max_gb), in {store()}")
+    max_gb = read_params(PARAMS).cache.max_gb
+    click.echo(f"{len(found)} entries, {total:.3f} of {max_gb:g} GB (cache.max_gb), in {store()}")
 
 
 @cache.command()
 def clear() -> None:
-    """Remove all stored features; they are computed again when they are needed."""
+    """Remove all cached features; they are recomputed when needed."""
     from medtransfer.training.feature_cache import GB, clear
 
     click.echo(f"removed {clear() / GB:.3f} GB")

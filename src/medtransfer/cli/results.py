@@ -1,24 +1,21 @@
-"""The comparison, its tables and the report, of the study here or of collected results."""
+"""Print, tabulate, report and collect results."""
 
+import sys
 from pathlib import Path
 
 import click
 
 from medtransfer.cli.app import cli
-from medtransfer.cli.shared import EXISTING_FOLDER, FILE, print_table
+from medtransfer.cli.shared import EXISTING_FOLDER, FILE
 from medtransfer.core.errors import UserError
 from medtransfer.core.layout import REPORTS
 
 
 @cli.command()
 def results() -> None:
-    """Print the comparison with the talk that `evaluate` wrote."""
-    print_results()
-
-
-def print_results() -> None:
-    """Print the tables of the study here; a UserError if there are none."""
+    """Print the comparison with the talk that `stage evaluate` wrote."""
     import pandas as pd
+    from rich.console import Console
 
     from medtransfer.analysis.families import TALK
     from medtransfer.metrics.scores import MACRO
@@ -28,33 +25,34 @@ def print_results() -> None:
     if not path.exists():
         raise UserError(f"{path}: not found; run `medtransfer study`")
     table = pd.read_csv(path)
+    console = Console() if sys.stdout.isatty() else Console(width=160)  # a pipe has no width: room for every column
     for dataset in table.dataset.drop_duplicates():
-        print_table(terminal(table, dataset))
+        console.print(terminal(table, dataset))
         others = table[(table.dataset == dataset) & (table["class"] == MACRO) & (table.family != TALK)]
         if len(others):
-            told = ", ".join(f"{row.model} {row.f1:.2f}" for row in others.itertuples())
-            click.echo(f"Beyond the talk's models, macro F1: {told}")
-    click.echo("Tables, figures and how each run was made: reports/results.md, reports/figures/")
+            scores = ", ".join(f"{row.model} {row.f1:.2f}" for row in others.itertuples())
+            click.echo(f"Macro F1 of further models: {scores}")
+    click.echo("Tables, figures and provenance: reports/results.md, reports/figures/")
 
 
 @cli.command()
 @click.argument("folders", nargs=-1, type=EXISTING_FOLDER)
-@click.option("--output", type=FILE, default=REPORTS / "index.html", show_default=True)
+@click.option("--output", type=FILE, default=REPORTS / "index.html")
 def report(folders: tuple[Path, ...], output: Path) -> None:
-    """Write the report, one page with everything in it, of FOLDERS under results/ or of the study here.
+    """Write the report: one self-contained HTML page.
 
-    The first folder answers the question, the others stand beside it.
+    FOLDERS are collected results, the main ones first. Without any, the report covers the study here.
     """
     from medtransfer.study.report import report
 
     report(list(folders) or [Path()], output)
-    click.echo(f"the report: {output}")
+    click.echo(f"report: {output}")
 
 
 @cli.command()
 @click.argument("folder", type=EXISTING_FOLDER)
 def tables(folder: Path) -> None:
-    """Compute the tables of FOLDER, which `collect` made, from the predictions in it."""
+    """Recompute the tables of collected results from their predictions."""
     from medtransfer.study.report import write_result_tables
 
     write_result_tables(folder)
@@ -76,10 +74,10 @@ def leakage(leaky: Path, clean: Path) -> None:
 
 @cli.command()
 @click.argument("name")
-@click.option("--add", is_flag=True, help="Keep what results/NAME holds and add to it, as another seed.")
-@click.option("--replace", is_flag=True, help="Remove what results/NAME holds.")
+@click.option("--add", is_flag=True, help="Keep the contents of results/NAME and add another seed.")
+@click.option("--replace", is_flag=True, help="Replace the contents of results/NAME.")
 def collect(name: str, add: bool, replace: bool) -> None:
-    """Copy what is small of all finished fits to results/NAME, to be committed."""
+    """Copy the small files of all finished fits to results/NAME, ready to be committed."""
     from medtransfer.study.collect import collect
 
     click.echo(f"collected: {collect(name, add=add, replace=replace)}")

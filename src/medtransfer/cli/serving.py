@@ -1,16 +1,15 @@
-"""The registered network: register it, ask it about files, serve it."""
+"""Register the best network, classify images with it, and serve it."""
 
 import json
 import re
 import socket
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
 from medtransfer.cli.app import EXIT_USER_ERROR, cli
-from medtransfer.cli.shared import FILE, FOLDER, as_dataset, print_table, quiet_start
+from medtransfer.cli.shared import FILE, FOLDER, as_dataset, quiet_start
 from medtransfer.core.errors import UserError, counted
 from medtransfer.core.layout import PARAMS
 from medtransfer.core.params import read_params
@@ -25,7 +24,7 @@ with_model = click.option(
 def register(dataset: str) -> None:
     """Register the best network of a data set in MLflow, as a model that takes image files.
 
-    The best has the highest macro F1 on the validation images; `predict` and `mlflow models serve` then find it as
+    The best has the highest macro F1 on the validation images. `predict` and `mlflow models serve` find it as
     models:/DATASET@best.
     """
     params = read_params(PARAMS)
@@ -34,7 +33,7 @@ def register(dataset: str) -> None:
 
     facts, version = register(params, dataset)
     click.echo(
-        f"{dataset} version {version}, models:/{dataset}@best: {facts['model']} of seed {facts['seed']}, "
+        f"{dataset} version {version}, models:/{dataset}@best: {facts['model']}, seed {facts['seed']}, "
         f"macro F1 {facts['validation_macro_f1']:.3f} on the validation images"
     )
 
@@ -45,19 +44,21 @@ def register(dataset: str) -> None:
 @with_model
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--output", type=FILE, help="Write a CSV file.")
-@click.option("--overlays", type=FOLDER, help="A folder for pictures of where it looked.")
+@click.option("--overlays", type=FOLDER, help="Write Grad-CAM pictures to this folder.")
 def predict(
     dataset: str, paths: tuple[Path, ...], model: str | None, as_json: bool, output: Path | None, overlays: Path | None
 ) -> None:
-    """Ask the best network of DATASET about image files, or about all images in folders.
+    """Classify image files, or all images in folders, with the best network of DATASET.
 
-    Research, no medical device: not for diagnosis or treatment. The probabilities are calibrated on the validation
-    images where those decide a temperature (`calibrated` in JSON and CSV). Exit code 2 where a file is no image; the
-    others are answered all the same.
+    For research only, not a medical device: not for diagnosis or treatment. Probabilities are calibrated if the
+    validation images determine a temperature (`calibrated` in JSON and CSV). If a file is not an image, the others are
+    still classified, and the exit code is 2.
     """
     with quiet_start():
         from medtransfer.core.files import atomic_file
+        from medtransfer.report.tables import SYNTHETIC_NOTE
         from medtransfer.serving import predict as serving
+        from medtransfer.serving.classifier import NOTE
 
     images = serving.find_images(paths)
     classifier = serving.open_classifier(dataset, model)
@@ -71,28 +72,15 @@ def predict(
     if as_json:
         click.echo(json.dumps(serving.as_json(answers, classifier), indent=2))
     elif not output and len(problems) < len(answers):
-        _print_answers(table, classifier.facts)
+        facts = classifier.facts
+        shown = table[table.problem == ""][["image", "predicted", *(f"p_{name}" for name in facts["classes"])]]
+        click.echo(f"{facts['title']}: {facts['model']}, seed {facts['seed']}")
+        click.echo(shown.to_string(index=False, float_format="{:.3f}".format))
+        click.echo(NOTE + (f" {SYNTHETIC_NOTE}" if facts["synthetic"] else ""))
     for problem in problems:
         click.echo(f"medtransfer: {problem}", err=True)
     if problems:
         sys.exit(EXIT_USER_ERROR)
-
-
-def _print_answers(table: Any, facts: dict[str, Any]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    from medtransfer.report.tables import SYNTHETIC_NOTE
-    from medtransfer.serving.classifier import NOTE
-
-    view = Table("image", "predicted", title=f"{facts['title']}: {facts['model']}, seed {facts['seed']}")
-    view.title_justify = "left"
-    for name in facts["classes"]:
-        view.add_column(name, justify="right")
-    for row in table[table.problem == ""].to_dict("records"):
-        view.add_row(escape(row["image"]), row["predicted"], *(f"{row[f'p_{name}']:.3f}" for name in facts["classes"]))
-    print_table(view)
-    click.echo(NOTE + (f" {SYNTHETIC_NOTE}" if facts["synthetic"] else ""))
 
 
 def _check_names(context: click.Context, option: click.Parameter, hosts: tuple[str, ...]) -> tuple[str, ...]:
@@ -105,19 +93,19 @@ def _check_names(context: click.Context, option: click.Parameter, hosts: tuple[s
 @cli.command()
 @as_dataset
 @with_model
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8000)
 @click.option(
     "--allow-host",
     "hosts",
     multiple=True,
     callback=_check_names,
-    help="Another name under which it may be asked, without a port; *.NAME for all below NAME.",
+    help="Another host name to accept, without a port; *.NAME accepts all names below NAME.",
 )
 def serve(dataset: str, model: str | None, host: str, port: int, hosts: tuple[str, ...]) -> None:
-    """Show a page on which to drop an image, and answer programs: POST /predict with the file as the body.
+    """Serve the best network of DATASET: a page to drop images on, and POST /predict for programs.
 
-    Research, no medical device: not for diagnosis or treatment.
+    The body of the request is the image file. For research only, not a medical device: not for diagnosis or treatment.
     """
     with quiet_start():
         import uvicorn
@@ -130,5 +118,5 @@ def serve(dataset: str, model: str | None, host: str, port: int, hosts: tuple[st
     except OSError as error:
         raise UserError(f"{host}:{port}: {error.strerror}; choose another with --port or --host") from None
     app = build_app(open_classifier(dataset, model), (*LOOPBACK, *hosts))
-    click.echo(f"http://{host}:{port} answers for {dataset}; stop it with Ctrl-C")
+    click.echo(f"serving {dataset} on http://{host}:{port}; press Ctrl-C to stop")
     uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)

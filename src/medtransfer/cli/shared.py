@@ -1,4 +1,4 @@
-"""What several commands share: types of options, options, and the steps around a call."""
+"""Option types, options and helpers that several commands share."""
 
 import os
 import sys
@@ -14,6 +14,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 PATH = click.Path(path_type=Path)
 EXISTING_FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
+EXISTING_FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 AT_LEAST_1 = click.IntRange(1)
 RATE = click.FloatRange(0, min_open=True)
 SEED = click.IntRange(0, 2**31 - 1)
@@ -23,23 +24,19 @@ as_dataset: Decorator = click.argument("dataset")
 
 
 def of_fit(**seed: Any) -> Decorator:
-    """Return a decorator for the arguments DATASET and CONFIGURATION and the option --seed."""
+    """Return a decorator that adds DATASET, CONFIGURATION and --seed."""
     configuration, with_seed = click.argument("configuration"), click.option("--seed", type=SEED, **seed)
     return lambda command: as_dataset(configuration(with_seed(command)))
 
 
 def many(option: str, name: str, **settings: Any) -> Decorator:
-    """Return a decorator for an option that may be given several times; the command gets a list without repetitions."""
-
-    def once_each(context: click.Context, parameter: click.Parameter, given: tuple[Any, ...]) -> list[Any]:
-        return list(dict.fromkeys(given))
-
-    return click.option(option, name, multiple=True, callback=once_each, **settings)
+    """Return a decorator for an option that can be repeated; the command gets a list without duplicates."""
+    return click.option(option, name, multiple=True, callback=lambda *args: list(dict.fromkeys(args[-1])), **settings)
 
 
 @contextmanager
 def quiet_start() -> Iterator[None]:
-    """Hold back what TensorFlow prints while it is imported, which no setting silences; show it if that fails."""
+    """Hide what TensorFlow prints on import, which no setting silences; show it if the import fails."""
     with tempfile.TemporaryFile() as held:
         sys.stderr.flush()
         stderr = os.dup(2)
@@ -56,16 +53,8 @@ def quiet_start() -> Iterator[None]:
 
 
 def dvc(*arguments: str) -> None:
-    """Run DVC; its own message says what went wrong, so only its exit code is passed on."""
+    """Run DVC and exit with its code if it fails; DVC prints its own message."""
     from medtransfer.study.run import run_dvc
 
     if code := run_dvc(*arguments):
         sys.exit(code)
-
-
-def print_table(table: Any) -> None:
-    """Print a rich table; a pipe has no width, so every column has room there."""
-    from rich.console import Console
-
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    console.print(table)

@@ -1,4 +1,4 @@
-"""The MLflow store of this project: check it, mend it, copy it to a server."""
+"""Check and repair the MLflow store of this project, or copy it to a server."""
 
 import os
 import sys
@@ -11,45 +11,41 @@ from medtransfer.core.errors import UserError, counted
 
 
 @cli.command()
-@click.option("--repair", is_flag=True, help="End stale runs and log again from the outputs what MLflow lacks.")
-@click.option("--host", help="With --repair: another machine, on which nothing runs any more; its runs are ended too.")
+@click.option("--repair", is_flag=True, help="End stale runs, and log from the outputs what MLflow lacks.")
+@click.option("--host", help="With --repair: also end the runs of this machine, where nothing runs any more.")
 def audit(repair: bool, host: str | None) -> None:
-    """Check that DVC's outputs, MLflow's runs, parameters and data agree; exit with 1 where they differ."""
+    """Check that DVC's outputs, MLflow's runs, parameters and data agree; exit with 1 if they differ."""
     if host and not repair:
-        raise UserError("--host: given without --repair, which ends the runs of that machine; give both")
+        raise UserError("--host: given without --repair; give both to end the runs of that machine")
     with quiet_start():
         from medtransfer.audit import audit as store
 
     if not store.is_there_anything():
-        click.echo("nothing to audit yet: no stage has run here; `medtransfer study` runs them")
+        click.echo("nothing to audit: no stage has run here; run `medtransfer study` first")
         return
-    if repair:
-        for line in store.repair(host):
-            click.echo(line)
+    repaired = store.repair(host) if repair else []
     differences = store.audit()
-    for line in [*store.others(), *differences]:
-        click.echo(line)
-    fits = len(store.fit_folders())
-    click.echo(f"{counted(fits, 'fit')}, {counted(len(differences), 'difference')}")
+    total = f"{counted(len(store.fit_folders()), 'fit')}, {counted(len(differences), 'difference')}"
+    click.echo("\n".join([*repaired, *store.others(), *differences, total]))
     if differences:
         sys.exit(1)
 
 
 @cli.group()
 def track() -> None:
-    """The MLflow store of this project and a server."""
+    """Share the MLflow runs of this project."""
 
 
 @track.command()
 def push() -> None:
-    """Copy the runs of mlruns/ to the server that MLFLOW_TRACKING_URI names, each once.
+    """Copy the runs in mlruns/ to the server at MLFLOW_TRACKING_URI, each only once.
 
-    Parameters, curves, system metrics, data, figures and models come along, with their times and statuses.
+    Copies parameters, curves, system metrics, data, figures, models, times and statuses.
     """
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        raise UserError("MLFLOW_TRACKING_URI: not set; set it to the server's address, such as http://127.0.0.1:5000")
+        raise UserError("MLFLOW_TRACKING_URI: not set; expected the server's address, such as http://127.0.0.1:5000")
     from medtransfer.audit.push import push
 
     counts = push()
-    running = f", {counts['running']} still run and were left out" if counts["running"] else ""
-    click.echo(f"{counts['copied']} runs copied, {counts['already']} were there already{running}")
+    running = f", {counts['running']} still running and skipped" if counts["running"] else ""
+    click.echo(f"{counts['copied']} runs copied, {counts['already']} already there{running}")
