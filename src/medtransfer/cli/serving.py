@@ -114,7 +114,9 @@ def serve(dataset: str, model: str | None, host: str, port: int, hosts: tuple[st
         from medtransfer.serving.predict import open_classifier
 
     try:
-        socket.create_server((host, port)).close()
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
     except OSError as error:
         raise UserError(f"{host}:{port}: {error.strerror}; choose another with --port or --host") from None
     app = build_app(open_classifier(dataset, model), (*LOOPBACK, *hosts))
