@@ -150,7 +150,9 @@ def test_a_check_tells_drawn_from_real_images_and_misses_a_weights_file(
     skin, chest, mixed = describe_study(params)
     assert "SYNTHETIC images, 32 x 32 px" in skin
     assert chest.startswith("chest_xray: 220 images, 32 x 32 px")
-    assert mixed.startswith("chest_xray: ham10000_all would begin from what ham10000's SYNTHETIC images taught")
+    assert mixed.startswith(
+        "chest_xray: ham10000_all would start from a network trained on SYNTHETIC images of ham10000"
+    )
     named = params.model_copy(update={"weights": params.weights.model_copy(update={"file": "nope.h5"})})
     with pytest.raises(UserError, match=r"params\.yaml: weights\.file: nope\.h5: no such file"):
         list(describe_study(named))

@@ -1,4 +1,4 @@
-"""Stages side by side: in the right order, none left running, however they end, and what they say told apart."""
+"""Stages in parallel: in the right order, none left running however they end, each with its name on its output."""
 
 import errno
 import json
@@ -24,7 +24,7 @@ from medtransfer.core.files import atomic_folder
 from medtransfer.core.params import Params
 from medtransfer.data.catalogue import CHEST_XRAY
 from medtransfer.data.preparation import prepare_dataset
-from medtransfer.study.run import DVC, _print_lines, divide, run_study
+from medtransfer.study.run import DVC, divide, print_lines, run_study
 from medtransfer.tracking import mlflow_runs
 
 PIPELINE = """
@@ -99,7 +99,7 @@ def test_an_output_that_fails_stops_all_stages_and_is_an_error(project: Path, mo
         next(lines)
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr("medtransfer.study.run._print_lines", fail)
+    monkeypatch.setattr("medtransfer.study.run.print_lines", fail)
     begin = time.monotonic()
     with pytest.raises(BrokenPipeError):
         run_study(2)
@@ -108,7 +108,7 @@ def test_an_output_that_fails_stops_all_stages_and_is_an_error(project: Path, mo
 
 
 def test_lines_are_told_apart_and_dvc_says_only_its_errors(capsys: pytest.CaptureFixture[str]) -> None:
-    _print_lines(
+    print_lines(
         ["Running stage 'fit@a':\n", "> fit a\n", "epoch 1\n", "Updating lock file\n", "To track\n", "ERROR: no\n"]
     )
     assert capsys.readouterr().out == "fit@a: epoch 1\nERROR: no\n"

@@ -1,4 +1,4 @@
-"""What a study is about to do, said before it does it."""
+"""check: what a study is about to do, and whether it can."""
 
 import os
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from medtransfer.data.preparation import read_samples
 
 
 def check_files() -> Params:
-    """Return what params.yaml says, once dvc.yaml fits it and DVC's other files can be read.
+    """Read params.yaml, and check that dvc.yaml matches it and that DVC's other files can be read.
 
     Raises
     ------
     UserError
-        One of them is missing or wrong.
+        A file is missing or wrong.
     """
     params = read_params(PARAMS)
     check_dvc_files()
@@ -29,12 +29,12 @@ def check_files() -> Params:
 
 
 def describe_study(params: Params) -> Iterator[str]:
-    """Yield a line for each data set of the study: its images, their size and split, and the number of fits.
+    """Yield one line per data set: its images, their size and split, and the number of fits.
 
     Raises
     ------
     UserError
-        The images of one are not there or do not match their labels, or the file of the ImageNet weights is missing.
+        Images are missing or do not match their labels, or the file with the ImageNet weights is missing.
     """
     _check_weights(params)
     for name, study in params.study.items():
@@ -55,8 +55,8 @@ def describe_study(params: Params) -> Iterator[str]:
             source = params.configurations[configuration].source
             if source and _is_synthetic(source[0]) and not _is_synthetic(name):
                 yield (
-                    f"{name}: {configuration} would begin from what {source[0]}'s SYNTHETIC images taught; "
-                    f"import {source[0]}, or take {configuration} out of study.{name}.transfer and of {PIPELINE}"
+                    f"{name}: {configuration} would start from a network trained on SYNTHETIC images of {source[0]}; "
+                    f"import {source[0]}, or remove {configuration} from study.{name}.transfer and from {PIPELINE}"
                 )
 
 
@@ -65,11 +65,11 @@ def _is_synthetic(name: str) -> bool:
 
 
 def _check_weights(params: Params) -> None:
-    wanted = {params.configurations[name].weights for study in params.study.values() for name in study.train}
+    initial = {params.configurations[name].weights for study in params.study.values() for name in study.train}
     variable = os.environ.get(WEIGHTS_VARIABLE)
-    named = variable or params.weights.file
-    if "imagenet" in wanted and named and not Path(named).is_file():
+    file = variable or params.weights.file
+    if "imagenet" in initial and file and not Path(file).is_file():
         key = WEIGHTS_VARIABLE if variable else f"{PARAMS}: weights.file"
         raise UserError(
-            f"{key}: {named}: no such file; expected one with VGG16's ImageNet weights, or none to have them downloaded"
+            f"{key}: {file}: no such file; expected VGG16's ImageNet weights; leave it empty to download them"
         )

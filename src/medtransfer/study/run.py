@@ -1,7 +1,7 @@
-"""study: every stage of dvc.yaml that is out of date, those that do not wait for each other side by side.
+"""study: run every stage of dvc.yaml that is out of date, independent ones in parallel.
 
-DVC runs one stage at a time, but lets several `dvc repro` work in one project. Each of ours gets a share of the stages
-that wait for nothing; what is left, and whether all is done, is for a last `dvc repro` to say.
+DVC runs one stage at a time, but several `dvc repro` can work in one project. Each of ours gets a share of the stages
+whose dependencies are ready. A last `dvc repro` runs what is left and confirms that everything is up to date.
 """
 
 import os
@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from threading import Thread
+from typing import Any
 
 import psutil
 
@@ -18,45 +19,43 @@ from medtransfer.core.dvc import PIPELINE
 from medtransfer.core.hardware import gpu_capabilities
 
 DVC = (sys.executable, "-m", "dvc")
-MAX_JOBS = 2  # a fit uses every core for a part of its time only; each more takes its own memory
+MAX_JOBS = 2  # one fit leaves cores idle for part of its time; each further fit needs its own memory
+
+Process = subprocess.Popen[Any]
 
 
 def default_jobs() -> int:
-    """Return how many stages run at once: one where they would share a GPU, else two."""
+    """Return how many stages to run in parallel: one if they would share a GPU, else two."""
     return 1 if gpu_capabilities() else min(MAX_JOBS, os.cpu_count() or 1)
 
 
 def run_study(jobs: int) -> int:
-    """Run every stage that is out of date, `jobs` at once, and return DVC's exit code.
+    """Run every stage that is out of date, `jobs` in parallel, and return DVC's exit code.
 
-    After a failure or an interruption nothing goes on running; what had finished is kept.
+    Nothing keeps running after a failure or an interruption; finished stages are kept.
     """
-    if jobs > 1:
-        for batch in _batches(jobs):
-            code = _side_by_side([["--wait-for-lock", "repro", "--single-item", *stages] for stages in batch])
-            if code:
-                return code
-        return _side_by_side([["repro"]])  # stages that wait for all jobs; prints only what runs
-    return run_dvc("repro")
+    if jobs == 1:
+        return run_dvc("repro")
+    for batch in _batches(jobs):
+        if code := _run_in_parallel([["--wait-for-lock", "repro", "--single-item", *stages] for stages in batch]):
+            return code
+    return _run_in_parallel([["repro"]])  # only prints what runs, unlike `run_dvc`
 
 
 def run_dvc(*arguments: str) -> int:
-    """Run DVC and return its exit code; its own message says what went wrong."""
+    """Run DVC and return its exit code; DVC prints its own error message."""
     process = subprocess.Popen([*DVC, *arguments])
     with _stopped_together([process]):
         return process.wait()
 
 
 def _batches(jobs: int) -> list[list[list[str]]]:
-    """Return batches of jobs, each a list of stage names: a stage that waits for another job is in a later batch.
-
-    There are none if everything is up to date. A last batch of a single job is left out.
-    """
+    """Return batches of jobs, each a list of stage names; empty if everything is up to date."""
     import networkx as nx
     from dvc.repo import Repo
 
     with Repo() as repo:
-        if all(":" in name for name in repo.status()):  # DVC names stages of other pipelines by their file
+        if all(":" in name for name in repo.status()):  # DVC prefixes stages of other pipelines with their file
             return []
         order = {stage.addressing: place for place, stage in enumerate(repo.index.stages)}
         waits_for = {
@@ -70,10 +69,22 @@ def _batches(jobs: int) -> list[list[list[str]]]:
 
 
 def divide(generations: list[list[str]], waits_for: Mapping[str, set[str]], jobs: int) -> list[list[list[str]]]:
-    """Divide generations of stages into batches of jobs.
+    """Divide generations of stages into batches of jobs that run in parallel, one batch after the other.
 
-    If a generation has fewer stages than there are jobs, and each of its stages waits for a single job of the batch
-    before, each stage joins the job that it waits for.
+    If a generation has fewer stages than `jobs`, and each stage waits for a single job of the previous batch, each
+    stage joins the job that it waits for. Final batches of a single job are left out.
+
+    Parameters
+    ----------
+    generations : list of list of str
+        Stage names; a stage waits only for stages of earlier generations.
+    waits_for : mapping of str to set of str
+        The stages that each stage waits for.
+
+    Returns
+    -------
+    list of list of list of str
+        Batches of jobs of stage names, at most `jobs` per batch.
     """
     batches: list[list[list[str]]] = []
     for stages in generations:
@@ -96,58 +107,45 @@ def _share(groups: list[list[str]], jobs: int) -> list[list[str]]:
     return shared
 
 
-def _side_by_side(commands: list[list[str]]) -> int:
-    """Run commands of DVC at once and return the exit code of the first that failed, or 0.
+def _run_in_parallel(commands: list[list[str]]) -> int:
+    """Run DVC commands in parallel; return the exit code of the first that fails, or 0.
 
     Raises
     ------
     OSError
-        What they say cannot be printed; they have ended then.
+        Their output cannot be printed. All of them have ended by then.
     """
-    processes = [
-        subprocess.Popen(
-            [*DVC, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-        for arguments in commands
-    ]
-    codes: list[int] = []
-    unprinted: list[OSError] = []
-
-    def follow(process: "subprocess.Popen[str]") -> None:
-        lines = process.stdout or ()
-        try:
-            _print_lines(lines)
-        except OSError as error:  # the reader of this output has ended, or its disk is full
-            unprinted.append(error)
-            stop()
-            for _ in lines:  # else it would wait for room in the pipe
-                pass
-        codes.append(process.wait())
-        if codes[-1]:
-            stop()
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    processes: list[Process] = [subprocess.Popen([*DVC, *command], env=environment, **pipe) for command in commands]
 
     def stop() -> None:
         for process in processes:
             if process.poll() is None:
                 _interrupt(process)
 
-    threads = [Thread(target=follow, args=(process,), daemon=True) for process in processes]
-    with _stopped_together(processes):
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    if unprinted:
-        raise unprinted[0]
-    return next((code for code in codes if code), 0)
+    def follow(process: Process) -> int:
+        lines = process.stdout or ()
+        try:
+            print_lines(lines)
+        except OSError:  # the reader of our output has ended, or its disk is full
+            stop()
+            for _ in lines:  # else the process would wait for room in the pipe
+                pass
+            raise
+        return process.wait()
+
+    failed = 0
+    with ThreadPoolExecutor(len(processes)) as pool, _stopped_together(processes):
+        for ended in as_completed([pool.submit(follow, process) for process in processes]):
+            if code := ended.result():
+                failed = failed or code
+                stop()
+    return failed
 
 
-def _print_lines(lines: Iterable[str]) -> None:
-    """Print what stages say with their names before it, and of DVC's own words the errors."""
+def print_lines(lines: Iterable[str]) -> None:
+    """Print the output of stages with their names in front, and only the errors of DVC itself."""
     stage = ""
     for line in lines:
         text = line.rstrip()
@@ -160,19 +158,19 @@ def _print_lines(lines: Iterable[str]) -> None:
 
 
 @contextmanager
-def _stopped_together(processes: "list[subprocess.Popen[str]] | list[subprocess.Popen[bytes]]") -> Iterator[None]:
+def _stopped_together(processes: list[Process]) -> Iterator[None]:
     """Wait for the processes after Ctrl-C, which reaches them too, or SIGTERM, which is passed on as Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt as stop:
         for process in processes:
-            if stop.args:  # SIGTERM came to this process alone
+            if stop.args:  # SIGTERM reached only this process
                 _interrupt(process)
             process.wait()
         raise
 
 
-def _interrupt(process: "subprocess.Popen[str] | subprocess.Popen[bytes]") -> None:
+def _interrupt(process: Process) -> None:
     with suppress(psutil.NoSuchProcess):
         parent = psutil.Process(process.pid)
         for one in [parent, *parent.children(recursive=True)]:
