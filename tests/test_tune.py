@@ -1,4 +1,4 @@
-"""Tuning: every rate of the grid once, on training and validation images alone, and it goes on where it stopped."""
+"""Tuning: each trial once, on training and validation images only, and it resumes where it stopped."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ from medtransfer.training.experiment import training_rows
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, demo: Path, params: Params) -> Path:
-    """A prepared data set, and beside it a store of features that all tests share."""
+    """A prepared data set, beside a feature cache that all tests share."""
     folder = tmp_path_factory.mktemp("prepared")
     with atomic_folder(folder / "chest_xray") as target:
         prepare_dataset(CHEST_XRAY, demo / "chest_xray", params.datasets["chest_xray"], target)
@@ -47,19 +47,21 @@ def small(params: Params) -> Params:
     )
 
 
-def test_the_grid_is_run_once_and_goes_on(project: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_is_run_once_and_the_grid_can_grow(
+    project: Path, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = project / "tuning.csv"
     first = stage.tune(small(params), "chest_xray", ["random_head"], [1e-3], 1.0, 2, output)
-    tried = []
-    original = stage._run_trial
+    trials = []
+    original = stage.run_trial
 
     def note(*arguments: object) -> dict[str, object]:
-        tried.append(arguments[3].learning_rate)  # type: ignore[attr-defined]
+        trials.append(arguments[3].learning_rate)  # type: ignore[attr-defined]
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(stage, "_run_trial", note)
+    monkeypatch.setattr(stage, "run_trial", note)
     table = stage.tune(small(params), "chest_xray", ["random_head"], [1e-3, 1e-2], 1.0, 2, output)
-    assert tried == [1e-2]
+    assert trials == [1e-2]
     assert list(table.learning_rate) == [1e-3, 1e-2]
     assert table.val_loss[0] == first.val_loss[0]
     assert table.val_macro_f1.between(0, 1).all()
@@ -75,11 +77,11 @@ def test_test_images_change_nothing(project: Path, params: Params) -> None:
     samples.loc[samples.split == "test", "label"] = "NORMAL"
     samples.to_csv(folder / "samples.csv", index=False)
     after = stage.tune(small(params), "chest_xray", ["random_head"], [1e-3], 1.0, 1, project / "b.csv")
-    told = ["best_epoch", "val_loss", "val_macro_f1"]
-    assert after[told].equals(before[told])
+    scores = ["best_epoch", "val_loss", "val_macro_f1"]
+    assert after[scores].equals(before[scores])
 
 
-def test_another_optimizer_is_another_try(project: Path, params: Params) -> None:
+def test_another_optimizer_is_another_trial(project: Path, params: Params) -> None:
     output = project / "tuning.csv"
     few = small(params)
     stage.tune(few, "chest_xray", ["random_head"], [1e-3], 1.0, 1, output)
@@ -93,16 +95,16 @@ def test_another_optimizer_is_another_try(project: Path, params: Params) -> None
         stage.tune(few, "chest_xray", ["random_head"], [1e-3], 1.0, 1, output)
 
 
-def test_what_was_tried_of_another_recipe_or_data_does_not_count(
+def test_another_recipe_or_other_data_are_another_trial(
     project: Path, params: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tried = []
+    trials = []
 
     def note(*arguments: object) -> dict[str, object]:
-        tried.append(arguments[3].batch_size)  # type: ignore[attr-defined]
-        return {name: len(tried) for name in stage.FOUND}
+        trials.append(arguments[3].batch_size)  # type: ignore[attr-defined]
+        return {"val_loss": len(trials), "val_macro_f1": 0.5}
 
-    monkeypatch.setattr(stage, "_run_trial", note)
+    monkeypatch.setattr(stage, "run_trial", note)
     output, few = project / "tuning.csv", small(params)
     recipes = {
         "first": few,
@@ -116,14 +118,14 @@ def test_what_was_tried_of_another_recipe_or_data_does_not_count(
         ),
     }
     found = [stage.tune(recipe, "chest_xray", ["random_head"], [1e-3], 1.0, 1, output) for recipe in recipes.values()]
-    assert tried == [32, 4, 32]
+    assert trials == [32, 4, 32]
     assert [list(table.val_loss) for table in found] == [[1], [2], [3]]
     samples = project / "artifacts" / "prepared" / "chest_xray" / "samples.csv"
     samples.write_text(samples.read_text().replace("validation", "train", 1))
     stage.tune(few, "chest_xray", ["random_head"], [1e-3], 1.0, 1, output)
-    assert len(tried) == 4
+    assert len(trials) == 4
     stage.tune(few, "chest_xray", ["random_head"], [1e-3], 1.0, 1, output)
-    assert len(tried) == 4
+    assert len(trials) == 4
 
 
 def test_a_rate_that_diverges_does_not_end_the_grid(project: Path, params: Params) -> None:
@@ -133,7 +135,7 @@ def test_a_rate_that_diverges_does_not_end_the_grid(project: Path, params: Param
     assert list(again.val_loss) == list(table.val_loss)
 
 
-def test_a_configurations_own_part_of_the_images_is_tried(project: Path, params: Params) -> None:
+def test_a_configurations_own_fraction_is_used(project: Path, params: Params) -> None:
     few = small(params)
     own = few.configurations["random_head"].model_copy(update={"fraction": 0.5})
     other = few.model_copy(update={"configurations": {"random_head": own}})
@@ -141,7 +143,7 @@ def test_a_configurations_own_part_of_the_images_is_tried(project: Path, params:
     assert list(table.fraction) == [0.5]
 
 
-def test_a_configurations_own_optimizer_is_tried(project: Path, params: Params) -> None:
+def test_a_configurations_own_optimizer_is_used(project: Path, params: Params) -> None:
     few = small(params)
     own = few.configurations["random_head"].model_copy(update={"optimizer": "sgd"})
     other = few.model_copy(update={"configurations": {"random_head": own}})

@@ -17,7 +17,7 @@ TUNING = Path("artifacts/tuning.csv")
 # Of a data set's collected runs: which test images share a lesion or patient with which other split.
 SHARED = "shared.csv"
 NOTES = "notes.txt"  # beside collected runs: what a reader has to know that no number says
-# What a try is; `made_from` stands for the rest of the recipe and for the data.
+# What identifies a trial; `made_from` is a digest of the rest of the recipe and of the data.
 TUNING_KEY = ["dataset", "configuration", "optimizer", "learning_rate", "fraction", "epochs", "seed", "made_from"]
 SWEEPS = Path("artifacts/sweeps")
 REPORTS = Path("reports")
