@@ -66,14 +66,15 @@ def sweep(
     check_name(name, "a sweep")
     if not find_spec("ray"):
         raise UserError("Ray is not installed; run `pip install --editable '.[cluster]'`")
-    from medtransfer.study.sweep import Needs, sweep
+    from medtransfer.study.cluster import Needs
+    from medtransfer.study.sweep import plan, sweep
 
-    grid = (datasets or list(params.study), names, seeds or params.seeds, rates)
-    table = sweep(params, name, *grid, Needs(**needs), local)
+    fits = plan(params, datasets or list(params.study), names, seeds or params.seeds, rates)
+    table = sweep(params, name, fits, Needs(**needs), local)
     failed = int((table.problem != "").sum())
     click.echo(f"{len(table) - failed} of {len(table)} fits finished: {SWEEPS / name / 'sweep.csv'}")
     if failed:
-        click.echo(f"{failed} failed; see the logs in {SWEEPS / name}/*/logs/", err=True)
+        click.echo(f"{failed} failed; see the logs in {SWEEPS / name}/*/fit.log", err=True)
         sys.exit(1)
 
 

@@ -1,0 +1,69 @@
+"""Ray: join a cluster or start it on this machine."""
+
+import logging
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from medtransfer.core.errors import UserError, shortened
+from medtransfer.core.params import WEIGHTS_VARIABLE, Params
+from medtransfer.tracking.mlflow_store import absolute_uri
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one fit takes of a node, and how often Ray retries it after its worker or node died."""
+
+    cpus: int
+    gpus: float
+    memory_gb: float
+    retries: int
+
+
+def join_ray(params: Params, needs: Needs, local: bool) -> None:
+    """Join the cluster that RAY_ADDRESS or `ray start` names, or start Ray here; check that a node is large enough."""
+    address = "local" if local else os.environ.get("RAY_ADDRESS", "auto")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options = {"runtime_env": {"env_vars": fit_environment(params, needs)}, "include_dashboard": False}
+    stop = signal.getsignal(signal.SIGTERM)
+    try:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if host:
+            socket.create_connection((host, port), timeout=10).close()  # Ray itself tries for minutes
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"no Ray cluster answers at {address} ({shortened(error)}); start one (`ray start --head`) and name it in "
+            "RAY_ADDRESS, or use only this machine with --local"
+        ) from None
+    signal.signal(signal.SIGTERM, stop)  # Ray puts its own in place
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    asked = {"CPU": needs.cpus, "GPU": needs.gpus, "memory": needs.memory_gb * 1e9}
+    if not any(all(node.get(key, 0) >= value for key, value in asked.items()) for node in nodes):
+        raise UserError(
+            f"no node has {_describe(asked)} for a fit: there are {'; '.join(map(_describe, nodes))}; ask for less "
+            "with --cpus, --gpus and --memory-gb"
+        )
+
+
+def _describe(node: dict[str, float]) -> str:
+    return f"{node.get('CPU', 0):g} CPU, {node.get('GPU', 0):g} GPU, {node.get('memory', 0) / 1e9:.1f} GB"
+
+
+def fit_environment(params: Params, needs: Needs) -> dict[str, str]:
+    """Return the environment variables of a fit, on whatever node it runs."""
+    prefixes = ("KERAS_", "MLFLOW_", "MEDTRANSFER_", "TF_", "JAX_", "XLA_")
+    variables = {key: value for key, value in os.environ.items() if key.startswith(prefixes)}
+    if weights := variables.get(WEIGHTS_VARIABLE) or params.weights.file:
+        variables[WEIGHTS_VARIABLE] = str(Path(weights).resolve())
+    return variables | {
+        "MLFLOW_TRACKING_URI": absolute_uri(),
+        "TF_NUM_INTRAOP_THREADS": str(needs.cpus),
+        "TF_NUM_INTEROP_THREADS": "1",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # for fits that share a GPU
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
