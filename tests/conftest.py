@@ -28,7 +28,7 @@ SHARED = PROJECT.parent / "shared"
 [ANSWER] = re.findall(r"^ANSWER := (.+)$", (PROJECT / "Makefile").read_text(), re.MULTILINE)
 
 # These take minutes: begun last, one of them would run alone at the end.
-BEGIN_WITH = ("pipeline", "sweep", "docs", "checkpoints", "training", "devices", "tracking", "jax", "own")
+BEGIN_WITH = ("pipeline", "sweep", "docs", "checkpoints", "training", "devices", "tracking", "jax", "custom")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

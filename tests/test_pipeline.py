@@ -74,10 +74,11 @@ def test_dvc_and_an_unfinished_fit_depend_on_the_same_code(stage: str) -> None:
 def test_dvc_yaml_lists_what_params_yaml_studies() -> None:
     params, stages = YAML(typ="safe").load((PROJECT / "params.yaml").read_text()), pipeline()
     for stage in ("prepare", "baseline", "explain"):
-        assert stages[stage]["matrix"]["dataset"] == list(params["study"])
+        assert stages[stage]["matrix"]["dataset"] == "${study}"  # DVC takes the keys
     for dataset in params["study"]:
         assert stages[f"train-{dataset}"]["matrix"]["configuration"] == f"${{study.{dataset}.train}}"
-    assert stages["transfer"]["matrix"]["configuration"] == params["study"]["chest_xray"]["transfer"]
+    fits = [(fit["dataset"], fit["configuration"]) for fit in stages["transfer"]["matrix"]["fit"]]
+    assert fits == [("chest_xray", name) for name in params["study"]["chest_xray"]["transfer"]]
 
 
 # --- the whole of it, once
@@ -257,7 +258,7 @@ def test_transfer_began_from_the_finished_run(study: Path) -> None:
     fit = next(fit for fit in fits(study) if fit["model"] == "ham10000_all")
     assert fit["weights"] == "ham10000/imagenet_all"
     lock = YAML(typ="safe").load((study / "dvc.lock").read_text())["stages"]
-    deps = [entry["path"] for entry in lock["transfer@chest_xray-ham10000_all-0"]["deps"]]
+    deps = [entry["path"] for entry in lock["transfer@fit0-0"]["deps"]]
     assert "artifacts/runs/ham10000/imagenet_all-seed0" in deps
 
 

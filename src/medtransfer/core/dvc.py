@@ -18,7 +18,7 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import UserError, shortened
 from medtransfer.core.files import files_under
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import Params, read_params
@@ -31,7 +31,6 @@ POINTER = Path("data.dvc")
 CACHE = Path(".dvc/cache/files/md5")
 RWLOCK = Path(".dvc/tmp/rwlock")
 DVC_LOCK = Path(".dvc/tmp/lock")
-TRAINED = "${study.%s.train}"
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
@@ -142,67 +141,68 @@ def _value_of(values: Any, key: str) -> Any:
 
 
 def check_pipeline(params: Params) -> None:
-    """Check that dvc.yaml fits what params.yaml studies, and nothing else.
+    """Check that dvc.yaml trains the configurations that params.yaml studies, and no others.
 
     Raises
     ------
     UserError
-        dvc.yaml cannot be read; DVC would not train a configuration, so that the comparison would lack it; or it would
-        train, or look for, what the study has not.
+        dvc.yaml cannot be read, or the two files differ.
     """
-    matrices = [stage["matrix"] for stage in _read_stages().values() if isinstance(stage.get("matrix"), dict)]
-    for dataset, study in params.study.items() if matrices else []:
-        listed = [matrix for matrix in matrices if dataset in matrix.get("dataset", [])]
-        trained = {name for matrix in listed for name in _configurations(matrix, params)}
-        for kind, names in (("train", study.train), ("transfer", study.transfer)):
-            for name in names:
-                if name not in trained:
-                    raise UserError(
-                        f"{PIPELINE}: no stage trains {name} on {dataset}, which {PARAMS} lists under "
-                        f"study.{dataset}.{kind}; add one like `{kind}{'-ham10000' if kind == 'train' else ''}` "
-                        "(docs/freezing.md) or take it out there"
-                    )
-    for matrix in matrices:
-        _check_matrix(matrix, params)
-
-
-def _read_stages() -> dict[str, Any]:
-    try:
-        stages = dict(YAML(typ="safe").load(PIPELINE.read_text())["stages"]) if PIPELINE.exists() else {}
-        empty = [name for name, stage in stages.items() if not isinstance(stage, dict)]
-        if empty:
-            raise ValueError(f"the stage {empty[0]} is empty")
-        return stages
-    except (YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{PIPELINE}: cannot be read as a pipeline: {reason}; mend or restore it (git checkout {PIPELINE})"
-        ) from None
-
-
-def _configurations(matrix: dict[str, Any], params: Params) -> list[str]:
-    """Return the configurations that a stage of dvc.yaml trains: written out, or those of TRAINED."""
-    written = matrix.get("configuration", [])
-    if not isinstance(written, str):
-        return list(written)
-    return [name for dataset, study in params.study.items() if written == TRAINED % dataset for name in study.train]
-
-
-def _check_matrix(matrix: dict[str, Any], params: Params) -> None:
-    """Check that the study has the data sets and the configurations that a stage of dvc.yaml names."""
-    for dataset in matrix.get("dataset", []):
+    if not PIPELINE.exists():
+        return
+    studied = {
+        (dataset, name): f"study.{dataset}.{kind}"
+        for dataset, study in params.study.items()
+        for kind, names in (("train", study.train), ("transfer", study.transfer))
+        for name in names
+    }
+    trained = _read_trained(params)
+    for (dataset, name), key in studied.items():
+        if (dataset, name) not in trained:
+            raise UserError(
+                f"{PIPELINE}: no stage trains {name} on {dataset}, but {PARAMS} lists it under {key}; add it to the "
+                "pipeline (docs/freezing.md), or remove it there"
+            )
+    for dataset, name in trained:
         if dataset not in params.study:
             raise UserError(
-                f"{PARAMS}: study.{dataset}: missing, but {PIPELINE} has stages of it; give it back, or remove "
-                f"{dataset} and its stages there too"
+                f"{PARAMS}: study.{dataset}: missing, but {PIPELINE} trains on it; restore it, or remove {dataset} "
+                f"from {PIPELINE}"
             )
-        study = params.study[dataset]
-        for name in _configurations(matrix, params):
-            if name not in (*study.train, *study.transfer):
-                raise UserError(
-                    f"{PARAMS}: study.{dataset}: has no {name}, but a stage of {PIPELINE} trains it; add it, or remove "
-                    "it there too"
-                )
+        if (dataset, name) not in studied:
+            raise UserError(
+                f"{PARAMS}: study.{dataset}: has no {name}, but a stage of {PIPELINE} trains it; add it, or remove it "
+                f"from {PIPELINE}"
+            )
+
+
+def _read_trained(params: Params) -> list[tuple[str, str]]:
+    """Return the (data set, configuration) pairs that the stages of dvc.yaml train."""
+    trained = []
+    try:
+        for name, stage in YAML(typ="safe").load(PIPELINE.read_text())["stages"].items():
+            if not isinstance(stage, dict):
+                raise ValueError(f"the stage {name} is empty")
+            matrix = stage.get("matrix", {})
+            trained += [(fit["dataset"], fit["configuration"]) for fit in matrix.get("fit", ())]
+            if "configuration" in matrix:
+                trained += [
+                    (dataset, configuration)
+                    for dataset in matrix["dataset"]
+                    for configuration in _listed_configurations(matrix["configuration"], dataset, params)
+                ]
+    except (YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{PIPELINE}: cannot be read as a pipeline: {shortened(error)}; fix or restore it (git checkout {PIPELINE})"
+        ) from None
+    return trained
+
+
+def _listed_configurations(written: str | list[str], dataset: str, params: Params) -> list[str]:
+    """Return the configurations in a matrix: a list, or the name of the data set's list in params.yaml."""
+    if written == f"${{study.{dataset}.train}}":
+        return params.study[dataset].train if dataset in params.study else [written]
+    return [written] if isinstance(written, str) else written
 
 
 def read_lock() -> dict[str, Any]:

@@ -22,7 +22,6 @@ from medtransfer.data.custom import Columns, copy_own, find_samples
 from medtransfer.data.preparation import assign_splits
 from medtransfer.metrics.scores import BY_NAME
 
-LISTING = ("prepare", "baseline", "explain")  # the stages that list the data sets
 TRAINING = "train-"
 ACCURACY = "reports/plots/training_accuracy/{}-{}.csv"
 COMPARED = ("cnn_random", "imagenet_all")
@@ -118,7 +117,8 @@ def _plan(params: Params, name: str, entry: dict[str, Any], by: str, only: bool)
         values["study"][name] = CommentedMap({"train": CommentedSeq(plain)})
     for other in [key for key in values["study"] if only and key != name]:
         del values["study"][other]
-    _add_stages(pipeline, name, only)
+    _add_training(pipeline["stages"], name, only)
+    _add_plot(pipeline, name, only)
     texts = {PARAMS: _dump(yaml, values), PIPELINE: _dump(yaml, pipeline)}
     parse_params(texts[PARAMS], PARAMS)
     return texts
@@ -142,35 +142,27 @@ def _round_trip() -> YAML:
     return yaml
 
 
-def _add_stages(pipeline: Any, name: str, only: bool) -> None:
-    stages = pipeline["stages"]
-    training = [stage for stage in stages if stage.startswith(TRAINING)]
+def _add_training(stages: Any, name: str, only: bool) -> None:
+    """Add the stage `train-<name>`, which shares all but its matrix with the first training stage."""
+    stage, training = f"{TRAINING}{name}", [key for key in stages if key.startswith(TRAINING)]
     if not training:
-        raise UserError(f"{PIPELINE}: no stage {TRAINING}…, whose dependencies a new one shares; restore the file")
-    for stage in LISTING:
-        listed = stages[stage]["matrix"]["dataset"]
-        if name not in listed:
-            listed.append(name)
-        if only:
-            listed[:] = [name]
-    matrix = CommentedMap(
-        {"dataset": CommentedSeq([name]), "configuration": f"${{study.{name}.train}}", "seed": "${seeds}"}
-    )
-    matrix["dataset"].fa.set_flow_style()
+        raise UserError(f"{PIPELINE}: no stage {TRAINING}<data set>; restore the file (git checkout {PIPELINE})")
+    matrix = CommentedMap(dataset=CommentedSeq([name]), configuration=f"${{study.{name}.train}}", seed="${seeds}")
+    matrix.fa.set_flow_style()
+    first, place = stages[training[0]], list(stages).index(training[0])
     if only:
-        place = list(stages).index(training[0])
-        first = stages.pop(training[0])  # the others' dependencies are this one's
-        for stage in [stage for stage in stages if stage.startswith((TRAINING, "transfer"))]:
-            del stages[stage]
+        for other in training:
+            del stages[other]
         first["matrix"] = matrix
-        stages.insert(place, f"{TRAINING}{name}", first)
-    elif f"{TRAINING}{name}" not in stages:
-        own, shared = CommentedMap({"matrix": matrix}), MergeValue()
-        shared.append(stages[training[0]])
+        stages.insert(place, stage, first)
+        stages["transfer"]["matrix"]["fit"] = CommentedSeq()
+    elif stage not in stages:
+        shared = MergeValue()
+        shared.append(first)
         shared.merge_pos = 0
-        own.add_yaml_merge(shared)
-        stages.insert(list(stages).index(training[0]) + 1, f"{TRAINING}{name}", own)
-    _add_plot(pipeline, name, only)
+        added = CommentedMap(matrix=matrix)
+        added.add_yaml_merge(shared)
+        stages.insert(place + 1, stage, added)
 
 
 def _add_plot(pipeline: Any, name: str, only: bool) -> None:
