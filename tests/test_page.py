@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from conftest import ANSWER, PROJECT
+from medtransfer.core.run_record import LEAK_WORDS, SplitRule
 from medtransfer.metrics.scores import MACRO, MICRO
-from medtransfer.pipeline.outputs import LEAK
 from medtransfer.report import figures
 from medtransfer.report.answers import answers
 from medtransfer.report.page import SPLITS, build_page
@@ -125,8 +125,8 @@ def test_the_lattice_of_trained_blocks_is_one_of_the_ways() -> None:
 
 
 def test_every_way_of_splitting_is_put_into_words() -> None:
-    assert set(SPLITS) == {"group", *(f"image{leak}" for leak in LEAK.values())}
-    assert f"split by group ({SPLITS['group']})" in build_page([evaluate_study("s", runs())])
+    assert set(SPLITS) == {("group", "keep"), *(("image", leak) for leak in LEAK_WORDS)}
+    assert f"split by group ({SPLITS[SplitRule('group', 'keep')]})" in build_page([evaluate_study("s", runs())])
 
 
 def test_the_page_is_one_file_with_an_alternative_text_for_each_picture() -> None:

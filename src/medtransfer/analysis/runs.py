@@ -1,6 +1,5 @@
 """Finished fits, read back from their folders."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from medtransfer.core.errors import UserError
 from medtransfer.core.layout import run_folder
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import read_predictions
+from medtransfer.core.run_record import read_record
 from medtransfer.metrics.scores import score
 
 
@@ -79,7 +79,7 @@ def read_run(folder: Path) -> Run:
     """
     check_unchanged(folder)
     try:
-        record = json.loads((folder / "run.json").read_text())
+        record = read_record(folder)
         history = pd.read_csv(folder / "history.csv") if record["kind"] == "network" else None
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"{folder}: no finished fit ({error}); run `dvc repro`") from None

@@ -12,6 +12,7 @@ from medtransfer.analysis.runs import Run
 from medtransfer.analysis.scores import f1_table, summarise
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
+from medtransfer.core.run_record import split_of
 
 FILES = ("results", "summary", "calibration", "differences", "claims")
 DIGITS = 6
@@ -38,7 +39,7 @@ class Tables:
 def compute_tables(runs: list[Run]) -> Tables:
     """Return the tables of a study."""
     pairs = compare_models(runs)
-    by_image = {run.dataset for run in runs if run.record["split_by"] != "group"}
+    by_image = {run.dataset for run in runs if split_of(run.record).by != "group"}
     return Tables(f1_table(runs), summarise(runs), calibration_table(runs), pairs, judge(pairs, by_image))
 
 

@@ -21,6 +21,7 @@ from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
 from medtransfer.core.params import AUTO
 from medtransfer.core.prepared import data_of
 from medtransfer.core.provenance import data_version
+from medtransfer.core.run_record import find_fits, read_record
 from medtransfer.metrics.scores import mlflow_name
 from medtransfer.models.settings import read_settings
 from medtransfer.pipeline.outputs import tell_mlflow
@@ -33,7 +34,7 @@ NAMED = 3  # files of a stage that a line names
 
 def is_there_anything() -> bool:
     """Return whether a stage ran here, or MLflow has a store of this project, which asking it would make."""
-    return bool(fit_folders() or read_lock()) or mlflow_store.is_there()
+    return bool(find_fits(RUNS) or read_lock()) or mlflow_store.is_there()
 
 
 @mlflow_store.answering()
@@ -44,7 +45,7 @@ def audit() -> list[str]:
     return [
         *_check_dvc(),
         *_check_data(),
-        *(line for folder in fit_folders() for line in _check_fit(client, folder, lock)),
+        *(line for folder in find_fits(RUNS) for line in _check_fit(client, folder, lock)),
         *_check_running(client),
         *_check_twins(client),
         *_check_registered(client),
@@ -115,11 +116,6 @@ def in_words(changes: list[Any]) -> str:
     return "; ".join(told)
 
 
-def fit_folders() -> list[Path]:
-    """Return the folders of all finished fits."""
-    return sorted(path.parent for path in RUNS.glob("*/*/run.json"))
-
-
 def _locked() -> dict[str, dict[str, Any]]:
     """Return dvc.lock's parameters of each output folder."""
     return {
@@ -131,9 +127,9 @@ def _locked() -> dict[str, dict[str, Any]]:
 
 def _fits() -> Iterator[tuple[str, Path]]:
     """Yield the id of each fit whose run.json can be read, and its folder."""
-    for folder in fit_folders():
+    for folder in find_fits(RUNS):
         with suppress(ValueError, KeyError, TypeError):
-            yield json.loads((folder / "run.json").read_text())["fit"], folder
+            yield read_record(folder)["fit"], folder
 
 
 def _check_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -152,7 +148,7 @@ def _check_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> It
 
 
 def _compare_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> Iterator[str]:
-    record = json.loads((folder / "run.json").read_text())
+    record = read_record(folder)
     if "fit" not in record:
         yield f"{folder}: run.json names no fit: it is of an older version; run `dvc repro`"
         return
@@ -339,7 +335,7 @@ def repair(host: str | None = None, read_models: bool = True) -> list[str]:
     if host and not ended:
         done.append(f"no run was RUNNING on {host}")
     lock = _locked()
-    for folder in fit_folders():
+    for folder in find_fits(RUNS):
         try:
             if _repair_fit(client, folder, lock, read_models):
                 done.append(f"logged {folder} from its files")
@@ -353,7 +349,7 @@ def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]], read
     if str(folder) not in lock:
         raise UserError("dvc.lock does not name it, so its files cannot be checked; run `dvc repro`")
     check_unchanged(folder)
-    record = json.loads((folder / "run.json").read_text())
+    record = read_record(folder)
     if "fit" not in record:
         return False
     run = _run_of(client, record)

@@ -11,6 +11,7 @@ from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.layout import DATA, PREPARED, run_folder
 from medtransfer.core.params import TREES, DatasetParams, Params
+from medtransfer.core.run_record import read_record
 
 
 def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, dict[str, Any]]:
@@ -82,7 +83,7 @@ def data_of(fit: Path) -> dict[str, Any]:
     UserError
         It is not prepared, has changed since, or was prepared otherwise than for this fit.
     """
-    record = json.loads((fit / "run.json").read_text())
+    record = read_record(fit)
     folder, description = PREPARED / record["dataset"], _described(record["dataset"])
     # A tree's record has the size alone; what was fitted before a part of the split existed has it not.
     then = {"image_size": record["image_size"], "source": record["data_source"]}

@@ -8,8 +8,9 @@ from medtransfer.core.files import atomic_folder, sha256_of
 from medtransfer.core.layout import PREPARED, run_folder, run_name, unfinished_folder
 from medtransfer.core.params import Params
 from medtransfer.core.prepared import encode_labels, read_dataset
+from medtransfer.core.run_record import write_record
 from medtransfer.metrics.scores import MACRO, MICRO
-from medtransfer.pipeline.outputs import describe_fit, tell_mlflow, write_record, write_scores
+from medtransfer.pipeline.outputs import describe_fit, tell_mlflow, write_scores
 from medtransfer.pipeline.unfinished import claim_fit, end_fit, forget_recorded
 from medtransfer.tracking import mlflow_models, mlflow_runs
 from medtransfer.trees.classifiers import TRUSTED_TYPES, build_tree, flatten_pixels, predict_probabilities, save_tree

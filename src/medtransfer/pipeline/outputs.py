@@ -10,10 +10,9 @@ import pandas as pd
 from medtransfer.core.files import digest_of_folder, write_json
 from medtransfer.core.predictions import read_predictions, write_predictions
 from medtransfer.core.provenance import data_version, git_commit
+from medtransfer.core.run_record import read_record
 from medtransfer.metrics.scores import mlflow_name, score
 from medtransfer.tracking import mlflow_runs
-
-LEAK = {"keep": "", "remove": ", leak removed", "match": ", as many images left out"}
 
 
 def describe_fit(dataset: dict[str, Any], model: str, seed: int) -> dict[str, Any]:
@@ -27,7 +26,8 @@ def describe_fit(dataset: dict[str, Any], model: str, seed: int) -> dict[str, An
         "data_version": data_version(),
         "git_commit": git_commit(),
         "image_size": dataset["image_size"],
-        "split_by": dataset["split"]["by"] + LEAK[dataset["split"]["leak"]],
+        "split_by": dataset["split"]["by"],
+        "split_leak": dataset["split"]["leak"],
     }
 
 
@@ -45,14 +45,9 @@ def write_scores(
     return metrics
 
 
-def write_record(folder: Path, record: dict[str, Any], hyperparameters: dict[str, Any]) -> None:
-    """Write run.json."""
-    write_json(folder / "run.json", {**record, "hyperparameters": hyperparameters})
-
-
 def tell_mlflow(run: mlflow_runs.Run, folder: Path) -> None:
     """Log what the folder of a finished fit says: epochs, scores, seconds and the digest of its files."""
-    record = json.loads((folder / "run.json").read_text())
+    record = read_record(folder)
     metrics = json.loads((folder / "metrics.json").read_text())
     scores = {mlflow_name(name): value for name, value in metrics.items()}
     if record["kind"] == "network":

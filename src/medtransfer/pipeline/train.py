@@ -15,11 +15,12 @@ from medtransfer.core.files import atomic_folder, sha256_of
 from medtransfer.core.layout import PREPARED, run_folder, run_name, unfinished_folder
 from medtransfer.core.params import Configuration, Params, TrainParams
 from medtransfer.core.prepared import read_dataset
+from medtransfer.core.run_record import write_record
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.models import vgg16
 from medtransfer.models.settings import read_settings
 from medtransfer.models.weights import digest
-from medtransfer.pipeline.outputs import describe_fit, tell_mlflow, write_record, write_scores
+from medtransfer.pipeline.outputs import describe_fit, tell_mlflow, write_scores
 from medtransfer.pipeline.unfinished import claim_fit, end_fit, forget_recorded
 from medtransfer.tracking import mlflow_models, mlflow_runs
 from medtransfer.training.code import code_digest

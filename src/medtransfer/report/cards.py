@@ -7,6 +7,8 @@ from typing import Any
 
 import jinja2
 
+from medtransfer.core.run_record import split_of
+
 
 def model_card(
     record: dict[str, Any], hyperparameters: dict[str, Any], metrics: dict[str, float], data: dict[str, Any]
@@ -27,5 +29,5 @@ def model_card(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False,  # noqa: S701 - Markdown
     )  # fmt: skip
     return environment.get_template("card.md.j2").render(
-        record=record, hyperparameters=hyperparameters, metrics=metrics, data=data
+        record=record, split=split_of(record), hyperparameters=hyperparameters, metrics=metrics, data=data
     )

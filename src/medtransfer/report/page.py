@@ -19,6 +19,7 @@ from medtransfer.analysis.published import is_the_talks
 from medtransfer.analysis.questions import block_counts, block_gains, data_sizes
 from medtransfer.analysis.runs import Run, by_model
 from medtransfer.core.predictions import classes_of
+from medtransfer.core.run_record import SplitRule, split_of
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.metrics.scores import MACRO
 from medtransfer.report import figures, tables
@@ -27,13 +28,13 @@ from medtransfer.report.study import Layers, Study, costs, largest_class_f1, lea
 
 SUBJECTS = {"ham10000": "skin lesions (HAM10000)", "chest_xray": "chest X-rays"}
 POINTS = 3  # of a line, or it is not drawn
-# What `split_by` of run.json means, in plain words.
+# What each way to split means, in plain words.
 SPLITS = {
-    "group": "no lesion or patient in two parts",
-    "image": "as in the talk: images of one lesion or patient in several parts",
-    "image, leak removed": "lesions and patients of the test images are left out of training and validation",
-    "image, as many images left out": "images of one lesion or patient in several parts; as many images are left out "
-    "at random as where the leak is removed",
+    SplitRule("group", "keep"): "no lesion or patient in two parts",
+    SplitRule("image", "keep"): "as in the talk: images of one lesion or patient in several parts",
+    SplitRule("image", "remove"): "lesions and patients of the test images are left out of training and validation",
+    SplitRule("image", "match"): "images of one lesion or patient in several parts; as many images are left out at "
+    "random as where the leak is removed",
 }
 # What a figure shows, and the figure.
 Drawn = tuple[str, Figure]
@@ -71,7 +72,7 @@ def _view(study: Study) -> dict[str, Any]:
     record = study.runs[0].record
     return {
         "name": study.name,
-        "title": f"Split by {record['split_by']}, {record['image_size']} px",
+        "title": f"Split by {split_of(record)}, {record['image_size']} px",
         "notes": study.notes,
         "claims": _cells(tables.claims(study.tables.claims)) if len(study.tables.claims) else None,
         "datasets": [_dataset_view(study, dataset) for dataset in study.tables.results.dataset.drop_duplicates()],
@@ -102,7 +103,8 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
         "name": dataset,
         "title": title(dataset),
         "record": runs[0].record,
-        "split": SPLITS.get(runs[0].record["split_by"]) if is_the_talks(dataset) else None,
+        "split": split_of(runs[0].record),
+        "split_means": SPLITS[split_of(runs[0].record)] if is_the_talks(dataset) else None,
         "classes": _classes(study, dataset),
         "how": _how(runs),
         "tests": len(runs[0].predictions),

@@ -15,6 +15,7 @@ from medtransfer.analysis.questions import chain, data_sizes, recipe_changes
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.tables import Tables
 from medtransfer.analysis.uncertainty import BOTH, EXACT, GROUPS
+from medtransfer.core.run_record import split_of
 
 SYNTHETIC_NOTE = (
     "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."
@@ -192,7 +193,7 @@ def markdown(tables: Tables, runs: list[Run]) -> str:
         if record["synthetic"]:
             lines += [f"**{SYNTHETIC_NOTE}**", ""]
         lines += [
-            f"{record['image_size']} px, split by {record['split_by']}, {len(fits[0].predictions)} test images, "
+            f"{record['image_size']} px, split by {split_of(record)}, {len(fits[0].predictions)} test images, "
             f"data version `{record['data_version']}`.",
             "",
         ]

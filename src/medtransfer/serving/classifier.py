@@ -20,6 +20,7 @@ from medtransfer.analysis.calibration import believable, fit_temperature, temper
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of, write_json
 from medtransfer.core.predictions import read_predictions
+from medtransfer.core.run_record import read_record
 from medtransfer.data.images import MAX_PIXELS, load_pixels, load_rgb
 from medtransfer.layers.gradcam import grad_cam, overlay
 from medtransfer.metrics.scores import MACRO, score
@@ -54,7 +55,7 @@ def write_classifier(fit: Path, description: dict[str, Any], folder: Path) -> di
     description : dict
         What dataset.json holds.
     """
-    record = json.loads((fit / "run.json").read_text())
+    record = read_record(fit)
     predictions = read_predictions(fit / "predictions.csv")
     validation = predictions[predictions.split == "validation"].reset_index(drop=True)
     shutil.copyfile(fit / NETWORK, folder / NETWORK)

@@ -1,6 +1,5 @@
 """register: the best finished network of a data set → MLflow's registry, as a model that takes image files."""
 
-import json
 import logging
 import tempfile
 from pathlib import Path
@@ -16,6 +15,7 @@ from medtransfer.core.layout import RUNS
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import only_prediction, read_predictions
 from medtransfer.core.prepared import data_of
+from medtransfer.core.run_record import read_record
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.serving.classifier import write_classifier
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
@@ -46,7 +46,7 @@ def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
         log.warning("%s: predicts only %s for every validation image: no network does better", fit, only)
     description = data_of(fit)
     client = mlflow_store.reach()
-    record = json.loads((fit / "run.json").read_text())
+    record = read_record(fit)
     run_id = mlflow_runs.find(client, dataset, record["fit"])
     if run_id is None:
         raise UserError(f"{fit}: MLflow has no run of it; run `medtransfer audit --repair`")

@@ -25,11 +25,11 @@ from medtransfer.core.layout import (
     TUNING_KEY,
     check_name,
 )
+from medtransfer.core.run_record import RECORD, find_fits, read_record, split_of
 
 RESULTS = Path("results")
-KEPT = ("predictions.csv", "history.csv", "metrics.json", "run.json")
+KEPT = ("predictions.csv", "history.csv", "metrics.json", RECORD)
 NETWORKS = "all networks"
-SAME_DATA = ("data_version", "image_size", "split_by")
 
 
 def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
@@ -56,10 +56,10 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
     # A folder without run.json may be a damaged fit.
     for path in sorted(RUNS.glob("*/*/")):
         check_unchanged(path)
-    fits = sorted(path.parent for path in RUNS.glob("*/*/run.json"))
+    fits = find_fits(RUNS)
     if not fits:
         raise UserError(f"{RUNS}: no finished fit; run `dvc repro`")
-    for dataset in sorted({_record(fit)["dataset"] for fit in fits}):
+    for dataset in sorted({read_record(fit)["dataset"] for fit in fits}):
         check_unchanged(PREPARED / dataset)
     if add:
         _check_same_study(fits, RESULTS / name)
@@ -99,7 +99,7 @@ def _copy(fits: list[Path], folder: Path) -> None:
         shutil.copytree(found, folder / "gradcam" / found.relative_to(GRADCAM))
     for drawn in sorted(FIGURES.glob("*/activations.png")):
         shutil.copyfile(drawn, folder / f"{drawn.parent.name}-activations.png")
-    for dataset in {_record(fit)["dataset"] for fit in fits}:
+    for dataset in {read_record(fit)["dataset"] for fit in fits}:
         shutil.copyfile(PREPARED / dataset / "dataset.json", folder / "runs" / dataset / "dataset.json")
         shared = _shared(pd.read_csv(PREPARED / dataset / "samples.csv", dtype=str))
         if len(shared):
@@ -119,17 +119,16 @@ def _check_same_study(fits: list[Path], folder: Path) -> None:
     A model that both have was made alike; networks share the common recipe, which the report takes for granted.
     """
     known: dict[tuple[str, ...], dict[str, Any]] = {}
-    for path in sorted(folder.glob("runs/*/*/run.json")):
-        record = _record(path.parent)
-        split = _split(folder / "runs" / record["dataset"])
-        known.setdefault((record["dataset"],), {key: record[key] for key in SAME_DATA} | split)
+    for fit in find_fits(folder / "runs"):
+        record = read_record(fit)
+        known.setdefault((record["dataset"],), _data_of(record, folder / "runs" / record["dataset"]))
         known.setdefault((record["dataset"], record["model"]), _recipe(record))
         if record["kind"] == "network":
             known.setdefault((record["dataset"], NETWORKS), {}).update(_common_recipe(record))
     for fit in fits:
-        record = _record(fit)
+        record = read_record(fit)
         dataset, model = record["dataset"], record["model"]
-        found = _recipe(record) | {key: record[key] for key in SAME_DATA} | _split(PREPARED / dataset)
+        found = _recipe(record) | _data_of(record, PREPARED / dataset)
         common = {}
         if record["kind"] == "network":
             every = known.get((dataset, NETWORKS), {})
@@ -137,13 +136,19 @@ def _check_same_study(fits: list[Path], folder: Path) -> None:
         for key, value in (common | known.get((dataset, model), {}) | known.get((dataset,), {})).items():
             if found.get(key) != value:
                 raise UserError(
-                    f"{fit / 'run.json'}: {key}: found {found.get(key)}, expected {value} as in {folder}; "
+                    f"{fit / RECORD}: {key}: found {found.get(key)}, expected {value} as in {folder}; "
                     "collect it under another name"
                 )
 
 
-def _split(folder: Path) -> dict[str, Any]:
-    return {"split": json.loads((folder / "dataset.json").read_text())["split"]}
+def _data_of(record: dict[str, Any], prepared: Path) -> dict[str, Any]:
+    """Return which data a fit was made from, and how they were divided."""
+    return {
+        **{key: record[key] for key in ("data_version", "image_size")},
+        "split_by": split_of(record).by,
+        "split_leak": split_of(record).leak,
+        "split": json.loads((prepared / "dataset.json").read_text())["split"],
+    }
 
 
 def _common_recipe(record: dict[str, Any]) -> dict[str, Any]:
@@ -198,8 +203,3 @@ def _join_params(known: Path, added: Path) -> None:
         for key, names in study.items():
             own[key] = [*own.get(key, []), *(name for name in names if name not in own.get(key, []))]
     yaml.dump(params, added)
-
-
-def _record(fit: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((fit / "run.json").read_text())
-    return record

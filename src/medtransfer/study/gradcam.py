@@ -1,6 +1,5 @@
 """gradcam: a finished network → where it looked, right and wrong, for each class, in artifacts/gradcam/."""
 
-import json
 from pathlib import Path
 
 import keras
@@ -12,6 +11,7 @@ from medtransfer.core.layout import GRADCAM, run_name
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import predicted_labels, probabilities_of, read_predictions
 from medtransfer.core.prepared import finished_network, read_dataset
+from medtransfer.core.run_record import read_record
 from medtransfer.layers.gradcam import grad_cam
 from medtransfer.models import vgg16
 from medtransfer.report import figures
@@ -38,7 +38,7 @@ def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> P
     pixels = np.asarray(images[samples.reset_index().set_index("id")["index"][chosen.id].to_numpy()])
     told = chosen.predicted.map(description["classes"].index).to_numpy()
     heat = grad_cam(vgg16.load_network(fitted / "model.keras"), pixels, told)
-    record = json.loads((fitted / "run.json").read_text())
+    record = read_record(fitted)
     with atomic_folder(GRADCAM / dataset / run_name(name, seed)) as folder:
         chosen.round(6).to_csv(folder / "images.csv", index=False)
         title = figures.mark(

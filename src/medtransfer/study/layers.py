@@ -1,6 +1,5 @@
 """layers: a finished network and its start weights → which of its layers matter, in artifacts/layers/."""
 
-import json
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from medtransfer.core.params import Params, TrainParams
 from medtransfer.core.predictions import as_predictions
 from medtransfer.core.prepared import encode_labels, finished_network, read_dataset
 from medtransfer.core.provenance import git_commit
+from medtransfer.core.run_record import read_record
 from medtransfer.layers.probes import compare_layers, probe_blocks, rewind_blocks
 from medtransfer.metrics.scores import BY_NAME, MACRO
 from medtransfer.models import vgg16
@@ -44,7 +44,7 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     keras.config.disable_interactive_logging()
     make_deterministic()
     images, samples, description = read_dataset(params, dataset)
-    classes, fit = description["classes"], json.loads((fitted / "run.json").read_text())
+    classes, fit = description["classes"], read_record(fitted)
     settings, configuration = TrainParams.model_validate(fit["hyperparameters"]["train"]), configuration_of(fit)
     begin = time.perf_counter()
     tuned = vgg16.load_network(fitted / "model.keras")

@@ -16,6 +16,7 @@ from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
 from medtransfer.core.layout import FIGURES, GRADCAM, LAYERS, NOTES, PARAMS, REPORTS, SHARED, TUNING
 from medtransfer.core.params import read_params
+from medtransfer.core.run_record import find_fits, read_record
 from medtransfer.metrics.scores import MACRO
 from medtransfer.report.figures import DPI
 from medtransfer.report.page import build_page, overview
@@ -193,7 +194,7 @@ def read_runs(folder: Path, params: Path) -> list[Run]:
     UserError
         There is none.
     """
-    found = {path.parent: json.loads(path.read_text()) for path in folder.glob("*/*/run.json")}
+    found = {path: read_record(path) for path in find_fits(folder)}
     if not found:
         raise UserError(f"{folder}: no finished fit; run `dvc repro`, or name a folder under results/")
     order = _order(params)

@@ -22,6 +22,7 @@ from medtransfer.core.params import Params, read_params
 from medtransfer.core.predictions import read_predictions
 from medtransfer.core.prepared import finished_network, read_dataset
 from medtransfer.core.provenance import git_commit
+from medtransfer.core.run_record import RECORD, read_record
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.study.cluster import Needs, join_ray
 from medtransfer.tracking import mlflow_runs, mlflow_store
@@ -149,12 +150,12 @@ def run_fit(fit: GridPoint, project: Path, commit: str, experiment: str, parent:
     folder = run_folder(fit.dataset, fit.configuration, fit.seed)
     with FileLock("fit.lock"), Path("fit.log").open("a", 1) as log, redirect_stdout(log), redirect_stderr(log):
         logging.basicConfig(stream=log, level=logging.INFO, format="%(message)s", force=True)
-        if not (folder / "run.json").exists():
+        if not (folder / RECORD).exists():
             from medtransfer.pipeline.train import train
 
             target = mlflow_runs.RunTarget(experiment, fit.name, parent)
             train(read_params(PARAMS), fit.dataset, fit.configuration, fit.seed, target, {"git_commit": commit})
-    record = json.loads((folder / "run.json").read_text())
+    record = read_record(folder)
     predictions = read_predictions(folder / "predictions.csv")
     return {
         "learning_rate": record["hyperparameters"]["train"]["learning_rate"],

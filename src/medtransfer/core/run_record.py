@@ -1,0 +1,55 @@
+"""run.json, the record of a finished fit: the one place that reads and writes it."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from medtransfer.core.files import write_json
+
+RECORD = "run.json"
+# What the words for a split add where images are left out of training; older records hold these words.
+LEAK_WORDS = {"keep": "", "remove": ", leak removed", "match": ", as many images left out"}
+
+
+class SplitRule(NamedTuple):
+    """How the images of a fit were divided: `split.by` and `split.leak` of params.yaml."""
+
+    by: str
+    leak: str
+
+    def __str__(self) -> str:
+        return self.by + LEAK_WORDS[self.leak]
+
+
+def read_record(fit: Path) -> dict[str, Any]:
+    """Return the record in the folder of a finished fit.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    ValueError
+        It is not JSON.
+    """
+    record: dict[str, Any] = json.loads((fit / RECORD).read_text())
+    return record
+
+
+def write_record(fit: Path, record: dict[str, Any], hyperparameters: dict[str, Any]) -> None:
+    """Write the record into the folder of a fit."""
+    write_json(fit / RECORD, {**record, "hyperparameters": hyperparameters})
+
+
+def find_fits(runs: Path) -> list[Path]:
+    """Return the folders of the finished fits under `runs`/<data set>/<model>-seed<k>, sorted."""
+    return sorted(path.parent for path in runs.glob(f"*/*/{RECORD}"))
+
+
+def split_of(record: dict[str, Any]) -> SplitRule:
+    """Return how the images of a fit were divided."""
+    if "split_leak" in record:
+        return SplitRule(record["split_by"], record["split_leak"])
+    return next(
+        SplitRule(by, leak) for by in ("image", "group") for leak in LEAK_WORDS
+        if str(SplitRule(by, leak)) == record["split_by"]
+    )  # fmt: skip

@@ -1,0 +1,28 @@
+"""run.json: written and read in one place, records of older versions included."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conftest import PROJECT
+from medtransfer.core.run_record import LEAK_WORDS, SplitRule, find_fits, read_record, split_of, write_record
+
+COLLECTED = sorted(path.parent for path in PROJECT.glob("results/*/runs"))
+
+
+@pytest.mark.parametrize("study", COLLECTED, ids=[study.name for study in COLLECTED])
+def test_the_split_of_a_committed_run_is_that_of_its_data(study: Path) -> None:
+    fits = find_fits(study / "runs")
+    assert fits
+    for fit in fits:
+        split = json.loads((fit.parent / "dataset.json").read_text())["split"]
+        assert split_of(read_record(fit)) == (split["by"], split["leak"])
+
+
+@pytest.mark.parametrize("split", [SplitRule("group", "keep"), *(SplitRule("image", leak) for leak in LEAK_WORDS)])
+def test_a_split_is_read_back_as_data_or_as_the_words_of_older_records(tmp_path: Path, split: SplitRule) -> None:
+    write_record(tmp_path, {"split_by": split.by, "split_leak": split.leak}, {"seed": 0})
+    assert split_of(read_record(tmp_path)) == split
+    assert read_record(tmp_path)["hyperparameters"] == {"seed": 0}
+    assert split_of({"split_by": str(split)}) == split
