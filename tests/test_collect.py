@@ -163,7 +163,7 @@ def test_another_network_with_another_common_recipe_is_not_added(
     recipe["scaling"] = "caffe"
     write_json(path, record)
     refused = CliRunner().invoke(cli, ["collect", "mine", "--add"])
-    assert "scaling: found caffe, expected talk" in str(refused.exception)
+    assert "scaling: found caffe, expected tf" in str(refused.exception)
     own["scaling"] = "caffe"  # said by the configuration, it is another family
     write_json(path, record)
     assert CliRunner().invoke(cli, ["collect", "mine", "--add"]).exit_code == 0

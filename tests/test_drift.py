@@ -18,7 +18,7 @@ from medtransfer.training.batches import Batches
 DRIFTS: list[tuple[dict[str, Any], str]] = [
     ({"dense_units": [16, 8]}, r"dense_units is \[16, 8\], its parameters say \[16, 16\]"),
     ({"dropout": 0.25}, "dropout is 0.25, its parameters say 0.5"),
-    ({"scaling": "caffe"}, "scaling is caffe, its parameters say talk"),
+    ({"scaling": "caffe"}, "scaling is caffe, its parameters say tf"),
     ({"precision": "mixed_bfloat16"}, "precision is mixed_bfloat16, its parameters say float32"),
 ]
 

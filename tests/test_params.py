@@ -122,3 +122,14 @@ def test_configurations_name_their_blocks_and_source(params: Params) -> None:
 def test_an_empty_file_is_called_empty(text: str) -> None:
     with pytest.raises(UserError, match=r"^params\.yaml: empty; restore it \(git checkout params\.yaml\)$"):
         parse_params(text, Path("params.yaml"))
+
+
+@pytest.mark.parametrize(("old", "new"), [("scaling: tf", "scaling: talk"), ("all}", "all, scaling: talk}")])
+def test_the_old_name_of_a_scaling_is_read_and_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, old: str, new: str
+) -> None:
+    path = edited(tmp_path, old, new)
+    with caplog.at_level("WARNING"):
+        found = [read_params(path) for _ in range(2)]
+    assert {entry.configurations["cnn_random"].recipe(entry.train, "ham10000").scaling for entry in found} == {"tf"}
+    assert caplog.text.count("scaling: talk is now called tf") == 1

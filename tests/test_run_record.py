@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from conftest import PROJECT
-from medtransfer.core.run_record import LEAK_WORDS, SplitRule, find_fits, read_record, split_of, write_record
+from medtransfer.core.run_record import LEAK_WORDS, SplitRule, find_fits, read_record, recipe_of, split_of, write_record
 
 COLLECTED = sorted(path.parent for path in PROJECT.glob("results/*/runs"))
 
@@ -26,3 +26,11 @@ def test_a_split_is_read_back_as_data_or_as_the_words_of_older_records(tmp_path:
     assert split_of(read_record(tmp_path)) == split
     assert read_record(tmp_path)["hyperparameters"] == {"seed": 0}
     assert split_of({"split_by": str(split)}) == split
+
+
+def test_a_recipe_with_the_old_name_of_its_scaling_is_the_same_recipe() -> None:
+    record = read_record(PROJECT / "results/real-64px-by-group/runs/chest_xray/imagenet_all-seed0")
+    train = record["hyperparameters"]["train"]
+    assert train["scaling"] == "talk"
+    assert recipe_of(record) == recipe_of({"hyperparameters": {"train": {**train, "scaling": "tf"}}})
+    assert recipe_of(record).scaling == "tf"

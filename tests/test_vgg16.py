@@ -44,13 +44,13 @@ def test_output_is_float32_probabilities_of_raw_pixels(tiny: TrainParams, pixels
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("scaling", ["talk", "caffe"])
+@pytest.mark.parametrize("scaling", ["tf", "caffe"])
 def test_scaling_is_what_it_says_and_survives_saving(
     tiny: TrainParams, pixels: np.ndarray, scaling: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     model = vgg16.build_vgg16(SIZE, CLASSES, tiny.model_copy(update={"scaling": scaling}), seed=0)
     scaled = keras.Model(model.input, model.get_layer("block1_conv1").input).predict(pixels, verbose=0)
-    if scaling == "talk":
+    if scaling == "tf":
         expected = pixels / 127.5 - 1
         assert scaled.min() >= -1
         assert scaled.max() <= 1

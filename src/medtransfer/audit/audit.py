@@ -18,7 +18,7 @@ from medtransfer.core.dvc import POINTER, check_unchanged, read_lock
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import digest_of_folder, sha256_of
 from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
-from medtransfer.core.params import AUTO
+from medtransfer.core.params import AUTO, current_scaling
 from medtransfer.core.prepared import data_of
 from medtransfer.core.provenance import data_version
 from medtransfer.core.run_record import find_fits, read_record
@@ -188,7 +188,7 @@ def _check_locked(folder: Path, record: dict[str, Any], lock: dict[str, dict[str
 def _differs(locked: Any, said: Any) -> bool:
     if isinstance(locked, dict) and isinstance(said, dict):
         return any(_differs(value, said.get(key)) for key, value in locked.items())
-    return locked not in (said, AUTO)
+    return current_scaling(locked) not in (current_scaling(said), AUTO)
 
 
 def _check_model(folder: Path, record: dict[str, Any]) -> Iterator[str]:
@@ -204,7 +204,7 @@ def _check_model(folder: Path, record: dict[str, Any]) -> Iterator[str]:
     hyperparameters = record["hyperparameters"]
     for key, value in found.items():
         said = hyperparameters.get(key, hyperparameters["train"].get(key))
-        if value != said:
+        if value != current_scaling(said):
             yield f"{path}: {key} is {value}, run.json says {said}"
 
 

@@ -4,14 +4,17 @@ The file is read once, in `cli/`; every other function gets the section that it 
 """
 
 import difflib
+import logging
 import types
 import typing
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -25,6 +28,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from medtransfer.core.errors import UserError, counted, unknown
 from medtransfer.core.hardware import native_precision
+
+log = logging.getLogger(__name__)
 
 BLOCKS = ("block1", "block2", "block3", "block4", "block5")
 TREES = ("decision_tree", "random_forest")
@@ -56,7 +61,15 @@ Rates = Annotated[
     Annotated[Rate, Tag(RATE)] | Annotated[dict[Name, Rate], Tag(RATES)],
     Discriminator(lambda value: RATES if isinstance(value, dict) else RATE),
 ]
-Scaling = Literal["talk", "caffe"]
+OLD_SCALING, TF = "talk", "tf"
+
+
+def current_scaling(name: Any) -> Any:
+    """Return Keras's name for a way to scale pixels; files of older versions say `talk` for `tf`."""
+    return TF if name == OLD_SCALING else name
+
+
+Scaling = Annotated[Literal["tf", "caffe"], BeforeValidator(current_scaling)]
 Optimizer = Literal["adam", "sgd", "rmsprop"]
 Balance = Literal["none", "class_weights", "sampling"]
 AUTO = "auto"
@@ -326,9 +339,17 @@ def parse_params(text: str, path: Path) -> Params:
     if raw is None:
         raise UserError(f"{path}: empty; restore it (git checkout {path})")
     try:
-        return Params.model_validate(raw)
+        params = Params.model_validate(raw)
     except ValidationError as error:
         raise UserError(" ".join(_one_line(path, error).split())) from None
+    if any(section.get("scaling") == OLD_SCALING for section in (raw["train"], *raw["configurations"].values())):
+        _warn_of_old_scaling(path)
+    return params
+
+
+@cache
+def _warn_of_old_scaling(path: Path) -> None:
+    log.warning("%s: scaling: %s is now called %s, Keras's name for it", path, OLD_SCALING, TF)
 
 
 def _yaml_reason(error: Exception) -> str:

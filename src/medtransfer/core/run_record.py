@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medtransfer.core.files import write_json
+from medtransfer.core.params import TrainParams
 
 RECORD = "run.json"
 # What the words for a split add where images are left out of training; older records hold these words.
@@ -43,6 +44,11 @@ def write_record(fit: Path, record: dict[str, Any], hyperparameters: dict[str, A
 def find_fits(runs: Path) -> list[Path]:
     """Return the folders of the finished fits under `runs`/<data set>/<model>-seed<k>, sorted."""
     return sorted(path.parent for path in runs.glob(f"*/*/{RECORD}"))
+
+
+def recipe_of(record: dict[str, Any]) -> TrainParams:
+    """Return how a network was trained, in today's names."""
+    return TrainParams.model_validate(record["hyperparameters"]["train"])
 
 
 def split_of(record: dict[str, Any]) -> SplitRule:

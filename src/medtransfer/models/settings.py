@@ -24,6 +24,6 @@ def read_settings(config: dict[str, Any]) -> dict[str, Any]:
         "dense_units": [layer["units"] for name, layer in layers.items() if name.startswith("head_dense")],
         "dropout": rates[0] if len(rates) == 1 else rates,
         "precision": layers["head_dense1"]["dtype"]["config"]["name"],
-        "scaling": "talk" if "scale_to_one" in layers else "caffe",
+        "scaling": "tf" if "scale_to_one" in layers else "caffe",
         "trainable_layers": ",".join(name for name in weighted if layers[name]["trainable"]),
     }

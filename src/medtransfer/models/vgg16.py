@@ -49,7 +49,7 @@ def build_vgg16(image_size: int, classes: int, train: TrainParams, seed: int) ->
 
 
 def _scale(pixels: keras.KerasTensor, scaling: str) -> keras.KerasTensor:
-    if scaling == "talk":
+    if scaling == "tf":
         return keras.layers.Rescaling(1 / 127.5, offset=-1, dtype="float32", name="scale_to_one")(pixels)
     x = keras.layers.Rescaling(1.0, dtype="float32", name="to_float")(pixels)
     x = keras.ops.flip(x, axis=-1)

@@ -25,7 +25,7 @@ from medtransfer.core.layout import (
     TUNING_KEY,
     check_name,
 )
-from medtransfer.core.run_record import RECORD, find_fits, read_record, split_of
+from medtransfer.core.run_record import RECORD, find_fits, read_record, recipe_of, split_of
 
 RESULTS = Path("results")
 KEPT = ("predictions.csv", "history.csv", "metrics.json", RECORD)
@@ -154,15 +154,17 @@ def _data_of(record: dict[str, Any], prepared: Path) -> dict[str, Any]:
 def _common_recipe(record: dict[str, Any]) -> dict[str, Any]:
     """Return what of a network's recipe comes from `train` in params.yaml, not from its own configuration."""
     own = {"learning_rate", *overrides(record)}
-    return {key: value for key, value in record["hyperparameters"]["train"].items() if key not in own}
+    return {key: value for key, value in recipe_of(record).model_dump().items() if key not in own}
 
 
 def _recipe(record: dict[str, Any]) -> dict[str, Any]:
     """Return what decides a fit beside its data and seed, one level deep."""
     found = {"weights from": record.get("weights")}
+    if record["kind"] == "network":
+        found |= recipe_of(record).model_dump()
     for key, value in record["hyperparameters"].items():
-        # The configuration may also hold rates for other data sets; what counts of it is in `train` and the layers.
-        if key not in ("seed", "configuration"):
+        # The configuration may also hold rates for other data sets; what counts of it is in the recipe and the layers.
+        if key not in ("seed", "configuration", "train"):
             found |= value if isinstance(value, dict) else {key: value}
     return found
 

@@ -12,11 +12,11 @@ from medtransfer.analysis.families import configuration_of
 from medtransfer.analysis.uncertainty import estimate, jackknife
 from medtransfer.core.files import atomic_folder, write_json
 from medtransfer.core.layout import LAYERS, run_name
-from medtransfer.core.params import Params, TrainParams
+from medtransfer.core.params import Params
 from medtransfer.core.predictions import as_predictions
 from medtransfer.core.prepared import encode_labels, finished_network, read_dataset
 from medtransfer.core.provenance import git_commit
-from medtransfer.core.run_record import read_record
+from medtransfer.core.run_record import read_record, recipe_of
 from medtransfer.layers.probes import compare_layers, probe_blocks, rewind_blocks
 from medtransfer.metrics.scores import BY_NAME, MACRO
 from medtransfer.models import vgg16
@@ -45,7 +45,7 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     make_deterministic()
     images, samples, description = read_dataset(params, dataset)
     classes, fit = description["classes"], read_record(fitted)
-    settings, configuration = TrainParams.model_validate(fit["hyperparameters"]["train"]), configuration_of(fit)
+    settings, configuration = recipe_of(fit), configuration_of(fit)
     begin = time.perf_counter()
     tuned = vgg16.load_network(fitted / "model.keras")
     start = vgg16.build_vgg16(description["image_size"], len(classes), settings, seed)

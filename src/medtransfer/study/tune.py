@@ -13,7 +13,7 @@ import pandas as pd
 from medtransfer.core.errors import UserError, check_known, shortened
 from medtransfer.core.files import atomic_file, sha256_of
 from medtransfer.core.layout import PREPARED, TUNING_KEY, run_folder
-from medtransfer.core.params import Params, TrainParams
+from medtransfer.core.params import OLD_SCALING, TF, Params, TrainParams
 from medtransfer.core.predictions import as_predictions
 from medtransfer.core.prepared import read_dataset
 from medtransfer.metrics.scores import MACRO, score
@@ -115,8 +115,9 @@ def _origin(params: Params, description: dict[str, Any], name: str, recipe: Trai
     """Return a digest of what TUNING_KEY does not name: the rest of the recipe, initial weights, blocks and data."""
     configuration, seed = params.configurations[name], params.seeds[0]
     source = run_folder(*configuration.source, seed) / "model.keras" if configuration.source else None
+    scaling = OLD_SCALING if recipe.scaling == TF else recipe.scaling  # so that earlier trials are found again
     facts = {
-        "recipe": recipe.model_dump(exclude={"learning_rate"}),
+        "recipe": recipe.model_dump(exclude={"learning_rate"}) | {"scaling": scaling},
         "start": [configuration.weights, params.weights.file, source and source.exists() and sha256_of(source)],
         "blocks": configuration.blocks,
         "data": [description[key] for key in ("image_size", "resize_filter")],
