@@ -1,4 +1,4 @@
-"""A data set of the user's own: what the files say is what is studied, and what does not fit is named."""
+"""A custom data set: what the files say is what is studied, and what does not fit is named."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from medtransfer.core.params import read_params
 from medtransfer.data.checks import validate
 from medtransfer.data.custom import Columns, dataset_of
 from medtransfer.data.preparation import prepare_dataset
-from medtransfer.study.custom_data import About, add_own
+from medtransfer.study.custom_data import About, add_custom
 
 ABOUT = About("My scans", "unknown", "none")
 
@@ -51,7 +51,7 @@ def add(**changes: Any) -> int:
         "params": read_params(Path("params.yaml")), "name": "mine", "images": Path("mine"),
         "labels": Path("labels.csv"), "columns": Columns(group="patient"), "about": ABOUT, "only": False, **changes,
     }  # fmt: skip
-    return add_own(**arguments)
+    return add_custom(**arguments)
 
 
 def stages() -> list[str]:
@@ -117,14 +117,14 @@ def test_added_again_it_keeps_what_was_written_of_it(project: Path) -> None:
 def test_added_again_it_keeps_its_groups(project: Path) -> None:
     add()
     before = Path("params.yaml").read_text()
-    with pytest.raises(UserError, match=r"datasets\.mine\.split\.by: is group, and --group is missing"):
+    with pytest.raises(UserError, match=r"datasets\.mine\.split\.by: is group, but --group is missing"):
         add(columns=Columns())
     assert Path("params.yaml").read_text() == before
 
 
 def test_a_group_that_comes_later_is_no_silent_one(project: Path) -> None:
     add(columns=Columns())
-    with pytest.raises(UserError, match=r"datasets\.mine\.split\.by: is image, and --group patient asks"):
+    with pytest.raises(UserError, match=r"datasets\.mine\.split\.by: is image, but --group patient asks"):
         add()
 
 
@@ -236,17 +236,17 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(project: Path) -> Non
     first, folders = "scan 0-0.png", {"labels": None, "columns": Columns()}
     wrong: list[tuple[Any, dict[str, Any], str]] = [
         (lambda: None, {"name": "ham10000"}, "ham10000: the study's own data set; choose another name"),
-        (lambda: None, {"name": "My-Scans"}, "'My-Scans': no name for a data set; expected small letters"),
+        (lambda: None, {"name": "My-Scans"}, "'My-Scans': not a name for a data set; expected small letters"),
         (lambda: None, {"columns": Columns(label="x")}, "no column 'x'; there are image, label, patient"),
         (lambda: None, {"columns": Columns(group="person")}, "no column 'person'"),
         (lambda: None, {"images": Path("data")}, "data: no image; expected files that end in .jpg"),
         (lambda: change_table(label="ill"), {}, "labels.csv: ill is the only label; a study needs two or more"),
         (lambda: change_table(label=["a/b", "c"] * 20), {}, "label 'a/b': expected letters, digits"),
-        (lambda: change_table(label=["AUC", "c"] * 20), {}, "label 'AUC': the name of something else in every table"),
+        (lambda: change_table(label=["AUC", "c"] * 20), {}, "label 'AUC': every table uses this name"),
         (lambda: change_table(label=["ill"] * 36 + ["well"] * 4), {}, "class well has 2 groups; dividing it by group"),
         (lambda: change_table(label=["ill"] * 36 + ["well"] * 4), {"columns": Columns()}, "class well has 4 images"),
         (lambda: change_table(image=["x.png"] * 40), {}, "row 2: 'x.png' is not among the images"),
-        (lambda: change_table(image=[first] * 40), {}, "p0/scan 0-0.png has two rows; expected one an image"),
+        (lambda: change_table(image=[first] * 40), {}, "p0/scan 0-0.png has two rows; expected one per image"),
         (lambda: change_table(image=["../labels.csv"] * 40), {}, "row 2: '../labels.csv' is not among the images"),
         (lambda: change_table(patient=[""] * 40), {}, "row 2 has no patient; fill it in"),
         (lambda: change_table(label=["ill", None] * 20), {}, "row 3 has no label"),

@@ -20,7 +20,7 @@ from medtransfer.core.errors import UserError
 from medtransfer.core.files import files_under
 from medtransfer.core.params import CatalogueEntry, Params, Split, read_params
 from medtransfer.data.catalogue import CHEST_XRAY, HAM10000, METADATA_COLUMNS
-from medtransfer.data.custom import COLUMNS, Columns, find_samples, own_dataset
+from medtransfer.data.custom import COLUMNS, Columns, custom_dataset, find_samples
 from medtransfer.data.images import load_rgb
 from medtransfer.data.importing import import_dataset
 from medtransfer.data.preparation import SPLITS, assign_splits, shared_with_training
@@ -210,7 +210,7 @@ def test_a_table_of_ones_own_is_read_or_named(
 def test_labels_of_an_added_data_set_are_read_or_named(
     tmp_path: Path, rows: list[list[str]], columns: list[str], junk: bytes
 ) -> None:
-    dataset = own_dataset("scans", SCANS)
+    dataset = custom_dataset("scans", SCANS)
     folder = tmp_path / "scans"
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "images" / "a.jpg").touch()

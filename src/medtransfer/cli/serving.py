@@ -57,6 +57,7 @@ def predict(
     with quiet_start():
         from medtransfer.core.files import atomic_file
         from medtransfer.report.tables import SYNTHETIC_NOTE
+    from medtransfer.core.predictions import probability_columns
         from medtransfer.serving import predict as serving
         from medtransfer.serving.classifier import NOTE
 
@@ -73,7 +74,7 @@ def predict(
         click.echo(json.dumps(serving.as_json(answers, classifier), indent=2))
     elif not output and len(problems) < len(answers):
         facts = classifier.facts
-        shown = table[table.problem == ""][["image", "predicted", *(f"p_{name}" for name in facts["classes"])]]
+        shown = table[table.problem == ""][["image", "predicted", *probability_columns(facts["classes"])]]
         click.echo(f"{facts['title']}: {facts['model']}, seed {facts['seed']}")
         click.echo(shown.to_string(index=False, float_format="{:.3f}".format))
         click.echo(NOTE + (f" {SYNTHETIC_NOTE}" if facts["synthetic"] else ""))

@@ -8,6 +8,8 @@ import click
 from medtransfer.cli.app import cli
 from medtransfer.cli.shared import quiet_start
 from medtransfer.core.errors import UserError, counted
+from medtransfer.core.layout import RUNS
+from medtransfer.core.run_record import find_fits
 
 
 @cli.command()
@@ -25,7 +27,7 @@ def audit(repair: bool, host: str | None) -> None:
         return
     repaired = store.repair(host) if repair else []
     differences = store.audit()
-    total = f"{counted(len(store.fit_folders()), 'fit')}, {counted(len(differences), 'difference')}"
+    total = f"{counted(len(find_fits(RUNS)), 'fit')}, {counted(len(differences), 'difference')}"
     click.echo("\n".join([*repaired, *store.others(), *differences, total]))
     if differences:
         sys.exit(1)

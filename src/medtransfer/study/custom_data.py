@@ -1,4 +1,4 @@
-"""data add: a data set of the user's own → data/, params.yaml and dvc.yaml."""
+"""data add: a custom data set → data/, params.yaml and dvc.yaml."""
 
 import io
 import re
@@ -16,9 +16,9 @@ from medtransfer.core.dvc import PIPELINE
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
 from medtransfer.core.layout import DATA, PARAMS
-from medtransfer.core.params import IN_WORDS, LABEL_PATTERN, NAME_PATTERN, Params, parse_params
+from medtransfer.core.params import IN_WORDS, LABEL_PATTERN, NAME_PATTERN, DatasetParams, Params, parse_params
 from medtransfer.data.catalogue import CATALOGUE
-from medtransfer.data.custom import Columns, copy_own, find_samples
+from medtransfer.data.custom import Columns, copy_custom, find_samples
 from medtransfer.data.preparation import assign_splits
 from medtransfer.metrics.scores import BY_NAME
 
@@ -29,46 +29,40 @@ COMPARED = ("cnn_random", "imagenet_all")
 
 @dataclass(frozen=True)
 class About:
-    """What the user says of a data set beside its images and labels; None: what params.yaml says stays."""
+    """What the user's options describe; None keeps what params.yaml has."""
 
     title: str | None = None
     licence: str | None = None
     citation: str | None = None
 
 
-def add_own(
+def add_custom(
     params: Params, name: str, images: Path, labels: Path | None, columns: Columns, about: About, only: bool
 ) -> int:
-    """Copy a data set to data/ and write it into params.yaml and dvc.yaml; return the number of images.
+    """Copy a data set to data/ and add it to params.yaml and dvc.yaml; return the number of images.
 
-    It is prepared as the first data set there, divided by group where it has groups, and studied with the
-    configurations that begin from no finished run. Comments and order of the two files are kept.
+    It is prepared like the first data set in params.yaml, split by group if it has groups, and studied with every
+    configuration that does not begin from a finished run. The two files keep their comments and order.
 
     Parameters
     ----------
     only : bool
-        Take the other data sets out of the study.
+        Remove the other data sets from the study.
 
     Raises
     ------
     UserError
-        The name is taken or none, the images and labels do not fit, there are no two classes, or one is too small to
-        be divided. Nothing is changed.
+        The name is taken or not allowed, images and labels do not match, there is only one class, or one is too small
+        to be split. Nothing is changed.
     """
     if name in CATALOGUE:
         raise UserError(f"{name}: the study's own data set; choose another name, or `medtransfer data import {name}`")
     if not re.fullmatch(NAME_PATTERN, name):
-        raise UserError(f"{name!r}: no name for a data set; expected {IN_WORDS[NAME_PATTERN]}")
+        raise UserError(f"{name!r}: not a name for a data set; expected {IN_WORDS[NAME_PATTERN]}")
     known = params.datasets.get(name)
-    if known and known.split.by == "group" and not columns.group:
-        raise UserError(
-            f"{PARAMS}: datasets.{name}.split.by: is group, and --group is missing; give it, or write by: image there"
-        )
-    if known and known.split.by == "image" and columns.group:
-        raise UserError(
-            f"{PARAMS}: datasets.{name}.split.by: is image, and --group {columns.group} asks to divide by it; write "
-            "by: group there, or leave --group out"
-        )
+    by = "group" if columns.group else "image"
+    if known:
+        _check_same_split(name, known, columns.group)
     samples = find_samples(images, labels, columns)
     catalogue = known.catalogue if known else None
     entry = {
@@ -78,31 +72,44 @@ def add_own(
         "licence": about.licence or (catalogue.licence if catalogue else "unknown"),
         "citation": about.citation or (catalogue.citation if catalogue else "none"),
     }
-    files = _plan(params, name, entry, by="group" if columns.group else "image", only=only)
-    assign_splits(samples, parse_params(files[PARAMS], PARAMS).datasets[name].split, name)  # or refuse it now
-    copy_own(name, samples, DATA, f"folder {images.resolve().name}")
+    files = _plan(params, name, entry, by=by, only=only)
+    split = parse_params(files[PARAMS], PARAMS).datasets[name].split
+    assign_splits(samples, split, name)  # refuses what is too small before anything is changed
+    copy_custom(name, samples, DATA, f"folder {images.resolve().name}")
     for path, text in files.items():
         with atomic_file(path) as partial:
             partial.write_text(text, encoding="utf-8")
     return len(samples)
 
 
+def _check_same_split(name: str, known: DatasetParams, group: str | None) -> None:
+    """Check that a data set that is added again is still split as params.yaml says."""
+    if known.split.by == "group" and not group:
+        raise UserError(
+            f"{PARAMS}: datasets.{name}.split.by: is group, but --group is missing; give it, or write by: image there"
+        )
+    if known.split.by == "image" and group:
+        raise UserError(
+            f"{PARAMS}: datasets.{name}.split.by: is image, but --group {group} asks to split by it; write by: group "
+            "there, or leave out --group"
+        )
+
+
 def _meanings(samples: pd.DataFrame, known: Mapping[str, str], where: Path) -> dict[str, str]:
-    """Return what each class stands for: as params.yaml says and in its order, and new ones for themselves."""
+    """Return each class and its meaning, in the order of params.yaml; a new class means its own name."""
     classes = sorted(samples.label.unique())
-    odd = [label for label in classes if not re.fullmatch(LABEL_PATTERN, label)]
-    if odd:
-        raise UserError(f"{where}: label {odd[0]!r}: expected letters, digits, blanks and _ . - only; rename it")
-    taken = [label for label in classes if label in (*BY_NAME, "seeds", "intervals")]
-    if taken:
-        raise UserError(f"{where}: label {taken[0]!r}: the name of something else in every table; rename it")
+    for label in classes:
+        if not re.fullmatch(LABEL_PATTERN, label):
+            raise UserError(f"{where}: label {label!r}: expected {IN_WORDS[LABEL_PATTERN]}; rename it")
+        if label in (*BY_NAME, "seeds", "intervals"):
+            raise UserError(f"{where}: label {label!r}: every table uses this name for something else; rename it")
     if len(classes) < 2:
         raise UserError(f"{where}: {classes[0]} is the only label; a study needs two or more")
     return {label: known.get(label, label) for label in sorted(classes, key=[*known, *classes].index)}
 
 
 def _plan(params: Params, name: str, entry: dict[str, Any], by: str, only: bool) -> dict[Path, str]:
-    """Return the new text of params.yaml and dvc.yaml, checked."""
+    """Return the new text of params.yaml and dvc.yaml."""
     yaml = _round_trip()
     values, pipeline = (yaml.load(path.read_text(encoding="utf-8")) for path in (PARAMS, PIPELINE))
     first = next(iter(values["datasets"].values()))
@@ -119,9 +126,7 @@ def _plan(params: Params, name: str, entry: dict[str, Any], by: str, only: bool)
         del values["study"][other]
     _add_training(pipeline["stages"], name, only)
     _add_plot(pipeline, name, only)
-    texts = {PARAMS: _dump(yaml, values), PIPELINE: _dump(yaml, pipeline)}
-    parse_params(texts[PARAMS], PARAMS)
-    return texts
+    return {PARAMS: _dump(yaml, values), PIPELINE: _dump(yaml, pipeline)}
 
 
 def _dump(yaml: YAML, values: Any) -> str:
@@ -131,7 +136,7 @@ def _dump(yaml: YAML, values: Any) -> str:
 
 
 def _round_trip() -> YAML:
-    """Return a reader and writer that leaves what it does not change as it is."""
+    """Return a YAML reader and writer that keeps comments, order and layout."""
     yaml = YAML()
     yaml.width = 4096
     yaml.indent(mapping=2, sequence=4, offset=2)
