@@ -292,7 +292,7 @@ BAD_METADATA: dict[str, tuple[Callable[[Path], object], str]] = {
     "an image without row": (lambda folder: edit(folder, lambda table: table.iloc[1:]), "no row in"),
     "two rows": (lambda folder: edit(folder, lambda table: pd.concat([table, table[:1]])), "has two rows"),
     "an empty class": (keep_of("vasc", 0), "no image of vasc; ham10000 has the classes"),
-    "a class with one image": (keep_of("vasc", 1), "class vasc has 1 image; dividing it by image needs at least 5"),
+    "a class with one image": (keep_of("vasc", 1), "class vasc has 1 image; a split by image needs at least 5"),
     "a broken image": (lambda folder: first_image(folder).write_bytes(b"x"), "neither a JPEG nor a PNG"),
     "an image that is a folder": (image_becomes_folder, "has no image file"),
 }  # fmt: skip
@@ -320,7 +320,7 @@ def test_one_group_that_holds_a_whole_class_cannot_be_divided(demo: Path, tmp_pa
     raw = Path(shutil.copytree(demo / "ham10000", tmp_path / "raw"))
     one_lesion_for("df")(raw)
     split = Split.model_validate({"by": "group", "validation": 0.2, "test": 0.2, "seed": 0})
-    with pytest.raises(UserError, match="class df has 1 group; dividing it by group needs at least 5"):
+    with pytest.raises(UserError, match="class df has 1 group; a split by group needs at least 5"):
         assign_splits(HAM10000.read(raw).samples, split, "ham10000")
 
 

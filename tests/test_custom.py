@@ -243,7 +243,7 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(project: Path) -> Non
         (lambda: change_table(label="ill"), {}, "labels.csv: ill is the only label; a study needs two or more"),
         (lambda: change_table(label=["a/b", "c"] * 20), {}, "label 'a/b': expected letters, digits"),
         (lambda: change_table(label=["AUC", "c"] * 20), {}, "label 'AUC': every table uses this name"),
-        (lambda: change_table(label=["ill"] * 36 + ["well"] * 4), {}, "class well has 2 groups; dividing it by group"),
+        (lambda: change_table(label=["ill"] * 36 + ["well"] * 4), {}, "class well has 2 groups; a split by group"),
         (lambda: change_table(label=["ill"] * 36 + ["well"] * 4), {"columns": Columns()}, "class well has 4 images"),
         (lambda: change_table(image=["x.png"] * 40), {}, "row 2: 'x.png' is not among the images"),
         (lambda: change_table(image=[first] * 40), {}, "p0/scan 0-0.png has two rows; expected one per image"),

@@ -94,10 +94,10 @@ def test_a_class_too_small_to_divide_is_named(samples: pd.DataFrame) -> None:
 
 def test_a_split_that_lacks_a_class_is_refused(samples: pd.DataFrame) -> None:
     small = Split.model_validate({"by": "image", "validation": 0.2, "test": 0.004, "seed": 0})
-    with pytest.raises(UserError, match="x: no image of c among the test images; expected every class in each, so ask"):
+    with pytest.raises(UserError, match="x: no image of c among the test images; expected every class in each split"):
         assign_splits(samples, small, "x")
     smaller = Split.model_validate({"by": "image", "validation": 0.2, "test": 0.002, "seed": 0})
-    with pytest.raises(UserError, match=r"x: 1000 images cannot be divided into 0.002 test .*; ask for larger parts"):
+    with pytest.raises(UserError, match=r"x: 1000 images cannot be divided into 0.002 test .*; enlarge the parts"):
         assign_splits(samples, smaller, "x")
 
 

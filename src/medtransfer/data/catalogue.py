@@ -11,6 +11,7 @@ import pandas as pd
 
 from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import files_under
+from medtransfer.data.tables import read_table
 
 SOURCE_FILE = "source.json"
 METADATA_COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]
@@ -18,10 +19,10 @@ METADATA_COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "loc
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies in a raw data set's folder.
+    """The contents of a raw data set's folder.
 
     samples : DataFrame with the columns id, label, group and path (below the folder), sorted by id.
-    problems : one line for each thing that does not fit; empty for a sound data set.
+    problems : one line per mistake.
     """
 
     samples: pd.DataFrame
@@ -32,9 +33,9 @@ class Listing:
 class Dataset:
     """A catalogue entry.
 
-    classes : label in the files → what it stands for, in the order of every table.
-    group : what several images can share; no group may cross splits in group mode.
-    select : path in the published layout → path below data/<name>, or None for what is not ours.
+    classes : label in the files → its meaning, in the order of every table.
+    group : what several images can share, such as a patient; split by group, no group is in two splits.
+    select : path in the published layout → path below data/<name>, or None for a file that is not needed.
     read : folder → Listing.
     """
 
@@ -51,7 +52,7 @@ class Dataset:
 
 
 def _select_ham10000(path: PurePosixPath) -> PurePosixPath | None:
-    # The published archive holds the image folders twice, the second time in lower case.
+    # The published archive has the image folders twice, the second time in lower case.
     if path.name.lower() == "ham10000_metadata.csv":
         return PurePosixPath("HAM10000_metadata.csv")
     part = re.fullmatch(r"ham10000_images_part_([12])", path.parent.name.lower())
@@ -60,12 +61,11 @@ def _select_ham10000(path: PurePosixPath) -> PurePosixPath | None:
     return None
 
 
-# What a line on missing data advises.
 IMPORT_IT = "import the data set with `medtransfer data import`"
 
 
 def or_pull(folder: Path) -> str:
-    """Return what else a line on a missing data set or file can advise: to get what DVC has of it."""
+    """Return further advice for a message about missing data: how to get them from DVC, if it has them."""
     data = folder.parent
     pointer = data.with_name(f"{data.name}.dvc")
     if not pointer.exists():
@@ -78,19 +78,18 @@ def or_pull(folder: Path) -> str:
 def _read_ham10000(folder: Path) -> Listing:
     metadata = folder / "HAM10000_metadata.csv"
     try:
-        table = pd.read_csv(metadata, dtype=str)
+        table = read_table(metadata, METADATA_COLUMNS).replace("", pd.NA)
     except FileNotFoundError:
         raise UserError(f"{metadata}: not found; {IMPORT_IT}{or_pull(folder)}") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{metadata}: cannot be read as CSV: {' '.join(str(error).split())}") from None
-    missing = [column for column in METADATA_COLUMNS if column not in table.columns]
-    if missing:
-        raise UserError(f"{metadata}: column {', '.join(missing)} is missing; expected {', '.join(METADATA_COLUMNS)}")
     paths = [path.relative_to(folder) for path in files_under(folder)]
     images = {
         path.stem: path for path in paths if re.fullmatch(r"HAM10000_images_part_[^/]*/[^/]+\.jpg", path.as_posix())
     }
-    problems = [f"{metadata}: {image} has no {column}" for image, column in _empty_cells(table)]
+    problems = [
+        f"{metadata}: {row.image_id} has no {column}"
+        for column in ("image_id", "dx", "lesion_id")
+        for row in table[table[column].isna()].itertuples()
+    ]
     problems += [f"{metadata}: {image} has two rows" for image in table.image_id[table.image_id.duplicated()]]
     known = set(table.image_id.dropna())
     problems += [f"{metadata}: {image} has no image file" for image in sorted(known - set(images))]
@@ -101,20 +100,12 @@ def _read_ham10000(folder: Path) -> Listing:
     return list_samples(samples, problems, HAM10000.classes, metadata)
 
 
-def _empty_cells(table: pd.DataFrame) -> list[tuple[str, str]]:
-    return [
-        (str(row.image_id), column)
-        for column in ("image_id", "dx", "lesion_id")
-        for row in table[table[column].isna()].itertuples()
-    ]
-
-
 _CHEST_FILE = r"(NORMAL|PNEUMONIA)/([^/]+\.(?:jpeg|jpg|png))"
 _CHEST_PATIENT = re.compile(r"(person\d+|(?:NORMAL2-)?IM-\d+)[-_]")
 
 
 def _select_chest_xray(path: PurePosixPath) -> PurePosixPath | None:
-    # The published archive holds the whole tree twice and macOS's resource forks beside it.
+    # The published archive has the whole tree twice, and macOS's resource forks.
     if "__MACOSX" in path.parts or path.name.startswith("."):
         return None
     found = re.search(rf"(?:^|/)(train|val|test)/{_CHEST_FILE}$", path.as_posix())
@@ -143,7 +134,7 @@ def _read_chest_xray(folder: Path) -> Listing:
 
 
 def list_samples(samples: pd.DataFrame, problems: list[str], classes: dict[str, str], where: Path) -> Listing:
-    """Return the samples whose labels are known, sorted, and a problem for every other one."""
+    """Return the samples with a known label, sorted by id, and one problem for every other sample."""
     unknown = samples[~samples.label.isin(list(classes))]
     problems += [
         f"{where}: {row.id} has the label {row.label!r}; known: {', '.join(classes)}" for row in unknown.itertuples()
@@ -151,7 +142,7 @@ def list_samples(samples: pd.DataFrame, problems: list[str], classes: dict[str, 
     samples = samples[samples.label.isin(list(classes))]
     if samples.empty:
         problems.append(f"{where}: no labelled image found")
-    # A cell of a CSV may hold line breaks.
+    # A CSV cell may contain line breaks.
     problems = [" ".join(problem.split()) for problem in problems]
     return Listing(samples.sort_values("id", ignore_index=True), problems)
 
@@ -184,8 +175,8 @@ CHEST_XRAY = Dataset(
     name="chest_xray",
     title="Chest X-Ray Images (Pneumonia)",
     classes={"NORMAL": "no finding", "PNEUMONIA": "bacterial or viral pneumonia"},
-    # Whether person<N> is one patient across bacteria and virus cannot be told from the names:
-    # the bare number is the choice that cannot leak.
+    # The names do not say whether person<N> is the same patient in bacteria and virus images. Grouping by the number
+    # cannot leak.
     group="patient",
     images=5856,
     kaggle="paultimothymooney/chest-xray-pneumonia",
@@ -214,14 +205,14 @@ def get_dataset(name: str) -> Dataset:
 
 
 def read_source(folder: Path) -> dict[str, Any]:
-    """Return where a raw data set came from, as its import noted it: `synthetic`, `source`, …
+    """Return where a raw data set came from, as its import noted it: `synthetic` and `source`.
 
-    A folder that somebody put there by hand has no note and counts as real data.
+    A folder without a note was put there by hand and counts as real data.
 
     Raises
     ------
     UserError
-        The note is no such JSON.
+        The note is not valid.
     """
     note = folder / SOURCE_FILE
     if not note.exists():

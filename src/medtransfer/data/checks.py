@@ -1,21 +1,20 @@
 """Validation and description of a raw data set."""
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.progress import track
 
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of
 from medtransfer.data.catalogue import Dataset, read_source
 from medtransfer.data.images import load_rgb
+from medtransfer.data.progress import progress
 
 
 def describe(dataset: Dataset, folder: Path) -> dict[str, Any]:
-    """Count what lies in a raw data set's folder, without decoding it."""
+    """Count the images and groups of a raw data set, without decoding an image."""
     samples = dataset.read(folder).samples
     counts = samples.label.value_counts()
     groups = samples.groupby("label").group.nunique()
@@ -42,9 +41,9 @@ def validate(dataset: Dataset, folder: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        `problems`: one line each, empty for a sound data set; `duplicates`: sets of ids whose files
-        are equal byte for byte, with `crosses_labels` where their labels differ (reported, no
-        problem: the published data sets have some); and the counts of `describe`.
+        `problems`: one line per mistake; `duplicates`: ids of files that are equal byte for byte, and whether their
+        labels differ (`crosses_labels`), which is no mistake since the published data sets have some; and the counts
+        of `describe`.
     """
     listing = dataset.read(folder)
     samples = listing.samples
@@ -52,13 +51,7 @@ def validate(dataset: Dataset, folder: Path) -> dict[str, Any]:
     digests: dict[str, list[str]] = {}
     paths = [folder / path for path in samples.path]
     with ThreadPoolExecutor() as pool:
-        results = track(
-            pool.map(_decode_and_digest, paths),
-            f"validating {dataset.name}",
-            total=len(paths),
-            transient=True,
-            disable=not sys.stdout.isatty(),
-        )
+        results = progress(pool.map(_decode_and_digest, paths), f"validating {dataset.name}", len(paths))
         for identity, (digest, problem) in zip(samples.id, results, strict=True):
             digests.setdefault(digest, []).append(identity)
             if problem:
@@ -79,5 +72,5 @@ def _decode_and_digest(path: Path) -> tuple[str, str | None]:
 
 
 def class_counts(description: dict[str, Any]) -> pd.Series:
-    """Return the number of images a class, in the catalogue's order."""
+    """Return the number of images per class, in the catalogue's order."""
     return pd.Series({label: entry["images"] for label, entry in description["classes"].items()}, name="images")

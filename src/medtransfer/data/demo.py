@@ -1,8 +1,7 @@
-"""A small synthetic stand-in for both data sets, so that the study runs without a download.
+"""A small synthetic version of both data sets, so that the study runs without a download.
 
-The pictures are drawn, not measured: nothing can be learned from them about medicine. They have the
-layout, metadata, class imbalance and several images a lesion or patient of the real data sets, and
-classes that differ in shape, colour and texture but overlap.
+The images are drawn and say nothing about medicine. Like the real data sets they have several images per lesion or
+patient and imbalanced classes, which differ in shape, colour and texture but overlap; layout and metadata are the same.
 """
 
 from collections.abc import Callable
@@ -19,12 +18,12 @@ LESION_SIZE = (100, 75)  # width and height in pixels, the 4:3 of the real image
 CHEST_SIZE = 96
 JPEG_QUALITY = 85
 
-# Images a class: the order of the real imbalance, with enough lesions of each class to split.
+# Images per class: in the order of the real imbalance, with enough lesions of each class to split.
 LESIONS = {"akiec": 20, "bcc": 26, "bkl": 46, "df": 14, "mel": 46, "nv": 174, "vasc": 14}
 CHESTS = {"NORMAL": 64, "PNEUMONIA": 156}
 
-# Mean colour (red, green, blue), irregularity of the outline, darkness, grain of the texture in
-# pixels and its strength; each is drawn anew around these for every lesion.
+# Mean colour (red, green, blue), irregularity of the outline, darkness, grain of the texture in pixels and its
+# strength. Each lesion varies around them.
 LOOKS: dict[str, tuple[tuple[int, int, int], float, float, float, float]] = {
     "akiec": ((196, 120, 105), 0.22, 0.45, 3.0, 0.50),
     "bcc": ((205, 140, 140), 0.12, 0.40, 7.0, 0.35),
@@ -98,7 +97,7 @@ def _repeats(count: int, rng: np.random.Generator) -> list[int]:
 
 
 def _lesion(label: str, rng: np.random.Generator) -> Callable[[np.random.Generator], np.ndarray]:
-    """Return a function that takes a picture of one lesion from a new angle and in new light."""
+    """Return a function that draws one lesion from a new angle and in new light."""
     colour, irregularity, darkness, grain, strength = LOOKS[label]
     tint = np.array(colour) + rng.normal(0, 12) + rng.normal(0, 9, 3)
     skin = np.array((218, 176, 156)) + rng.normal(0, 14) + rng.normal(0, 5, 3)
@@ -135,7 +134,7 @@ def _lesion(label: str, rng: np.random.Generator) -> Callable[[np.random.Generat
 
 
 def _chest(label: str, rng: np.random.Generator) -> Callable[[np.random.Generator], np.ndarray]:
-    """Return a function that takes an X-ray of one patient; pneumonia adds blurred opacities."""
+    """Return a function that draws an X-ray of one patient; pneumonia adds blurred opacities."""
     wide, tall, spacing = rng.uniform(0.15, 0.19), rng.uniform(0.28, 0.36), rng.uniform(0.075, 0.095)
     sick = label == "PNEUMONIA"
     opacities = [

@@ -1,8 +1,7 @@
-"""Images that are the same picture: resized, compressed again, or flipped.
+"""Near-duplicates: images that are resized, recompressed or flipped copies of each other.
 
-Perceptual hashes find the candidates, the pixels decide. lesion_id is known to miss some duplicate
-pairs of HAM10000 (Abhishek et al., Investigating the Quality of DermaMNIST and Fitzpatrick17k
-Dermatological Image Datasets, 2024).
+Perceptual hashes find candidates and the correlation of pixels decides. HAM10000's lesion_id misses some duplicates
+(Abhishek et al., Investigating the Quality of DermaMNIST and Fitzpatrick17k Dermatological Image Datasets, 2024).
 """
 
 from collections.abc import Callable
@@ -12,41 +11,39 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-HASH_SIDE = 16  # a hash has its square in bits
-MAX_BITS = 48  # of 256 that may differ in a candidate: changed copies differ in up to 40, other pictures in 90 and more
-SIDE = 32  # pixels that decide
-MIN_CORRELATION = 0.94  # changed copies reach 0.95, other pictures stay below
+HASH_SIDE = 16  # a hash has 16² bits
+MAX_BITS = 48  # that differ in a candidate: changed copies differ in up to 40, other images in 90 and more
+SIDE = 32  # of a thumbnail
+MIN_CORRELATION = 0.94  # changed copies reach 0.95, other images do not
 FLIPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "": lambda pixels: pixels,
     "left-right": lambda pixels: pixels[:, ::-1],
     "top-bottom": lambda pixels: pixels[::-1],
     "both": lambda pixels: pixels[::-1, ::-1],
 }
-
-
-# Which images are looked for among which: all pairs across splits, each once.
+# Each split's images are searched for in these splits, so that each pair is found once.
 SEARCHED = {"test": ("train", "validation"), "validation": ("train",)}
 
 
 def thumbnail(image: Image.Image) -> np.ndarray:
-    """Return what pictures are compared by: grey pixels (SIDE, SIDE), uint8."""
+    """Return the grey pixels (SIDE, SIDE), uint8, by which images are compared."""
     return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
 def find_near_duplicates(thumbnails: np.ndarray, samples: pd.DataFrame) -> pd.DataFrame:
-    """Return the pairs of images in two splits that are the same picture.
+    """Return the pairs of near-duplicates in two different splits.
 
     Parameters
     ----------
     thumbnails : ndarray of shape (n, SIDE, SIDE), uint8
     samples : DataFrame
-        With the columns id, label, group, split and sha256, one row per thumbnail.
+        Columns id, label, group, split and sha256; one row per thumbnail.
 
     Returns
     -------
     DataFrame
-        One row per pair: id, label and split of an image of test or validation, the other image's id, label and
-        split, `flip`, whether the files are equal (`exact`), whether the groups are (`same_group`).
+        One row per pair: id, label and split of a test or validation image; other_id, other_label and other_split;
+        flip; exact (the files are equal); same_group.
     """
     hashes = np.stack([_hash(pixels) for pixels in thumbnails])
     normal = np.stack([_normalise(pixels) for pixels in thumbnails])

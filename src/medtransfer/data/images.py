@@ -1,7 +1,4 @@
-"""Decoding one image file to the pixels that the networks and the trees see.
-
-The one decoding function: training, evaluation and serving get their pixels here.
-"""
+"""Decoding an image file to pixels, in one way for training, evaluation and serving."""
 
 import struct
 from io import BytesIO
@@ -14,11 +11,11 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from medtransfer.core.errors import UserError, shortened
 
 FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
-# Colour and grey as they are; everything else is converted and counted.
+# Colour and grey need no conversion; every other mode is converted and counted.
 DIRECT_MODES = ("RGB", "L")
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-# Of 16-bit colour in a PNG, Pillow decodes the high bytes alone. Told this layout it decodes the low ones, in these
-# channels: grey with alpha comes as the four bytes that a pixel has.
+# Pillow decodes only the high bytes of 16-bit colour in a PNG. Given these layouts it decodes the low bytes, into these
+# channels: grey with alpha comes as the four bytes of a pixel.
 LOW_BYTES = {
     "RGB;16B": ("RGB;16L", [0, 1, 2]),
     "RGBA;16B": ("RGBA;16L", [0, 1, 2, 3]),
@@ -28,7 +25,7 @@ MAX_PIXELS = 100_000_000
 
 
 class Decoded(NamedTuple):
-    """An RGB image of 8 bits a channel and what was converted to get it, '' for nothing."""
+    """An RGB image with 8 bits per channel, and the conversions that it needed; '' for none."""
 
     image: Image.Image
     converted: str
@@ -43,19 +40,18 @@ def load_rgb(source: Path | bytes, size: int | None = None, name: str = "", max_
     Parameters
     ----------
     source : Path or bytes
-        A file or a file's content.
+        A file or its content.
     size : int, optional
-        The side in pixels to which the image will be reduced. A JPEG is then decoded at 1/2, 1/4 or
-        1/8 of its scale where both sides stay at least three times that: less work, and enough pixels for the
-        filter that reduces the rest.
+        The side in pixels to which the image will be reduced. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its scale
+        if both sides stay at least three times as long, which saves work and leaves the filter enough pixels.
     name : str, optional
-        What messages call it; the path by default.
+        The image's name in messages; the path by default.
 
     Raises
     ------
     UserError
-        The content is no whole JPEG or PNG or not what the name says, has several frames, real
-        transparency, or more than `max_pixels` pixels.
+        The content is not a complete JPEG or PNG, does not match the suffix, or has several frames, transparent
+        pixels or more than `max_pixels` pixels.
     """
     name = name or str(source if isinstance(source, Path) else "image")
     try:
@@ -108,7 +104,7 @@ def _to_rgb(image: Image.Image, low: np.ndarray | None, name: str) -> Decoded:
         converted = ["16 bit"]
         values = np.asarray(upright).astype(np.uint32)
         values = values if low is None else 256 * values + low
-        # A transparent colour is one of 16 bits: scaled, others may equal it.
+        # A transparent colour has 16 bits: after scaling, others may equal it.
         colour = image.info.get("transparency")
         transparent = colour is not None and bool(np.equal(np.atleast_3d(values), colour).all(axis=-1).any())
         upright = Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8))

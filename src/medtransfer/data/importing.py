@@ -1,20 +1,19 @@
-"""Bringing a data set into data/: from a zip, from a folder, or from Kaggle."""
+"""Importing a data set into data/ from a zip file, a folder or Kaggle."""
 
 import shutil
 import stat
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
-
-from rich.progress import track
+from typing import IO, Any
 
 from medtransfer.core.errors import UserError, counted, shortened
 from medtransfer.core.files import atomic_file, files_under, partial_beside, replace_folder, sha256_of, write_json
 from medtransfer.data.catalogue import IMPORT_IT, SOURCE_FILE, Dataset
+from medtransfer.data.progress import progress
 
 MAX_ENTRIES = 200_000
 MAX_BYTES = 500_000_000  # of one file, unpacked
@@ -22,19 +21,19 @@ MAX_BYTES = 500_000_000  # of one file, unpacked
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of the source: its path there, its size in bytes, its CRC-32 and how to open it."""
+    """A file of the source: its path there, its size in bytes, and functions for its CRC-32 and its content."""
 
     path: PurePosixPath
     size: int
     crc: Callable[[], int]
-    open: Callable[[], IO[bytes]]
+    open: Callable[[], Any]
 
 
 def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None = None) -> int:
-    """Copy a data set in its published layout to `data`/<name>, in place of what is there.
+    """Copy a data set in its published layout to `data`/<name>, replacing what is there.
 
-    The copy is made in a folder of its own and renamed when it is whole. An import that was
-    interrupted goes on: files that are already there with the right size and CRC-32 are kept.
+    The copy becomes visible when it is complete. An interrupted import continues: files that are already there with
+    the right size and CRC-32 are kept.
 
     Parameters
     ----------
@@ -43,7 +42,7 @@ def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None 
     data : Path
         The folder of the raw data sets.
     source : str, optional
-        What to note as the origin; the file's name and SHA-256, or the folder's name by default.
+        The origin to note; by default the file's name and SHA-256, or the folder's name.
 
     Returns
     -------
@@ -53,13 +52,13 @@ def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None 
     Raises
     ------
     UserError
-        `path` is missing, damaged, holds entries that leave the target folder, or no such data set.
+        `path` is missing or damaged, has entries that leave the target folder, or is another data set.
     """
     if path.is_dir():
         return _copy(dataset, _folder_entries(path), data, source or f"folder {path.name}", path)
     if not path.exists():
         raise UserError(f"{path}: not found; expected a zip file or a folder with {dataset.title}")
-    with path.open("rb") as file:  # given a path, is_zipfile says no where the right to read is missing
+    with path.open("rb") as file:  # given a path, is_zipfile hides missing permissions
         if not zipfile.is_zipfile(file):
             raise UserError(f"{path}: neither a folder nor a whole zip file; download it again")
         _refuse_many_entries(dataset, _count_entries(file), path)
@@ -67,10 +66,9 @@ def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None 
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError) as error:
         raise UserError(f"{path}: a damaged zip file ({error}); nothing was imported, download it again") from None
+    source = source or f"{path.name} sha256:{sha256_of(path)}"
     with archive:
-        return _copy(
-            dataset, _zip_entries(archive, path), data, source or f"{path.name} sha256:{sha256_of(path)}", path
-        )
+        return _copy(dataset, _zip_entries(archive, path), data, source, path)
 
 
 def _copy(dataset: Dataset, entries: Iterator[Entry], data: Path, source: str, path: Path) -> int:
@@ -81,7 +79,7 @@ def _copy(dataset: Dataset, entries: Iterator[Entry], data: Path, source: str, p
     try:
         _fill(dataset, staging, chosen, path)
     except UserError:
-        # A refused source leaves nothing; an import that was interrupted leaves what it has and goes on from there.
+        # Only an interrupted import may leave files behind, to continue from.
         shutil.rmtree(staging)
         raise
     write_json(staging / SOURCE_FILE, {"synthetic": False, "source": source})
@@ -93,9 +91,7 @@ def _fill(dataset: Dataset, staging: Path, chosen: dict[PurePosixPath, Entry], p
     for stale in [file for file in staging.rglob("*") if file.is_file()]:
         if PurePosixPath(stale.relative_to(staging).as_posix()) not in chosen:
             stale.unlink()
-    for target, entry in track(
-        chosen.items(), f"importing {dataset.name}", transient=True, disable=not sys.stdout.isatty()
-    ):
+    for target, entry in progress(chosen.items(), f"importing {dataset.name}"):
         _copy_entry(entry, staging / target, path)
     try:
         problems = dataset.read(staging).problems
@@ -130,13 +126,11 @@ def _choose(dataset: Dataset, entries: Iterator[Entry], path: Path) -> dict[Pure
 
 def _refuse_many_entries(dataset: Dataset, entries: int, path: Path) -> None:
     if entries > MAX_ENTRIES:
-        raise UserError(
-            f"{path}: more than {MAX_ENTRIES:,} entries; expected {dataset.images:,} images, so no {dataset.title}"
-        )
+        raise UserError(f"{path}: more than {MAX_ENTRIES:,} entries; but {dataset.title} has {dataset.images:,} images")
 
 
 def _count_entries(file: IO[bytes]) -> int:
-    """Count the entries in a zip's directory; zipfile needs half a kilobyte of memory for each when it opens it."""
+    """Count the entries of a zip file before zipfile, which needs half a kilobyte of memory per entry, opens it."""
     file.seek(0)
     return sum(block.count(b"PK\1\2") for block in iter(lambda: file.read(1 << 20), b""))
 
@@ -145,7 +139,7 @@ def _copy_entry(entry: Entry, target: Path, path: Path) -> None:
     if target.exists() and target.stat().st_size == entry.size and _crc_of(target) == entry.crc():
         return
     try:
-        with entry.open() as reader, atomic_file(target) as partial, partial.open("wb") as writer:
+        with entry.open() as reader, atomic_file(target) as unfinished, unfinished.open("wb") as writer:
             shutil.copyfileobj(reader, writer)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise UserError(f"{path}: {entry.path} is damaged ({error}); nothing was imported, download it again") from None
@@ -159,12 +153,7 @@ def _zip_entries(archive: zipfile.ZipFile, path: Path) -> Iterator[Entry]:
         if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise UserError(f"{path}: entry {info.filename!r} is a link or a device; nothing was imported")
         if not info.is_dir():
-            yield Entry(
-                name,
-                info.file_size,
-                lambda info=info: info.CRC,  # type: ignore[misc]
-                lambda info=info: archive.open(info),  # type: ignore[misc]
-            )
+            yield Entry(name, info.file_size, partial(int, info.CRC), partial(archive.open, info))
 
 
 def _folder_entries(folder: Path) -> Iterator[Entry]:
@@ -172,12 +161,8 @@ def _folder_entries(folder: Path) -> Iterator[Entry]:
     for file in files_under(folder):
         if not file.resolve().is_relative_to(root):
             raise UserError(f"{file}: a link that leaves {folder}; nothing was imported")
-        yield Entry(
-            PurePosixPath(file.relative_to(folder).as_posix()),
-            file.stat().st_size,
-            lambda file=file: _crc_of(file),  # type: ignore[misc]
-            lambda file=file: file.open("rb"),  # type: ignore[misc]
-        )
+        name = PurePosixPath(file.relative_to(folder).as_posix())
+        yield Entry(name, file.stat().st_size, partial(_crc_of, file), partial(file.open, "rb"))
 
 
 def _crc_of(file: Path) -> int:
@@ -195,7 +180,7 @@ def _refuse_full_disk(folder: Path, needed: int) -> None:
 
 
 def fetch_dataset(dataset: Dataset, data: Path) -> int:
-    """Download a data set from Kaggle (an interrupted download goes on) and import it.
+    """Download a data set from Kaggle and import it; an interrupted download continues.
 
     Raises
     ------

@@ -1,7 +1,6 @@
-"""Raw images → one array and a table of samples with their splits."""
+"""Raw images → one array, and a table of the samples and their splits."""
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.progress import track
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from medtransfer.core.errors import UserError, counted
@@ -19,6 +17,7 @@ from medtransfer.core.params import DatasetParams, Split
 from medtransfer.data.catalogue import Dataset, read_source
 from medtransfer.data.duplicates import find_near_duplicates, thumbnail
 from medtransfer.data.images import load_rgb, resize
+from medtransfer.data.progress import progress
 
 SPLITS = ("train", "validation", "test")
 FITTED = ("train", "validation")
@@ -26,22 +25,21 @@ LEFT_OUT = "left out"
 
 
 def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: Path) -> dict[str, Any]:
-    """Verify, split, decode and resize a raw data set once.
+    """Verify, split, decode and resize a raw data set.
 
-    Writes into `target`: `images.npy`, uint8 of shape (n, size, size, 3), in the order of
-    `samples.csv` (id, label, group, split, sha256 of the raw file), `duplicates.csv` (pairs of images
-    in two splits that are the same picture), and `dataset.json`.
+    Writes into `target`: `images.npy`, uint8 of shape (n, size, size, 3); `samples.csv`, in the same order (id, label,
+    group, split, sha256 of the raw file); `duplicates.csv` (pairs of near-duplicates in two splits); `dataset.json`.
 
     Returns
     -------
     dict
-        What `dataset.json` holds.
+        The content of `dataset.json`.
 
     Raises
     ------
     UserError
-        An image does not decode, labels and images do not match, a class cannot be split, or a split by group
-        lets a group lie on both sides.
+        An image does not decode, labels and images do not match, a class cannot be split, or a split by group has a
+        group in two splits.
     """
     samples = read_samples(dataset, raw)
     samples["split"] = leave_out(samples, assign_splits(samples, params.split, dataset.name), params.split)
@@ -51,7 +49,7 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
         raise UserError(
             f"{dataset.name}: {shared.sum()} of {len(shared)} test images share a {dataset.group} with training or "
             f"validation, as {samples.id[shared.index[shared]].iloc[0]}; expected none with split.by: group, so "
-            "try another split.seed"
+            "change split.seed"
         )
     paths = [raw / path for path in samples.path]
     samples["sha256"], thumbnails, conversions = _write_images(paths, params, dataset.name, target / "images.npy")
@@ -84,15 +82,13 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
 def _write_images(
     paths: list[Path], params: DatasetParams, name: str, target: Path
 ) -> tuple[list[str], np.ndarray, Counter[str]]:
-    """Write the decoded images to `target`; return their files' SHA-256, thumbnails (n, …) and conversions by kind."""
+    """Write the decoded images to `target`; return the files' SHA-256, thumbnails and the number of each conversion."""
     size = params.image_size
     digests, thumbnails, conversions = [], [], Counter[str]()
     decoded = _decode_all(paths, size, params.resize_filter)
     with target.open("wb") as file:
         write_array_header(file, np.dtype(np.uint8), (len(paths), size, size, 3))
-        for pixels, small, converted, digest in track(
-            decoded, f"preparing {name}", total=len(paths), transient=True, disable=not sys.stdout.isatty()
-        ):
+        for pixels, small, converted, digest in progress(decoded, f"preparing {name}", len(paths)):
             file.write(pixels.tobytes())
             digests.append(digest)
             thumbnails.append(small)
@@ -101,12 +97,12 @@ def _write_images(
 
 
 def read_samples(dataset: Dataset, raw: Path) -> pd.DataFrame:
-    """Return the samples of a raw data set, as `Listing` has them; no image is opened.
+    """Return the samples of a raw data set, with the columns of `Listing`, without opening an image.
 
     Raises
     ------
     UserError
-        It is not there, labels and images do not match, or a class has no image.
+        The data set is missing, labels and images do not match, or a class has no image.
     """
     listing = dataset.read(raw)
     if listing.problems:
@@ -122,7 +118,7 @@ def read_samples(dataset: Dataset, raw: Path) -> pd.DataFrame:
 
 
 def _decode_all(paths: list[Path], size: int, resize_filter: str) -> Iterator[tuple[np.ndarray, np.ndarray, str, str]]:
-    """Yield each image's pixels, its thumbnail, what was converted, and the SHA-256 of its file."""
+    """Yield each image's pixels, its thumbnail, its conversions, and the SHA-256 of its file."""
 
     def decode(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
         image, converted = load_rgb(path, size)
@@ -130,17 +126,17 @@ def _decode_all(paths: list[Path], size: int, resize_filter: str) -> Iterator[tu
 
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
-        # A bounded stretch at a time: the pool would hold every decoded image otherwise.
+        # In batches, or the pool would hold every decoded image.
         for start in range(0, len(paths), 64 * workers):
             yield from pool.map(decode, paths[start : start + 64 * workers])
 
 
 def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
-    """Divide samples into train, validation and test, stratified by label; nothing is left out yet.
+    """Divide samples into train, validation and test, stratified by label.
 
-    The test part is cut first, so that the trees (training + validation) and the networks are
-    tested on the same images. By image, as in the talk, uses train_test_split; by group,
-    StratifiedGroupKFold, so that no group lies in two splits.
+    The test part is cut first, so that trees (training + validation) and networks are tested on the same images.
+    A split by image, as in the talk, uses train_test_split; one by group StratifiedGroupKFold, so that no group is in
+    two splits.
 
     Parameters
     ----------
@@ -153,13 +149,12 @@ def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
     Raises
     ------
     UserError
-        A class has too few images or groups to reach every split, or does not reach one.
+        A class has too few images or groups, or is missing from a split.
     """
     unit = samples.groupby("label").size() if split.by == "image" else samples.groupby("label").group.nunique()
     if unit.min() < 5:
         raise UserError(
-            f"{name}: class {unit.idxmin()} has {counted(unit.min(), split.by)}; dividing it by {split.by} needs at "
-            "least 5"
+            f"{name}: class {unit.idxmin()} has {counted(unit.min(), split.by)}; a split by {split.by} needs at least 5"
         )
     try:
         rest, test = _cut(samples, split.test, split)
@@ -167,7 +162,7 @@ def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
     except ValueError as error:  # scikit-learn's
         raise UserError(
             f"{name}: {len(samples)} images cannot be divided into {split.test:g} test and {split.validation:g} "
-            f"validation ({error}); ask for larger parts in datasets.{name}.split"
+            f"validation ({error}); enlarge the parts in datasets.{name}.split"
         ) from None
     splits = pd.Series("validation", index=samples.index)
     splits[train] = "train"
@@ -177,23 +172,23 @@ def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
 
 
 def _check_classes(samples: pd.DataFrame, splits: pd.Series, split: Split, name: str) -> None:
-    """Raise UserError where a split has no image of a class: its F1 would count as 0."""
+    """Raise UserError if a split has no image of a class, whose F1 would then count as 0."""
     for part in SPLITS:
         there = set(samples.label[splits == part])
         missing = [label for label in dict.fromkeys(samples.label) if label not in there]
         if missing:
             raise UserError(
-                f"{name}: no image of {', '.join(missing)} among the {part} images; expected every class in each, so "
-                f"ask for larger parts in datasets.{name}.split, or try another split.seed than {split.seed}"
+                f"{name}: no image of {', '.join(missing)} among the {part} images; expected every class in each "
+                f"split; enlarge the parts in datasets.{name}.split, or change its seed from {split.seed}"
             )
 
 
 def leave_out(samples: pd.DataFrame, splits: pd.Series, split: Split) -> pd.Series:
-    """Mark what the split's `leak` leaves out of training and validation, so that the leak can be measured.
+    """Mark the images that the split's `leak` leaves out of training and validation, to measure leakage.
 
-    `remove`: every image that shares a lesion or patient with a test image. `match`: as many of each class and
-    split, drawn at random from all of them, so that the leak stays and only its share of images is the same.
-    A network trained either way has the same number of images of each class and the same test images.
+    `remove` leaves out every image that shares a lesion or patient with a test image. `match` leaves out as many
+    images of each class and split at random, so that the leakage stays. Either way a network has the same test images
+    and as many training images of each class.
 
     Returns
     -------
@@ -222,11 +217,11 @@ def _cut(samples: pd.DataFrame, part: float, split: Split) -> tuple[pd.Index, pd
 
 
 def shared_with_training(samples: pd.DataFrame) -> pd.Series:
-    """Say for each test image whether an image of its lesion or patient is in training or validation.
+    """Return for each test image whether training or validation has an image of its lesion or patient.
 
     Returns
     -------
-    Series of bool, a value a test image
+    Series of bool, one value per test image
     """
     test = samples[samples.split == "test"]
     return test.group.isin(samples.group[samples.split.isin(FITTED)])
