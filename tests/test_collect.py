@@ -181,7 +181,7 @@ def test_a_name_that_leads_out_of_results_is_refused(
     for options in ([], ["--add"], ["--replace"]):
         refused = CliRunner().invoke(cli, ["collect", *options, "--", name])
         assert isinstance(refused.exception, UserError)
-        assert f"{name!r}: no name for collected results" in str(refused.exception)
+        assert f"{name!r}: not a name for collected results" in str(refused.exception)
         assert "\n" not in str(refused.exception)
     assert sorted(tmp_path.rglob("*")) == before
 

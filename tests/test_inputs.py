@@ -219,7 +219,7 @@ def test_a_cut_pointer_is_refused_at_every_place(
         with pytest.raises(UserError, match=r"git checkout data\.dvc"):
             check_unchanged(Path("data"))
     Path("data.dvc").write_text(pointer)
-    with pytest.raises(UserError, match=r"data: not there, though data\.dvc names it; run `dvc pull data\.dvc`"):
+    with pytest.raises(UserError, match=r"data: not found, but data\.dvc names it; run `dvc pull data\.dvc`"):
         check_unchanged(Path("data"))
 
 

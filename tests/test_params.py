@@ -46,7 +46,7 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
         (
             "by: image, validation: 0.2, test: 0.2, seed: 0",
             "by: group, validation: 0.2, test: 0.2, seed: 0, leak: remove",
-            "leak: remove is for by: image; divided by group, nothing leaks",
+            "leak: remove is for by: image; a split by group has no leakage",
         ),
         ("- imagenet_head", "- imagenet_heads", "'imagenet_heads' is unknown; there are cnn_random"),
         ("ham10000/imagenet_all", "ham10000/other", "'ham10000/other' is not trained by this study"),

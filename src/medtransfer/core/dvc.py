@@ -1,7 +1,7 @@
-"""Whether what a stage reads is what DVC recorded.
+"""Checks against what DVC recorded.
 
-DVC checks out a damaged object of its cache without a word and calls it up to date, so every stage
-hashes what it reads and compares.
+DVC silently checks out a damaged object of its cache and calls it up to date, so every stage hashes its inputs and
+compares them with dvc.lock.
 """
 
 import hashlib
@@ -37,12 +37,12 @@ MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 def check_unchanged(folder: Path) -> None:
     """Compare a folder with its record in dvc.lock, or data/ with data.dvc.
 
-    Where DVC has no record, as when a stage runs outside of `dvc repro`, there is nothing to compare.
+    Without a record, as when a stage runs outside `dvc repro`, nothing is compared.
 
     Raises
     ------
     UserError
-        A file differs; the message names it and how to mend it.
+        A file differs; the message says which and how to repair it.
     """
     recorded = recorded_digest(folder)
     if recorded is None:
@@ -51,19 +51,19 @@ def check_unchanged(folder: Path) -> None:
     if _digest_of(found) == recorded:
         return
     if folder == DATA and not found:
-        raise UserError(f"{DATA}: not there, though {POINTER} names it; run `dvc pull {POINTER}`")
+        raise UserError(f"{DATA}: not found, but {POINTER} names it; run `dvc pull {POINTER}`")
     listed = _listed(recorded)
     differing = sorted(name for name in found.keys() | listed.keys() if listed and found.get(name) != listed.get(name))
     named = ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
     where = POINTER if folder == DATA else LOCK
     raise UserError(
         f"{folder}: not what {where} names ({recorded}){': ' + named if named else ''}; it was damaged or changed on "
-        f"disk: {_how_to_mend(folder, differing, listed)}"
+        f"disk: {_remedy(folder, differing, listed)}"
     )
 
 
-def _how_to_mend(folder: Path, differing: list[str], listed: dict[str, str]) -> str:
-    """Say how to get back what DVC recorded: from its cache, or, where that is bad too, without it."""
+def _remedy(folder: Path, differing: list[str], listed: dict[str, str]) -> str:
+    """Return how to restore what DVC recorded: from its cache or, if that is damaged too, without it."""
     bad = [name for name in differing if name in listed and not _is_whole(listed[name])]
     if listed and not bad:
         return f"DVC's cache holds it as it was: run `dvc checkout --force {POINTER if folder == DATA else folder}`"
@@ -73,7 +73,7 @@ def _how_to_mend(folder: Path, differing: list[str], listed: dict[str, str]) -> 
 
 
 def _is_whole(md5: str) -> bool:
-    """Return whether DVC's cache holds the file of this hash, undamaged."""
+    """Return whether DVC's cache has the file with this hash, undamaged."""
     path = _cached(md5)
     if not path.is_file():
         return False
@@ -82,26 +82,26 @@ def _is_whole(md5: str) -> bool:
 
 
 def warn_of_another_version() -> None:
-    """Say that data.dvc is not the last commit's, if so: `dvc repro` takes whatever lies in data/ as a new version."""
+    """Warn if data.dvc differs from the last commit, since `dvc repro` records any change in data/ as a new version."""
     try:
         shown = subprocess.run(["git", "show", f"HEAD:./{POINTER}"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return
     if POINTER.exists() and POINTER.read_text() != shown.stdout:
         log.warning(
-            "%s: names other data than the last commit. If you changed them, `git commit %s` keeps that; if you did "
-            "not, they are damaged, and `git checkout %s && dvc checkout --force %s` brings them back",
+            "%s: names other data than the last commit. If you changed the data, `git commit %s` keeps the change; if "
+            "not, they are damaged, and `git checkout %s && dvc checkout --force %s` restores them",
             *[POINTER] * 4,
         )
 
 
 def check_dvc_files() -> None:
-    """Check the files of DVC that a crash can leave in pieces.
+    """Check the files of DVC that a crash can leave incomplete.
 
     Raises
     ------
     UserError
-        One of them is; the message says how to mend it.
+        One of them is incomplete; the message says how to repair it.
     """
     read_lock()
     if POINTER.exists():
@@ -111,19 +111,24 @@ def check_dvc_files() -> None:
             json.loads(RWLOCK.read_text())
         except ValueError:
             raise UserError(
-                f"{RWLOCK}: no whole JSON file; a process was killed while it wrote it: remove it (rm {RWLOCK})"
+                f"{RWLOCK}: incomplete JSON, since a process was killed while writing it; remove it (rm {RWLOCK})"
             ) from None
 
 
 def check_params_unchanged(params: Params, *keys: str) -> None:
-    """Check that params.yaml still says what a stage was given, where DVC will look after the stage.
+    """Check that params.yaml still has the values with which a stage began.
 
-    DVC writes into dvc.lock what the file says when the stage ends, not what it said when it began.
+    DVC records in dvc.lock the values that the file has when the stage ends.
+
+    Parameters
+    ----------
+    *keys : str
+        Sections or dotted names.
 
     Raises
     ------
     UserError
-        One of the keys, a section or a dotted name, has another value now.
+        A key has another value now.
     """
     for key in keys:
         given, found = (_value_of(values.model_dump(), key) for values in (params, read_params(PARAMS)))
@@ -211,13 +216,13 @@ def read_lock() -> dict[str, Any]:
     Raises
     ------
     UserError
-        It is empty or cut. Only a cut between two whole outputs of one stage cannot be told; of ours, `evaluate` alone
-        has several, which no stage reads.
+        It is empty or cut. A cut between two complete outputs of one stage goes unnoticed, but only `evaluate` has
+        several, and no stage reads them.
     """
     if not LOCK.exists():
         return {}
     try:
-        # Another `dvc repro` beside this stage's own (`medtransfer study`) writes dvc.lock in place, under this lock.
+        # A second `dvc repro` (`medtransfer study` starts several) writes dvc.lock in place, under this lock.
         with FileLock(DVC_LOCK) if DVC_LOCK.parent.is_dir() else nullcontext():
             lock = _read_whole(LOCK)
         _require(lock, "schema")
@@ -228,7 +233,7 @@ def read_lock() -> dict[str, Any]:
                 _check_entry(entry)
     except (YAMLError, UnicodeDecodeError, ValueError, TypeError, AttributeError):
         raise UserError(
-            f"{LOCK}: empty or cut; restore it (git checkout {LOCK}): stages that had run come from DVC's cache"
+            f"{LOCK}: empty or cut; restore it (git checkout {LOCK}); finished stages come from DVC's cache"
         ) from None
     return stages
 
@@ -236,7 +241,7 @@ def read_lock() -> dict[str, Any]:
 def _read_whole(path: Path) -> Any:
     text = path.read_text()
     if not text.endswith("\n"):
-        raise ValueError("it does not end with a line")
+        raise ValueError("its last line is cut")
     return _parse(text)
 
 
@@ -247,7 +252,7 @@ def _require(values: Any, *keys: str) -> None:
 
 
 def _check_entry(entry: Any) -> None:
-    """Check that DVC's record of a file or folder is whole."""
+    """Check that DVC's record of a file or folder is complete."""
     _require(entry, "path", "md5")
     if not MD5.fullmatch(entry["md5"]) or "size" not in entry or ("nfiles" in entry) != entry["md5"].endswith(".dir"):
         raise ValueError("the record of a file is cut")
@@ -255,12 +260,12 @@ def _check_entry(entry: Any) -> None:
 
 @lru_cache(maxsize=2)
 def _parse(text: str) -> Any:
-    """Read YAML once for all folders that a stage compares."""
+    """Parse YAML once for all folders that a stage compares."""
     return YAML(typ="safe").load(text)
 
 
 def recorded_digest(folder: Path) -> str | None:
-    """Return the hash that DVC recorded for a folder, None where it has none."""
+    """Return the hash that DVC recorded for a folder, or None."""
     if folder == DATA:
         return _pointed() if POINTER.exists() else None
     outs = {out["path"]: out["md5"] for stage in read_lock().values() for out in stage["outs"]}
@@ -277,7 +282,7 @@ def _pointed() -> str:
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """Return the MD5 of each file under a folder by its path in it; unfinished files are no part of it."""
+    """Return the MD5 of each finished file under a folder, by its path in the folder."""
     found = {}
     for path in files_under(folder):
         name = path.relative_to(folder).as_posix()
@@ -288,7 +293,7 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def digest_of(folder: Path) -> str:
-    """Return DVC's hash of a folder, as `recorded_digest` gives it."""
+    """Return a folder's hash as DVC computes it."""
     return _digest_of(file_digests(folder))
 
 
@@ -303,7 +308,7 @@ def _cached(md5: str) -> Path:
 
 
 def _listed(recorded: str) -> dict[str, str]:
-    """Return DVC's own list of the files, where its cache holds it."""
+    """Return DVC's own list of a folder's files; empty if its cache does not have it."""
     try:
         return {entry["relpath"]: entry["md5"] for entry in json.loads(_cached(recorded).read_text())}
     except (OSError, ValueError, TypeError, KeyError):

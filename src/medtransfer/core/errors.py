@@ -1,11 +1,11 @@
-"""The one exception that stands for a user's mistake, and how its line is written."""
+"""The exception for a user's mistake, and helpers for its message."""
 
 import textwrap
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something that the user can mend.
+    """Something that the user can fix.
 
     The message is one line: the file or key, what was found, what was expected and what to do.
     The command line prints it without a traceback and exits with 2.
@@ -13,14 +13,14 @@ class UserError(Exception):
 
 
 def shortened(text: object, width: int = 200) -> str:
-    """Return what somebody else's exception says on one line, without half a word at its end."""
+    """Return a foreign exception's message on one line of at most `width` characters, cut between words."""
     line = " ".join(str(text).split())
     short = textwrap.shorten(line, width, placeholder=" …")
     return short if len(short) > width // 2 or len(line) <= width else f"{line[: width - 1]}…"
 
 
 def unknown(where: str, name: str, known: Iterable[str]) -> str:
-    """Return the line for a name that is none of the known ones; `where` is the key or file that should hold it."""
+    """Return the message for an unknown name; `where` is the key or file that it is in."""
     return f"{where}: {name!r} is unknown; there are {', '.join(known)}"
 
 
@@ -30,7 +30,7 @@ def check_known(where: str, name: str, known: Iterable[str]) -> None:
     Raises
     ------
     UserError
-        It is not; the line is that of `unknown`.
+        It is not; the message is that of `unknown`.
     """
     known = list(known)
     if name not in known:

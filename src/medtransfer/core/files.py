@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and their digests."""
+"""Files and folders that are written atomically, and their digests."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from medtransfer.core.errors import UserError
 
 
 def partial_beside(target: Path) -> Path:
-    """Return where an unfinished `target` lives: beside it, under a name that .dvcignore lists."""
+    """Return the path of an unfinished `target`: beside it, with a name that .dvcignore lists."""
     return target.with_name(f".partial-{target.name}")
 
 
@@ -33,7 +33,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Rename the folder `source` to `target`, in place of what stood there."""
+    """Rename the folder `source` to `target`, replacing what was there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         old = target.with_name(f".partial-old-{target.name}")
@@ -58,12 +58,12 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def files_under(folder: Path) -> list[Path]:
-    """Return the files under a folder, sorted; unlike Path.rglob, an error where one in it may not be read.
+    """Return the files under a folder, sorted. Unlike Path.rglob, an unreadable folder in it is an error.
 
     Raises
     ------
     UserError
-        A folder in it is a link: what lies behind it would be left out.
+        A folder in it is a link, whose files would be left out.
     """
 
     def refuse(error: OSError) -> None:
@@ -80,13 +80,13 @@ def files_under(folder: Path) -> list[Path]:
 
 
 def write_array_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """Begin a .npy file whose rows are then appended: unlike a memory map, a full disk is an error there."""
+    """Begin a .npy file to which rows are then appended: unlike with a memory map, a full disk raises an error."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
 
 
 def user_cache() -> Path:
-    """Return the folder of what is kept for this user across projects."""
+    """Return the folder for caches that the user's projects share."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medtransfer"
 
 

@@ -1,4 +1,4 @@
-"""What this machine computes with, asked without loading Keras or its backends."""
+"""The machine's GPUs and processor, found without loading Keras or its backends."""
 
 import ctypes.util
 import importlib.metadata
@@ -13,7 +13,7 @@ GPU_CAPABILITY = (8, 0)  # NVIDIA's Ampere
 
 
 def gpu_capabilities() -> list[tuple[int, int]]:
-    """Return the CUDA compute capability of each NVIDIA GPU; empty where the backend can use none."""
+    """Return the CUDA compute capability of each NVIDIA GPU; empty if the backend can use none."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not _backend_has_cuda():
         return []
     try:
@@ -28,9 +28,9 @@ def gpu_capabilities() -> list[tuple[int, int]]:
 
 
 def _backend_has_cuda() -> bool:
-    """Return whether the backend finds NVIDIA's libraries: without them a GPU is there in vain.
+    """Return whether the backend finds NVIDIA's libraries, without which it cannot use a GPU.
 
-    From pip they are packages of their own; an image of NVIDIA's has them in the system.
+    They are installed by pip or, in NVIDIA's images, with the system.
     """
     needed = "jax-cuda" if os.environ.get("KERAS_BACKEND") == "jax" else "nvidia-cudnn"
     packages = (found.metadata["Name"] or "" for found in importlib.metadata.distributions())
@@ -38,7 +38,7 @@ def _backend_has_cuda() -> bool:
 
 
 def native_precision() -> str:
-    """Return `mixed_bfloat16` where the GPUs, or else the processor, compute in bfloat16, and `float32` elsewhere."""
+    """Return `mixed_bfloat16` if the GPUs, or else the processor, are fast in bfloat16; otherwise `float32`."""
     gpus = gpu_capabilities()
     native = min(gpus) >= GPU_CAPABILITY if gpus else _processor_has_fast_bfloat16()
     return "mixed_bfloat16" if native else "float32"
@@ -52,8 +52,8 @@ def processor_has_slow_bfloat16() -> bool:
 def _processor_has_fast_bfloat16() -> bool:
     """Return whether the processor multiplies in bfloat16 faster than in float32.
 
-    Most emulate it, and JAX has none that is fast. Intel's with avx512_bf16 alone, as in virtual machines that hide
-    AMX, take longer than in float32; AMD's take half the time (benchmarks/README.md).
+    Most processors emulate it, and JAX is never faster. With avx512_bf16 but without AMX, as in some virtual machines,
+    Intel's are slower than in float32; AMD's take half the time (benchmarks/README.md).
     """
     if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
         return False

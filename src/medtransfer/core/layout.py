@@ -1,4 +1,4 @@
-"""Where each stage reads and writes, relative to the project's folder."""
+"""The paths that stages read and write, relative to the project's folder."""
 
 import re
 from pathlib import Path
@@ -14,10 +14,9 @@ ACTIVATIONS = Path("artifacts/activations")
 LAYERS = Path("artifacts/layers")
 GRADCAM = Path("artifacts/gradcam")
 TUNING = Path("artifacts/tuning.csv")
-# Of a data set's collected runs: which test images share a lesion or patient with which other split.
-SHARED = "shared.csv"
-NOTES = "notes.txt"  # beside collected runs: what a reader has to know that no number says
-# What identifies a trial; `made_from` is a digest of the rest of the recipe and of the data.
+SHARED = "shared.csv"  # in collected runs: the test images that share a lesion or patient with another split
+NOTES = "notes.txt"  # beside collected runs: remarks for the reader
+# The columns that identify a trial; `made_from` is a digest of the rest of the recipe and of the data.
 TUNING_KEY = ["dataset", "configuration", "optimizer", "learning_rate", "fraction", "epochs", "seed", "made_from"]
 SWEEPS = Path("artifacts/sweeps")
 REPORTS = Path("reports")
@@ -30,7 +29,7 @@ def run_folder(dataset: str, model: str, seed: int) -> Path:
 
 
 def unfinished_folder(dataset: str, model: str, seed: int) -> Path:
-    """Return where a fit that has not ended keeps its checkpoints; DVC removes outputs, so it is none."""
+    """Return the folder of an unfinished fit's checkpoints, which is no output, since DVC removes outputs."""
     return UNFINISHED / dataset / run_name(model, seed)
 
 
@@ -40,19 +39,19 @@ def run_name(model: str, seed: int) -> str:
 
 
 def check_name(name: str, of: str) -> None:
-    """Check that a name which a user chose can be a folder's.
+    """Check that a name chosen by a user is safe as a folder's name.
 
     Parameters
     ----------
     of : str
-        What it is to name, for the message.
+        The thing to be named, for the message.
 
     Raises
     ------
     UserError
-        It cannot: it would lead out of the folder that it is for, or be that folder.
+        The name could lead out of the folder that it is for.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(
-            f"{name!r}: no name for {of}; letters, digits, '.', '_' and '-' are, with a letter or digit first"
+            f"{name!r}: not a name for {of}; expected letters, digits, '.', '_' and '-', with a letter or digit first"
         )

@@ -1,7 +1,4 @@
-"""params.yaml as typed, validated values.
-
-The file is read once, in `cli/`; every other function gets the section that it needs.
-"""
+"""params.yaml as typed, validated values."""
 
 import difflib
 import logging
@@ -43,7 +40,7 @@ LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_. -]*$"
 Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
 LINE_PATTERN = r"^[^\n]+$"
 Line = Annotated[str, Field(pattern=LINE_PATTERN)]
-# What the patterns say, for whoever does not read them.
+# The patterns in words, for messages.
 IN_WORDS = {
     NAME_PATTERN: "small letters, digits and '_', with a letter first",
     LABEL_PATTERN: "letters, digits, blanks, '_', '.' and '-', with a letter or digit first",
@@ -55,7 +52,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Part = Annotated[float, Field(gt=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
-# A rate, or one for each data set; told apart by its form, so that a mistake in one is not blamed on the other.
+# One rate, or one per data set. The tags keep a mistake in one form from being reported as the other.
 RATE, RATES = "<rate>", "<rates>"
 Rates = Annotated[
     Annotated[Rate, Tag(RATE)] | Annotated[dict[Name, Rate], Tag(RATES)],
@@ -73,7 +70,7 @@ Scaling = Annotated[Literal["tf", "caffe"], BeforeValidator(current_scaling)]
 Optimizer = Literal["adam", "sgd", "rmsprop"]
 Balance = Literal["none", "class_weights", "sampling"]
 AUTO = "auto"
-# Read as what this machine computes in, so that no other module knows `auto`.
+# `auto` is replaced by this machine's precision, so that no other module knows it.
 Precision = Annotated[
     Literal["float32", "mixed_bfloat16", "auto"],
     AfterValidator(lambda asked: native_precision() if asked == AUTO else asked),
@@ -91,13 +88,13 @@ EachOnce = AfterValidator(_each_once)
 
 
 class Section(BaseModel):
-    """A part of params.yaml: no unknown key, no silent conversion, no change after reading."""
+    """A part of params.yaml: unknown keys are refused, values are not converted and cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Split(Section):
-    """How samples are divided: what is neither validation nor test is training."""
+    """How samples are divided; the rest, neither validation nor test, is for training."""
 
     by: Literal["image", "group"]
     validation: Fraction
@@ -109,25 +106,25 @@ class Split(Section):
     def _leave_training_and_whole_folds(self) -> "Split":
         if self.validation + self.test >= 1:
             raise ValueError(
-                f"validation + test is {self.validation + self.test:g}; expected less than 1, so that a part is left "
-                "for training"
+                f"validation + test is {self.validation + self.test:g}; expected less than 1, to leave images for "
+                "training"
             )
         if self.by == "group" and self.leak != "keep":
-            raise ValueError(f"leak: {self.leak} is for by: image; divided by group, nothing leaks")
+            raise ValueError(f"leak: {self.leak} is for by: image; a split by group has no leakage")
         if self.by == "group":
             for name, part in (("test", self.test), ("validation", self.validation / (1 - self.test))):
                 if abs(1 / part - round(1 / part)) > 1e-6:
                     raise ValueError(
-                        f"with by: group, {name} must be one of k equal folds of what is divided, "
-                        f"but it is {part:.4g} of it; 0.2 and 0.2 work"
+                        f"with by: group, {name} must be one of k equal folds of the images left to divide, "
+                        f"but it is {part:.4g} of them; 0.2 and 0.2 work"
                     )
         return self
 
 
 class CatalogueEntry(Section):
-    """What the study has to know of a data set of the user's own; `medtransfer data add` writes it.
+    """The description of a custom data set, written by `medtransfer data add`.
 
-    `classes`: each label and what it stands for, in the order of every table. `group`: what several images can share.
+    `classes`: each label and its meaning, in the order of every table. `group`: what several images can share.
     """
 
     title: Line
@@ -138,7 +135,7 @@ class CatalogueEntry(Section):
 
 
 class DatasetParams(Section):
-    """How one data set is prepared; `image_size` is the side of the square in pixels."""
+    """How one data set is prepared; `image_size` is the side of the square image in pixels."""
 
     image_size: Annotated[int, Field(ge=32, le=1024)]
     resize_filter: Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -147,7 +144,7 @@ class DatasetParams(Section):
 
 
 class StudyParams(Section):
-    """Which freezing configurations one data set is studied with."""
+    """The freezing configurations that one data set is studied with."""
 
     train: Annotated[list[Name], EachOnce]
     transfer: Annotated[list[Name], EachOnce] = []
@@ -176,7 +173,7 @@ class TreesParams(Section):
 
 
 class TrainParams(Section):
-    """How every network is trained, whatever its freezing configuration."""
+    """The common training recipe of all networks."""
 
     batch_size: PositiveInt
     epochs: PositiveInt
@@ -192,24 +189,23 @@ class TrainParams(Section):
 
 
 class WeightsParams(Section):
-    """Where the ImageNet weights come from; `file` goes before every other source."""
+    """Where the ImageNet weights come from; `file` takes precedence over every other source."""
 
     file: str | None
 
 
 class CacheParams(Section):
-    """What the store of features may hold, in units of 10^9 bytes; 0 turns it off."""
+    """The size limit of the feature cache in units of 10^9 bytes; 0 turns it off."""
 
     max_gb: Annotated[float, Field(ge=0)]
 
 
 class Configuration(Section):
-    """A freezing configuration: the weights that a network begins from and the blocks it trains.
+    """A freezing configuration: the initial weights of a network and the blocks that it trains.
 
     `weights` is `random`, `imagenet` or a finished run, `<data set>/<configuration>`.
     `trainable` is `all`, `head` or a list of blocks; the classification head always trains.
-    The others stand in for what `train` says; a learning rate may be given for each data set, and `medtransfer
-    tune` finds it.
+    The other keys replace those of `train`. The learning rate may be one per data set; `medtransfer tune` finds it.
     """
 
     weights: Annotated[str, Field(pattern=WEIGHTS_PATTERN)]
@@ -231,15 +227,15 @@ class Configuration(Section):
         raise ValueError(f"must be 'all', 'head' or a list of different blocks out of {', '.join(BLOCKS)}")
 
     def recipe(self, train: TrainParams, dataset: str) -> TrainParams:
-        """Return how this configuration is trained on a data set."""
-        own = self.model_dump(exclude={"weights", "trainable"}, exclude_none=True)
+        """Return the training recipe of this configuration on a data set."""
+        overrides = self.model_dump(exclude={"weights", "trainable"}, exclude_none=True)
         if isinstance(self.learning_rate, dict):
-            own["learning_rate"] = self.learning_rate.get(dataset, train.learning_rate)
-        return train.model_copy(update=own)
+            overrides["learning_rate"] = self.learning_rate.get(dataset, train.learning_rate)
+        return train.model_copy(update=overrides)
 
     @property
     def source(self) -> tuple[str, str] | None:
-        """The finished run to begin from, as (data set, configuration), or None."""
+        """The finished run that it begins from, as (data set, configuration), or None."""
         dataset, _, configuration = self.weights.partition("/")
         return (dataset, configuration) if configuration else None
 
@@ -307,7 +303,7 @@ def read_params(path: Path) -> Params:
     Raises
     ------
     UserError
-        The file is missing, is no YAML, or has an unknown key or a wrong value.
+        The file is missing or not YAML, or has an unknown key or a wrong value.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -324,7 +320,7 @@ def read_params(path: Path) -> Params:
 
 
 def parse_params(text: str, path: Path) -> Params:
-    """Validate the text of params.yaml; messages call it `path`.
+    """Validate the text of params.yaml; messages name it `path`.
 
     Raises
     ------
@@ -334,7 +330,7 @@ def parse_params(text: str, path: Path) -> Params:
     try:
         raw = YAML(typ="safe").load(text)
     except (YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        # ruamel's constructors let what Python raises at a strange date or key through.
+        # ruamel does not catch what Python raises at a strange date or key.
         raise UserError(f"{path}: cannot be read as YAML: {_yaml_reason(error)}") from None
     if raw is None:
         raise UserError(f"{path}: empty; restore it (git checkout {path})")
@@ -360,7 +356,7 @@ def _yaml_reason(error: Exception) -> str:
 
 def _one_line(path: Path, error: ValidationError) -> str:
     entries = error.errors(include_url=False)
-    # The unknown name is what the user can find.
+    # An unknown key comes first, since the user can find it.
     first = min(entries, key=lambda entry: entry["type"] != "extra_forbidden")
     location = [str(part) for part in first["loc"] if part not in (RATE, RATES, "[key]")]
     key = ".".join(location) or "the file"
@@ -381,12 +377,12 @@ def _one_line(path: Path, error: ValidationError) -> str:
 
 
 def _near(location: tuple[int | str, ...]) -> str:
-    """Return the allowed key that an unknown one looks like; empty where there is none."""
+    """Return the allowed key that an unknown one resembles; empty if there is none."""
     return next(iter(difflib.get_close_matches(str(location[-1]), _allowed_keys(location), n=1)), "")
 
 
 def _meant_by(entries: list[Any]) -> list[tuple[int | str, ...]]:
-    """Return the keys that unknown ones look like: a misspelt key is no missing one as well."""
+    """Return the keys that unknown ones resemble: a misspelt key must not be reported as missing too."""
     return [(*entry["loc"][:-1], _near(entry["loc"])) for entry in entries if entry["type"] == "extra_forbidden"]
 
 
@@ -395,7 +391,7 @@ def _more(others: list[Any]) -> str:
 
 
 def _message(entry: Any) -> str:
-    """Return what is wrong, in our words where pydantic would show a regular expression."""
+    """Return what is wrong, in words where pydantic would show a regular expression."""
     if entry["type"] == "string_pattern_mismatch":
         return f"expected {IN_WORDS[entry['ctx']['pattern']]}"
     message = str(entry["msg"]).removeprefix("Value error, ")

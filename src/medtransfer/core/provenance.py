@@ -1,4 +1,4 @@
-"""Which code and which data a result is of."""
+"""The versions of the code and data behind a result."""
 
 import subprocess
 from pathlib import Path
@@ -7,7 +7,7 @@ from ruamel.yaml import YAML
 
 
 def git_commit() -> str:
-    """Return the commit that is checked out, marked where tracked files differ from it."""
+    """Return the commit that is checked out, with `-modified` if tracked files differ from it."""
     try:
         commit = _git("rev-parse", "HEAD")
         # dvc.lock and the reports change while the pipeline runs and do not decide a result.
@@ -24,7 +24,7 @@ def _git(*arguments: str) -> str:
 
 
 def data_version(pointer: Path = Path("data.dvc")) -> str:
-    """Return DVC's hash of data/, which names the version of the raw data sets."""
+    """Return DVC's hash of data/, the version of the raw data sets."""
     try:
         return str(YAML(typ="safe").load(pointer.read_text())["outs"][0]["md5"])
     except (OSError, KeyError, IndexError, TypeError):

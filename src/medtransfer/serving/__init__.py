@@ -1,1 +1,1 @@
-"""A fitted network as something to ask."""
+"""Classifying images with a trained network: on the command line, in MLflow and on a page."""

@@ -1,4 +1,4 @@
-"""A page on which to drop an image, and the same answer as JSON for programs."""
+"""A web page that classifies an image, and the same as JSON for programs."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ MAX_BYTES = 20_000_000
 MAX_PIXELS = 30_000_000  # 16 bits of them take 1.8 GB to decode
 MAX_WAITING = 16  # images, each up to MAX_BYTES in memory
 LOOPBACK = ("127.0.0.1", "localhost")
-# The page holds all that it shows and asks this server alone.
+# The page is self-contained and talks only to this server.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src data: blob:; connect-src 'self'; form-action 'none'; frame-ancestors 'none'",
@@ -33,21 +33,21 @@ HEADERS = {
 
 
 def build_app(classifier: Classifier, hosts: tuple[str, ...] = LOOPBACK) -> FastAPI:
-    """Return the server's routes: `GET /` the page, `POST /predict` an image file as the body, `GET /health`.
+    """Return the server: `GET /` is the page, `POST /predict` takes an image file as the body, `GET /health` a check.
 
     Parameters
     ----------
     hosts : tuple of str
-        The names under which the server may be asked; anything else is refused, so that no foreign page reaches it.
+        The host names that requests may use; others are refused, so that no foreign page reaches the server.
     """
-    # The API's own pages would load their scripts from the internet.
+    # FastAPI's documentation pages would load scripts from the internet.
     app = FastAPI(title="medtransfer", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts])
     page = _render(classifier)
-    one_at_a_time = anyio.CapacityLimiter(1)  # a request uses every core as it is
+    one_at_a_time = anyio.CapacityLimiter(1)  # one request uses every core
     waiting = 0
 
-    # No thread of the pool, or images that wait would keep them from answering.
+    # These run outside the thread pool, so that they answer while images wait.
     @app.get("/")
     async def show() -> HTMLResponse:
         return HTMLResponse(page, headers=HEADERS)
@@ -61,7 +61,7 @@ def build_app(classifier: Classifier, hosts: tuple[str, ...] = LOOPBACK) -> Fast
         nonlocal waiting
         _refuse_foreign_page(request)
         if waiting >= MAX_WAITING:
-            raise HTTPException(503, f"{waiting} images are waiting already; ask again later")
+            raise HTTPException(503, f"{waiting} images are already waiting; try again later")
         waiting += 1
         try:
             content = await _read_body(request)
@@ -70,7 +70,7 @@ def build_app(classifier: Classifier, hosts: tuple[str, ...] = LOOPBACK) -> Fast
         except UserError as error:
             raise HTTPException(422, str(error)) from None
         except ClientDisconnect:
-            raise HTTPException(400, "the rest of the image did not come") from None
+            raise HTTPException(400, "the connection ended before the whole image came") from None
         finally:
             waiting -= 1
 
@@ -78,35 +78,38 @@ def build_app(classifier: Classifier, hosts: tuple[str, ...] = LOOPBACK) -> Fast
 
 
 def _refuse_foreign_page(request: Request) -> None:
-    # Not the scheme: behind a proxy that speaks TLS only the browser knows it.
+    # Without the scheme, which only the browser knows if a proxy handles TLS.
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-        raise HTTPException(403, f"asked by a page of {origin}; only this server's own page may ask")
+        raise HTTPException(403, f"request from a page of {origin}; only this server's own page may send one")
 
 
 async def _read_body(request: Request) -> bytes:
-    """Return the body; one that is too large is refused before it is read to its end."""
+    """Return the body; one that is too large is refused without reading it to the end."""
     content = bytearray()
     async for part in request.stream():
         content += part
         if len(content) > MAX_BYTES:
             raise HTTPException(413, f"more than {MAX_BYTES:,} bytes; send a smaller image")
     if not content:
-        raise HTTPException(422, "no image; send the content of a JPEG or PNG file as the body")
+        raise HTTPException(422, "no image; send a JPEG or PNG file as the body")
     return bytes(content)
 
 
 def _answer(classifier: Classifier, content: bytes, overlay: bool) -> dict[str, Any]:
     pixels = read_image(classifier, content, max_pixels=MAX_PIXELS)[None]
     probabilities = ask(classifier, pixels)
-    told = describe(classifier, probabilities[0])
-    said = {**told, "note": NOTE, **{key: classifier.facts[key] for key in ("synthetic", "calibrated")}}
+    answer = {
+        **describe(classifier, probabilities[0]),
+        "note": NOTE,
+        **{key: classifier.facts[key] for key in ("synthetic", "calibrated")},
+    }
     if overlay:
         buffer = io.BytesIO()
         (drawn,) = show_where(classifier, [content], pixels, probabilities)
         drawn.save(buffer, format="PNG")
-        said["overlay"] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return said
+        answer["overlay"] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return answer
 
 
 def _render(classifier: Classifier) -> str:

@@ -1,7 +1,7 @@
-"""The content of an image file → calibrated probabilities, and where the network looked.
+"""An image file's content → calibrated probabilities, and where the network looked.
 
-A classifier is a folder: the network, and in classifier.json all else that an answer depends on. The command
-line, the served model and the page all ask it here.
+A classifier is a folder with the network and, in classifier.json, everything else that an answer depends on. The
+command line, the served model and the page share it.
 """
 
 import json
@@ -33,12 +33,12 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network and what classifier.json holds.
+    """A network and the content of classifier.json.
 
     facts : dict
-        dataset, title, synthetic, classes (in the order of the answers), meanings, calibrated, temperature (1 where
-        the validation images do not decide it: not calibrated), image_size, resize_filter, network_sha256, model,
-        seed, fit, validation_macro_f1
+        dataset, title, synthetic, classes (in the order of the probabilities), meanings, calibrated (whether the
+        validation images decide a temperature), temperature (1 if not calibrated), image_size, resize_filter,
+        network_sha256, model, seed, fit, validation_macro_f1
     """
 
     network: keras.Model
@@ -48,12 +48,12 @@ class Classifier:
 def write_classifier(fit: Path, description: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write the classifier of a finished fit into a folder and return its facts.
 
-    The temperature is fitted on the validation images' predictions.
+    The temperature is fitted on the predictions for the validation images.
 
     Parameters
     ----------
     description : dict
-        What dataset.json holds.
+        The content of dataset.json.
     """
     record = read_record(fit)
     predictions = read_predictions(fit / "predictions.csv")
@@ -74,12 +74,12 @@ def write_classifier(fit: Path, description: dict[str, Any], folder: Path) -> di
 
 
 def load_classifier(folder: Path, registered: Mapping[str, str] = MappingProxyType({})) -> Classifier:
-    """Read what `write_classifier` wrote; the network is opened only after its digest is compared.
+    """Read a classifier's folder; the network is opened only after its digest is compared.
 
     Parameters
     ----------
     registered : mapping, optional
-        The files' SHA-256 in MLflow's registry, which whoever can write into the folder need not be able to change.
+        The files' SHA-256 in MLflow's registry, which protect against changes in the folder.
 
     Raises
     ------
@@ -98,16 +98,18 @@ def load_classifier(folder: Path, registered: Mapping[str, str] = MappingProxyTy
                 f"{folder / file}: SHA-256 {found[file]}, expected {digest}; run `medtransfer register` again"
             )
     keras.config.disable_interactive_logging()
-    return Classifier(load_network(folder / NETWORK), {"calibrated": True, **facts})  # older ones always were
+    return Classifier(
+        load_network(folder / NETWORK), {"calibrated": True, **facts}
+    )  # older records lack the key, and were
 
 
 def read_image(classifier: Classifier, content: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return the pixels (size, size, 3), uint8, of a JPEG or PNG of any size, as `prepare` would.
+    """Return the pixels (size, size, 3), uint8, of a JPEG or PNG of any size, prepared as for training.
 
     Raises
     ------
     UserError
-        It is no whole JPEG or PNG, or another thing that `load_rgb` refuses.
+        `load_rgb` refuses the image.
     """
     facts = classifier.facts
     return load_pixels(content, facts["image_size"], facts["resize_filter"], name, max_pixels)
@@ -123,7 +125,7 @@ def ask(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
 
 
 def describe(classifier: Classifier, probabilities: np.ndarray) -> dict[str, Any]:
-    """Return one image's answer, from its probabilities (classes,), as values that JSON knows."""
+    """Return an image's answer, from its probabilities (classes,), as JSON values."""
     classes = classifier.facts["classes"]
     best = classes[int(probabilities.argmax())]
     return {
@@ -136,7 +138,7 @@ def describe(classifier: Classifier, probabilities: np.ndarray) -> dict[str, Any
 def show_where(
     classifier: Classifier, contents: Sequence[bytes], pixels: np.ndarray, probabilities: np.ndarray
 ) -> Iterator[Image.Image]:
-    """Yield each image, in its own size, with where the network looked for its answer laid over it (Grad-CAM)."""
+    """Yield each image, in its original size, overlaid with where the network looked (Grad-CAM)."""
     heat = grad_cam(classifier.network, pixels, probabilities.argmax(axis=1))
-    for content, own in zip(contents, heat, strict=True):
-        yield overlay(load_rgb(content).image, own)
+    for content, heat_map in zip(contents, heat, strict=True):
+        yield overlay(load_rgb(content).image, heat_map)

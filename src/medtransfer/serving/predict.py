@@ -1,4 +1,4 @@
-"""predict: image files or folders → the registered classifier's answers, as a table, JSON or a CSV file."""
+"""predict: image files or folders → the registered classifier's answers as a table, JSON or CSV."""
 
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ MODEL = ("dataset", "model", "seed", "fit", "synthetic", "calibrated", "network_
 
 @dataclass(frozen=True)
 class Answer:
-    """What the classifier says of one file: `said` as `describe` has it and the overlay, or None and the problem."""
+    """The answer for one file: `said` from `describe` and the overlay's path, or None and the problem."""
 
     path: Path
     said: dict[str, Any] | None
@@ -38,12 +38,12 @@ class Answer:
 
 
 def open_classifier(dataset: str, model: str | None) -> Classifier:
-    """Return a classifier out of MLflow's registry: the best of a data set, or another by its address.
+    """Return a classifier from MLflow's registry: a data set's best, or the one with the URI `model`.
 
     Raises
     ------
     UserError
-        MLflow does not have it, its network is not the one that was registered, or it is of another data set.
+        MLflow does not have it, its network was changed, or it is for another data set.
     """
     with tempfile.TemporaryDirectory() as folder:
         uri = model or f"models:/{dataset}@{mlflow_models.BEST}"
@@ -54,7 +54,7 @@ def open_classifier(dataset: str, model: str | None) -> Classifier:
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Return the files, and of each folder the JPEG and PNG files in it and below, sorted.
+    """Return the given files, and the JPEG and PNG files in each given folder and its subfolders, sorted.
 
     Raises
     ------
@@ -74,12 +74,12 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
 
 
 def answer(classifier: Classifier, paths: list[Path], overlays: Path | None = None) -> Iterator[Answer]:
-    """Yield the answer to every file; one that is no image has a problem instead.
+    """Yield the answer for each file; a file that is not an image has a problem instead.
 
     Parameters
     ----------
     overlays : Path, optional
-        A folder for a PNG an image, `<number>-<name>.png`, that shows where the network looked.
+        A folder for one PNG per image, `<number>-<name>.png`, that shows where the network looked.
     """
     for start in range(0, len(paths), BATCH):
         part = paths[start : start + BATCH]
@@ -128,7 +128,7 @@ def as_table(answers: list[Answer], facts: dict[str, Any]) -> pd.DataFrame:
 
 
 def as_json(answers: list[Answer], classifier: Classifier) -> dict[str, Any]:
-    """Return all answers, and which model gave them, as values that JSON knows."""
+    """Return all answers, and the model behind them, as JSON values."""
     facts = classifier.facts
     return {
         "model": {key: facts[key] for key in MODEL},

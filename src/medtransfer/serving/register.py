@@ -1,4 +1,4 @@
-"""register: the best finished network of a data set → MLflow's registry, as a model that takes image files."""
+"""register: a data set's best finished network → MLflow's registry, as a model that takes image files."""
 
 import logging
 import tempfile
@@ -24,20 +24,20 @@ log = logging.getLogger(__name__)
 
 
 def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
-    """Register the network with the highest macro F1 on the validation images, and call it the best.
+    """Register the network with the highest macro F1 on the validation images as the best.
 
     Returns
     -------
     facts : dict
-        Of the classifier, as classifier.json has them.
+        The content of classifier.json.
     version : str
-        MLflow's.
+        The model's version in MLflow.
 
     Raises
     ------
     UserError
-        There is no finished network, its data are prepared otherwise now, or MLflow does not answer or does not know
-        its run.
+        There is no finished network, its data have been prepared differently since, or MLflow does not answer or does
+        not know its run.
     """
     check_known("params.yaml: study", dataset, params.study)
     fit = best_fit(params, dataset)
@@ -49,7 +49,7 @@ def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
     record = read_record(fit)
     run_id = mlflow_runs.find(client, dataset, record["fit"])
     if run_id is None:
-        raise UserError(f"{fit}: MLflow has no run of it; run `medtransfer audit --repair`")
+        raise UserError(f"{fit}: MLflow has no run of this fit; run `medtransfer audit --repair`")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, mlflow_models.CLASSIFIER)
         folder.mkdir()
@@ -66,7 +66,7 @@ def best_fit(params: Params, dataset: str) -> Path:
     UserError
         There is none, or a fit is not what DVC recorded.
     """
-    # All before one is read: a damaged one could be the best, and one whose network is lost is no candidate below.
+    # Check every fit first: a damaged one could be the best, or could have lost its network.
     fits = [path for path in studied(params) if path.parent == RUNS / dataset and path.exists()]
     for path in fits:
         check_unchanged(path)

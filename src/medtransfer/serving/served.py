@@ -1,4 +1,4 @@
-"""The classifier as MLflow serves it: a table with the column `image`, files' contents → a table of answers.
+"""The classifier as MLflow serves it: a table with files' contents in the column `image` → a table of answers.
 
 MLflow runs this file when it loads the model ("models from code"), so that no pickle is written or read.
 """
@@ -24,7 +24,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         self.classifier = load_classifier(Path(context.artifacts["classifier"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Return predicted and p_<class> for every image; an image that is none is the caller's mistake."""
+        """Return predicted and p_<class> per image; an image that cannot be decoded is the caller's mistake."""
         classes = self.classifier.facts["classes"]
         try:
             pixels = [
