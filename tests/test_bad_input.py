@@ -279,9 +279,9 @@ BAD_METADATA: dict[str, tuple[Callable[[Path], object], str]] = {
     "metadata that is binary": (metadata(bytes(range(256)) * 9), "cannot be read as CSV|no column"),
     "metadata with a header alone": (
         metadata(b"lesion_id,image_id,dx,dx_type,age,sex,localization\n"), "no row in HAM10000_metadata.csv"),
-    "no lesion_id": (drop_column("lesion_id"), "column lesion_id is missing"),
-    "no image_id": (drop_column("image_id"), "column image_id is missing"),
-    "no dx": (drop_column("dx"), "column dx is missing"),
+    "no lesion_id": (drop_column("lesion_id"), "no column 'lesion_id'"),
+    "no image_id": (drop_column("image_id"), "no column 'image_id'"),
+    "no dx": (drop_column("dx"), "no column 'dx'"),
     "an unknown label": (set_first("dx", "wart"), "has the label 'wart'; known: akiec"),
     "a label in capitals": (set_first("dx", "NV"), "has the label 'NV'; known: akiec"),
     "an empty label": (set_first("dx", None), "has no dx"),

@@ -56,8 +56,8 @@ def predict(
     """
     with quiet_start():
         from medtransfer.core.files import atomic_file
-        from medtransfer.report.tables import SYNTHETIC_NOTE
         from medtransfer.core.predictions import probability_columns
+        from medtransfer.report.tables import SYNTHETIC_NOTE
         from medtransfer.serving import predict as serving
         from medtransfer.serving.classifier import NOTE
 

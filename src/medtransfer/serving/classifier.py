@@ -98,9 +98,8 @@ def load_classifier(folder: Path, registered: Mapping[str, str] = MappingProxyTy
                 f"{folder / file}: SHA-256 {found[file]}, expected {digest}; run `medtransfer register` again"
             )
     keras.config.disable_interactive_logging()
-    return Classifier(
-        load_network(folder / NETWORK), {"calibrated": True, **facts}
-    )  # older records lack the key, and were
+    # Older classifiers lack the key; all of them were calibrated.
+    return Classifier(load_network(folder / NETWORK), {"calibrated": True, **facts})
 
 
 def read_image(classifier: Classifier, content: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
