@@ -156,7 +156,7 @@ def test_a_configurations_own_optimizer_is_used(project: Path, params: Params) -
 def test_transfers_are_tuned_as_well(params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def note(_: Params, dataset: str, names: list[str], *rest: object) -> pd.DataFrame:
+    def note(_: Params, dataset: str, names: list[str], *rest: object, **settings: object) -> pd.DataFrame:
         asked.extend(names)
         return pd.DataFrame(columns=[*TUNING_KEY, "val_loss"])
 
