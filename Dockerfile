@@ -1,7 +1,7 @@
 # The study in a container, on a GPU or without one (docs/containers.md):
 #   docker build --target gpu --tag medtransfer:gpu .
 #   docker run --rm --gpus all --user "$(id -u):$(id -g)" --volume "$PWD:/study" medtransfer:gpu
-# Any Debian with python3 (3.11 to 3.13) and its venv module is a base.
+# BASE may be any Debian with python3 (3.11 to 3.13) and its venv module.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
@@ -24,7 +24,7 @@ COPY src src
 RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable .
 
 FROM ${BASE} AS study
-# git: DVC and the provenance of every run ask it.
+# DVC and the provenance of every run need git.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates git \
@@ -32,7 +32,7 @@ RUN apt-get update \
     && git config --system --add safe.directory /study \
     && useradd --create-home --uid 1000 study \
     && install --directory --owner study --group study --mode 0777 /study /mlflow /home/study/.cache
-# DVC and MLflow ask for the user's name, which a user given by --user has not.
+# DVC and MLflow need a user name, which a user given by --user lacks.
 ENV PATH=/opt/medtransfer/bin:$PATH \
     HOME=/home/study \
     USER=study \
@@ -41,7 +41,7 @@ ENV PATH=/opt/medtransfer/bin:$PATH \
 WORKDIR /study
 COPY --chown=study:study . .
 USER 1000:1000
-# Volumes begin as these folders are; another user (--user) may write where a run writes.
+# New volumes copy these folders, permissions included, so that any user (--user) can write to them.
 RUN mkdir --parents artifacts .dvc/cache data mlruns reports \
     && chmod --recursive a+rwX .
 LABEL org.opencontainers.image.title="medtransfer" \

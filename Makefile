@@ -1,9 +1,9 @@
-# `make help` lists what can be made.
+# `make help` lists the targets.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# Of the folders under results/, the one that answers the question; the tests read it here.
+# The folder under results/ that the verdict comes from; the tests read it here.
 ANSWER := results/real-64px-by-group
 
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -14,7 +14,7 @@ PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "make %-15s %s\n", $$1, $$2}'
 
-install: $(INSTALLED) ## Install everything into .venv, versions and hashes as locked
+install: $(INSTALLED) ## Install the locked packages into .venv
 
 $(INSTALLED): requirements/lock.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"medtransfer needs Python 3.11 to 3.13, found {v.major}.{v.minor}: make PYTHON=python3.12 ...")'
@@ -28,17 +28,17 @@ $(INSTALLED): requirements/lock.txt pyproject.toml
 study: install ## Run the whole study: data, every model, the comparison with the talk
 	$(BIN)/medtransfer study
 
-report: install ## Write reports/index.html, one page with everything in it, from the runs under results/
+report: install ## Write reports/index.html, one page with all results, from the runs under results/
 	$(BIN)/medtransfer report $(or $(FROM),$(ANSWER) $(filter-out $(ANSWER),$(patsubst %/runs,%,$(sort $(wildcard results/*/runs)))))
 
-docs: install ## Make a site of the docs, in site/
+docs: install ## Build the docs as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "the docs: site/index.html (their search needs a server: python3 -m http.server --directory site)"
 
-test: install lint ## Check style, types and imports, then run the tests but the slow ones
+test: install lint ## Run all checks and all but the slow tests
 	$(PYTEST) -m "not slow"
 
-test-all: install lint ## The same with all tests
+test-all: install lint ## Run all checks and all tests
 	$(PYTEST)
 
 lint: install ## Check style, types, the order of imports and the Dockerfile
@@ -54,7 +54,7 @@ ui: install ## Open the MLflow UI on http://127.0.0.1:5000
 		|| { echo "port $(or $(PORT),5000) is taken: make ui PORT=5001"; exit 2; }
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(or $(PORT),5000)
 
-up: .env ## Start the tracking server in containers (Docker), with passwords of its own in .env
+up: .env ## Start the tracking server in containers (Docker), with new passwords in .env
 	docker compose up --detach --build --wait
 
 .env:
@@ -65,14 +65,14 @@ up: .env ## Start the tracking server in containers (Docker), with passwords of 
 
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
 
-lock: ## Resolve requirements/*.txt again (needs uv)
+lock: ## Update the locked versions in requirements/*.txt (needs uv)
 	$(LOCK) --extra tensorflow --extra jax --extra cluster --extra server --extra s3 --extra ssh --extra dev pyproject.toml --output-file requirements/lock.txt
 	$(LOCK) --extra tensorflow --extra cluster --extra server --extra s3 --extra ssh --constraint requirements/lock.txt pyproject.toml --output-file requirements/cpu.txt
 	$(LOCK) --extra gpu --extra cluster --extra server --extra s3 --extra ssh --constraint requirements/lock.txt pyproject.toml --output-file requirements/gpu.txt
 
-vulnerabilities: ## Compare the locked versions with the known vulnerabilities (needs uv and the internet)
+vulnerabilities: ## Check the locked versions for known vulnerabilities (needs uv and the internet)
 	for file in lock cpu gpu; do \
 		uv tool run pip-audit --strict --disable-pip --require-hashes --requirement requirements/$$file.txt || exit; done
 
-clean: ## Remove what the stages and the tests made; data, sweeps, tuning.csv, DVC's cache and mlruns stay
+clean: ## Remove outputs of stages and tests, but not data, sweeps, tuning.csv, DVC's cache or mlruns
 	rm -rf $(addprefix artifacts/,prepared runs unfinished activations layers gradcam) reports/figures reports/plots/confusion reports/plots/training_accuracy .pytest_cache .mypy_cache .ruff_cache
