@@ -25,10 +25,10 @@ ENGINE = "needs a Docker engine (tests/test_containers.py looks at what can be s
 MACHINES = "needs several machines (tests/test_sweep.py: several nodes on one)"
 SERVED = "test_serving.py::test_the_command_line_the_served_model_and_the_page_give_one_answer"
 PASSWORDS = "test_tracking.py::test_a_server_with_passwords_lets_nobody_in_without"
-LEAK = "test_page.py::test_the_leak_is_measured_between_two_folders_and_shown"
+LEAK = "test_collect.py::test_the_leak_is_measured_between_two_folders_and_shown"
 REAL_PARAMS = "test_cli.py::test_the_params_for_the_real_data_are_those_of_the_results"
 IMPORT = "test_datasets.py::test_the_command_imports_one_after_the_other_under_dvc"
-COLLECT = "test_page.py::test_results_are_collected_and_reported_without_the_models"
+COLLECT = "test_collect.py::test_results_are_collected_and_reported_without_the_models"
 BUCKET = "test_bucket.py::test_data_come_back_from_a_bucket"
 LAYERS = "test_pipeline.py::test_a_finished_network_is_asked_which_layers_matter_and_the_page_shows_it"
 SWEEP = "test_sweep.py::test_a_sweep_fits_everything_once"
@@ -104,7 +104,7 @@ ELSEWHERE = {
     "medtransfer collect mine": COLLECT,
     "medtransfer tables results/mine": COLLECT,
     "medtransfer report results/mine": COLLECT,
-    "medtransfer collect mine --add": "test_page.py::test_another_seed_is_added_to_what_is_collected",
+    "medtransfer collect mine --add": "test_collect.py::test_another_seed_is_added_to_what_is_collected",
     "medtransfer weights verify FILE": "test_weights.py::test_the_command_verifies_a_file",
     "medtransfer register chest_xray": "test_serving.py::test_the_best_on_validation_is_registered_once",
     "medtransfer predict chest_xray image.png": SERVED,
