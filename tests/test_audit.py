@@ -27,7 +27,7 @@ from medtransfer.core.dvc import digest_of
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import write_json
 from medtransfer.core.provenance import git_commit
-from medtransfer.pipeline.outputs import tell_mlflow
+from medtransfer.pipeline.outputs import log_to_mlflow
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 from medtransfer.trees.classifiers import TRUSTED_TYPES, Tree, load_tree, save_tree
 from test_tracking import server
@@ -99,7 +99,7 @@ def log_fit(model: str) -> None:
     with mlflow_runs.run(
         "ham10000", place(model).name, record["fit"], record["hyperparameters"], tags, sample_seconds=None
     ) as run:
-        tell_mlflow(run, place(model))
+        log_to_mlflow(run, place(model))
         run.log_model(log_tree)
 
 
@@ -323,32 +323,32 @@ def register_other(client: mlflow.MlflowClient) -> None:
 @pytest.mark.parametrize(
     ("plant", "message"),
     [
-        (end_otherwise, "is FAILED, though the fit is finished"),
+        (end_otherwise, "is FAILED, but the fit is finished"),
         (log_other_files, "was logged from other files"),
-        (change_param, "train.dropout is 0.9, run.json says 0.5"),
-        (change_metric, "test_f1_macro_avg is 0.9, metrics.json says 0.5"),
-        (log_epoch, "has loss of the epochs [1, 2, 3], history.csv has [1, 2]"),
-        (change_epoch, "loss of epoch 2 is 0.3, history.csv says 0.25"),
-        (change_tag("data_version"), "the tag data_version is other, run.json says abc.dir"),
-        (change_tag("git_commit"), "the tag git_commit is other, run.json says"),
-        (lose_tag, "the tag data_version is None, run.json says abc.dir"),
+        (change_param, "train.dropout is 0.9, run.json has 0.5"),
+        (change_metric, "test_f1_macro_avg is 0.9, metrics.json has 0.5"),
+        (log_epoch, "has loss for the epochs [1, 2, 3], history.csv has [1, 2]"),
+        (change_epoch, "loss of epoch 2 is 0.3, history.csv has 0.25"),
+        (change_tag("data_version"), "the tag data_version is other, run.json has abc.dir"),
+        (change_tag("git_commit"), "the tag git_commit is other, run.json has"),
+        (lose_tag, "the tag data_version is None, run.json has abc.dir"),
         (lose_model, "has no model"),
         (flip_bit, "has a model whose file is not the one that was logged"),
         (lose_model_file, "has a model without model.keras or model.skops"),
         (lose_store_of_files, "has a model whose files cannot be read"),
-        (lose_figure, "has not curves.png of reports/figures/ham10000"),
+        (lose_figure, "lacks curves.png of reports/figures/ham10000"),
         (lose_run, f"MLflow has no run of this fit (fit-{NETWORK})"),
-        (change_data, "fitted on data version abc.dir, data.dvc names other.dir"),
+        (change_data, "fitted on data version abc.dir, data.dvc has other.dir"),
         (change_commit, f"made by git commit {'0' * 40}"),
-        (leave_running, "(left) is RUNNING and its process is gone"),
+        (leave_running, "(left) is RUNNING but its process has ended"),
         (leave_running_elsewhere, "(far) is RUNNING on elsewhere since 1970-01-01 00:00 UTC"),
-        (lose_lock, "dvc.lock does not name it"),
+        (lose_lock, "not in dvc.lock"),
         (change_lock, "'dropout': 0.25"),
-        (change_network, "dropout is 0.1, run.json says 0.5"),
+        (change_network, "dropout is 0.1, run.json has 0.5"),
         (cut_network, "model.keras: cannot be read"),
         (cut_record, "cannot be compared further (JSONDecodeError"),
         (add_twin, f"2 runs of one fit (fit-{NETWORK})"),
-        (register_other, "registered model ham10000 version 1 is not artifacts/runs"),
+        (register_other, "registered model ham10000 version 1 differs from its fit's artifacts/runs"),
     ],
 )
 def test_a_planted_drift_is_found(
@@ -389,10 +389,10 @@ def test_a_stopped_fit_that_nothing_takes_up_again_is_left_alone(study: mlflow.M
     """As docs/reliability.md says of one whose stage DVC's run cache serves."""
     stopped = study.create_run(experiment(study), tags={mlflow_store.FIT: "stopped"}).info.run_id
     study.set_terminated(stopped, "KILLED")
-    write_json(Path("artifacts/unfinished/ham10000/imagenet_head-seed0/fit.json"), {"fit": "stopped"})
+    write_json(Path("artifacts/checkpoints/ham10000/imagenet_head-seed0/fit.json"), {"fit": "stopped"})
     assert audit.audit() == audit.others() == audit.repair() == []
     assert study.get_run(stopped).info.status == "KILLED"
-    assert Path("artifacts/unfinished/ham10000/imagenet_head-seed0/fit.json").exists()
+    assert Path("artifacts/checkpoints/ham10000/imagenet_head-seed0/fit.json").exists()
 
 
 def test_a_damaged_fit_is_left_out_and_the_others_are_logged(study: mlflow.MlflowClient) -> None:
@@ -574,7 +574,7 @@ def train_network(rows: list[dict[str, float]], stalls: Callable[[int], None] = 
         for epoch in range(1, 5):
             run.log_epochs(rows[:epoch])
             stalls(epoch)
-        tell_mlflow(run, place(NETWORK))
+        log_to_mlflow(run, place(NETWORK))
         run.log_model(log_tree)
     return time.monotonic() - begin
 

@@ -541,7 +541,7 @@ def test_a_network_with_code_in_it_is_never_run(tmp_path: Path, tiny: TrainParam
     (tmp_path / "pickle.keras").write_bytes(f"cos\nsystem\n(S'touch {canary}'\ntR.".encode())
     keras.Model(inputs, keras.layers.Dense(1)(inputs)).save(tmp_path / "other.keras")
     for name in ("lambda", "pickle", "other", "none"):
-        with pytest.raises(UserError, match=rf"{name}.keras: no network that this project saved") as caught:
+        with pytest.raises(UserError, match=rf"{name}.keras: not a network saved by this project") as caught:
             vgg16.load_network(tmp_path / f"{name}.keras")
         assert one_line(caught.value)
     assert not canary.exists()

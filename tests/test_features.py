@@ -1,4 +1,4 @@
-"""Frozen prefixes: where the network is divided, what the store keeps, and that a run is the same with it."""
+"""Frozen prefixes: where the network is divided, what the cache keeps, and that a run is the same with it."""
 
 import multiprocessing
 import os
@@ -71,8 +71,8 @@ def test_the_parts_behind_each_other_are_the_network(
 
 
 def test_features_are_computed_once(tmp_path: Path) -> None:
-    first, _ = features.stored_features(made_from(), SHAPE, rows, features.GB)
-    again, _ = features.stored_features(made_from(), SHAPE, never, features.GB)
+    first, _ = features.cached_features(made_from(), SHAPE, rows, features.GB)
+    again, _ = features.cached_features(made_from(), SHAPE, never, features.GB)
     assert first is not None
     assert again is not None
     assert isinstance(again, np.memmap)
@@ -80,7 +80,7 @@ def test_features_are_computed_once(tmp_path: Path) -> None:
     (entry,) = features.entries()
     assert entry["made_from"].items() >= made_from().items()
     with pytest.raises(AssertionError, match="computed again"):
-        features.stored_features(made_from("b"), SHAPE, never, features.GB)
+        features.cached_features(made_from("b"), SHAPE, never, features.GB)
 
 
 def test_the_seconds_of_computing_are_kept_for_those_who_find_them_done() -> None:
@@ -88,13 +88,13 @@ def test_the_seconds_of_computing_are_kept_for_those_who_find_them_done() -> Non
         time.sleep(0.2)
         return rows(start)
 
-    assert features.stored_features(made_from(), SHAPE, slow, features.GB)[1] == 0
+    assert features.cached_features(made_from(), SHAPE, slow, features.GB)[1] == 0
     (entry,) = features.entries()
-    again = features.stored_features(made_from(), SHAPE, never, features.GB)[1]
+    again = features.cached_features(made_from(), SHAPE, never, features.GB)[1]
     assert again == entry["made_from"]["seconds"]
     assert again is not None
     assert again >= 0.2
-    assert features.stored_features(made_from("b"), SHAPE, never, 100)[1] == 0
+    assert features.cached_features(made_from("b"), SHAPE, never, 100)[1] == 0
 
 
 def test_bfloat16_is_kept_in_two_bytes_and_to_the_bit() -> None:
@@ -103,7 +103,7 @@ def test_bfloat16_is_kept_in_two_bytes_and_to_the_bit() -> None:
     def halves(start: int) -> Iterator[np.ndarray]:
         return (batch.astype(dtype) / 3 for batch in rows(start))
 
-    stored, _ = features.stored_features(made_from(precision="mixed_bfloat16"), SHAPE, halves, features.GB)
+    stored, _ = features.cached_features(made_from(precision="mixed_bfloat16"), SHAPE, halves, features.GB)
     assert stored is not None
     assert stored.dtype == dtype
     assert (np.asarray(stored) == np.concatenate(list(halves(0)))).all()
@@ -119,7 +119,7 @@ def test_an_interrupted_fill_goes_on_where_it_stopped() -> None:
             yield batch
 
     with pytest.raises(KeyboardInterrupt):
-        features.stored_features(made_from(), SHAPE, cut, features.GB)
+        features.cached_features(made_from(), SHAPE, cut, features.GB)
     assert [entry["made_from"] for entry in features.entries()] == [None]
     starts = []
 
@@ -128,13 +128,13 @@ def test_an_interrupted_fill_goes_on_where_it_stopped() -> None:
         return rows(start)
 
     # As if the kill had come within a write: half a row lies behind the whole ones.
-    (unfinished,) = features.store().glob("*/features.npy")
+    (unfinished,) = features.cache_folder().glob("*/features.npy")
     with unfinished.open("ab") as file:
         file.write(b"\0" * 7)
-    stored, _ = features.stored_features(made_from(), SHAPE, watched, features.GB)
+    stored, _ = features.cached_features(made_from(), SHAPE, watched, features.GB)
     assert starts == [4]
     # What was computed before the interruption was not timed.
-    assert features.stored_features(made_from(), SHAPE, never, features.GB)[1] is None
+    assert features.cached_features(made_from(), SHAPE, never, features.GB)[1] is None
     assert stored is not None
     assert (stored == np.concatenate(list(rows(0)))).all()
 
@@ -142,11 +142,11 @@ def test_an_interrupted_fill_goes_on_where_it_stopped() -> None:
 def test_the_least_recently_used_entry_makes_room() -> None:
     one = 4 * int(np.prod(SHAPE)) + 128
     for age, name in ((300, "a"), (200, "b")):
-        features.stored_features(made_from(name), SHAPE, rows, 2.5 * one)
+        features.cached_features(made_from(name), SHAPE, rows, 2.5 * one)
         (newest,) = (entry for entry in features.entries() if entry["made_from"]["prefix"] == name)
         os.utime(newest["path"] / "made_from.json", (time.time() - age,) * 2)
-    features.stored_features(made_from("a"), SHAPE, never, 2.5 * one)
-    features.stored_features(made_from("c"), SHAPE, rows, 2.5 * one)
+    features.cached_features(made_from("a"), SHAPE, never, 2.5 * one)
+    features.cached_features(made_from("c"), SHAPE, rows, 2.5 * one)
     assert [entry["made_from"]["prefix"] for entry in features.entries()] == ["a", "c"]
 
 
@@ -154,11 +154,11 @@ def test_without_room_the_run_goes_on_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "medtransfer")
-    assert features.stored_features(made_from(), SHAPE, never, 100)[0] is None
+    assert features.cached_features(made_from(), SHAPE, never, 100)[0] is None
     assert "cache.max_gb is 1e-07" in caplog.text
     usage = shutil.disk_usage("/")._replace(free=features.SPARE_BYTES)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    assert features.stored_features(made_from(), SHAPE, never, features.GB)[0] is None
+    assert features.cached_features(made_from(), SHAPE, never, features.GB)[0] is None
     assert "GB free" in caplog.text
     assert features.entries() == []
 
@@ -170,9 +170,9 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(caplog: pytest.LogCaptureFix
         yield from list(rows(start))[:2]
         raise OSError(28, "No space left on device")
 
-    assert features.stored_features(made_from(), SHAPE, full, features.GB)[0] is None
+    assert features.cached_features(made_from(), SHAPE, full, features.GB)[0] is None
     assert "No space left" in caplog.text
-    assert list(features.store().glob("*/*")) == []
+    assert list(features.cache_folder().glob("*/*")) == []
 
 
 def test_what_another_process_fills_is_left_alone() -> None:
@@ -181,10 +181,10 @@ def test_what_another_process_fills_is_left_alone() -> None:
     def meanwhile(start: int) -> Iterator[np.ndarray]:
         yield from rows(start)
         # The lock is this process's own, which a second lock object cannot take either.
-        assert features.stored_features(made_from("b"), SHAPE, never, 1.5 * one)[0] is None
+        assert features.cached_features(made_from("b"), SHAPE, never, 1.5 * one)[0] is None
         assert features.clear() == 0
 
-    assert features.stored_features(made_from(), SHAPE, meanwhile, 1.5 * one)[0] is not None
+    assert features.cached_features(made_from(), SHAPE, meanwhile, 1.5 * one)[0] is not None
     assert features.clear() == one
     assert features.entries() == []
 
@@ -196,7 +196,7 @@ def _fill_slowly(counter: Path) -> None:
         time.sleep(0.3)
         return rows(start)
 
-    assert features.stored_features(made_from(), SHAPE, slow, features.GB)[0] is not None
+    assert features.cached_features(made_from(), SHAPE, slow, features.GB)[0] is not None
 
 
 def test_processes_that_want_the_same_features_compute_them_once(tmp_path: Path) -> None:
@@ -241,13 +241,13 @@ def test_a_run_is_the_same_with_and_without_the_store(
 
 
 def test_damaged_features_are_computed_again(caplog: pytest.LogCaptureFixture) -> None:
-    features.stored_features(made_from(), SHAPE, rows, features.GB)
+    features.cached_features(made_from(), SHAPE, rows, features.GB)
     (entry,) = features.entries()
     path = entry["path"] / "features.npy"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    again, _ = features.stored_features(made_from(), SHAPE, rows, features.GB)
+    again, _ = features.cached_features(made_from(), SHAPE, rows, features.GB)
     assert again is not None
     assert (again == np.concatenate(list(rows(0)))).all()
     assert "damaged" in caplog.text

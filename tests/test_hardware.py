@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from conftest import PROJECT
-from medtransfer.audit.audit import _differs
+from medtransfer.audit.audit import differs
 from medtransfer.core import hardware
 from medtransfer.core.params import parse_params
 
@@ -94,5 +94,5 @@ def test_no_processor_is_slow_beside_a_gpu(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_was_fitted_with_auto_agrees_with_what_it_stood_for() -> None:
-    assert not _differs({"precision": "auto"}, {"precision": "mixed_bfloat16"})
-    assert _differs({"precision": "float32"}, {"precision": "mixed_bfloat16"})
+    assert not differs({"precision": "auto"}, {"precision": "mixed_bfloat16"})
+    assert differs({"precision": "float32"}, {"precision": "mixed_bfloat16"})

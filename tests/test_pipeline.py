@@ -309,7 +309,7 @@ def test_what_mlflow_lost_is_logged_again_from_the_outputs(study: Path, copy: Pa
     [
         ("predictions.csv", "test", "text", "not what dvc.lock names"),
         ("run.json", '"learning_rate": 0.0001', '"learning_rate": 0.001', "train is"),
-        ("metrics.json", "0.", "1.", "metrics.json says"),
+        ("metrics.json", "0.", "1.", "metrics.json has"),
         ("history.csv", "\n1,", "\n2,", "history.csv has [2]"),
     ],
 )
@@ -406,7 +406,7 @@ def failing(folder: Path, *command: str) -> str:
 def test_data_that_were_prepared_otherwise_are_not_trained_on(copy: Path) -> None:
     change_params(copy, {"datasets": {"ham10000": {"image_size": 48}}})
     said = failing(copy, "medtransfer", "stage", "baseline", "ham10000", "random_forest", "--seed", "0")
-    assert "prepared with image_size 32, but params.yaml says 48" in said
+    assert "prepared with image_size 32, but params.yaml has 48" in said
 
 
 @pytest.mark.slow

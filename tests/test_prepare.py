@@ -153,8 +153,8 @@ def test_prepare_prints_what_it_counts(
     printed = capsys.readouterr().out.splitlines()
     assert printed[1:] == [
         f"{len(sharing)} of 68 test images share a lesion with training or validation images",
-        "near-duplicates: 0 of 68 test images have the same picture in training or validation (0 of them of another "
-        "lesion), 0 of 68 validation images have it in training (duplicates.csv)",
+        "near-duplicates (duplicates.csv): 0 of 68 test images have one in training or validation (0 of another "
+        "lesion), 0 of 68 validation images have one in training",
         "converted: 2 × CMYK, 1 × EXIF orientation",
     ]
 

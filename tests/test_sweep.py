@@ -136,7 +136,7 @@ def predictions(project: Path) -> dict[str, bytes]:
 
 def with_checkpoint(project: Path) -> int:
     """How many fits are under way that a process can take up again."""
-    return len({path.parent for path in projects(project).glob("*/artifacts/unfinished/*/*/epoch-*.npz")})
+    return len({path.parent for path in projects(project).glob("*/artifacts/checkpoints/*/*/epoch-*.npz")})
 
 
 def log_lines(project: Path, fit: str, words: str) -> list[str]:
@@ -220,8 +220,8 @@ def test_ctrl_c_and_a_lost_process_cost_nothing(project: Path) -> None:
     process.send_signal(signal.SIGINT)
     assert "run it again and it goes on" in finish(process, code=1)
     check_nothing_is_left_running(project, project)
-    unfinished = projects(project).glob("*/artifacts/unfinished/chest_xray/*/epoch-*.npz")
-    assert len({path.parent for path in unfinished}) == 2
+    checkpoints = projects(project).glob("*/artifacts/checkpoints/chest_xray/*/epoch-*.npz")
+    assert len({path.parent for path in checkpoints}) == 2
 
     process = start(project, *RATES, "--local")
     lost, other = fits = [f"{LAST_BLOCK}-seed0-rate{rate}" for rate in ("0.001", "0.0001")]

@@ -159,7 +159,7 @@ def test_where_there_is_nothing_to_push_one_line_says_so(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert "MLFLOW_TRACKING_URI: not set" in str(CliRunner().invoke(cli, ["track", "push"]).exception)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/mlruns/mlflow.db")
-    with pytest.raises(UserError, match="names this project's own store"):
+    with pytest.raises(UserError, match="this project's own store"):
         track_push.push()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=re.escape("MLflow at http://127.0.0.1:9 does not answer")):

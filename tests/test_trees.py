@@ -40,13 +40,13 @@ def test_settings_reach_scikit_learn_and_the_seed_decides(
 def test_a_file_with_foreign_types_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "other.skops")
     skops.io.dump({"path": Path()}, path)
-    with pytest.raises(UserError, match=r"other\.skops: no tree that this project saved \(.*PosixPath"):
+    with pytest.raises(UserError, match=r"other\.skops: not a tree saved by this project \(.*PosixPath"):
         load_tree(path)
     skops.io.dump({"a": 1}, path)
     with pytest.raises(UserError, match="it holds a dict"):
         load_tree(path)
     Path(path).write_bytes(b"no archive")
-    with pytest.raises(UserError, match="no tree that this project saved"):
+    with pytest.raises(UserError, match="not a tree saved by this project"):
         load_tree(path)
 
 

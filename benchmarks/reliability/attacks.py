@@ -124,7 +124,6 @@ def paths_above(name: str, address: str, below: str) -> dict[str, dict[str, Any]
 
 def log_a_model(folder: Path) -> tuple[str, str]:
     """Log a small network as the stages do and register it; return its address and its run."""
-    import keras
 
     from medtransfer.core.params import read_params
     from medtransfer.models import vgg16
@@ -137,8 +136,7 @@ def log_a_model(folder: Path) -> tuple[str, str]:
     os.chdir(folder)
     try:
         with mlflow_runs.run(NAME, "x", "fit", {}, {}, sample_seconds=None) as run:
-            answer = network.predict(images, verbose=0)
-            run.log_model(lambda: mlflow_models.log_keras_model(network, images, answer, keras.backend.backend()))
+            run.log_model(lambda: mlflow_models.log_keras_model(network, images))
         assert run.run_id
         (logged,) = mlflow.MlflowClient().search_logged_models([mlflow.get_run(run.run_id).info.experiment_id])
         register(network, run.run_id, folder / mlflow_models.CLASSIFIER)

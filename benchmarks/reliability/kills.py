@@ -163,7 +163,7 @@ class Watch:
 
     def _written(self) -> int:
         """Return the number of checkpoints of which the next is being written, or -1."""
-        for partial in (self.folder / "artifacts/unfinished").glob("*/*/.partial-epoch-*"):
+        for partial in (self.folder / "artifacts/checkpoints").glob("*/*/.partial-epoch-*"):
             return len(list(partial.parent.glob("epoch-*")))
         return -1
 
@@ -183,7 +183,7 @@ def repro(folder: Path, target: tuple[str, ...]) -> "subprocess.Popen[bytes]":
 
 def left_in_a_save(folder: Path) -> bool:
     """Say whether a kill left a checkpoint that was being written."""
-    return any(folder.glob("artifacts/unfinished/*/*/.partial-epoch-*"))
+    return any(folder.glob("artifacts/checkpoints/*/*/.partial-epoch-*"))
 
 
 def running_stage(folder: Path) -> str:

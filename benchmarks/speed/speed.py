@@ -247,7 +247,7 @@ def _peak_bytes() -> int:
 
 @contextmanager
 def _workplace() -> Iterator[Path]:
-    """Yield a temporary folder that also holds the store of features, which is filled anew."""
+    """Yield a temporary folder that also holds a new feature cache."""
     before = os.environ.get("XDG_CACHE_HOME")
     with tempfile.TemporaryDirectory(prefix="medtransfer-bench-") as folder:
         os.environ["XDG_CACHE_HOME"] = folder

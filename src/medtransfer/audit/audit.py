@@ -1,10 +1,11 @@
-"""Whether DVC's outputs, MLflow's runs, the parameters and the data say the same of every fit."""
+"""Check that DVC's outputs, MLflow's runs, the parameters and the data agree for every fit."""
 
 import json
 import math
 import subprocess
 import sys
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -24,22 +25,22 @@ from medtransfer.core.provenance import data_version
 from medtransfer.core.run_record import find_fits, read_record
 from medtransfer.metrics.scores import mlflow_name
 from medtransfer.models.settings import read_settings
-from medtransfer.pipeline.outputs import tell_mlflow
+from medtransfer.pipeline.outputs import log_to_mlflow
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 
-# Every fit's run has them.
+# The tags of every fit's run.
 REQUIRED_TAGS = ("dataset", "model", "seed", "data_version", "git_commit")
-NAMED = 3  # files of a stage that a line names
+NAMED = 3  # how many files a line lists by name
 
 
 def is_there_anything() -> bool:
-    """Return whether a stage ran here, or MLflow has a store of this project, which asking it would make."""
+    """Return whether a stage ran here or this project has an MLflow store, without creating one."""
     return bool(find_fits(RUNS) or read_lock()) or mlflow_store.is_there()
 
 
 @mlflow_store.answering()
 def audit() -> list[str]:
-    """Return what differs, a line each; empty where everything agrees."""
+    """Return one line per difference; an empty list if everything agrees."""
     client = mlflow_store.reach()
     lock = _locked()
     return [
@@ -54,9 +55,9 @@ def audit() -> list[str]:
 
 @mlflow_store.answering()
 def others() -> list[str]:
-    """Return, a line an experiment, how many finished runs are of fits that no output here names.
+    """Return one line per experiment with finished runs whose fits are not in this folder.
 
-    That is no difference: a fit that ran again leaves the run of the one before, and a server has others' runs.
+    That is not a difference: a fit that ran again leaves its earlier run, and a server has the runs of other projects.
     """
     client = mlflow_store.reach()
     here = {fit for fit, _ in _fits()}
@@ -65,14 +66,14 @@ def others() -> list[str]:
         ids = [run.info.run_id for run in runs if run.data.tags[mlflow_store.FIT] not in here]
         if ids:
             lines.append(
-                f"MLflow's experiment {name} has {len(ids)} finished runs of fits that are not here (earlier ones, "
-                f"a sweep's or another project's): {', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''}"
+                f"MLflow's experiment {name} has {len(ids)} finished runs of fits that are not here (from earlier "
+                f"fits, a sweep or another project): {', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''}"
             )
     return lines
 
 
 def _check_dvc() -> Iterator[str]:
-    # The study alone: results/ has a pipeline of its own.
+    # Only the study: results/ has its own pipeline.
     command = [sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml", "data.dvc"]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
@@ -89,7 +90,7 @@ def _check_dvc() -> Iterator[str]:
 
 
 def _check_data() -> Iterator[str]:
-    """Read the data: DVC asks only whether a file's time and size are those that it noted."""
+    """Hash the data: DVC compares only the recorded time and size of a file."""
     for folder in (DATA, *sorted(PREPARED.glob("*/")), *sorted(ACTIVATIONS.glob("*/"))):
         try:
             check_unchanged(folder)
@@ -98,26 +99,25 @@ def _check_data() -> Iterator[str]:
 
 
 def in_words(changes: list[Any]) -> str:
-    """Return what `dvc status --json` says of a stage, shortly: files by their state, at most NAMED of each by name."""
-    told = []
+    """Summarise a stage's entry of `dvc status --json`: files grouped by state, at most NAMED of each by name."""
+    parts = []
     for change in changes:
         if not isinstance(change, dict):
-            told.append(str(change))
+            parts.append(str(change))
             continue
         for kind, states in change.items():
-            by_state: dict[str, list[str]] = {}
+            by_state = defaultdict(list)
             for name, state in states.items():
-                values = state if isinstance(state, dict) else {name: state}
-                for key, found in values.items():
-                    by_state.setdefault(str(found), []).append(key if isinstance(state, dict) else name)
+                for key, found in (state if isinstance(state, dict) else {name: state}).items():
+                    by_state[str(found)].append(key)
             for state, names in by_state.items():
                 more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-                told.append(f"{kind}: {state} {', '.join(names[:NAMED])}{more}")
-    return "; ".join(told)
+                parts.append(f"{kind}: {state} {', '.join(names[:NAMED])}{more}")
+    return "; ".join(parts)
 
 
 def _locked() -> dict[str, dict[str, Any]]:
-    """Return dvc.lock's parameters of each output folder."""
+    """Return the parameters in dvc.lock by output folder."""
     return {
         out["path"]: stage.get("params", {}).get("params.yaml", {})
         for stage in read_lock().values()
@@ -126,7 +126,7 @@ def _locked() -> dict[str, dict[str, Any]]:
 
 
 def _fits() -> Iterator[tuple[str, Path]]:
-    """Yield the id of each fit whose run.json can be read, and its folder."""
+    """Yield the id and folder of each fit with a readable run.json."""
     for folder in find_fits(RUNS):
         with suppress(ValueError, KeyError, TypeError):
             yield read_record(folder)["fit"], folder
@@ -150,15 +150,15 @@ def _check_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> It
 def _compare_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> Iterator[str]:
     record = read_record(folder)
     if "fit" not in record:
-        yield f"{folder}: run.json names no fit: it is of an older version; run `dvc repro`"
+        yield f"{folder}: run.json has no fit id: it is from an older version; run `dvc repro`"
         return
     yield from _check_locked(folder, record, lock)
     yield from _check_model(folder, record)
     if record["data_version"] != data_version():
-        yield f"{folder}: fitted on data version {record['data_version']}, data.dvc names {data_version()}"
+        yield f"{folder}: fitted on data version {record['data_version']}, data.dvc has {data_version()}"
     commit = record["git_commit"].removesuffix("-modified")
     if not _knows_commit(commit):
-        yield f"{folder}: made by git commit {commit}, which this repository does not have"
+        yield f"{folder}: made by git commit {commit}, which is not in this repository"
     run = _run_of(client, record)
     if run is None:
         yield f"{folder}: MLflow has no run of this fit ({record['fit']})"
@@ -169,26 +169,27 @@ def _compare_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> 
 def _check_locked(folder: Path, record: dict[str, Any], lock: dict[str, dict[str, Any]]) -> Iterator[str]:
     locked = lock.get(str(folder))
     if locked is None:
-        yield f"{folder}: dvc.lock does not name it; run `dvc repro`"
+        yield f"{folder}: not in dvc.lock; run `dvc repro`"
         return
-    said = record["hyperparameters"]
+    recorded = record["hyperparameters"]
     parts = {
         "train": "train",
         f"configurations.{record['model']}": "configuration",
         f"trees.{record['model']}": record["model"],
     }
-    own = {name: value for name, value in said.get("configuration", {}).items() if name in said["train"]}
+    overrides = {key: value for key, value in recorded.get("configuration", {}).items() if key in recorded["train"]}
     for key, value in locked.items():
         if key == "train":
-            value = {**value, **own}
-        if key in parts and _differs(value, said.get(parts[key])):
-            yield f"{folder}: {key} is {value} in dvc.lock and {said.get(parts[key])} in run.json"
+            value = {**value, **overrides}
+        if key in parts and differs(value, recorded.get(parts[key])):
+            yield f"{folder}: {key} is {value} in dvc.lock and {recorded.get(parts[key])} in run.json"
 
 
-def _differs(locked: Any, said: Any) -> bool:
-    if isinstance(locked, dict) and isinstance(said, dict):
-        return any(_differs(value, said.get(key)) for key, value in locked.items())
-    return current_scaling(locked) not in (current_scaling(said), AUTO)
+def differs(locked: Any, recorded: Any) -> bool:
+    """Return whether a parameter in dvc.lock, which may be AUTO, differs from run.json's."""
+    if isinstance(locked, dict) and isinstance(recorded, dict):
+        return any(differs(value, recorded.get(key)) for key, value in locked.items())
+    return current_scaling(locked) not in (current_scaling(recorded), AUTO)
 
 
 def _check_model(folder: Path, record: dict[str, Any]) -> Iterator[str]:
@@ -203,9 +204,9 @@ def _check_model(folder: Path, record: dict[str, Any]) -> Iterator[str]:
         return
     hyperparameters = record["hyperparameters"]
     for key, value in found.items():
-        said = hyperparameters.get(key, hyperparameters["train"].get(key))
-        if value != current_scaling(said):
-            yield f"{path}: {key} is {value}, run.json says {said}"
+        recorded = hyperparameters.get(key, hyperparameters["train"].get(key))
+        if value != current_scaling(recorded):
+            yield f"{path}: {key} is {value}, run.json has {recorded}"
 
 
 def _knows_commit(commit: str) -> bool:
@@ -223,18 +224,18 @@ def _run_of(client: Any, record: dict[str, Any]) -> Any:
 def _check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read_models: bool = True) -> Iterator[str]:
     name = f"{folder}: MLflow's run {run.info.run_id}"
     if run.info.status != "FINISHED":
-        yield f"{name} is {run.info.status}, though the fit is finished"
+        yield f"{name} is {run.info.status}, but the fit is finished"
     if run.data.tags.get(mlflow_runs.OUTPUTS) != digest_of_folder(folder):
-        yield f"{name} was logged from other files than lie here"
+        yield f"{name} was logged from other files than those in the folder"
     yield from _check_tags(name, record, run.data.tags)
-    params = {key: str(value) for key, value in mlflow_runs.flatten(record["hyperparameters"]).items()}
+    params = mlflow_runs.flatten(record["hyperparameters"])
     for key in sorted(params.keys() | run.data.params.keys()):
         if params.get(key) != run.data.params.get(key):
-            yield f"{name}: {key} is {run.data.params.get(key)}, run.json says {params.get(key)}"
+            yield f"{name}: {key} is {run.data.params.get(key)}, run.json has {params.get(key)}"
     for key, value in json.loads((folder / "metrics.json").read_text()).items():
         logged = run.data.metrics.get(mlflow_name(key))
         if logged != value:
-            yield f"{name}: {mlflow_name(key)} is {logged}, metrics.json says {value}"
+            yield f"{name}: {mlflow_name(key)} is {logged}, metrics.json has {value}"
     if record["kind"] == "network":
         yield from _check_history(client, folder, name, run.info.run_id)
     if problem := mlflow_models.model_problem(client, run, read_models):
@@ -242,15 +243,15 @@ def _check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read
     drawn = _drawn(folder)
     stored = {entry.path for entry in client.list_artifacts(run.info.run_id)} if drawn else set()
     if missing := [path.name for path in drawn if path.name not in stored]:
-        yield f"{name} has not {', '.join(missing)} of {drawn[0].parent}"
+        yield f"{name} lacks {', '.join(missing)} of {drawn[0].parent}"
 
 
 def _check_tags(name: str, record: dict[str, Any], tags: dict[str, str]) -> Iterator[str]:
-    """Compare the tags that the run has with run.json, which also holds what was known only at the fit's end."""
-    for key, said in record.items():
+    """Compare the run's tags with run.json, which has further keys that are known only at the end of a fit."""
+    for key, value in record.items():
         found = tags.get(key)
-        if found != str(said) and not isinstance(said, dict) and (found is not None or key in REQUIRED_TAGS):
-            yield f"{name}: the tag {key} is {found}, run.json says {said}"
+        if found != str(value) and not isinstance(value, dict) and (found is not None or key in REQUIRED_TAGS):
+            yield f"{name}: the tag {key} is {found}, run.json has {value}"
 
 
 def _check_history(client: Any, folder: Path, name: str, run_id: str) -> Iterator[str]:
@@ -259,37 +260,37 @@ def _check_history(client: Any, folder: Path, name: str, run_id: str) -> Iterato
         points = client.get_metric_history(run_id, column)
         steps = sorted(point.step for point in points)
         if steps != list(history.index):
-            yield f"{name} has {column} of the epochs {steps}, history.csv has {list(history.index)}"
+            yield f"{name} has {column} for the epochs {steps}, history.csv has {list(history.index)}"
             continue
         for point in points:
-            said = history[column][point.step]
-            # What was logged from the file, by a repair, may have lost the last digit.
-            if not math.isclose(point.value, said, rel_tol=1e-12):
-                yield f"{name}: {column} of epoch {point.step} is {point.value}, history.csv says {said}"
+            value = history[column][point.step]
+            # A value that a repair logged from the file may have lost its last digit.
+            if not math.isclose(point.value, value, rel_tol=1e-12):
+                yield f"{name}: {column} of epoch {point.step} is {point.value}, history.csv has {value}"
 
 
 def _drawn(folder: Path) -> list[Path]:
-    """Return the figures and the report of a fit that `evaluate` wrote."""
+    """Return the figures and the report that `evaluate` wrote for a fit."""
     return sorted((FIGURES / folder.relative_to(RUNS)).glob("*"))
 
 
 def _check_running(client: Any) -> Iterator[str]:
     for run in mlflow_runs.stale_runs(client):
-        yield f"MLflow's run {run.info.run_id} ({run.info.run_name}) is RUNNING and its process is gone"
+        yield f"MLflow's run {run.info.run_id} ({run.info.run_name}) is RUNNING but its process has ended"
     for run, host in mlflow_runs.runs_elsewhere(client):
         since = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
         yield (
             f"MLflow's run {run.info.run_id} ({run.info.run_name}) is RUNNING on {host} since {since:%Y-%m-%d %H:%M} "
-            f"UTC; where nothing runs there any more, `medtransfer audit --repair --host {host}` ends it"
+            f"UTC; if nothing runs there any more, end it with `medtransfer audit --repair --host {host}`"
         )
 
 
 def _check_twins(client: Any) -> Iterator[str]:
-    """Compare within an experiment: a sweep's fit may run again as the study's own."""
+    """Find fits with several runs in one experiment; a sweep's fit may also have one in the study's experiment."""
     for name, runs in mlflow_runs.fits_of(client).items():
-        by_fit: dict[str, list[str]] = {}
+        by_fit = defaultdict(list)
         for run in runs:
-            by_fit.setdefault(run.data.tags[mlflow_store.FIT], []).append(run.info.run_id)
+            by_fit[run.data.tags[mlflow_store.FIT]].append(run.info.run_id)
         for fit, ids in by_fit.items():
             if len(ids) > 1:
                 yield f"MLflow's experiment {name} has {len(ids)} runs of one fit ({fit}): {', '.join(ids)}"
@@ -301,7 +302,7 @@ def _check_registered(client: Any) -> Iterator[str]:
         folder = here.get(version.tags.get(mlflow_store.FIT, ""))
         path = folder / "model.keras" if folder else None
         if path and path.exists() and sha256_of(path) != version.tags.get(mlflow_models.DIGEST):
-            yield f"MLflow's registered model {version.name} version {version.version} is not {path}, though of its fit"
+            yield f"MLflow's registered model {version.name} version {version.version} differs from its fit's {path}"
         for problem in mlflow_models.registered_problems(version):
             yield (
                 f"MLflow's registered model {version.name} version {version.version}: {problem}; run `medtransfer "
@@ -311,18 +312,16 @@ def _check_registered(client: Any) -> Iterator[str]:
 
 @mlflow_store.answering()
 def repair(host: str | None = None, read_models: bool = True) -> list[str]:
-    """End stale runs and log again from the outputs what MLflow lacks; return what was done, a line each.
+    """End stale runs and log what MLflow lacks from the outputs; return one line per action.
 
-    Only MLflow is changed. What is wrong in the outputs themselves, `dvc repro` mends: a fit that is damaged, or
-    cannot be logged, is left out with a line.
+    Only MLflow is changed. A fit whose outputs are damaged is skipped with a line: `dvc repro` fixes it.
 
     Parameters
     ----------
     host : str, optional
         Another machine, on which nothing runs any more: its running runs are ended too.
     read_models : bool
-        Read the logged models, which a server has to send, and log again what is lost or damaged; else it is enough
-        that MLflow has them.
+        Download the logged models and log damaged ones again; otherwise check only that they exist.
 
     Raises
     ------
@@ -345,9 +344,9 @@ def repair(host: str | None = None, read_models: bool = True) -> list[str]:
 
 
 def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]], read_models: bool) -> bool:
-    """Log a fit from its files, which must be what DVC recorded, unless MLflow has all of it."""
+    """Log a fit from its files, which must match dvc.lock; return False if MLflow already has all of it."""
     if str(folder) not in lock:
-        raise UserError("dvc.lock does not name it, so its files cannot be checked; run `dvc repro`")
+        raise UserError("not in dvc.lock, so its files cannot be checked; run `dvc repro`")
     check_unchanged(folder)
     record = read_record(folder)
     if "fit" not in record:
@@ -359,10 +358,10 @@ def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]], read
     _log_again(folder, record)
     run = _run_of(client, record)
     if run is None:
-        raise UserError(f"MLflow at {mlflow_store.address()} did not answer meanwhile; repair again")
+        raise UserError(f"MLflow at {mlflow_store.address()} stopped answering; repair again")
     for line in _check_run(client, folder, record, run, read_models):
         raise UserError(
-            f"{line}; repair again, and if it still says so, delete the run first (mlflow runs delete --run-id "
+            f"{line}; repair again; if that does not help, delete the run first (mlflow runs delete --run-id "
             f"{run.info.run_id})"
         )
     return True
@@ -374,15 +373,15 @@ def _log_again(folder: Path, record: dict[str, Any]) -> None:
         record["dataset"], folder.name, record["fit"], record["hyperparameters"], tags, sample_seconds=None
     ) as run:
         samples = pd.read_csv(PREPARED / record["dataset"] / "samples.csv", dtype=str, keep_default_na=False)
-        run.log_data(samples, record["dataset"], {key: record[key] for key in ("data_source", "data_version")})
-        tell_mlflow(run, folder)
+        run.log_data(samples, record["dataset"], record)
+        log_to_mlflow(run, folder)
         run.log_model(lambda: _log_model(folder, record))
     if drawn := _drawn(folder):
         mlflow_runs.attach(record["dataset"], record["fit"], drawn)
 
 
 def _log_model(folder: Path, record: dict[str, Any]) -> None:
-    """Log the saved model, whose digest was checked, as the fit itself did, with an image as its example."""
+    """Log the saved model, whose digest was checked, with an image as its example, as the fit did."""
     from medtransfer.trees.classifiers import TRUSTED_TYPES, flatten_pixels, load_tree
 
     pixels = np.load(PREPARED / record["dataset"] / "images.npy", mmap_mode="r")[:1]
@@ -391,9 +390,6 @@ def _log_model(folder: Path, record: dict[str, Any]) -> None:
         tree, features = load_tree(path), flatten_pixels(pixels)
         mlflow_models.log_sklearn_model(tree, features, tree.predict_proba(features), TRUSTED_TYPES)
         return
-    import keras
-
     from medtransfer.models.vgg16 import load_network
 
-    model = load_network(folder / "model.keras")
-    mlflow_models.log_keras_model(model, np.asarray(pixels), model.predict_on_batch(pixels), keras.backend.backend())
+    mlflow_models.log_keras_model(load_network(folder / "model.keras"), np.asarray(pixels))

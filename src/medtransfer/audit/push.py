@@ -1,6 +1,6 @@
-"""track push: the runs of the project's own MLflow store → the server that MLFLOW_TRACKING_URI names, once each.
+"""track push: copy the runs of the project's own MLflow store to the server in MLFLOW_TRACKING_URI.
 
-MLflow has no such command; this is made of its client's calls alone.
+MLflow has no such command; this uses only its client.
 """
 
 import tempfile
@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import Metric, Param, RunInputs
-from mlflow.entities import Run as MlflowRun
+from mlflow.entities import Metric, Param, Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from rich.progress import track
 from ruamel.yaml import YAML
 
 from medtransfer.core.errors import UserError
 from medtransfer.tracking.mlflow_store import (
-    AWAY,
     DEFAULT_URI,
     FIT,
+    UNREACHABLE,
     address,
     every_run,
     living_experiment,
@@ -33,30 +32,30 @@ POINTS, PARAMS = 500, 100  # in one request: MLflow's servers take 1,000 metrics
 
 
 def push(source_uri: str = DEFAULT_URI) -> dict[str, int]:
-    """Copy every ended run with its params, tags, metrics, data, files and models; times and statuses stay.
+    """Copy every ended run with its params, tags, metrics, data, files, models, times and status.
 
-    A run that the server has, pushed before or logged there by `audit --repair`, is left alone. A run under another,
-    as a sweep's fits are, lies under that one's copy. A push that was interrupted goes on: the run in which it stopped
-    is copied again.
+    A run that is already on the server, pushed before or logged by `audit --repair`, is skipped. A child run, such as a
+    sweep's fit, becomes a child of its parent's copy. An interrupted push resumes: only the run in which it stopped is
+    copied again.
 
     Returns
     -------
     dict
-        How many runs were `copied`, were there `already`, and are still `running` or under one that is, and so left
-        out.
+        The number of runs that were `copied`, that were there `already`, and that were skipped because they or their
+        parents are still `running`.
 
     Raises
     ------
     UserError
-        There is no own store, the server is this store, or it does not answer.
+        There is no store to push, the server is this store, or it does not answer.
     """
     path = Path(source_uri.removeprefix("sqlite:///"))
     if not path.exists():
         raise UserError(f"{path}: not found; there is nothing to push")
     target = reach()
-    own = f"sqlite:///{path.resolve()}"  # MLflow keeps a relative address open when the working folder changes
+    own = f"sqlite:///{path.resolve()}"  # a relative address would break if the working folder changed
     if mlflow.get_tracking_uri() in (source_uri, own):
-        raise UserError("MLFLOW_TRACKING_URI: names this project's own store; set it to the server's address")
+        raise UserError("MLFLOW_TRACKING_URI: is this project's own store; set it to the server's address")
     source = mlflow.MlflowClient(tracking_uri=own)
     counts = {"copied": 0, "already": 0, "running": 0}
     ids: dict[str, str | None] = {}
@@ -66,18 +65,18 @@ def push(source_uri: str = DEFAULT_URI) -> dict[str, int]:
             for run in track(runs, f"pushing {experiment.name}", transient=True):
                 outcome, ids[run.info.run_id] = _push_run(source, target, experiment.name, run, ids)
                 counts[outcome] += 1
-    except AWAY as error:
+    except UNREACHABLE as error:
         raise UserError(
             f"MLflow at {address()} stopped answering after {counts['copied']} runs ({reason(error)}); "
-            "push again and it goes on"
+            "push again to resume"
         ) from None
     return counts
 
 
-def _parents_first(runs: list[MlflowRun]) -> list[MlflowRun]:
+def _parents_first(runs: list[Run]) -> list[Run]:
     known = {run.info.run_id: run for run in runs}
 
-    def depth(run: MlflowRun) -> int:
+    def depth(run: Run) -> int:
         parent = known.get(run.data.tags.get(MLFLOW_PARENT_RUN_ID))
         return depth(parent) + 1 if parent else 0
 
@@ -88,12 +87,12 @@ def _push_run(
     source: mlflow.MlflowClient,
     target: mlflow.MlflowClient,
     experiment: str,
-    run: MlflowRun,
+    run: Run,
     ids: Mapping[str, str | None],
 ) -> tuple[str, str | None]:
-    """Copy a run and return the outcome and its id on the server; `ids` has those of the runs before it.
+    """Copy a run; return the outcome and its id on the server, None if it is not there.
 
-    An id is None where the run is not on the server.
+    `ids` maps the runs handled so far to their ids on the server.
     """
     parent = run.data.tags.get(MLFLOW_PARENT_RUN_ID, "")
     waits = parent in ids and ids[parent] is None
@@ -117,7 +116,8 @@ def _push_run(
     points = list(_points(source, run))
     for start in range(0, len(points), POINTS):
         target.log_batch(run_id, metrics=points[start : start + POINTS])
-    _push_inputs(target, run_id, run.inputs)
+    if run.inputs and run.inputs.dataset_inputs:
+        target.log_inputs(run_id, run.inputs.dataset_inputs)
     with tempfile.TemporaryDirectory() as folder:
         if source.list_artifacts(run.info.run_id):
             source.download_artifacts(run.info.run_id, "", folder)
@@ -129,26 +129,21 @@ def _push_run(
     return "copied", run_id
 
 
-def _twins(target: mlflow.MlflowClient, experiment_id: str, run: MlflowRun) -> list[MlflowRun]:
-    """Return the server's runs that are this one: pushed before, or of the same fit."""
-    asked = {ORIGIN: run.info.run_id, FIT: run.data.tags.get(FIT)}
+def _twins(target: mlflow.MlflowClient, experiment_id: str, run: Run) -> list[Run]:
+    """Return the server's runs that were pushed from this one or belong to the same fit."""
+    tags = {ORIGIN: run.info.run_id, FIT: run.data.tags.get(FIT)}
     return [
         found
-        for tag, value in asked.items()
+        for tag, value in tags.items()
         if value
         for found in target.search_runs([experiment_id], f"tags.`{tag}` = '{value}'")
     ]
 
 
-def _points(source: mlflow.MlflowClient, run: MlflowRun) -> Iterator[Metric]:
+def _points(source: mlflow.MlflowClient, run: Run) -> Iterator[Metric]:
     for key in run.data.metrics:
         for point in source.get_metric_history(run.info.run_id, key):
             yield Metric(point.key, point.value, point.timestamp, point.step)
-
-
-def _push_inputs(target: mlflow.MlflowClient, run_id: str, inputs: RunInputs | None) -> None:
-    if inputs and inputs.dataset_inputs:
-        target.log_inputs(run_id, inputs.dataset_inputs)
 
 
 def _push_model(target: mlflow.MlflowClient, model: Any, run_id: str, experiment_id: str) -> None:
@@ -164,7 +159,7 @@ def _push_model(target: mlflow.MlflowClient, model: Any, run_id: str, experiment
 
 
 def _rename(path: Path, run_id: str, model_id: str) -> None:
-    """Let a model's own description name the run and the model that it now is."""
+    """Put the new run's and model's ids into a model's description."""
     yaml = YAML()
     described = yaml.load(path.read_text())
     described.update({"run_id": run_id, "model_id": model_id})

@@ -140,12 +140,12 @@ def cache() -> None:
 @cache.command()
 def show() -> None:
     """List the cached features, least recently used first."""
-    from medtransfer.training.feature_cache import GB, entries, store
+    from medtransfer.training.feature_cache import GB, cache_folder, entries
 
     found = entries()
     for entry in found:
         made_from = entry["made_from"]
-        facts = "unfinished"
+        facts = "incomplete"
         if made_from:
             used = datetime.fromtimestamp(entry["last_used"]).strftime("%Y-%m-%d %H:%M")
             facts = (
@@ -155,7 +155,7 @@ def show() -> None:
         click.echo(f"{entry['path'].name}  {entry['bytes'] / GB:8.3f} GB  {facts}")
     total = sum(entry["bytes"] for entry in found) / GB
     max_gb = read_params(PARAMS).cache.max_gb
-    click.echo(f"{len(found)} entries, {total:.3f} of {max_gb:g} GB (cache.max_gb), in {store()}")
+    click.echo(f"{len(found)} entries, {total:.3f} of {max_gb:g} GB (cache.max_gb), in {cache_folder()}")
 
 
 @cache.command()

@@ -9,7 +9,7 @@ PARAMS = Path("params.yaml")
 DATA = Path("data")
 PREPARED = Path("artifacts/prepared")
 RUNS = Path("artifacts/runs")
-UNFINISHED = Path("artifacts/unfinished")
+CHECKPOINTS = Path("artifacts/checkpoints")
 ACTIVATIONS = Path("artifacts/activations")
 LAYERS = Path("artifacts/layers")
 GRADCAM = Path("artifacts/gradcam")
@@ -28,9 +28,9 @@ def run_folder(dataset: str, model: str, seed: int) -> Path:
     return RUNS / dataset / run_name(model, seed)
 
 
-def unfinished_folder(dataset: str, model: str, seed: int) -> Path:
-    """Return the folder of an unfinished fit's checkpoints, which is no output, since DVC removes outputs."""
-    return UNFINISHED / dataset / run_name(model, seed)
+def checkpoints_folder(dataset: str, model: str, seed: int) -> Path:
+    """Return the folder of a fit's checkpoints; it is not an output because DVC removes outputs."""
+    return CHECKPOINTS / dataset / run_name(model, seed)
 
 
 def run_name(model: str, seed: int) -> str:

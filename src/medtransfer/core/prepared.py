@@ -1,4 +1,4 @@
-"""What every stage after prepare reads: a prepared data set, and a finished network."""
+"""Read a prepared data set, and find a finished network."""
 
 import json
 from pathlib import Path
@@ -20,18 +20,18 @@ def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, d
     Raises
     ------
     UserError
-        It has not been prepared, has changed since, or was prepared otherwise than params.yaml now says.
+        It is not prepared, has changed since, or was prepared with other parameters than params.yaml has.
     """
     check_known("params.yaml: datasets", name, params.datasets)
-    folder, description = PREPARED / name, _described(name)
-    # Read as params.yaml is, so that what was prepared before a key existed has its default.
+    folder, description = PREPARED / name, _read_description(name)
+    # Validated like params.yaml, so that a key that is newer than the prepared data has its default.
     prepared = DatasetParams.model_validate(
         {key: description[key] for key in DatasetParams.model_fields if key in description}
     ).model_dump()
-    for key, asked in params.datasets[name].model_dump().items():
-        if prepared[key] != asked:
+    for key, value in params.datasets[name].model_dump().items():
+        if prepared[key] != value:
             raise UserError(
-                f"{folder}: prepared with {key} {prepared[key]}, but params.yaml says {asked}; "
+                f"{folder}: prepared with {key} {prepared[key]}, but params.yaml has {value}; "
                 f"run `dvc repro prepare@{name}`"
             )
     images = np.load(folder / "images.npy", mmap_mode="r")
@@ -39,20 +39,17 @@ def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, d
     return images, samples, description
 
 
-def _described(name: str) -> dict[str, Any]:
-    """Return dataset.json of a prepared data set that is there and is what DVC recorded."""
+def _read_description(name: str) -> dict[str, Any]:
+    """Return dataset.json of a prepared data set, which must be what DVC recorded."""
     folder = PREPARED / name
     if not (folder / "dataset.json").exists():
-        raise UserError(f"{folder}: not found; {_get_data(name)}run `dvc repro prepare@{name}`")
+        get_data = "get the data (`dvc pull data.dvc`, or add your own with `medtransfer data`), then "
+        raise UserError(
+            f"{folder}: not found; {'' if (DATA / name).is_dir() else get_data}run `dvc repro prepare@{name}`"
+        )
     check_unchanged(folder)
     description: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
     return description
-
-
-def _get_data(name: str) -> str:
-    if (DATA / name).is_dir():
-        return ""
-    return "get the data (`dvc pull data.dvc`, or put your own there with `medtransfer data`), then "
 
 
 def finished_network(params: Params, dataset: str, name: str, seed: int) -> Path:
@@ -61,7 +58,7 @@ def finished_network(params: Params, dataset: str, name: str, seed: int) -> Path
     Raises
     ------
     UserError
-        params.yaml has no such data set or configuration, a tree is asked for, or the fit is not finished or has
+        params.yaml has no such data set or configuration, the model is a tree, or the fit is not finished or has
         changed since.
     """
     check_known("params.yaml: datasets", dataset, params.datasets)
@@ -70,30 +67,30 @@ def finished_network(params: Params, dataset: str, name: str, seed: int) -> Path
     check_known("params.yaml: configurations", name, params.configurations)
     fitted = run_folder(dataset, name, seed)
     if not (fitted / "model.keras").exists():
-        raise UserError(f"{fitted / 'model.keras'}: not found; run `dvc repro`, or `dvc pull` what others have trained")
+        raise UserError(f"{fitted / 'model.keras'}: not found; run `dvc repro`, or get it with `dvc pull`")
     check_unchanged(fitted)
     return fitted
 
 
 def data_of(fit: Path) -> dict[str, Any]:
-    """Return dataset.json of the data that a finished fit was made from.
+    """Return dataset.json of the data of a finished fit.
 
     Raises
     ------
     UserError
-        It is not prepared, has changed since, or was prepared otherwise than for this fit.
+        The data are not prepared, have changed since, or were prepared with other parameters than for this fit.
     """
     record = read_record(fit)
-    folder, description = PREPARED / record["dataset"], _described(record["dataset"])
-    # A tree's record has the size alone; what was fitted before a part of the split existed has it not.
+    folder, description = PREPARED / record["dataset"], _read_description(record["dataset"])
+    # A tree's record has only the size, and an older one may lack parts of the split.
     then = {"image_size": record["image_size"], "source": record["data_source"]}
     for key, value in (then | record["hyperparameters"].get("data", {})).items():
         now = description[key]
         now = {part: now[part] for part in value} if key == "split" else now
         if now != value:
             raise UserError(
-                f"{folder}: has {key} {now}, but {fit} was made with {value}; run `dvc repro`, or prepare the data as "
-                "they were"
+                f"{folder}: has {key} {now}, but {fit} was fitted with {value}; run `dvc repro`, or prepare the data "
+                "as before"
             )
     return description
 

@@ -1,4 +1,4 @@
-"""The talk's picture of what the first convolution layer answers to one image."""
+"""The talk's picture of the first convolution layer's activations for one image."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ def first_layer_activations(model: keras.Model, image: np.ndarray) -> np.ndarray
     Returns
     -------
     ndarray of shape (size, size, 64), float32
-        After the rectifier, one channel a filter.
+        After the ReLU, one channel per filter.
     """
     layer = keras.Model(model.inputs, model.get_layer(FIRST_LAYER).output)
     return np.asarray(layer.predict(image[None], verbose=0)[0], np.float32)

@@ -1,6 +1,6 @@
 """Where a network looked: Grad-CAM (Selvaraju et al., ICCV 2017, equations 1 and 2).
 
-By our own hand, since the libraries for it need TensorFlow and Keras 2; this runs on TensorFlow and JAX.
+Implemented here because the libraries for it need TensorFlow and Keras 2; this runs on TensorFlow and JAX.
 """
 
 import keras
@@ -12,23 +12,23 @@ LAYER = "block5_conv3"
 
 
 def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray, layer: str = LAYER) -> np.ndarray:
-    """Return how much each place of the images speaks for a class.
+    """Return how strongly each position of the images supports a class.
 
     Parameters
     ----------
     images : ndarray of shape (n, size, size, 3), uint8
     classes : ndarray of shape (n,), int
-        The class that is asked for, an image each.
+        One class per image.
     layer : str
-        The convolution whose maps are weighed; its resolution is that of the answer.
+        The convolution whose maps are weighted; the heat maps have its resolution.
 
     Returns
     -------
     ndarray of shape (n, h, w), float32
-        From 0 to 1, the largest of each image being 1; all 0 where nothing speaks for the class.
+        From 0 to 1; the maximum of each image is 1, or 0 if nothing supports the class.
     """
     maps = keras.Model(model.inputs, model.get_layer(layer).output)
-    # The scores before the softmax: the probability of a sure answer has no gradient left.
+    # The scores before the softmax: a probability close to 1 has hardly any gradient.
     rest = keras.Model(model.get_layer(layer).output, model.get_layer("head_dropout2").output)
     kernel, bias = (np.asarray(weights, np.float32) for weights in model.get_layer("head_output").get_weights())
     outputs = keras.ops.convert_to_tensor(maps.predict_on_batch(np.asarray(images)))
@@ -41,7 +41,7 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray, layer:
 
 
 def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
-    """Return an RGB image in grey with a heat map (h, w), from 0 to 1, stretched over it in colour."""
+    """Return the image in grey, as RGB, with a heat map (h, w), from 0 to 1, over it in colour."""
     colors = (matplotlib.colormaps["inferno"](heat)[..., :3] * 255).astype(np.uint8)
     stretched = Image.fromarray(colors).resize(image.size, Image.Resampling.BILINEAR)
     return Image.blend(image.convert("L").convert("RGB"), stretched, 0.5)
@@ -51,11 +51,11 @@ def _gradients(
     rest: keras.Model, outputs: keras.KerasTensor, kernel: np.ndarray, bias: np.ndarray, classes: np.ndarray
 ) -> np.ndarray:
     """Return the gradient of each image's score for its class, (n, h, w, channels), float32."""
-    asked = np.eye(kernel.shape[1], dtype=np.float32)[classes]
+    selected = np.eye(kernel.shape[1], dtype=np.float32)[classes]
 
     def score(hidden: keras.KerasTensor) -> keras.KerasTensor:
         scores = keras.ops.matmul(keras.ops.cast(hidden, "float32"), kernel) + bias
-        return keras.ops.sum(scores * asked)
+        return keras.ops.sum(scores * selected)
 
     if keras.backend.backend() == "jax":
         import jax

@@ -1,6 +1,6 @@
-"""Which layers matter: three ways to ask a fine-tuned network and the weights that it began from.
+"""Which layers matter: three comparisons of a fine-tuned network with its initial weights.
 
-The fourth, training with other blocks frozen, is the study itself.
+A fourth, training with other blocks frozen, is the study itself.
 """
 
 from collections.abc import Callable
@@ -21,16 +21,16 @@ BATCH = 32
 def rewind_blocks(
     tuned: keras.Model, start: keras.Model, score: Callable[[keras.Model], dict[str, float]]
 ) -> pd.DataFrame:
-    """Put one block after the other back to the weights that it began from, and score the network each time.
+    """Reset one block at a time to its initial weights, and score the network each time.
 
-    What is lost is how much the network depends on what that block learned (module criticality without its
-    noise: Neyshabur et al., What is being transferred in transfer learning?, NeurIPS 2020, section 4;
-    Chatterji et al., The intriguing role of module criticality, ICLR 2020).
+    The loss in score shows how much the network depends on what that block learned (module criticality without
+    noise: Neyshabur et al., What is being transferred in transfer learning?, NeurIPS 2020, section 4; Chatterji et al.,
+    The intriguing role of module criticality, ICLR 2020).
 
     Parameters
     ----------
     tuned, start : keras.Model
-        VGG16 after and before fine-tuning. `tuned` has its own weights again when this returns.
+        VGG16 after and before fine-tuning. `tuned` is restored before this returns.
 
     Returns
     -------
@@ -50,12 +50,12 @@ def rewind_blocks(
 
 
 def compare_layers(tuned: keras.Model, start: keras.Model, images: np.ndarray) -> pd.DataFrame:
-    """Return how far each convolution layer moved, in what it computes and in its weights.
+    """Return how much each convolution layer changed, in its outputs and in its weights.
 
     Parameters
     ----------
     images : ndarray of shape (n, size, size, 3), uint8
-        n outputs of the largest layer are held in memory twice.
+        Two copies of the largest layer's outputs for all n must fit into memory.
 
     Returns
     -------
@@ -99,7 +99,7 @@ def probe_blocks(
     rows: dict[str, np.ndarray],
     score: Callable[[np.ndarray], dict[str, float]],
 ) -> pd.DataFrame:
-    """Fit a linear classifier on what each block gives and score it on the test images.
+    """Fit a linear classifier on each block's output and score it on the test images.
 
     Alain and Bengio: Understanding intermediate layers using linear classifier probes, 2016. A block's output
     is averaged over its pixels first, so that every probe has at most 512 features.

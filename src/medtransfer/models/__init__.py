@@ -1,1 +1,1 @@
-"""The models: VGG16 with its weights, and the trees."""
+"""VGG16 and its weights."""

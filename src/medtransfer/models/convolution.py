@@ -1,4 +1,4 @@
-"""Convolutions of bfloat16 values on a processor that is faster in float32."""
+"""Convolutions in bfloat16 on a processor that is faster in float32."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from medtransfer.core.hardware import processor_has_slow_bfloat16
 
 
 def use_fast_convolutions(model: keras.Model) -> int:
-    """Let a network in bfloat16 convolve in float32 where that is faster; return how many layers do.
+    """Let a bfloat16 network convolve in float32 if that is faster; return the number of layers that do.
 
-    A product of two bfloat16 values is exact in float32, and sums are in float32 either way: rounding aside, the values
-    are the same. Only the way to compute changes: the model saves and loads as before.
+    A product of two bfloat16 values is exact in float32, and sums are in float32 either way, so the values differ only
+    by rounding. Saving and loading do not change.
     """
     layers = [
         layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D) and layer.compute_dtype == "bfloat16"
@@ -25,7 +25,7 @@ def use_fast_convolutions(model: keras.Model) -> int:
 
 def _convolve(inputs: Any, kernel: Any) -> Any:
     """Convolve (B, H, W, C) with a kernel (3, 3, C, D), stride 1, same padding, to (B, H, W, D)."""
-    # The kernel is float32 and is rounded first, as the layer itself does.
+    # The float32 kernel is rounded first, as the layer itself does.
     rounded = keras.ops.cast(kernel, inputs.dtype)
     outputs = keras.ops.conv(keras.ops.cast(inputs, "float32"), keras.ops.cast(rounded, "float32"), padding="same")
     return keras.ops.cast(outputs, inputs.dtype)

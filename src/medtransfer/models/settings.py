@@ -1,10 +1,10 @@
-"""What a network says of the settings that it was built with."""
+"""The settings that a network was built with."""
 
 from typing import Any
 
 
 def read_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that a VGG16's own description holds.
+    """Return the settings in the Keras description of a VGG16.
 
     Parameters
     ----------

@@ -22,9 +22,8 @@ IMAGENET_MEANS_BGR = (103.939, 116.779, 123.68)
 def build_vgg16(image_size: int, classes: int, train: TrainParams, seed: int) -> keras.Model:
     """Build VGG16 with a new classification head, all weights drawn from `seed`.
 
-    The head is the talk's: flatten, two dense layers with a dropout layer after each, and a dense
-    softmax layer. Layers of the head are called `head_…`; those of the base as in
-    `keras.applications` (`block5_conv3`).
+    The head is the talk's: flatten, two dense layers, each followed by dropout, and a dense softmax layer. The names
+    of its layers start with `head_`; the base has the names of `keras.applications` (`block5_conv3`).
 
     Returns
     -------
@@ -41,7 +40,7 @@ def build_vgg16(image_size: int, classes: int, train: TrainParams, seed: int) ->
     for number, units in enumerate(train.dense_units, start=1):
         x = keras.layers.Dense(units, activation="relu", name=f"head_dense{number}")(x)
         x = keras.layers.Dropout(train.dropout, name=f"head_dropout{number}")(x)
-    # float32 whatever the precision: bfloat16 has too few digits for a softmax.
+    # Always float32: bfloat16 has too few digits for a softmax.
     x = keras.layers.Dense(classes, activation="softmax", dtype="float32", name="head_output")(x)  # (B, classes)
     model = keras.Model(pixels, x, name="vgg16")
     use_fast_convolutions(model)
@@ -59,19 +58,19 @@ def _scale(pixels: keras.KerasTensor, scaling: str) -> keras.KerasTensor:
 
 
 def load_network(path: Path) -> keras.Model:
-    """Read a network that a fit saved; a file that holds code, such as a Lambda layer, is refused unread.
+    """Read a network that a fit saved; a file that contains code, such as a Lambda layer, is refused.
 
     Raises
     ------
     UserError
-        It cannot be read, or is no network of ours.
+        It cannot be read, or this project did not save it.
     """
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
         weighted_layers(model)
         base_layers(model)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, BadZipFile) as error:
-        raise UserError(f"{path}: no network that this project saved ({shortened(error)}); run `dvc repro`") from None
+        raise UserError(f"{path}: not a network saved by this project ({shortened(error)}); run `dvc repro`") from None
     use_fast_convolutions(model)
     return model
 
@@ -82,7 +81,7 @@ def block_of(layer: str) -> str:
     Raises
     ------
     ValueError
-        The layer belongs to neither: every weight must be covered by a freezing configuration.
+        The layer belongs to none of them: a freezing configuration must cover every weight.
     """
     part = layer.partition("_")[0]
     if part not in (*BLOCKS, HEAD):
@@ -91,7 +90,7 @@ def block_of(layer: str) -> str:
 
 
 def set_trainable(model: keras.Model, blocks: tuple[str, ...]) -> list[str]:
-    """Freeze everything but the given blocks and the head; return the trainable layers' names."""
+    """Freeze everything except the given blocks and the head; return the names of the trainable layers."""
     trained = []
     for layer in weighted_layers(model):
         layer.trainable = block_of(layer.name) in (*blocks, HEAD)
@@ -104,17 +103,17 @@ def set_trainable(model: keras.Model, blocks: tuple[str, ...]) -> list[str]:
 
 
 def weighted_layers(model: keras.Model) -> list[keras.Layer]:
-    """Return the convolution and dense layers in the order of the network."""
+    """Return the convolution and dense layers in network order."""
     return [layer for layer in model.layers if layer.weights and "subtract" not in layer.name]
 
 
 def base_layers(model: keras.Model) -> list[keras.Layer]:
-    """Return the 13 convolution layers in the order of the network."""
+    """Return the 13 convolution layers in network order."""
     return [layer for layer in weighted_layers(model) if block_of(layer.name) != HEAD]
 
 
 def count_weights(model: keras.Model) -> dict[str, int]:
-    """Return the number of trainable and of frozen scalars."""
+    """Return the number of trainable and of frozen weights."""
     counts = {"trainable": 0, "frozen": 0}
     for layer in weighted_layers(model):
         counts["trainable" if layer.trainable else "frozen"] += int(layer.count_params())
@@ -127,7 +126,7 @@ def get_base_weights(model: keras.Model) -> list[np.ndarray]:
 
 
 def set_base_weights(model: keras.Model, tensors: list[np.ndarray]) -> None:
-    """Put the base's 26 tensors, in the order of `get_base_weights`, into a model.
+    """Set the base's 26 tensors, in the order of `get_base_weights`.
 
     Raises
     ------
@@ -137,8 +136,6 @@ def set_base_weights(model: keras.Model, tensors: list[np.ndarray]) -> None:
     layers = base_layers(model)
     shapes = [tuple(variable.shape) for layer in layers for variable in layer.weights]
     if [tensor.shape for tensor in tensors] != shapes:
-        raise UserError(
-            f"the weights to begin from have {len(tensors)} tensors that are not VGG16's convolutional base"
-        )
+        raise UserError(f"the initial weights have {len(tensors)} tensors that do not fit VGG16's convolutional base")
     for layer, kernel, bias in zip(layers, tensors[::2], tensors[1::2], strict=True):
         layer.set_weights([kernel, bias])

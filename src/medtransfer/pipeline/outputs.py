@@ -1,4 +1,4 @@
-"""What baseline and train write alike: the folder of a finished fit."""
+"""The folder of a finished fit, as baseline and train write it."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def write_scores(
 ) -> dict[str, float]:
     """Write predictions.csv and metrics.json and return the test scores.
 
-    The scores are those of the file, read back: what evaluation will see.
+    The scores are computed from the file as evaluation will read it.
     """
     write_predictions(folder / "predictions.csv", samples, probabilities, classes)
     predictions = read_predictions(folder / "predictions.csv")
@@ -45,8 +45,8 @@ def write_scores(
     return metrics
 
 
-def tell_mlflow(run: mlflow_runs.Run, folder: Path) -> None:
-    """Log what the folder of a finished fit says: epochs, scores, seconds and the digest of its files."""
+def log_to_mlflow(run: mlflow_runs.MlflowRun, folder: Path) -> None:
+    """Log the folder of a finished fit: epochs, scores, seconds and the digest of its files."""
     record = read_record(folder)
     metrics = json.loads((folder / "metrics.json").read_text())
     scores = {mlflow_name(name): value for name, value in metrics.items()}

@@ -17,7 +17,7 @@ def prepare(params: Params, dataset: str) -> None:
     Raises
     ------
     UserError
-        params.yaml has no such data set, or the raw data are not what was recorded or cannot be prepared.
+        params.yaml has no such data set, or the raw data have changed since DVC recorded them or are unusable.
     """
     check_known("params.yaml: datasets", dataset, params.datasets)
     warn_of_another_version()
@@ -27,20 +27,19 @@ def prepare(params: Params, dataset: str) -> None:
         done = prepare_dataset(dataset_of(dataset, params), DATA / dataset, params.datasets[dataset], folder)
         check_params_unchanged(params, f"datasets.{dataset}")
     speed = sum(done["images"].values()) / (time.perf_counter() - begin)
-    shared, tested = done["test_images_sharing_a_group"], done["images"]["test"]
-    kind = "SYNTHETIC " if done["synthetic"] else ""
+    images, group, total = done["images"], done["group"], sum(done["images"].values())
+    synthetic = "SYNTHETIC " if done["synthetic"] else ""
+    print(f"{synthetic}{done['title']}: {total} images at {done['image_size']} px, {speed:.0f} per second")
+    others = ""
+    if group != "image":
+        shared = done["test_images_sharing_a_group"]
+        print(f"{shared} of {images['test']} test images share a {group} with training or validation images")
+        others = f" ({done['test_images_with_a_near_duplicate_of_another_group']} of another {group})"
     print(
-        f"{kind}{done['title']}: {sum(done['images'].values())} images at {done['image_size']} px, {speed:.0f} a second"
-    )
-    of_another = ""
-    if done["group"] != "image":
-        print(f"{shared} of {tested} test images share a {done['group']} with training or validation images")
-        others = done["test_images_with_a_near_duplicate_of_another_group"]
-        of_another = f" ({others} of them of another {done['group']})"
-    print(
-        f"near-duplicates: {done['test_images_with_a_near_duplicate']} of {tested} test images have the same picture "
-        f"in training or validation{of_another}, {done['validation_images_with_a_near_duplicate']} of "
-        f"{done['images']['validation']} validation images have it in training (duplicates.csv)"
+        "near-duplicates (duplicates.csv): "
+        f"{done['test_images_with_a_near_duplicate']} of {images['test']} test images have one in training or "
+        f"validation{others}, {done['validation_images_with_a_near_duplicate']} of {images['validation']} validation "
+        "images have one in training"
     )
     if done["converted"]:
         print("converted: " + ", ".join(f"{count} × {kind}" for kind, count in done["converted"].items()))

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,25 +11,19 @@ import pandas as pd
 from medtransfer.core.dvc import check_params_unchanged
 from medtransfer.core.errors import check_known
 from medtransfer.core.files import atomic_folder, sha256_of
-from medtransfer.core.layout import PREPARED, run_folder, run_name, unfinished_folder
+from medtransfer.core.layout import PREPARED, checkpoints_folder, run_folder, run_name
 from medtransfer.core.params import Configuration, Params, TrainParams
 from medtransfer.core.prepared import read_dataset
 from medtransfer.core.run_record import write_record
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.models import vgg16
-from medtransfer.models.settings import read_settings
 from medtransfer.models.weights import digest
-from medtransfer.pipeline.outputs import describe_fit, tell_mlflow, write_scores
-from medtransfer.pipeline.unfinished import claim_fit, end_fit, forget_recorded
+from medtransfer.pipeline.outputs import describe_fit, log_to_mlflow, write_scores
+from medtransfer.pipeline.resuming import claim_fit, end_fit, remove_recorded_checkpoints
 from medtransfer.tracking import mlflow_models, mlflow_runs
 from medtransfer.training.code import code_digest
-from medtransfer.training.device import (
-    device_name,
-    every_device,
-    keep_freed_memory,
-    make_deterministic,
-)  # fmt: skip
-from medtransfer.training.experiment import Experiment, build_network, set_up
+from medtransfer.training.device import device_name, every_device, keep_freed_memory, make_deterministic
+from medtransfer.training.experiment import Experiment, build_network, cache_features
 from medtransfer.training.feature_cache import hash_array
 from medtransfer.training.loop import fit, predict
 
@@ -47,22 +40,23 @@ def train(
 
     Parameters
     ----------
-    target : RunTarget
-        Where MLflow keeps the run; in the data set's experiment unless given.
-    origin : mapping
-        What stands in for what is found in this folder, as `git_commit`.
+    target : RunTarget, optional
+        Where MLflow keeps the run; by default in the data set's experiment.
+    origin : mapping, optional
+        Entries of run.json that replace those found in this folder, such as `git_commit`.
 
     Raises
     ------
     UserError
-        The configuration or what it begins from is missing, or the data or weights are not what was recorded.
+        The configuration or its initial weights are missing, or the data or weights have changed since DVC
+        recorded them.
     """
     check_known("params.yaml: configurations", name, params.configurations)
-    forget_recorded()
-    target = target or mlflow_runs.RunTarget(dataset, run_name(name, seed))
+    remove_recorded_checkpoints()
     keras.config.disable_interactive_logging()
     make_deterministic()
     keep_freed_memory()
+    target = target or mlflow_runs.RunTarget(dataset, run_name(name, seed))
     with every_device() as devices:
         _train(params, dataset, name, seed, target, {**(origin or {}), "devices": devices})
 
@@ -70,47 +64,44 @@ def train(
 def _train(
     params: Params, dataset: str, name: str, seed: int, target: mlflow_runs.RunTarget, origin: Mapping[str, Any]
 ) -> None:
-    configuration = params.configurations[name]
+    configuration, outputs = params.configurations[name], run_folder(dataset, name, seed)
     settings = configuration.recipe(params.train, dataset)
     images, samples, description = read_dataset(params, dataset)
-    classes = description["classes"]
-    model, trained = build_network(
-        configuration, settings, description["image_size"], len(classes), seed, params.weights.file
-    )
+    classes, size = description["classes"], description["image_size"]
+    network, trained = build_network(configuration, settings, size, len(classes), seed, params.weights.file)
+    hyperparameters = describe_hyperparameters(network, trained, configuration, settings, description, seed)
     record = {**describe_fit(description, name, seed), **origin, **describe_network(configuration, settings)}
-    hyperparameters = describe_hyperparameters(model, trained, configuration, settings, description, seed)
-    check_network(model, hyperparameters, len(classes))
     counts = hyperparameters["weights"]
     print(f"{dataset} {run_name(name, seed)}: trains {', '.join(trained)} ({counts['trainable']:,} weights)")
-    unfinished = unfinished_folder(dataset, name, seed)
-    made_from = {**describe_origin(model, images, dataset, hyperparameters), "devices": origin["devices"]}
-    fit_id = claim_fit(unfinished, made_from)
+    inputs = {**describe_inputs(network, images, dataset, hyperparameters), "devices": origin["devices"]}
+    checkpoints = checkpoints_folder(dataset, name, seed)
+    fit_id = claim_fit(checkpoints, inputs)
     with (
-        atomic_folder(run_folder(dataset, name, seed)) as folder,
+        atomic_folder(outputs) as folder,
         mlflow_runs.run(target.experiment, target.name, fit_id, hyperparameters, {**record, **target.tags}) as run,
     ):
-        run.log_data(samples, dataset, {key: record[key] for key in ("data_source", "data_version")})
-        ready = set_up(model, configuration, settings, images, samples, classes, seed, params.cache.max_gb)
-        # With the features in the cache or not, the last digits differ.
-        made_from["stored_features"] = ready.uses_cached_features
-        history = fit(ready.network, ready.training, ready.validation, settings, run.log_epochs, unfinished, made_from)
-        history.to_csv(folder / "history.csv", index=False)
-        asked = np.concatenate([np.flatnonzero(samples.split == split) for split in ("validation", "test")])
-        probabilities = predict(ready.network, ready.inputs, asked, settings.batch_size)
-        metrics = write_scores(folder, samples.iloc[asked], probabilities, classes)
-        check_network(model, hyperparameters, len(classes))
+        run.log_data(samples, dataset, record)
+        ready = cache_features(network, configuration, settings, images, samples, classes, seed, params.cache.max_gb)
+        # The last digits depend on whether the features come from the cache.
+        inputs["stored_features"] = ready.uses_cached_features
+        history = fit(ready.network, ready.training, ready.validation, settings, run.log_epochs, checkpoints, inputs)
+        scored = np.concatenate([np.flatnonzero(samples.split == split) for split in ("validation", "test")])
+        probabilities = predict(ready.network, ready.inputs, scored, settings.batch_size)
         check_params_unchanged(params, "train", f"configurations.{name}", "weights")
-        save_network(model, folder)
+        metrics = write_scores(folder, samples.iloc[scored], probabilities, classes)
+        history.to_csv(folder / "history.csv", index=False)
+        saved = without_optimizer(network)
+        saved.save(folder / "model.keras")
         outcome = {"fit": fit_id, **describe_outcome(ready, history)}
         write_record(folder, {**record, **outcome, **counts}, hyperparameters)
-        tell_mlflow(run, folder)
-        run.log_model(lambda: log_network(model, np.asarray(images[:1])))
-    end_fit(unfinished, run_folder(dataset, name, seed))
+        log_to_mlflow(run, folder)
+        run.log_model(lambda: mlflow_models.log_keras_model(saved, np.asarray(images[:1])))
+    end_fit(checkpoints, outputs)
     print(f"test images: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}")
 
 
 def describe_network(configuration: Configuration, settings: TrainParams) -> dict[str, Any]:
-    """Return what run.json and MLflow's tags say of the network and of what computes it."""
+    """Return what run.json and MLflow's tags record about the network, its backend and its device."""
     return {
         "kind": "network",
         "weights": configuration.weights,
@@ -122,26 +113,26 @@ def describe_network(configuration: Configuration, settings: TrainParams) -> dic
 
 
 def describe_hyperparameters(
-    model: keras.Model,
+    network: keras.Model,
     trained: tuple[str, ...],
     configuration: Configuration,
     settings: TrainParams,
     description: dict[str, Any],
     seed: int,
 ) -> dict[str, Any]:
-    """Return the hyperparameters of a fit as MLflow and run.json hold them; `description` is dataset.json."""
+    """Return the hyperparameters as MLflow and run.json store them; `description` is dataset.json."""
     return {
         "train": settings.model_dump(),
         "configuration": configuration.model_dump(exclude_none=True),
         "data": {key: description[key] for key in ("image_size", "resize_filter", "split")},
         "seed": seed,
-        "weights": vgg16.count_weights(model),
+        "weights": vgg16.count_weights(network),
         "trainable_layers": ",".join(trained),
     }
 
 
 def describe_outcome(ready: Experiment, history: pd.DataFrame) -> dict[str, Any]:
-    """Return what run.json says of how a fit went."""
+    """Return what run.json records about the course of the fit."""
     return {
         "stored_features": ready.uses_cached_features,
         "feature_seconds": ready.feature_seconds,
@@ -152,14 +143,14 @@ def describe_outcome(ready: Experiment, history: pd.DataFrame) -> dict[str, Any]
     }
 
 
-def describe_origin(
-    model: keras.Model, images: np.ndarray, dataset: str, hyperparameters: dict[str, Any]
+def describe_inputs(
+    network: keras.Model, images: np.ndarray, dataset: str, hyperparameters: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return all that decides what a fit ends with: an unfinished one goes on only where this is the same."""
+    """Return everything that decides the result of a fit; an interrupted fit resumes only if all of it is the same."""
     backend = keras.backend.backend()
     return {
         "hyperparameters": hyperparameters,
-        "start": digest(vgg16.get_base_weights(model)),
+        "start": digest(vgg16.get_base_weights(network)),
         "images": hash_array(images),
         "samples": sha256_of(PREPARED / dataset / "samples.csv"),
         "backend": f"{backend} {version(backend)}",
@@ -169,27 +160,6 @@ def describe_origin(
     }
 
 
-def check_network(model: keras.Model, hyperparameters: dict[str, Any], classes: int) -> None:
-    """Check that the network is what params.yaml, DVC and MLflow are told: anything else is a mistake of ours.
-
-    `fit` checks the optimizer and its learning rate.
-    """
-    for key, found in {**read_settings(model.get_config()), "classes": model.output_shape[-1]}.items():
-        said = {"classes": classes, **hyperparameters["train"], **hyperparameters}.get(key)
-        if found != said:
-            raise RuntimeError(f"the network's {key} is {found}, its parameters say {said}")
-
-
-def save_network(model: keras.Model, folder: Path) -> None:
-    """Write the whole network, pixels to probabilities, without the optimizer, which would treble the file."""
-    _without_optimizer(model).save(folder / "model.keras")
-
-
-def log_network(model: keras.Model, example: np.ndarray) -> None:
-    """Log the whole network with an example (1, size, size, 3), uint8."""
-    network = _without_optimizer(model)
-    mlflow_models.log_keras_model(network, example, network.predict_on_batch(example), keras.backend.backend())
-
-
-def _without_optimizer(model: keras.Model) -> keras.Model:
-    return keras.Model(model.inputs, model.outputs, name=model.name)
+def without_optimizer(network: keras.Model) -> keras.Model:
+    """Return the same network without its optimizer, which would triple the size of its file."""
+    return keras.Model(network.inputs, network.outputs, name=network.name)

@@ -1,4 +1,4 @@
-"""gradcam: a finished network → where it looked, right and wrong, for each class, in artifacts/gradcam/."""
+"""gradcam: a finished network → Grad-CAM for a correct and a wrong prediction per class, in artifacts/gradcam/."""
 
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from medtransfer.training.device import make_deterministic
 def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> Path:
     """Write gradcam.png, images.csv and gradcam.json of one finished fit, and return their folder.
 
-    Of each class, the test image that the network was most sure of and right about, and the one that it was most
-    sure of and wrong about; the map speaks for the class that it gave.
+    For each class: the test images with the most confident correct and the most confident wrong prediction, each with
+    the map of the predicted class.
 
     Raises
     ------
@@ -36,8 +36,8 @@ def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> P
     predictions = read_predictions(fitted / "predictions.csv")
     chosen = choose(predictions[predictions.split == "test"].reset_index(drop=True), description["classes"])
     pixels = np.asarray(images[samples.reset_index().set_index("id")["index"][chosen.id].to_numpy()])
-    told = chosen.predicted.map(description["classes"].index).to_numpy()
-    heat = grad_cam(vgg16.load_network(fitted / "model.keras"), pixels, told)
+    predicted = chosen.predicted.map(description["classes"].index).to_numpy()
+    heat = grad_cam(vgg16.load_network(fitted / "model.keras"), pixels, predicted)
     record = read_record(fitted)
     with atomic_folder(GRADCAM / dataset / run_name(name, seed)) as folder:
         chosen.round(6).to_csv(folder / "images.csv", index=False)
@@ -51,7 +51,7 @@ def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> P
 
 
 def choose(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """Return the surest right and the surest wrong answer of each true class, where there is one.
+    """Return the most confident correct and wrong prediction of each true class, if there is one.
 
     Returns
     -------
@@ -67,6 +67,6 @@ def choose(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
         }
     )
     table["right"] = table.label == table.predicted
-    surest = table.sort_values("probability", ascending=False, kind="stable").groupby(["label", "right"]).head(1)
-    order = surest.label.map(classes.index)
-    return surest.assign(order=order).sort_values(["order", "right"], ascending=[True, False]).drop(columns="order")
+    best = table.sort_values("probability", ascending=False, kind="stable").groupby(["label", "right"]).head(1)
+    order = best.label.map(classes.index)
+    return best.assign(order=order).sort_values(["order", "right"], ascending=[True, False]).drop(columns="order")

@@ -1,4 +1,4 @@
-"""layers: a finished network and its start weights → which of its layers matter, in artifacts/layers/."""
+"""layers: a finished network and its initial weights → which layers matter, in artifacts/layers/."""
 
 import time
 from pathlib import Path
@@ -25,15 +25,15 @@ from medtransfer.training.experiment import load_initial_weights
 from medtransfer.training.loop import predict
 
 PROBED = 2000  # training images of a probe
-COMPARED_BYTES = 1e9  # of the largest layer's outputs, which are held twice
+COMPARED_BYTES = 1e9  # of the largest layer's outputs, of which two copies are in memory
 COMPARED = 256  # validation images at most, drawn at random
 
 
 def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     """Write rewinding.csv, similarity.csv, probes.csv and layers.json of one finished fit, and return their folder.
 
-    Rewinding and probes are scored on the test images, with 95% intervals over lesions or patients; the
-    probes are fitted on up to `PROBED` training images. The start is what run.json says, whatever params.yaml says now.
+    Rewinding and probes are scored on the test images, with 95% intervals over lesions or patients; the probes are
+    fitted on up to `PROBED` training images. The initial weights are those in run.json, not in params.yaml.
 
     Raises
     ------
@@ -54,18 +54,20 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     labels = encode_labels(samples, classes)
     tested = samples.iloc[rows["test"]].reset_index(drop=True)
 
-    def score_answers(probabilities: np.ndarray) -> dict[str, float]:
+    def score_probabilities(probabilities: np.ndarray) -> dict[str, float]:
         found = estimate([jackknife(as_predictions(tested, probabilities, classes))], BY_NAME[MACRO])
         return {"macro_f1": found.value, "low": found.low, "high": found.high}
 
     def score_network(model: keras.Model) -> dict[str, float]:
-        return score_answers(predict(model, images, rows["test"], settings.batch_size))
+        return score_probabilities(predict(model, images, rows["test"], settings.batch_size))
 
-    known = rows["train"]
-    if len(known) > PROBED:
-        known, _ = train_test_split(known, train_size=PROBED, stratify=labels[known], random_state=seed)
+    probed = rows["train"]
+    if len(probed) > PROBED:
+        probed, _ = train_test_split(probed, train_size=PROBED, stratify=labels[probed], random_state=seed)
     probes = [
-        probe_blocks(model, images, labels, {"train": known, "test": rows["test"]}, score_answers).assign(network=which)
+        probe_blocks(model, images, labels, {"train": probed, "test": rows["test"]}, score_probabilities).assign(
+            network=which
+        )
         for which, model in (("start", start), ("tuned", tuned))
     ]
     largest = 64 * description["image_size"] ** 2 * np.dtype(np.float32).itemsize
@@ -79,7 +81,7 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
             "model": name,
             "seed": seed,
             "fit": fit["fit"],
-            "probed_images": len(known),
+            "probed_images": len(probed),
             "compared_images": len(compared),
             "backend": keras.backend.backend(),
             "device": device_name(),
@@ -90,7 +92,7 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     return LAYERS / dataset / run_name(name, seed)
 
 
-def draw_rows(rows: np.ndarray, most: int, seed: int) -> np.ndarray:
-    """Return at most so many of the rows, in their order: the first ones may be of one class."""
-    drawn: np.ndarray = np.random.default_rng(seed).choice(rows, min(most, len(rows)), replace=False)
+def draw_rows(rows: np.ndarray, maximum: int, seed: int) -> np.ndarray:
+    """Return at most `maximum` random rows in their order; the first ones might all be of one class."""
+    drawn: np.ndarray = np.random.default_rng(seed).choice(rows, min(maximum, len(rows)), replace=False)
     return np.sort(drawn)

@@ -18,7 +18,7 @@ from medtransfer.core.predictions import as_predictions
 from medtransfer.core.prepared import read_dataset
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.training.device import device_name, keep_freed_memory, make_deterministic
-from medtransfer.training.experiment import build_network, set_up
+from medtransfer.training.experiment import build_network, cache_features
 from medtransfer.training.loop import DivergedError, fit, predict
 
 
@@ -94,7 +94,7 @@ def run_trial(
     seed, configuration = params.seeds[0], params.configurations[name]
     classes, size = description["classes"], description["image_size"]
     model, _ = build_network(configuration, settings, size, len(classes), seed, params.weights.file)
-    ready = set_up(model, configuration, settings, images, samples, classes, seed, params.cache.max_gb)
+    ready = cache_features(model, configuration, settings, images, samples, classes, seed, params.cache.max_gb)
     begin = time.perf_counter()
     try:
         history = fit(ready.network, ready.training, ready.validation, settings)

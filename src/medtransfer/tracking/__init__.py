@@ -1,1 +1,1 @@
-"""What a fit tells MLflow."""
+"""Logging to MLflow."""

@@ -18,7 +18,7 @@ from mlflow.types import ColSpec, Schema
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of
 from medtransfer.core.predictions import probability_columns
-from medtransfer.tracking.mlflow_store import AWAY, FIT, address, reach, reason, redact
+from medtransfer.tracking.mlflow_store import FIT, UNREACHABLE, address, reach, reason, redact
 
 MODEL, CLASSIFIER = "model", "classifier"
 MODEL_FILES = ("model.keras", "model.skops")
@@ -31,7 +31,7 @@ PACKAGE = Path(__file__).parent.parent
 SERVING = (
     "mlflow", "keras", "matplotlib", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "scikit-learn", "scipy",
 )  # fmt: skip
-NOT_REGISTERED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the second where the alias alone is missing
+NOT_REGISTERED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the second if only the alias is missing
 
 
 def registered(client: mlflow.MlflowClient) -> list[Any]:
@@ -40,17 +40,17 @@ def registered(client: mlflow.MlflowClient) -> list[Any]:
 
 
 def model_problem(client: mlflow.MlflowClient, run: Any, read: bool = True) -> str:
-    """Return what is wrong with the model logged with the run, of which the files are read; empty where nothing is."""
+    """Return what is wrong with the run's logged model, or an empty string; `read` checks its files too."""
     ready = [model for model in models_of(client, run) if model.status == "READY"]
     problems = [_problem_of(model) if read else "" for model in ready]
-    return min(problems, default="has no model")  # "" where one of several is whole
+    return min(problems, default="has no model")  # "" if one of several is whole
 
 
 def _problem_of(model: Any) -> str:
     with tempfile.TemporaryDirectory() as folder:
         try:
             mlflow.artifacts.download_artifacts(artifact_uri=model.artifact_location, dst_path=folder)
-        except AWAY as error:
+        except UNREACHABLE as error:
             return f"has a model whose files cannot be read ({reason(error)})"
         digests = _digests_of_model(Path(folder))
     if not digests:
@@ -64,27 +64,29 @@ def _digests_of_model(folder: Path) -> list[str]:
 
 
 def models_of(client: mlflow.MlflowClient, run: Any) -> list[Any]:
-    """Return the run's own models; what is registered lies beside them."""
+    """Return the models of the fit; the run may also have classifiers for the registry."""
     models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
     return [model for model in models if model.name == MODEL]
 
 
-def log_keras_model(model: Any, images: np.ndarray, probabilities: np.ndarray, backend: str) -> None:
+def log_keras_model(model: Any, images: np.ndarray) -> None:
     """Log a network that takes raw pixels; `images` (n, size, size, 3), uint8, is its input example."""
+    import keras
+
     _log_model(
         _save_keras_model,
         "keras",
         model=model,
-        signature=infer_signature(images, probabilities),
+        signature=infer_signature(images, model.predict_on_batch(images)),
         input_example=images,
-        pip_requirements=_pinned("mlflow", "keras", "numpy", backend),
-        # It would load the network again after every fit; the tests compare a loaded one's answers.
+        pip_requirements=_pinned("mlflow", "keras", "numpy", keras.backend.backend()),
+        # Validation would load the network again after every fit; the tests compare a loaded one's predictions.
         validate_serving_input=False,
     )
 
 
 def _save_keras_model(path: str, validate_serving_input: bool, **arguments: Any) -> None:
-    # It writes the input example into a folder that it has not made yet (mlflow/mlflow#16183).
+    # save_model writes the input example into this folder before creating it (mlflow/mlflow#16183).
     Path(path).mkdir(parents=True)
     mlflow.keras.save_model(path=path, **arguments)
 
@@ -107,7 +109,7 @@ def log_sklearn_model(
 
 
 def _log_model(save: Callable[..., None], flavor: str, **arguments: Any) -> None:
-    """Log a model with the SHA-256 of its file, taken before the file goes to the store."""
+    """Log a model with the SHA-256 of its file, computed before the upload."""
     digests: list[str] = []
 
     def save_and_hash(path: str, **given: Any) -> None:
@@ -128,31 +130,31 @@ def _log_model(save: Callable[..., None], flavor: str, **arguments: Any) -> None
 def register_classifier(
     client: mlflow.MlflowClient, name: str, run_id: str, folder: Path, facts: Mapping[str, Any], backend: str
 ) -> str:
-    """Log a folder CLASSIFIER with the run of its fit, register it and give it the alias BEST; return its version.
+    """Log a folder CLASSIFIER with the run of its fit, register it with the alias BEST and return its version.
 
-    What is registered already and is whole is not registered again.
+    An undamaged version that is already registered is reused.
     """
     tags = {FIT: facts["fit"], **{tag: sha256_of(folder / file) for file, tag in REGISTERED.items()}}
-    for known in _versions(client, name):  # makes the name where it is new
+    for known in _versions(client, name):  # creates the name if it is new
         if tags.items() <= known.tags.items() and not list(registered_problems(known)):
             client.set_registered_model_alias(name, BEST, known.version)
             return str(known.version)
-    answers = [
+    outputs = [
         ColSpec("string", "predicted"),
         *(ColSpec("double", name) for name in probability_columns(facts["classes"])),
     ]
     mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # MLflow asks for an example of the input
+        warnings.simplefilter("ignore", UserWarning)  # MLflow recommends an input example
         logged = Model.log(
             artifact_path=None,
             name=folder.name,
             flavor=mlflow.pyfunc,
-            run_id=run_id,  # without starting the run again
+            run_id=run_id,  # does not restart the run
             python_model=str(PACKAGE / "serving" / "served.py"),
             artifacts={folder.name: str(folder)},
             code_paths=[str(PACKAGE)],
-            signature=ModelSignature(Schema([ColSpec("binary", "image")]), Schema(answers)),
+            signature=ModelSignature(Schema([ColSpec("binary", "image")]), Schema(outputs)),
             pip_requirements=_pinned(*SERVING, backend),
         )
     version = client.create_model_version(name, logged.model_uri, run_id, tags, model_id=logged.model_id)
@@ -170,7 +172,7 @@ def _versions(client: mlflow.MlflowClient, name: str) -> list[Any]:
 
 
 def registered_problems(version: Any) -> Iterator[str]:
-    """Read a registered classifier and yield what is wrong with it."""
+    """Download a registered classifier and yield what is wrong with it."""
     with tempfile.TemporaryDirectory() as temporary:
         try:
             folder, digests = fetch_classifier(f"models:/{version.name}/{version.version}", Path(temporary))
@@ -183,10 +185,9 @@ def registered_problems(version: Any) -> Iterator[str]:
 
 
 def fetch_classifier(uri: str, folder: Path) -> tuple[Path, dict[str, str]]:
-    """Download a registered classifier into a folder and return where it lies and the SHA-256 of its files, by name.
+    """Download a registered classifier into a folder; return its path and the SHA-256 of its files by name.
 
-    The digests are the registry's: what lies in the store of files cannot change them. An older one has the network's
-    alone.
+    The digests come from the registry, so changed files cannot change them. Older versions have only the network's.
 
     Parameters
     ----------
@@ -196,13 +197,13 @@ def fetch_classifier(uri: str, folder: Path) -> tuple[Path, dict[str, str]]:
     Raises
     ------
     UserError
-        MLflow does not answer, or has no such classifier.
+        MLflow does not answer or has no such classifier.
     """
-    asked = re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))", uri)
-    if not asked:
-        raise UserError(f"{uri}: no registered model's address; expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    parts = re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))", uri)
+    if not parts:
+        raise UserError(f"{uri}: not a registered model's address; expected models:/NAME@ALIAS or models:/NAME/VERSION")
     client = reach()
-    name, alias, version = asked["name"], asked["alias"], asked["version"]
+    name, alias, version = parts["name"], parts["alias"], parts["version"]
     try:
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
         if DIGEST not in found.tags:
@@ -211,10 +212,10 @@ def fetch_classifier(uri: str, folder: Path) -> tuple[Path, dict[str, str]]:
         return Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder))), {
             file: found.tags[tag] for file, tag in REGISTERED.items() if tag in found.tags
         }
-    except (*AWAY, ValueError) as error:
+    except (*UNREACHABLE, ValueError) as error:
         known = isinstance(error, MlflowException) and error.error_code in NOT_REGISTERED
         advice = f"; run `medtransfer register {name}`" if known and alias == BEST else ""
-        raise UserError(f"{redact(uri)}: cannot be had from {address()} ({reason(error)}){advice}") from None
+        raise UserError(f"{redact(uri)}: not available from {address()} ({reason(error)}){advice}") from None
 
 
 def _pinned(*packages: str) -> list[str]:

@@ -1,8 +1,8 @@
-"""Runs in MLflow: what a fit tells its run, and how the run is found again.
+"""Runs in MLflow: logging a fit, and finding its run again.
 
-A run is one fit, in one experiment per data set. What a fit leaves on disk comes first; MLflow is told of it and may be
-slow or away. So everything here can be said twice and arrives once, and a run is found by the tag FIT, which the fit's
-own run.json holds too.
+There is one run per fit and one experiment per data set. The files on disk come first; MLflow may be slow or
+unreachable. So everything here can be logged twice without a duplicate, and the tag FIT, which run.json also records,
+identifies the run.
 """
 
 import os
@@ -24,15 +24,15 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from medtransfer.core.errors import UserError
 from medtransfer.tracking.mlflow_models import model_problem, models_of
 from medtransfer.tracking.mlflow_store import (
-    AWAY,
     FIT,
+    UNREACHABLE,
     connect,
     every_run,
-    is_ours,
-    one_at_a_time,
+    is_invalid_value,
     redact,
-    say_away,
     set_experiment,
+    store_lock,
+    warn_unreachable,
 )
 
 PROCESS = "medtransfer.process"
@@ -42,7 +42,7 @@ OUTPUTS = "medtransfer.outputs"
 
 @dataclass(frozen=True)
 class RunTarget:
-    """Where a fit's run goes: its experiment, its name, and the id of the run above it, if there is one."""
+    """Where a fit's run goes: its experiment, its name and, if any, the id of its parent run."""
 
     experiment: str
     name: str
@@ -50,44 +50,78 @@ class RunTarget:
 
     @property
     def tags(self) -> dict[str, str]:
-        """The tag by which MLflow shows a run under another."""
+        """The tag that makes the run a child of its parent."""
         return {MLFLOW_PARENT_RUN_ID: self.parent} if self.parent else {}
 
 
 @dataclass
-class Run:
-    """The MLflow run of a fit, and whether MLflow still answers."""
+class MlflowRun:
+    """The MLflow run of a fit; `client` is None once MLflow does not answer."""
 
     client: mlflow.MlflowClient | None
     run_id: str | None = None
 
     def send(self, action: Callable[[mlflow.MlflowClient, str], Any]) -> None:
-        """Tell MLflow something; where it does not answer, say so once and go on without it."""
+        """Call `action` with the client and the run's id; if MLflow does not answer, warn once and go on without it."""
         if self.client is None or self.run_id is None:
             return
         try:
             action(self.client, self.run_id)
-        except AWAY as error:
-            if is_ours(error):
+        except UNREACHABLE as error:
+            if is_invalid_value(error):
                 raise
             self.client = None
-            say_away(error)
+            warn_unreachable(error)
 
     def log_epochs(self, rows: Sequence[Mapping[Any, float]]) -> None:
         """Log the rows of a history that MLflow does not have yet, with the epoch as the step."""
-        self.send(lambda client, run_id: _send_epochs(client, run_id, rows))
+
+        def send(client: mlflow.MlflowClient, run_id: str) -> None:
+            known = client.get_run(run_id).data.metrics
+            logged = {point.step for point in client.get_metric_history(run_id, "loss")} if "loss" in known else set()
+            now = int(time.time() * 1000)
+            for row in rows:
+                if row["epoch"] not in logged:  # one call per epoch: its values arrive together or not at all
+                    step = int(row["epoch"])
+                    points = [Metric(key, float(value), now, step) for key, value in row.items() if key != "epoch"]
+                    client.log_batch(run_id, metrics=points)
+
+        self.send(send)
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Log metrics of the whole run that MLflow does not have yet; blanks in names become underscores."""
-        self.send(lambda client, run_id: _send_metrics(client, run_id, metrics))
 
-    def log_data(self, samples: pd.DataFrame, name: str, origin: Mapping[str, str]) -> None:
-        """Log as the run's input a digest of the samples (one row per image), their number, columns and origin."""
-        self.send(lambda client, run_id: _send_data(client, run_id, samples, name, origin))
+        def send(client: mlflow.MlflowClient, run_id: str) -> None:
+            known = client.get_run(run_id).data.metrics
+            now = int(time.time() * 1000)
+            named = {key.replace(" ", "_"): float(value) for key, value in metrics.items()}
+            missing = [Metric(key, value, now, 0) for key, value in named.items() if known.get(key) != value]
+            client.log_batch(run_id, metrics=missing)
+
+        self.send(send)
+
+    def log_data(self, samples: pd.DataFrame, name: str, record: Mapping[str, Any]) -> None:
+        """Log the samples (one row per image) as the run's input, with the source and version in `record`."""
+
+        def send(client: mlflow.MlflowClient, run_id: str) -> None:
+            if not client.get_run(run_id).inputs.dataset_inputs:
+                source = CodeDatasetSource({key: record.get(key) for key in ("data_source", "data_version")})
+                dataset = mlflow.data.from_pandas(samples, source=source, targets="label", name=name)
+                mlflow.log_input(dataset, context="training")
+
+        self.send(send)
 
     def log_model(self, log_it: Callable[[], None]) -> None:
-        """Log the fitted model by calling `log_it`, unless the run has it."""
-        self.send(lambda client, run_id: _send_model(client, run_id, log_it))
+        """Log the fitted model by calling `log_it`, unless the run has it; remove a damaged one first."""
+
+        def send(client: mlflow.MlflowClient, run_id: str) -> None:
+            run = client.get_run(run_id)
+            if model_problem(client, run):
+                for model in models_of(client, run):
+                    client.delete_logged_model(model.model_id)
+                log_it()
+
+        self.send(send)
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
@@ -102,21 +136,21 @@ def run(
     params: Mapping[str, Any],
     tags: Mapping[str, Any],
     sample_seconds: float | None = 1,
-) -> Iterator[Run]:
-    """Log one run; it ends as FINISHED, as KILLED after Ctrl-C, or as FAILED after any other exception.
+) -> Iterator[MlflowRun]:
+    """Log one run; it ends as FINISHED, as KILLED after Ctrl-C, or as FAILED after another exception.
 
-    The tag ERROR then says what happened.
+    The tag ERROR then holds the exception.
 
     Parameters
     ----------
     fit : str
-        The id of the fit; a run that it left unfinished is taken up again, without its tag ERROR.
+        The id of the fit. If it already has a run, that run continues, without its tag ERROR.
     params : mapping
-        The hyperparameters; nested mappings become dotted names.
+        The hyperparameters; nested keys become dotted names.
     sample_seconds : float
-        Between two samples of the system metrics; None for no samples.
+        The interval between samples of the system metrics; None turns them off.
     """
-    active, status = Run(None), "FAILED"
+    active, status = MlflowRun(None), "FAILED"
     try:
         _start(active, experiment, name, fit, params, tags, sample_seconds)
         yield active
@@ -130,7 +164,7 @@ def run(
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Return whether an exception is Ctrl-C or came of it: what C code called may have made another of it."""
+    """Return whether an exception is Ctrl-C or was caused by it."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
@@ -139,7 +173,7 @@ def _is_interrupt(error: BaseException | None) -> bool:
 
 
 def _start(
-    active: Run,
+    active: MlflowRun,
     experiment: str,
     name: str,
     fit: str,
@@ -149,14 +183,14 @@ def _start(
 ) -> None:
     try:
         client = connect()
-        with one_at_a_time(mlflow.get_tracking_uri()):
+        with store_lock(mlflow.get_tracking_uri()):
             set_experiment(experiment)
         close_stale(client)
         if sample_seconds is not None:
             mlflow.set_system_metrics_sampling_interval(sample_seconds)
             mlflow.set_system_metrics_samples_before_logging(1)
-        said = {**{key: str(value) for key, value in tags.items()}, FIT: fit, PROCESS: _this_process()}
-        values = {key: str(value) for key, value in flatten(params).items()}
+        labels = {**{key: str(value) for key, value in tags.items()}, FIT: fit, PROCESS: _this_process()}
+        values = flatten(params)
         run_id = find(client, experiment, fit)
         if run_id:
             _check_params(client, run_id, values)
@@ -165,23 +199,23 @@ def _start(
             run_id=run_id,
             run_name=None if run_id else name,
             log_system_metrics=sample_seconds is not None,
-            tags=None if run_id else said,
+            tags=None if run_id else labels,
         )
         active.run_id = mlflow.active_run().info.run_id
         if run_id:
             active.send(_forget_error)
-            active.tag(said)
+            active.tag(labels)
         logged = [Param(*item) for item in values.items()]
         active.send(lambda client, run_id: client.log_batch(run_id, params=logged))
-    except AWAY as error:
-        if is_ours(error):
+    except UNREACHABLE as error:
+        if is_invalid_value(error):
             raise
-        say_away(error)
+        warn_unreachable(error)
         active.client = None
 
 
 def _forget_error(client: mlflow.MlflowClient, run_id: str) -> None:
-    if ERROR in client.get_run(run_id).data.tags:  # MLflow refuses to delete a tag that a run has not
+    if ERROR in client.get_run(run_id).data.tags:  # MLflow refuses to delete a missing tag
         client.delete_tag(run_id, ERROR)
 
 
@@ -189,24 +223,24 @@ def _check_params(client: mlflow.MlflowClient, run_id: str, values: Mapping[str,
     for key, found in client.get_run(run_id).data.params.items():
         if values.get(key) != found:
             raise UserError(
-                f"MLflow's run {run_id}: {key} is {found}, but the fit that it belongs to has {values.get(key)}: "
-                "it was changed there; delete the run (mlflow runs delete --run-id ...) and run again"
+                f"MLflow's run {run_id}: {key} is {found}, expected {values.get(key)} as in its fit: someone changed "
+                "it in MLflow; delete the run (mlflow runs delete --run-id ...) and run again"
             )
 
 
-def _end(active: Run, experiment: str, fit: str, status: str) -> None:
+def _end(active: MlflowRun, experiment: str, fit: str, status: str) -> None:
     try:
         if mlflow.active_run():
             mlflow.end_run(status)
         elif active.client and (run_id := find(active.client, experiment, fit)):
             active.client.set_terminated(run_id, status)  # Ctrl-C came while MLflow was starting it
-    except AWAY as error:
+    except UNREACHABLE as error:
         if active.client is not None:
-            say_away(error)
+            warn_unreachable(error)
 
 
 def find(client: mlflow.MlflowClient, experiment: str, fit: str) -> str | None:
-    """Return the id of the run of a fit in the experiment of this name."""
+    """Return the id of a fit's run in this experiment, or None."""
     known = client.get_experiment_by_name(experiment)
     found = client.search_runs([known.experiment_id], f"tags.`{FIT}` = '{fit}'", max_results=1) if known else []
     return found[0].info.run_id if found else None
@@ -217,7 +251,7 @@ def _this_process() -> str:
 
 
 def _host_of(run: Any) -> str:
-    """Return the machine of a run's process; empty where the run is none of ours."""
+    """Return the machine of a run's process; empty if this project did not start the run."""
     host, *numbers = run.data.tags.get(PROCESS, "").split(" ")
     return host if len(numbers) == 2 and all(number.isdecimal() for number in numbers) else ""
 
@@ -237,17 +271,17 @@ def _running(client: mlflow.MlflowClient) -> Iterator[Any]:
 
 
 def stale_runs(client: mlflow.MlflowClient) -> list[Any]:
-    """Return the runs that MLflow calls RUNNING though their process on this machine is gone."""
+    """Return the runs that are RUNNING in MLflow although their process on this machine has ended."""
     return [run for run in _running(client) if _host_of(run) == socket.gethostname() and _is_gone(run)]
 
 
 def runs_elsewhere(client: mlflow.MlflowClient) -> list[tuple[Any, str]]:
-    """Return the runs that MLflow calls RUNNING on another machine, which cannot be asked, and its name."""
+    """Return the runs that are RUNNING on other machines, with the machine's name."""
     return [(run, host) for run in _running(client) if (host := _host_of(run)) not in ("", socket.gethostname())]
 
 
 def close_stale(client: mlflow.MlflowClient, host: str | None = None) -> list[Any]:
-    """End stale runs, and all that are RUNNING on another machine `host`, as KILLED and return them."""
+    """End stale runs, and all that are RUNNING on another machine `host`, as KILLED; return them."""
     stale = stale_runs(client)
     if host:
         stale += [run for run, where in runs_elsewhere(client) if where == host]
@@ -257,75 +291,30 @@ def close_stale(client: mlflow.MlflowClient, host: str | None = None) -> list[An
 
 
 def close_children(client: mlflow.MlflowClient, parent: str) -> None:
-    """End what is RUNNING under a run as KILLED; for after its processes were ended, here or on other machines."""
+    """End the RUNNING children of a run as KILLED, once their processes have ended."""
     children = [run for run in _running(client) if run.data.tags.get(MLFLOW_PARENT_RUN_ID) == parent]
     for run in children:
         client.set_terminated(run.info.run_id, "KILLED")
 
 
 def fits_of(client: mlflow.MlflowClient, status: str | None = None) -> dict[str, list[Any]]:
-    """Return the runs of fits, of all or of one status, by the name of their experiment."""
-    asked = f"attributes.status = '{status}'" if status else ""
+    """Return the runs of fits by experiment, optionally only those with one status."""
+    condition = f"attributes.status = '{status}'" if status else ""
     return {
-        entry.name: [run for run in every_run(client, [entry.experiment_id], asked) if FIT in run.data.tags]
+        entry.name: [run for run in every_run(client, [entry.experiment_id], condition) if FIT in run.data.tags]
         for entry in client.search_experiments()
     }
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested mappings into one with dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _send_epochs(client: mlflow.MlflowClient, run_id: str, rows: Sequence[Mapping[Any, float]]) -> None:
-    known = client.get_run(run_id).data.metrics
-    logged = {point.step for point in client.get_metric_history(run_id, "loss")} if "loss" in known else set()
-    now = int(time.time() * 1000)
-    missing = [row for row in rows if row["epoch"] not in logged]
-    # An epoch's values arrive together or not at all.
-    for row in missing:
-        points = [Metric(key, float(value), now, int(row["epoch"])) for key, value in row.items() if key != "epoch"]
-        client.log_batch(run_id, metrics=points)
-
-
-def _send_metrics(client: mlflow.MlflowClient, run_id: str, metrics: Mapping[str, float]) -> None:
-    known = client.get_run(run_id).data.metrics
-    now = int(time.time() * 1000)
-    named = {key.replace(" ", "_"): float(value) for key, value in metrics.items()}
-    client.log_batch(
-        run_id, metrics=[Metric(key, value, now, 0) for key, value in named.items() if known.get(key) != value]
-    )
-
-
-def _send_data(
-    client: mlflow.MlflowClient, run_id: str, samples: pd.DataFrame, name: str, origin: Mapping[str, str]
-) -> None:
-    if client.get_run(run_id).inputs.dataset_inputs:
-        return
-    source = CodeDatasetSource(dict(origin))
-    dataset = mlflow.data.from_pandas(samples, source=source, targets="label", name=name)
-    mlflow.log_input(dataset, context="training")
-
-
-def _send_model(client: mlflow.MlflowClient, run_id: str, log_it: Callable[[], None]) -> None:
-    run = client.get_run(run_id)
-    if not model_problem(client, run):
-        return
-    for model in models_of(client, run):
-        client.delete_logged_model(model.model_id)
-    log_it()
+def flatten(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return nested values as one mapping from dotted names to strings, as MLflow stores them."""
+    return {str(key): str(value) for key, value in pd.json_normalize(dict(values)).to_dict("records")[0].items()}
 
 
 def attach(experiment: str, fit: str, files: list[Path]) -> bool:
-    """Add files to the run of a finished fit; return False where MLflow does not know it or does not answer.
+    """Add files to the run of a finished fit; return False if MLflow does not know it or does not answer.
 
-    They lie in no folder: MLflow's page of compared runs shows those side by side and no others.
+    They are not in a folder, because MLflow shows only top-level files side by side when it compares runs.
     """
     try:
         client = connect()
@@ -334,7 +323,7 @@ def attach(experiment: str, fit: str, files: list[Path]) -> bool:
             return False
         for file in files:
             client.log_artifact(run_id, str(file))
-    except AWAY as error:
-        say_away(error)
+    except UNREACHABLE as error:
+        warn_unreachable(error)
         return False
     return True

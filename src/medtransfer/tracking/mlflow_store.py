@@ -1,4 +1,4 @@
-"""The MLflow store: where it is, connecting to it, its experiments, and what to say when it does not answer.
+"""The MLflow store: its address, connecting to it, its experiments, and the messages if it does not answer.
 
 Runs go to the server that MLFLOW_TRACKING_URI names or to an SQLite store under mlruns/.
 """
@@ -21,12 +21,12 @@ from medtransfer.core.errors import UserError, shortened
 
 log = logging.getLogger(__name__)
 DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
-# Below it DVC runs queued experiments, in copies of the project that it then removes.
+# DVC runs queued experiments here, in temporary copies of the project.
 COPIES = "/.dvc/tmp/exps/"
 FIT = "medtransfer.fit"
-OUR_FAULT = "INVALID_PARAMETER_VALUE"
-AWAY = (MlflowException, RequestException, SQLAlchemyError, OSError)
-# MLflow's own defaults would hold a fit up for minutes and draw bars.
+INVALID_VALUE = "INVALID_PARAMETER_VALUE"
+UNREACHABLE = (MlflowException, RequestException, SQLAlchemyError, OSError)
+# MLflow's own defaults would delay a fit for minutes and draw progress bars.
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -36,41 +36,41 @@ DEFAULTS = {
 
 
 def connect() -> mlflow.MlflowClient:
-    """Point MLflow at the user's server or the project's own store, which is made where it is missing."""
+    """Connect MLflow to the user's server or to the project's own store, which is created if missing."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or own_uri()
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    # It prints the traceback of what it then raises, and we say in a line.
+    # It prints the traceback of what it then raises, which we report in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # its warnings of each try, which we sum up
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns about every retry
     mlflow.set_tracking_uri(uri)
-    with one_at_a_time(uri):
-        client = mlflow.MlflowClient()  # makes the tables of a store that is new
+    with store_lock(uri):
+        client = mlflow.MlflowClient()  # creates the tables of a new store
         client.search_experiments(max_results=1)
     return client
 
 
 def own_uri() -> str:
-    """Return the project's own store; in a copy of the project that DVC made for an experiment, not the copy's."""
+    """Return the project's own store; in a copy that DVC made for an experiment, the store of the original."""
     project = copied_project()
     return DEFAULT_URI.replace("mlruns", f"{project}/mlruns") if project else DEFAULT_URI
 
 
 def is_there() -> bool:
-    """Return whether there is a store that `connect` would not make: the user's server, or the project's own file."""
+    """Return whether there is a store, without creating one: the user's server or the project's own file."""
     return bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path(own_uri().removeprefix("sqlite:///")).exists()
 
 
 def copied_project() -> str:
-    """Return the project of which this folder is a copy for an experiment; empty where it is the project itself."""
+    """Return the project that DVC copied here for an experiment; empty if this is no copy."""
     project, copied, _ = str(Path.cwd()).partition(COPIES)
     return project if copied else ""
 
 
-def one_at_a_time(uri: str) -> Any:
-    """Return a lock for a store in a file: processes that make its tables at the same time would fail."""
+def store_lock(uri: str) -> Any:
+    """Return a lock for a store in a file: processes that create its tables at the same time would fail."""
     path = uri.removeprefix("sqlite:///")
     if path == uri:
         return nullcontext()
@@ -79,34 +79,34 @@ def one_at_a_time(uri: str) -> Any:
 
 
 def absolute_uri() -> str:
-    """Return the user's server or the project's own store, for a process in another folder."""
+    """Return the address of the store with an absolute path, for a process in another folder."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or own_uri()
     path = uri.removeprefix("sqlite:///")
     return uri if path == uri else f"sqlite:///{Path(path).resolve()}"
 
 
-def is_ours(error: BaseException) -> bool:
-    """Return whether MLflow refused what we sent, which is a mistake of ours."""
-    return isinstance(error, MlflowException) and error.error_code == OUR_FAULT
+def is_invalid_value(error: BaseException) -> bool:
+    """Return whether MLflow refused an invalid value, which is a bug of this project."""
+    return isinstance(error, MlflowException) and error.error_code == INVALID_VALUE
 
 
 def redact(text: str) -> str:
-    """Return a text with the user, password or token of every address in it as ***."""
+    """Return a text with the user, password and token of every address replaced by ***."""
     text = re.sub(r"://\S*@", "://***@", text)
     return re.sub(r"(?i)([?&](?:user|password|token)=)[^&\s'\"]*", r"\1***", text)
 
 
 def address() -> str:
-    """Return where MLflow is, without a password, to be shown."""
+    """Return MLflow's address without its password."""
     return redact(mlflow.get_tracking_uri())
 
 
 def reason(error: BaseException) -> str:
-    """Return what an exception says, on one line and without a password; cut only then, or half of one would stay."""
+    """Return an exception's message on one line, without passwords: redacted before it is shortened."""
     return shortened(redact(str(error)))
 
 
-def say_away(error: BaseException) -> None:
+def warn_unreachable(error: BaseException) -> None:
     """Warn that MLflow does not answer; the fit goes on."""
     log.warning(
         "MLflow at %s does not answer (%s); the fit goes on, and `medtransfer audit --repair` logs it later",
@@ -116,31 +116,31 @@ def say_away(error: BaseException) -> None:
 
 
 def living_experiment(client: mlflow.MlflowClient, name: str) -> Any:
-    """Return an experiment, or None where there is none.
+    """Return an experiment, or None if there is none.
 
     Raises
     ------
     UserError
-        It was deleted: its name is taken, but no run can be made in it.
+        It was deleted: its name is taken, but it accepts no runs.
     """
     known = client.get_experiment_by_name(name)
     if known and known.lifecycle_stage == "deleted":
         raise UserError(
-            f"MLflow's experiment {name} at {address()} was deleted; give it back "
-            f"(mlflow experiments restore --experiment-id {known.experiment_id}), or remove it for good (mlflow gc)"
+            f"MLflow's experiment {name} at {address()} was deleted; restore it "
+            f"(mlflow experiments restore --experiment-id {known.experiment_id}) or remove it permanently (mlflow gc)"
         )
     return known
 
 
 def set_experiment(name: str) -> None:
-    """Use an experiment, made first where it is missing.
+    """Use an experiment; create it first if it is missing.
 
-    Where two processes make it at once, mlflow.set_experiment returns it to the slower one without using it, and that
-    one's runs would go to the default experiment.
+    If two processes create it at once, mlflow.set_experiment returns it to the slower one without using it, and the
+    runs of that process would go to the default experiment.
     """
     if not living_experiment(mlflow.MlflowClient(), name):
         project = copied_project() if mlflow.get_tracking_uri() == own_uri() else ""
-        try:  # in a copy its files would lie in the copy
+        try:  # keep its files out of a temporary copy
             mlflow.create_experiment(name, artifact_location=f"{project}/mlruns/{name}" if project else None)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -149,7 +149,7 @@ def set_experiment(name: str) -> None:
 
 
 def reach() -> mlflow.MlflowClient:
-    """Connect where there is nothing to do without MLflow.
+    """Connect, for a command that cannot work without MLflow.
 
     Raises
     ------
@@ -158,14 +158,14 @@ def reach() -> mlflow.MlflowClient:
     """
     try:
         return connect()
-    except AWAY as error:
-        mend = "; start it, or correct MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else ""
-        raise UserError(f"MLflow at {address()} does not answer ({reason(error)}){mend}") from None
+    except UNREACHABLE as error:
+        remedy = "; start it, or correct MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else ""
+        raise UserError(f"MLflow at {address()} does not answer ({reason(error)}){remedy}") from None
 
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Let an MLflow that stops answering end a command with one line: its traceback would show the address.
+    """End a command with one line if MLflow stops answering: a traceback would show the password in its address.
 
     Raises
     ------
@@ -175,16 +175,18 @@ def answering() -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError) as error:
-        if is_ours(error):
+        if is_invalid_value(error):
             raise
         raise UserError(f"MLflow at {address()} stopped answering ({reason(error)}); run again") from None
 
 
-def every_run(client: mlflow.MlflowClient, experiment_ids: list[str], asked: str = "") -> Iterator[Any]:
-    """Yield all runs of these experiments, the oldest first, page by page."""
+def every_run(client: mlflow.MlflowClient, experiment_ids: list[str], condition: str = "") -> Iterator[Any]:
+    """Yield all runs of these experiments, oldest first."""
     token = None
     while experiment_ids:
-        page = client.search_runs(experiment_ids, asked, max_results=200, order_by=["start_time ASC"], page_token=token)
+        page = client.search_runs(
+            experiment_ids, condition, max_results=200, order_by=["start_time ASC"], page_token=token
+        )
         yield from page
         token = page.token
         if not token:

@@ -1,1 +1,1 @@
-"""One fit: its batches, its loop, the features and checkpoints that it keeps, and the device that it runs on."""
+"""One fit: its batches, loop, feature cache, checkpoints and device."""

@@ -1,4 +1,4 @@
-"""The input of a fit: batches of uint8 pixels in an order that depends on (seed, epoch) alone."""
+"""The input of a fit: batches of pixels or features, in an order that depends only on (seed, epoch)."""
 
 import math
 import mmap
@@ -16,20 +16,21 @@ class Batches(keras.utils.PyDataset):
     Parameters
     ----------
     inputs : array of shape (n, height, width, channels), memory-mapped, in memory or on a device
-        Pixels, uint8, or features, float32 or bfloat16. Batches lie where the array lies.
-    rows : ndarray of shape (m,), which images belong to this part
+        Pixels, uint8, or features, float32 or bfloat16. Batches are on the same device as the array.
+    rows : ndarray of shape (m,)
+        The images of this part.
     labels : ndarray of shape (n,), int
     seed : int, optional
-        Reshuffle every epoch with this seed; without it the order is that of `rows`.
+        Reshuffle every epoch with this seed; without it, keep the order of `rows`.
     balance : str
-        `class_weights`: batches have a third part, the weights of their images, in inverse proportion to the
-        size of the class and 1 on average. `sampling`: an epoch draws as many images as there are, with
-        replacement, each class as often as any other.
+        `class_weights`: batches have a third part, the weights of their images, inversely proportional to the size
+        of the class and 1 on average. `sampling`: an epoch draws as many images as `rows` has, with replacement and
+        each class equally often.
 
     Attributes
     ----------
     on_batch : callable
-        Called when a batch has been read.
+        Called after each batch is read.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Batches(keras.utils.PyDataset):
         self.on_batch: Callable[[], None] = lambda: None
         self.batch_size, self.seed = batch_size, seed
         weights = compute_sample_weight("balanced", labels[rows])
-        self.chances = weights / weights.sum() if balance == "sampling" else None
+        self.sampling_weights = weights / weights.sum() if balance == "sampling" else None
         self.weights: np.ndarray | None = None
         if balance == "class_weights":
             self.weights = np.zeros(len(labels), np.float32)
@@ -58,8 +59,8 @@ class Batches(keras.utils.PyDataset):
         if self.seed is None:
             return self.rows
         rng = np.random.default_rng([self.seed, epoch])
-        if self.chances is not None:
-            return rng.choice(self.rows, len(self.rows), p=self.chances)
+        if self.sampling_weights is not None:
+            return rng.choice(self.rows, len(self.rows), p=self.sampling_weights)
         return rng.permutation(self.rows)
 
     def __len__(self) -> int:
@@ -70,23 +71,22 @@ class Batches(keras.utils.PyDataset):
         batch = self.inputs[rows]  # (B, H, W, C)
         if isinstance(self.inputs, np.memmap):
             batch = np.asarray(batch)
-            # Pages that were read count as this process's memory until they are given back; the system's
-            # file cache keeps them.
+            # Pages that were read count as this process's memory until released; the system's file cache keeps them.
             self.inputs._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
         self.on_batch()
         labels = self.labels[rows]  # (B,) int
         return (batch, labels) if self.weights is None else (batch, labels, self.weights[rows])
 
     def start_epoch(self, epoch: int) -> None:
-        """Draw the order of the epoch with this number, the first being 0."""
+        """Draw the order of the images for this epoch; the first epoch is 0."""
         self._order = self._draw_order(epoch)
 
 
 def feed(batches: Batches) -> Any:
-    """Return batches as Keras takes them fastest on this backend.
+    """Return batches in the form that is fastest for Keras on this backend.
 
-    For TensorFlow that is a `tf.data.Dataset` without autotuning: with it, as Keras makes one, an epoch now
-    and then ends only when the tuner wakes up, 5, 10, 20 … seconds after the epoch began.
+    For TensorFlow that is a `tf.data.Dataset` without autotuning: with autotuning, which Keras turns on, an epoch
+    sometimes waits several seconds for the tuner before it ends.
     """
     if keras.backend.backend() != "tensorflow":
         return batches

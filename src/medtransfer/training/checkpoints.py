@@ -1,7 +1,7 @@
-"""Checkpoints: the whole state of a fit after an epoch, so that a killed run ends as if it had never been killed.
+"""Checkpoints: the whole state of a fit after an epoch, so that a killed fit resumes bit for bit.
 
-Keras's BackupAndRestore brings back the epoch and the weights, but neither the random state nor the
-order of the images nor what early stopping remembers.
+Keras's BackupAndRestore restores the epoch and the weights, but not the random state, the order of the images or the
+state of early stopping.
 """
 
 import json
@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from medtransfer.core.files import partial_beside, sha256_of
 
 log = logging.getLogger(__name__)
 
-KEPT = 2  # the newest, and the one before in case it is damaged
+KEPT = 2  # the newest, and the one before it in case the newest is damaged
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass
 class Fit:
-    """What a fit consists of while it runs: everything here that changes is in a checkpoint."""
+    """A running fit: a checkpoint holds everything here that changes."""
 
     network: keras.Model
     stopping: "ResumableStopping"
@@ -34,58 +35,51 @@ class Fit:
 
 
 class ResumableStopping(keras.callbacks.EarlyStopping):
-    """Keras's early stopping on the validation loss, which can begin from what it remembered."""
+    """Keras's early stopping on the validation loss, with a state that can be restored."""
 
     def __init__(self, patience: int):
         super().__init__("val_loss", patience=patience, restore_best_weights=True)
         self.remembered: dict[str, Any] = {}
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
-        """Forget, as Keras does, and remember what was restored."""
+        """Reset the state, as Keras does, then apply the restored one."""
         super().on_train_begin(logs)
         for name, value in self.remembered.items():
             setattr(self, name, value)
 
     @property
     def stopped(self) -> bool:
-        """Whether the remembered state is that of a fit that has ended."""
+        """Whether the restored fit had already ended."""
         return bool(self.remembered.get("stopped_epoch"))
 
 
-def _weights(fit: Fit) -> list[Any]:
-    return fit.network.trainable_variables
-
-
-def _optimizer(fit: Fit) -> list[Any]:
-    fit.network.optimizer.build(fit.network.trainable_variables)
-    return fit.network.optimizer.variables
-
-
-def _random(fit: Fit) -> list[Any]:
-    weights = {id(variable) for variable in fit.network.weights}
-    return [variable for variable in fit.network.variables if id(variable) not in weights]
-
-
-VARIABLES: dict[str, Callable[[Fit], list[Any]]] = {"weights": _weights, "optimizer": _optimizer, "random": _random}
+def changing_variables(network: keras.Model) -> dict[str, list[Any]]:
+    """Return the variables that training changes; `random` are those of the dropout layers."""
+    network.optimizer.build(network.trainable_variables)
+    weights = {id(variable) for variable in network.weights}
+    return {
+        "weights": network.trainable_variables,
+        "optimizer": network.optimizer.variables,
+        "random": [variable for variable in network.variables if id(variable) not in weights],
+    }
 
 
 def _trainable_positions(network: keras.Model) -> list[int]:
-    trainable = {id(variable) for variable in network.trainable_variables}
-    return [position for position, variable in enumerate(network.weights) if id(variable) in trainable]
+    return [position for position, variable in enumerate(network.weights) if variable.trainable]
 
 
 def collect(fit: Fit) -> tuple[Arrays, dict[str, Any]]:
-    """Return the arrays and the other facts of the state of a fit after an epoch.
+    """Return the state of a fit after an epoch: arrays, and facts that JSON can hold.
 
-    Frozen weights are left out: they are what the fit was made from. So is the order of the images: it is a
-    function of the seed and the epoch.
+    Frozen weights are left out because they do not change, and the order of the images because it follows from the
+    seed and the epoch.
     """
     arrays = {
         f"{part}/{number}": keras.ops.convert_to_numpy(variable)
-        for part, variables in VARIABLES.items()
-        for number, variable in enumerate(variables(fit))
+        for part, variables in changing_variables(fit.network).items()
+        for number, variable in enumerate(variables)
     }
-    if fit.stopping.wait:  # else this epoch is the best
+    if fit.stopping.wait:  # otherwise this epoch is the best
         best = fit.stopping.best_weights
         arrays |= {f"best/{position}": best[position] for position in _trainable_positions(fit.network)}
     facts = {
@@ -100,12 +94,9 @@ def collect(fit: Fit) -> tuple[Arrays, dict[str, Any]]:
     return arrays, facts
 
 
-def _restore_variables(part: str) -> Callable[[Fit, Arrays, dict[str, Any]], None]:
-    def restore(fit: Fit, arrays: Arrays, facts: dict[str, Any]) -> None:
-        for number, variable in enumerate(VARIABLES[part](fit)):
-            variable.assign(arrays[f"{part}/{number}"])
-
-    return restore
+def _restore_variables(part: str, fit: Fit, arrays: Arrays, facts: dict[str, Any]) -> None:
+    for number, variable in enumerate(changing_variables(fit.network)[part]):
+        variable.assign(arrays[f"{part}/{number}"])
 
 
 def _restore_best(fit: Fit, arrays: Arrays, facts: dict[str, Any]) -> None:
@@ -125,9 +116,7 @@ def _restore_history(fit: Fit, arrays: Arrays, facts: dict[str, Any]) -> None:
 
 
 RESTORE: dict[str, Callable[[Fit, Arrays, dict[str, Any]], None]] = {
-    "weights": _restore_variables("weights"),
-    "optimizer": _restore_variables("optimizer"),
-    "random": _restore_variables("random"),
+    **{part: partial(_restore_variables, part) for part in ("weights", "optimizer", "random")},
     "best": _restore_best,
     "stopping": _restore_stopping,
     "history": _restore_history,
@@ -135,7 +124,7 @@ RESTORE: dict[str, Callable[[Fit, Arrays, dict[str, Any]], None]] = {
 
 
 def restore(fit: Fit, arrays: Arrays, facts: dict[str, Any]) -> None:
-    """Bring a fit that has just been compiled into the state that `collect` returned."""
+    """Put a newly compiled fit into the state that `collect` returned."""
     for part in RESTORE.values():
         part(fit, arrays, facts)
 
@@ -146,44 +135,44 @@ def save(folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any
     Raises
     ------
     UserError
-        It cannot be written; those before it are untouched.
+        It cannot be written; earlier checkpoints are untouched.
     """
     epoch = len(facts["history"])
     target = folder / f"epoch-{epoch:05}.npz"
-    partial = partial_beside(target)
+    temporary = partial_beside(target)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with temporary.open("wb") as file:
             np.savez(file, **{"facts": np.frombuffer(json.dumps(facts).encode(), np.uint8)}, **arrays)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
-        partial.rename(target.with_stem(f"{target.stem}-{sha256_of(partial)}"))
+        temporary.rename(target.with_stem(f"{target.stem}-{sha256_of(temporary)}"))
     except OSError as error:
         raise UserError(
-            f"{target}: the checkpoint after epoch {epoch} cannot be written: {error.strerror}; "
-            "make room or give the right to write, then run again: it goes on from the checkpoint before"
+            f"{target}: the checkpoint after epoch {epoch} cannot be written: {error.strerror}; free some space or fix "
+            "the permissions, then run again to resume from the checkpoint before"
         ) from None
     finally:
-        partial.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     for old in _newest_first(folder)[KEPT:]:
         old.unlink()
 
 
 def load(folder: Path, made_from: Mapping[str, Any]) -> tuple[Arrays, dict[str, Any]] | None:
-    """Return the newest whole checkpoint of a fit that was made from the same, or None.
+    """Return the newest undamaged checkpoint, or None.
 
-    A damaged one is passed over with a line in the log; those of another fit are removed.
+    A damaged one is skipped with a warning. Checkpoints of a fit with another `made_from` are removed.
     """
     for path in _newest_first(folder):
         if sha256_of(path) != path.stem.rpartition("-")[2]:
-            log.warning("%s: damaged, so the checkpoint before it is used", path)
+            log.warning("%s: damaged; using the checkpoint before it", path)
             continue
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         facts = json.loads(arrays.pop("facts").tobytes())
         if facts["made_from"] == json.loads(json.dumps(made_from)):
             return arrays, facts
-        log.info("%s: of a fit with other parameters, data, device or code, so this one starts again", path)
+        log.info("%s: from a fit with other parameters, data, device or code; starting again", path)
         for other in _newest_first(folder):
             other.unlink()
         return None

@@ -1,7 +1,7 @@
-"""The one list of the code that decides how a network's fit ends.
+"""The list of the code that decides the result of a network's fit.
 
-DVC refits a network when it changes (tests/test_pipeline.py compares dvc.yaml with this list), and an unfinished fit
-resumes only if none of it has changed.
+DVC refits a network when it changes (tests/test_pipeline.py compares dvc.yaml with this list), and an interrupted
+fit resumes only if none of it has changed.
 """
 
 import hashlib
@@ -17,15 +17,15 @@ DECIDES_FIT = (
     "training",
     "pipeline/outputs.py",
     "pipeline/train.py",
-    "pipeline/unfinished.py",
+    "pipeline/resuming.py",
 )
-MESSAGES = "core/errors.py"  # in .dvcignore too: they decide no result
+MESSAGES = "core/errors.py"  # also in .dvcignore: messages change no result
 
 
 def code_digest() -> str:
     """Return the SHA-256 of the files in `DECIDES_FIT`, in hexadecimal."""
     package = Path(__file__).parent.parent
-    found = [package / name for name in DECIDES_FIT]
-    files = [file for path in found for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
-    decide = [sha256_of(file) for file in files if file != package / MESSAGES]
-    return hashlib.sha256("".join(decide).encode()).hexdigest()
+    paths = [package / name for name in DECIDES_FIT]
+    files = [file for path in paths for file in (sorted(path.rglob("*.py")) if path.is_dir() else [path])]
+    digests = [sha256_of(file) for file in files if file != package / MESSAGES]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

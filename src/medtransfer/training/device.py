@@ -1,4 +1,4 @@
-"""What a fit runs on, and the settings that make it repeat to the bit."""
+"""The device of a fit, and the settings that make its results reproducible bit for bit."""
 
 import ctypes
 import platform
@@ -12,17 +12,15 @@ import numpy as np
 
 # The share of a GPU's free memory that images or features may take; the rest is for the network.
 DEVICE_SHARE = 0.5
-
-
-# glibc's names for what `mallopt` sets, and bytes: larger than what a step on a CPU asks for at once.
+# Parameters of glibc's `mallopt` and bytes, larger than any block that a step on a CPU allocates.
 MALLOC = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**28), "M_MMAP_THRESHOLD": (-3, 2**30)}
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep what a step frees for the next one (benchmarks/README.md).
+    """Keep the memory that a step frees for the next step (benchmarks/README.md).
 
-    glibc gives large blocks back to the system at once, which fills each with zeros again when it is next asked.
-    With another C library nothing is changed.
+    glibc returns large blocks to the system at once, which must then zero them again. With another C library nothing
+    changes.
     """
     if platform.libc_ver()[0] == "glibc":
         for parameter, size in MALLOC.values():
@@ -30,7 +28,7 @@ def keep_freed_memory() -> None:
 
 
 def make_deterministic() -> None:
-    """Ask the backend for operations that give the same bits every time (JAX's on a CPU always do)."""
+    """Make TensorFlow's operations deterministic (JAX's on a CPU always are)."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -40,25 +38,25 @@ def make_deterministic() -> None:
 class Replicas(keras.distribution.DataParallel):
     """The same network on every device, each with its part of a batch.
 
-    A batch reaches every device whole and is divided by the first layer: the input of a step must divide evenly, which
-    the last batch of an epoch rarely does, what a layer gives need not.
+    Every device receives the whole batch, and the first layer divides it: the input of a step would have to divide
+    evenly, which the last batch of an epoch rarely does, but a layer's output need not.
     """
 
     def get_data_layout(self, data_shape: tuple[int, ...]) -> Any:
-        """Return that a batch lies on every device whole."""
+        """Return the layout of a batch: whole on every device."""
         return keras.distribution.TensorLayout([None] * len(data_shape), self.device_mesh)
 
     def get_tensor_layout(self, path: str) -> Any:
-        """Return that the images of what a layer gives are divided among the devices."""
+        """Return the layout of a layer's output: its images are divided among the devices."""
         return keras.distribution.TensorLayout([self.batch_dim_name], self.device_mesh)
 
 
 @contextmanager
 def every_device() -> Iterator[int]:
-    """Divide the batches of what is built and trained inside among all devices of JAX that this process sees.
+    """Train on all devices that JAX sees, and yield their number.
 
-    Yields how many there are. TensorFlow uses its first GPU alone: under its MirroredStrategy a batch with fewer images
-    than devices ends the fit (docs/decisions/choices.md).
+    TensorFlow uses only its first GPU: under its MirroredStrategy a batch with fewer images than devices ends the fit
+    (docs/decisions/choices.md).
     """
     count = 1
     if keras.backend.backend() == "jax":
@@ -70,7 +68,7 @@ def every_device() -> Iterator[int]:
 
 
 def accelerators() -> list[str]:
-    """Return the names of the GPUs that the backend uses; empty on a CPU."""
+    """Return the names of the backend's GPUs; empty on a CPU."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -96,10 +94,9 @@ def device_name() -> str:
 
 
 def place_on_device(inputs: np.ndarray) -> Any:
-    """Return the array in the GPU's memory where there is one GPU with room, else as it is.
+    """Return the array in the GPU's memory if there is exactly one GPU with enough room, else unchanged.
 
-    On JAX only: Keras feeds TensorFlow from NumPy arrays, so that a copy to the device and back
-    would come first.
+    Only with JAX: Keras feeds TensorFlow from NumPy arrays, so it would copy the array back first.
     """
     if keras.backend.backend() != "jax" or len(accelerators()) != 1:
         return inputs

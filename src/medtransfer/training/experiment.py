@@ -1,4 +1,4 @@
-"""The one way from a freezing configuration to a fit: build, load, freeze, cache features, make batches."""
+"""From a freezing configuration to a fit: build, load weights, freeze, cache features, make batches."""
 
 import time
 from dataclasses import dataclass
@@ -27,15 +27,13 @@ class Experiment:
     Attributes
     ----------
     network : keras.Model
-        The part to fit: behind the cached features of the frozen prefix, or the whole network.
+        The part to fit: the part after the frozen prefix if its features are cached, else the whole network.
     inputs : array of shape (n, height, width, channels)
-        What goes into it for every image of the data set: features, or pixels as uint8.
-    training, validation : Batches
-    uses_cached_features : bool
+        The network's input for every image of the data set: features, or pixels as uint8.
     setup_seconds : float
-        Spent on the features.
+        The time spent on the features.
     feature_seconds : float or None
-        What an earlier run spent on them; see `use_cached_features`.
+        The time that an earlier run spent on them; see `use_cached_features`.
     """
 
     network: keras.Model
@@ -50,7 +48,7 @@ class Experiment:
 def build_network(
     configuration: Configuration, settings: TrainParams, size: int, classes: int, seed: int, weights_file: str | None
 ) -> tuple[keras.Model, tuple[str, ...]]:
-    """Return VGG16 with the weights that the configuration begins from, and the names of the layers that train.
+    """Return VGG16 with its initial weights, frozen as configured, and the names of its trainable layers.
 
     Raises
     ------
@@ -63,12 +61,12 @@ def build_network(
 
 
 def load_initial_weights(model: keras.Model, configuration: Configuration, seed: int, weights_file: str | None) -> None:
-    """Give the convolutional base the weights that the configuration begins from.
+    """Give the convolutional base the initial weights of the configuration.
 
     Raises
     ------
     UserError
-        The run that it begins from is not finished or has changed, or the ImageNet weights cannot be had.
+        The run that provides them is not finished or has changed, or the ImageNet weights are not available.
     """
     if configuration.source:
         source = run_folder(*configuration.source, seed) / "model.keras"
@@ -80,7 +78,7 @@ def load_initial_weights(model: keras.Model, configuration: Configuration, seed:
         vgg16.set_base_weights(model, imagenet_weights(weights_file))
 
 
-def set_up(
+def cache_features(
     model: keras.Model,
     configuration: Configuration,
     settings: TrainParams,
@@ -90,7 +88,7 @@ def set_up(
     seed: int,
     max_gb: float,
 ) -> Experiment:
-    """Cache what the frozen prefix computes, and make the batches of the training and validation images.
+    """Cache what the frozen prefix computes, and batch it for training and validation.
 
     Parameters
     ----------
@@ -98,7 +96,7 @@ def set_up(
     samples : DataFrame
         One row per image, with the columns label and split.
     max_gb : float
-        What the feature cache may hold, in units of 10^9 bytes; 0 turns it off.
+        The largest size of the feature cache in units of 10^9 bytes; 0 turns it off.
 
     Raises
     ------
@@ -112,23 +110,23 @@ def set_up(
     inputs, labels = place_on_device(inputs), encode_labels(samples, classes)
     validation = np.flatnonzero(samples.split == "validation")
     return Experiment(
-        network,
-        inputs,
-        Batches(inputs, rows, labels, settings.batch_size, seed, settings.balance),
-        Batches(inputs, validation, labels, settings.batch_size),
-        network is not model,
-        seconds,
-        feature_seconds,
+        network=network,
+        inputs=inputs,
+        training=Batches(inputs, rows, labels, settings.batch_size, seed, settings.balance),
+        validation=Batches(inputs, validation, labels, settings.batch_size),
+        uses_cached_features=network is not model,
+        setup_seconds=seconds,
+        feature_seconds=feature_seconds,
     )
 
 
 def training_rows(samples: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
-    """Return the rows of the training images, or of a part of them, drawn from `seed`, each class's share kept.
+    """Return the rows of the training images, or a random fraction of each class.
 
     Raises
     ------
     UserError
-        There would be fewer images than classes, or none of a class.
+        A class would have no images.
     """
     rows = np.flatnonzero(samples.split == "train")
     if fraction == 1:
@@ -142,7 +140,7 @@ def training_rows(samples: pd.DataFrame, fraction: float, seed: int) -> np.ndarr
     lost = set(samples.label.iloc[rows]) - set(samples.label.iloc[kept])
     if lost:
         raise UserError(
-            f"fraction {fraction:g} of {len(rows)} training images: none of {', '.join(sorted(lost))} is left; take a "
-            "larger one"
+            f"fraction {fraction:g} of {len(rows)} training images: none of {', '.join(sorted(lost))} is left; "
+            "choose a larger fraction"
         )
     return np.sort(kept)

@@ -1,7 +1,7 @@
-"""The store of features: a frozen prefix's output for every image of a data set, computed once.
+"""The feature cache: a frozen prefix's output for every image of a data set, computed once.
 
-An entry is a folder in the user's cache, named by the digest of what decides its content:
-`features.npy`, memory-mapped by every run that trains behind the same prefix, and `made_from.json`.
+An entry is a folder in the user's cache, named by the digest of what decides its content: `features.npy`,
+memory-mapped by every fit with the same prefix, and `made_from.json`.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 GB = 10**9
 DTYPES = {"float32": np.dtype(np.float32), "mixed_bfloat16": np.dtype(ml_dtypes.bfloat16)}
-# Left free on the disk beside what is about to be written.
+# Left free on the disk in addition to what is written.
 SPARE_BYTES = GB
 
 
-def store() -> Path:
+def cache_folder() -> Path:
     """Return the folder of all entries."""
     return user_cache() / "features"
 
@@ -37,44 +37,39 @@ def store() -> Path:
 def entries() -> list[dict[str, Any]]:
     """Return every entry, least recently used first: path, bytes, last_used, made_from.
 
-    made_from is None while the entry is unfinished, and where a power cut left nothing readable.
+    made_from is None if the entry is incomplete or a power cut made it unreadable.
     """
     found = []
-    for array in store().glob("*/features.npy"):
+    for array in cache_folder().glob("*/features.npy"):
         made_from = array.with_name("made_from.json")
         found.append(
             {
                 "path": array.parent,
                 "bytes": array.stat().st_size,
                 "last_used": (made_from if made_from.exists() else array).stat().st_mtime,
-                "made_from": _made_from(made_from),
+                "made_from": _read_made_from(array.parent),
             }
         )
     return sorted(found, key=lambda entry: entry["last_used"])
 
 
-def _made_from(path: Path) -> dict[str, Any] | None:
+def _read_made_from(folder: Path) -> dict[str, Any] | None:
     try:
-        read: dict[str, Any] = json.loads(path.read_text())
+        made_from: dict[str, Any] = json.loads((folder / "made_from.json").read_text())
     except (FileNotFoundError, ValueError):
         return None
-    return read
+    return made_from
 
 
 def clear() -> int:
-    """Remove every entry that no process is filling; return the bytes that were in them."""
+    """Remove every entry that no process is filling; return the bytes freed."""
     return sum(entry["bytes"] for entry in entries() if _remove(entry["path"]))
 
 
-def _lock(folder: Path) -> FileLock:
-    return FileLock(folder.with_suffix(".lock"))
-
-
 def _remove(folder: Path) -> bool:
-    """Remove an entry; False where another process holds it. Whoever has it mapped keeps what it reads."""
-    lock = _lock(folder)
+    """Remove an entry; return False if another process holds it. A process that has it mapped can still read it."""
     try:
-        with lock.acquire(timeout=0):
+        with FileLock(folder.with_suffix(".lock"), timeout=0):
             shutil.rmtree(folder)
     except Timeout:
         return False
@@ -82,48 +77,48 @@ def _remove(folder: Path) -> bool:
 
 
 def hash_array(array: np.ndarray) -> str:
-    """Return the SHA-256 of an array's bytes, read a stretch at a time."""
+    """Return the SHA-256 of an array's bytes, read in chunks."""
     sha = hashlib.sha256()
     for start in range(0, len(array), 1024):
         sha.update(array[start : start + 1024].tobytes())
     return sha.hexdigest()
 
 
-def stored_features(
+def cached_features(
     made_from: Mapping[str, Any],
     shape: tuple[int, ...],
     compute: Callable[[int], Iterator[np.ndarray]],
     max_bytes: float,
 ) -> tuple[np.ndarray | None, float | None]:
-    """Return the memory-mapped features of `made_from`, computing them where the store has none.
+    """Return the memory-mapped features for `made_from`; compute them if they are not cached.
 
-    A fill that is interrupted goes on where it stopped. Two processes that want the same features
-    compute them once: the second waits for the first.
+    An interrupted computation resumes where it stopped. If two processes need the same features, the second waits for
+    the first.
 
     Parameters
     ----------
     made_from : mapping
-        What decides the features, `precision` among it; the key of the entry.
+        Everything that decides the features, including `precision`; its digest names the entry.
     shape : tuple of int
         (images, h, w, channels)
     compute : callable
-        Given a row, yields the features from there on, batch after batch.
+        Given a row, yields the features from that row on, batch by batch.
     max_bytes : float
-        What the whole store may hold; the least recently used entries make room.
+        The largest size of the whole cache; the least recently used entries are removed first.
 
     Returns
     -------
     ndarray of `shape`, float32 or bfloat16, or None
-        None where the bound or the disk is too small; the log says so.
+        None if `max_bytes` or the disk is too small; the log says so.
     float or None
-        The seconds that computing them took in an earlier run: 0 where it was this one or there are none, None
-        where nobody knows, since a fill was interrupted.
+        The seconds that an earlier run took to compute them: 0 if this run computed them or there are none, None if
+        unknown because that run was interrupted.
     """
     dtype = DTYPES[made_from["precision"]]
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
-    folder = store() / key
-    store().mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
+    folder = cache_folder() / key
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
         if not _is_whole(folder):
             size = math.prod(shape) * dtype.itemsize
             reason = _make_room(size, max_bytes, folder)
@@ -139,20 +134,20 @@ def stored_features(
                 log.info("features: %s, so the prefix is computed in every epoch", error)
                 return None, 0.0
             seconds = None if resumed else time.perf_counter() - begin
-            told = {"sha256": sha256_of(folder / "features.npy"), "seconds": seconds}
-            write_json(folder / "made_from.json", {**made_from, **told})
-            elsewhere = None if resumed else 0.0
+            digest = sha256_of(folder / "features.npy")
+            write_json(folder / "made_from.json", {**made_from, "sha256": digest, "seconds": seconds})
+            earlier = None if resumed else 0.0
         else:
             log.info("features: %s from %s", made_from["prefix"], folder)
-            # Entries of earlier versions do not say.
-            elsewhere = json.loads((folder / "made_from.json").read_text()).get("seconds")
+            # Entries of earlier versions have no such key.
+            earlier = json.loads((folder / "made_from.json").read_text()).get("seconds")
         os.utime(folder / "made_from.json")
-        # NumPy's file format knows no bfloat16 and gives back two plain bytes.
-        return np.load(folder / "features.npy", mmap_mode="r").view(dtype), elsewhere
+        # NumPy's file format has no bfloat16 and returns two plain bytes.
+        return np.load(folder / "features.npy", mmap_mode="r").view(dtype), earlier
 
 
 def _is_whole(folder: Path) -> bool:
-    """Return whether an entry is finished and undamaged; a damaged one is removed."""
+    """Return whether an entry is complete; remove a damaged one."""
     if not (folder / "made_from.json").exists():
         return False
     try:
@@ -160,13 +155,13 @@ def _is_whole(folder: Path) -> bool:
             return True
     except (OSError, ValueError, KeyError):
         pass
-    log.warning("features: %s is damaged and is computed again", folder)
+    log.warning("features: %s is damaged and must be recomputed", folder)
     shutil.rmtree(folder)
     return False
 
 
 def _make_room(size: int, max_bytes: float, folder: Path) -> str | None:
-    """Remove entries until `size` bytes fit; return the reason where they cannot."""
+    """Remove entries until `size` bytes fit; return the reason if that is not possible."""
     if size > max_bytes:
         return f"they take {size / GB:.3g} GB and cache.max_gb is {max_bytes / GB:g}"
     others = [entry for entry in entries() if entry["path"] != folder]
@@ -178,16 +173,16 @@ def _make_room(size: int, max_bytes: float, folder: Path) -> str | None:
         return f"other runs are filling {held / GB:.3g} of the {max_bytes / GB:g} GB of cache.max_gb"
     started = folder / "features.npy"
     missing = size - (started.stat().st_size if started.exists() else 0)
-    free = shutil.disk_usage(store()).free
+    free = shutil.disk_usage(cache_folder()).free
     if missing + SPARE_BYTES > free:
-        return f"they take {size / GB:.3g} GB and {store()} has {free / GB:.3g} GB free"
+        return f"they take {size / GB:.3g} GB and {cache_folder()} has {free / GB:.3g} GB free"
     return None
 
 
 def _fill(
     folder: Path, shape: tuple[int, ...], dtype: np.dtype[Any], compute: Callable[[int], Iterator[np.ndarray]]
 ) -> bool:
-    """Write features.npy, appending to what an interrupted fill left; return whether there was any."""
+    """Write features.npy, or append to an interrupted one; return whether there was one."""
     folder.mkdir(exist_ok=True)
     row_bytes = math.prod(shape[1:]) * dtype.itemsize
     with (folder / "features.npy").open("a+b") as file:

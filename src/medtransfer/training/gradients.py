@@ -1,8 +1,8 @@
 """A faster gradient for the last convolutions on a CPU in bfloat16.
 
-TensorFlow's own gradient of the kernel of a 3 × 3 convolution reaches a tenth of the rate of a matrix product
-where the feature map is small; as nine matrix products, one a position in the kernel, it is up to three
-times as fast (benchmarks/README.md). Rounding aside, the values are the same.
+TensorFlow's own gradient of the kernel of a 3 × 3 convolution is slow on small feature maps. Computed as
+nine matrix products, one per position in the kernel, it is up to three times as fast (benchmarks/README.md). The
+values differ only by rounding.
 """
 
 from typing import Any
@@ -12,15 +12,15 @@ import keras
 from medtransfer.core.hardware import processor_has_slow_bfloat16
 from medtransfer.training.device import accelerators
 
-# The side of a feature map up to which nine products are faster.
+# The largest side of a feature map for which nine products are faster.
 MAX_SIDE = 14
 
 
 def use_fast_gradients(model: keras.Model) -> int:
-    """Give a network's trainable convolutions on small feature maps the faster gradient; return how many.
+    """Use the faster gradient for trainable convolutions on small feature maps; return their number.
 
-    Only their way to compute changes: the model saves and loads as before. On other backends, on a GPU, in
-    float32 and on a processor that is slow in bfloat16 nothing is changed.
+    Saving and loading do not change. Nothing changes on other backends, on a GPU, in float32, or on a processor that
+    is slow in bfloat16.
     """
     if keras.backend.backend() != "tensorflow" or accelerators() or processor_has_slow_bfloat16():
         return 0

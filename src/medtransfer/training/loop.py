@@ -1,4 +1,4 @@
-"""The training loop: Keras's `fit` with early stopping, and what it tells of every epoch."""
+"""The training loop: Keras's `fit` with early stopping, checkpoints and a history."""
 
 import logging
 import math
@@ -26,7 +26,7 @@ HEAD_STEPS = 32
 
 
 class DivergedError(UserError):
-    """Training ended in numbers that are not finite."""
+    """The loss is no longer a finite number."""
 
 
 def fit(
@@ -40,17 +40,17 @@ def fit(
 ) -> pd.DataFrame:
     """Train until the validation loss has not fallen for `patience` epochs; keep the best weights.
 
-    After every epoch the whole state is written to `checkpoints`. A fit that finds the state of one made from the same
-    there resumes from it and ends with the same weights.
+    The whole state is written to `checkpoints` after every epoch. If that folder has a checkpoint of the same fit,
+    training resumes from it and ends with the same weights.
 
     Parameters
     ----------
     on_epoch : callable
-        Called with all rows of the history after each epoch, and once before a fit resumes.
+        Called with the whole history after each epoch, and once when a fit resumes.
     checkpoints : Path, optional
-        A folder of this fit alone, which the caller removes. Without it, an interrupted fit starts again.
+        A folder for this fit only, which the caller removes. Without it, an interrupted fit starts again.
     made_from : mapping, optional
-        All that decides the result, as values that JSON knows.
+        Everything that decides the result, as JSON values.
 
     Returns
     -------
@@ -66,9 +66,10 @@ def fit(
     """
     compile_network(model, params)
     state = Fit(model, ResumableStopping(params.patience))
-    if checkpoints and _resume(state, checkpoints, made_from or {}):
+    if checkpoints and (found := load(checkpoints, made_from or {})):
+        restore(state, *found)
+        log.info("resuming after epoch %d of %s", len(state.history), checkpoints)
         on_epoch(state.history)
-    check_optimizer(model, params)
 
     def keep(epoch: int, logs: dict[str, float]) -> None:
         if checkpoints:
@@ -84,24 +85,15 @@ def fit(
         initial_epoch=begin,
         epochs=begin if state.stopping.stopped else params.epochs,
         callbacks=[recorder, state.stopping, keras.callbacks.LambdaCallback(on_epoch_end=keep)],
-        # Batches draw their own order; Keras would shuffle them once more, from a state that is not (seed, epoch).
+        # Batches are already shuffled by (seed, epoch); Keras would shuffle them again.
         shuffle=False,
         verbose=0,
     )
     return pd.DataFrame(state.history, columns=HISTORY_COLUMNS)
 
 
-def _resume(state: Fit, checkpoints: Path, made_from: Mapping[str, Any]) -> bool:
-    """Restore the newest whole checkpoint of a fit made from the same; return whether there is one."""
-    found = load(checkpoints, made_from)
-    if found:
-        restore(state, *found)
-        log.info("resuming after epoch %d of %s", len(state.history), checkpoints)
-    return found is not None
-
-
 def compile_network(model: keras.Model, params: TrainParams) -> None:
-    """Choose loss, optimizer, metrics and how a step runs."""
+    """Compile a network with the loss, the optimizer and the metrics of every fit."""
     use_fast_gradients(model)
     convolves = any(isinstance(layer, keras.layers.Conv2D) for layer in model.layers)
     model.compile(
@@ -110,38 +102,28 @@ def compile_network(model: keras.Model, params: TrainParams) -> None:
         metrics=["accuracy"],
         # TensorFlow has no deterministic XLA.
         jit_compile=keras.backend.backend() == "jax",
-        # A step of dense layers alone is shorter than the Python around it. Ctrl-C waits for one execution.
+        # A step through dense layers takes less time than the Python around it. Ctrl-C waits for one execution.
         steps_per_execution=1 if convolves else HEAD_STEPS,
     )
 
 
 def build_optimizer(params: TrainParams) -> keras.optimizers.Optimizer:
-    """Return the optimizer that params.yaml names; SGD has a momentum of 0.9."""
+    """Return the optimizer named in params.yaml; SGD has a momentum of 0.9."""
     if params.optimizer == "sgd":
         return keras.optimizers.SGD(params.learning_rate, momentum=0.9)
     kind = {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[params.optimizer]
     return kind(params.learning_rate)
 
 
-def check_optimizer(model: keras.Model, params: TrainParams) -> None:
-    """Check that the network, compiled and perhaps restored, learns as params.yaml says: else it is our mistake."""
-    found = type(model.optimizer).__name__.lower(), float(model.optimizer.learning_rate)
-    if found[0] != params.optimizer or not math.isclose(found[1], params.learning_rate, rel_tol=1e-6):
-        raise RuntimeError(
-            f"the optimizer is {found[0]} with the learning rate {found[1]}, its parameters say {params.optimizer} "
-            f"with {params.learning_rate}"
-        )
-
-
 def predict(model: keras.Model, inputs: Any, rows: np.ndarray, batch_size: int) -> np.ndarray:
-    """Return probabilities (len(rows), classes), float32, of the pixels or features that `rows` names."""
+    """Return probabilities (len(rows), classes), float32, for these rows of the pixels or features."""
     batches = Batches(inputs, rows, np.zeros(len(inputs), np.int32), batch_size)
     probabilities: np.ndarray = model.predict(feed(batches), verbose=0)
     return probabilities
 
 
 class _Recorder(keras.callbacks.Callback):
-    """Keeps the history, shows a bar within the epoch on a terminal, and a line after it anywhere."""
+    """Records the history and prints a line per epoch; on a terminal, also shows a progress bar."""
 
     def __init__(self, rows: list[dict[str, float]], training: Batches, epochs: int):
         super().__init__()
@@ -163,7 +145,7 @@ class _Recorder(keras.callbacks.Callback):
         self.training.start_epoch(epoch)
         self.bar.reset(self.task, epoch=f"{epoch + 1}/{self.epochs}")
 
-    # No hook after a batch: Keras would then wait for the device to finish each of them.
+    # A hook per batch would make Keras wait for the device after every batch.
     def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
         keras.ops.convert_to_numpy(self.model.trainable_variables[-1])  # waits for the last step
         self.trained = time.perf_counter()
@@ -174,20 +156,15 @@ class _Recorder(keras.callbacks.Callback):
         if not all(math.isfinite(value) for value in row.values()):
             self.bar.stop()
             raise DivergedError(
-                f"epoch {epoch + 1}: the loss is {row['loss']} and the validation loss {row['val_loss']}, "
-                f"no finite numbers; lower the learning rate, which is {float(self.model.optimizer.learning_rate):g}"
+                f"epoch {epoch + 1}: the loss is {row['loss']} and the validation loss {row['val_loss']}, expected "
+                f"finite numbers; lower the learning rate, which is {float(self.model.optimizer.learning_rate):g}"
             )
-        row = {
-            "epoch": epoch + 1,
-            **row,
-            "seconds": seconds,
-            "images_per_second": len(self.training.rows) / (self.trained - self.begin),
-        }
-        self.rows.append(row)
+        speed = len(self.training.rows) / (self.trained - self.begin)
+        self.rows.append({"epoch": epoch + 1, **row, "seconds": seconds, "images_per_second": speed})
         self.console.print(
             f"epoch {epoch + 1}/{self.epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  "
             f"val_loss {row['val_loss']:.4f}  val_accuracy {row['val_accuracy']:.3f}  "
-            f"{row['images_per_second']:.0f} images/s",
+            f"{speed:.0f} images/s",
             highlight=False,
             soft_wrap=True,
         )

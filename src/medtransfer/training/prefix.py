@@ -1,4 +1,4 @@
-"""The frozen prefix: what lies before the first trainable block, and the rest of the network."""
+"""The frozen prefix: the blocks before the first trainable one."""
 
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -10,20 +10,20 @@ from medtransfer.core.params import BLOCKS, TrainParams
 from medtransfer.models import vgg16
 from medtransfer.models.weights import digest
 from medtransfer.training.device import device_name
-from medtransfer.training.feature_cache import GB, hash_array, stored_features
+from medtransfer.training.feature_cache import GB, cached_features, hash_array
 
-# Constant, so that a feature does not depend on the batch size that a run trains with.
+# Constant, so that features do not depend on the batch size of a fit.
 BATCH = 64
 
 
 def use_cached_features(
     model: keras.Model, trainable: tuple[str, ...], settings: TrainParams, images: np.ndarray, max_gb: float
 ) -> tuple[keras.Model, np.ndarray, float | None]:
-    """Return the network to train, what goes into it, and the seconds that an earlier run took to compute that.
+    """Return the network to train, its inputs, and the seconds that computing these took in an earlier run.
 
-    That is the part behind the frozen prefix and its stored features (n, h, w, channels), or the
-    whole network and the images (n, size, size, 3) where no block is frozen in front, `max_gb` is 0,
-    or the features find no room. The seconds are those of `stored_features`.
+    With cached features: the part of the network after the frozen prefix, and the features (n, h, w, channels). Without
+    (there is no frozen prefix, `max_gb` is 0 or there is no room): the whole network and the images (n, size, size, 3).
+    The seconds are those of `cached_features`.
     """
     blocks = frozen_prefix(trainable)
     if not blocks or max_gb == 0:
@@ -41,7 +41,7 @@ def use_cached_features(
         "device": device_name(),
     }
     shape = (len(images), *prefix.output_shape[1:])
-    features, seconds = stored_features(
+    features, seconds = cached_features(
         made_from, shape, lambda row: compute_features(prefix, images, row), max_gb * GB
     )
     return (model, images, 0.0) if features is None else (rest, features, seconds)
@@ -54,7 +54,7 @@ def frozen_prefix(trainable: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def divide(model: keras.Model, prefix: tuple[str, ...]) -> tuple[keras.Model, keras.Model]:
-    """Divide VGG16 behind its frozen prefix; both parts share the model's layers.
+    """Split VGG16 after its frozen prefix; both parts share the model's layers.
 
     Returns
     -------
@@ -67,9 +67,9 @@ def divide(model: keras.Model, prefix: tuple[str, ...]) -> tuple[keras.Model, ke
 
 
 def compute_features(prefix: keras.Model, images: np.ndarray, start: int) -> Iterator[np.ndarray]:
-    """Yield the features of images from row `start` on, at most (BATCH, h, w, channels) at a time."""
+    """Yield the features of the images from row `start` on, in batches of at most (BATCH, h, w, channels)."""
     for row in range(start, len(images), BATCH):
         batch = np.asarray(images[row : row + BATCH])
-        # The last batch is filled up: another shape would be another program to compile.
+        # The last batch is padded: another shape would have to be compiled again.
         full = np.concatenate([batch, np.zeros((BATCH - len(batch), *batch.shape[1:]), batch.dtype)])
         yield np.asarray(prefix.predict_on_batch(full))[: len(batch)]

@@ -12,8 +12,8 @@ from medtransfer.core.errors import UserError, shortened
 from medtransfer.core.params import DecisionTreeParams
 
 Tree: TypeAlias = DecisionTreeClassifier | RandomForestClassifier
-# All that a fitted tree or forest needs beyond skops's own list. Names, not packages: NumPy alone has functions
-# that run any code.
+# What a fitted tree or forest needs in addition to skops's own list. Names, not packages: NumPy has functions that
+# run any code.
 TRUSTED_TYPES = ("sklearn.tree._tree.Tree",)
 
 
@@ -33,7 +33,7 @@ def flatten_pixels(images: np.ndarray) -> np.ndarray:
 def predict_probabilities(tree: Tree, images: np.ndarray, classes: int) -> np.ndarray:
     """Return probabilities (n, classes), float64, for images (n, size, size, 3), uint8.
 
-    0 for a class never seen in training.
+    0 for a class that training never saw.
     """
     probabilities = np.zeros((len(images), classes))
     probabilities[:, tree.classes_] = tree.predict_proba(flatten_pixels(images))
@@ -41,22 +41,22 @@ def predict_probabilities(tree: Tree, images: np.ndarray, classes: int) -> np.nd
 
 
 def save_tree(tree: Tree, path: str) -> None:
-    """Write a fitted tree in skops's format, which loads without running code from the file."""
+    """Write a fitted tree in skops's format, which loads without running code."""
     skops.io.dump(tree, path)
 
 
 def load_tree(path: str) -> Tree:
-    """Read a tree that `save_tree` wrote; a file with other types in it is refused before anything in it is built.
+    """Read a tree that `save_tree` wrote; a file with other types is refused before anything is built.
 
     Raises
     ------
     UserError
-        It cannot be read, or is no tree of ours.
+        It cannot be read, or this project did not save it.
     """
     try:
         tree = skops.io.load(path, trusted=list(TRUSTED_TYPES))
         if not isinstance(tree, DecisionTreeClassifier | RandomForestClassifier):
             raise TypeError(f"it holds a {type(tree).__name__}")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, BadZipFile) as error:
-        raise UserError(f"{path}: no tree that this project saved ({shortened(error)}); run `dvc repro`") from None
+        raise UserError(f"{path}: not a tree saved by this project ({shortened(error)}); run `dvc repro`") from None
     return tree

@@ -1,4 +1,4 @@
-"""What a fit keeps to go on with, until DVC has recorded its outputs."""
+"""What a fit needs to resume, kept until DVC has recorded its outputs."""
 
 import json
 import os
@@ -9,16 +9,16 @@ from typing import Any
 
 from medtransfer.core.dvc import digest_of, recorded_digest
 from medtransfer.core.files import write_json
-from medtransfer.core.layout import RUNS, UNFINISHED
+from medtransfer.core.layout import CHECKPOINTS, RUNS
 
 
 def claim_fit(folder: Path, made_from: dict[str, Any]) -> str:
-    """Return the id of the fit, the same again where an unfinished one was made from the same.
+    """Return the id of a fit; an interrupted fit with the same `made_from` keeps its id.
 
     Parameters
     ----------
     folder : Path
-        Where the unfinished fit keeps what it needs to go on.
+        Where the fit keeps its checkpoints.
     """
     path = folder / "fit.json"
     made_from = json.loads(json.dumps(made_from))
@@ -36,9 +36,9 @@ def claim_fit(folder: Path, made_from: dict[str, Any]) -> str:
 
 
 def end_fit(folder: Path, outputs: Path) -> None:
-    """Remove what a fit kept; within a stage of DVC, note its outputs and leave that to `forget_recorded`.
+    """Remove a fit's checkpoints; within a DVC stage, leave that to `remove_recorded_checkpoints`.
 
-    DVC records the outputs after the stage has ended; where it is killed before, it removes them and runs the stage
+    DVC records the outputs after the stage has ended. If it is killed before that, it removes them and runs the stage
     again, which must be the same fit.
     """
     if "DVC_STAGE" not in os.environ:
@@ -48,14 +48,14 @@ def end_fit(folder: Path, outputs: Path) -> None:
     write_json(folder / "fit.json", {**claim, "outputs": digest_of(outputs)})
 
 
-def forget_recorded() -> None:
-    """Remove what fits kept whose outputs are in dvc.lock by now; two stages may do so at once."""
-    for path in UNFINISHED.glob("*/*/fit.json"):
+def remove_recorded_checkpoints() -> None:
+    """Remove the checkpoints of fits whose outputs are in dvc.lock; two stages may do so at once."""
+    for path in CHECKPOINTS.glob("*/*/fit.json"):
         folder = path.parent
         try:
             outputs = json.loads(path.read_text()).get("outputs")
         except (FileNotFoundError, ValueError):
             continue
-        if outputs and outputs == recorded_digest(RUNS / folder.relative_to(UNFINISHED)):
-            path.unlink(missing_ok=True)  # first: without it the rest is of no fit
+        if outputs and outputs == recorded_digest(RUNS / folder.relative_to(CHECKPOINTS)):
+            path.unlink(missing_ok=True)  # first: without it the other files belong to no fit
             shutil.rmtree(folder, ignore_errors=True)

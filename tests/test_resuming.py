@@ -6,8 +6,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from medtransfer.core.dvc import digest_of
-from medtransfer.core.layout import run_folder, unfinished_folder
-from medtransfer.pipeline.unfinished import claim_fit, end_fit, forget_recorded
+from medtransfer.core.layout import checkpoints_folder, run_folder
+from medtransfer.pipeline.resuming import claim_fit, end_fit, remove_recorded_checkpoints
 
 FIT = ("ham10000", "imagenet_head", 0)
 
@@ -16,7 +16,7 @@ FIT = ("ham10000", "imagenet_head", 0)
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fit whose outputs are there, and what it kept."""
     monkeypatch.chdir(tmp_path)
-    outputs, kept = run_folder(*FIT), unfinished_folder(*FIT)
+    outputs, kept = run_folder(*FIT), checkpoints_folder(*FIT)
     outputs.mkdir(parents=True)
     (outputs / "run.json").write_text("{}\n")
     claim_fit(kept, {"seed": 0})
@@ -40,17 +40,17 @@ def test_with_dvc_it_goes_when_the_outputs_are_recorded(kept: Path, monkeypatch:
     fit = claim_fit(kept, {"seed": 0})
     record("0" * 32 + ".dir")  # of an earlier fit
     end_fit(kept, run_folder(*FIT))
-    forget_recorded()
+    remove_recorded_checkpoints()
     assert (kept / "epoch-00001.npz").exists()
     assert claim_fit(kept, {"seed": 0}) == fit
 
     record(digest_of(run_folder(*FIT)))
     (run_folder(*FIT) / "run.json").unlink()  # as `dvc repro --force` does before the stage
-    forget_recorded()
+    remove_recorded_checkpoints()
     assert not kept.exists()
 
 
 def test_a_fit_that_has_not_ended_keeps_what_it_needs(kept: Path) -> None:
     record(digest_of(run_folder(*FIT)))
-    forget_recorded()
+    remove_recorded_checkpoints()
     assert (kept / "epoch-00001.npz").exists()
