@@ -155,9 +155,8 @@ def test_each_seed_has_a_dot_where_there_are_several() -> None:
     ].f1.item()
     assert np.asarray(dots.get_xdata()) == pytest.approx(np.array([f1, f1]))  # one fit twice
     alone = evaluate_study("s", [first])
-    assert "each seed of ours" not in [
-        line.get_label() for line in score_figures(alone, "chest_xray")[0][1].axes[0].lines
-    ]
+    (_, figure), *_ = score_figures(alone, "chest_xray")
+    assert "each seed of ours" not in [line.get_label() for line in figure.axes[0].lines]
 
 
 def test_models_that_are_none_of_the_talks_make_a_page_alone() -> None:

@@ -8,10 +8,10 @@ from medtransfer.analysis.claims import FAILS, HOLDS
 from medtransfer.analysis.differences import Comparison, find_pair
 from medtransfer.report.study import Study
 from medtransfer.report.tables import difference, p_value
+from medtransfer.report.words import words_for
 
 HIGHER, LOWER, NOT_TESTED = "higher", "lower", "not tested"
 FROM_IMAGENET = "imagenet_all"
-TITLES = {"ham10000": "skin lesions", "chest_xray": "chest X-rays"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def answers(study: Study) -> pd.DataFrame:
                 rows.append(
                     {
                         "change": question.change,
-                        "data set": title(dataset),
+                        "data set": words_for(dataset).title,
                         "verdict": f"**{verdict}**",
                         "macro F1": difference(pair),
                         "seeds": f"{pair.first_seeds} and {pair.second_seeds}",
@@ -75,8 +75,3 @@ def judged(claims: pd.DataFrame, pair: Comparison) -> tuple[str, float]:
     if claim.verdict in (HOLDS, FAILS):
         return (HIGHER if pair.difference > 0 else LOWER), claim.p_corrected
     return claim.verdict, claim.p_corrected
-
-
-def title(dataset: str) -> str:
-    """Return a data set's name in plain words."""
-    return TITLES.get(dataset, dataset)

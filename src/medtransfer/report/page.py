@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jinja2
@@ -23,10 +23,10 @@ from medtransfer.core.run_record import SplitRule, split_of
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.metrics.scores import MACRO
 from medtransfer.report import figures, tables
-from medtransfer.report.answers import FROM_IMAGENET, answers, title
+from medtransfer.report.answers import FROM_IMAGENET, answers
 from medtransfer.report.study import Layers, Study, costs, largest_class_f1, leaves_out_features, trials
+from medtransfer.report.words import words_for
 
-SUBJECTS = {"ham10000": "skin lesions (HAM10000)", "chest_xray": "chest X-rays"}
 POINTS = 3  # of a line, or it is not drawn
 # What each way to split means, in plain words.
 SPLITS = {
@@ -50,10 +50,10 @@ def build_page(studies: list[Study]) -> str:
     custom = {name: entry for study in studies for name, entry in study.custom.items() if name in names}
     return environment.get_template("page.html.j2").render(
         names=names,
-        subjects=[SUBJECTS.get(name) or custom.get(name, {}).get("title", name) for name in names],
+        subjects=[words_for(name, custom).subject for name in names],
         custom=custom,
         talks=[name for name in names if is_the_talks(name)],
-        units=" or ".join(dict.fromkeys(_units(custom, name) for name in names)),
+        units=" or ".join(dict.fromkeys(words_for(name, custom).groups for name in names)),
         synthetic=any(run.record["synthetic"] for study in studies for run in study.runs),
         synthetic_note=tables.SYNTHETIC_NOTE,
         answer=_cells(answered) if len(answered := answers(studies[0])) else None,
@@ -62,10 +62,6 @@ def build_page(studies: list[Study]) -> str:
         claims_note=tables.CLAIMS_NOTE,
         studies=[_view(study) for study in studies],
     )
-
-
-def _units(custom: Mapping[str, Mapping[str, Any]], dataset: str) -> str:
-    return f"{custom[dataset]['group']}s" if dataset in custom else tables.units(dataset)
 
 
 def _view(study: Study) -> dict[str, Any]:
@@ -93,15 +89,16 @@ def overview(table: pd.DataFrame) -> Figure:
 
 def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
     runs = [run for run in study.runs if run.dataset == dataset]
-    drawn = [*score_figures(study, dataset), *_questions(study, dataset), *_each_model(study, dataset)]
     scores, *others = tables.sections(study.tables, study.runs, dataset)
+    if len(found := _leakage(study, dataset)):
+        others.append((_leakage_note(study, dataset), tables.leakage(found[found.images == ALL])))
     # A network with a frozen block does not tell which blocks matter.
     asked = [
         found for found in study.layers if found.record["dataset"] == dataset and (found.similarity.distance > 0).all()
     ]
     return {
         "name": dataset,
-        "title": title(dataset),
+        "title": words_for(dataset).title,
         "record": runs[0].record,
         "split": split_of(runs[0].record),
         "split_means": SPLITS[split_of(runs[0].record)] if is_the_talks(dataset) else None,
@@ -109,13 +106,13 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
         "how": _how(runs),
         "tests": len(runs[0].predictions),
         "groups": runs[0].predictions.group.nunique(),
-        "units": _units(study.custom, dataset),
+        "units": words_for(dataset, study.custom).groups,
         "is_the_talks": is_the_talks(dataset),
         "f1": _shown(*scores),
-        "tables": [_shown(*section) for section in (*others, *_leakage(study, dataset))],
+        "tables": [_shown(*section) for section in others],
         "blocks": [_blocks(found, block_gains(runs, study.tables.pairs)) for found in asked],
         "provenance": _cells(tables.provenance(runs)),
-        "figures": [{"text": text, "uri": _embed(_png(figure))} for text, figure in drawn]
+        "figures": [{"text": text, "uri": _embed(_png(figure))} for text, figure in _figures(study, dataset)]
         + [
             {"text": picture.text, "uri": _embed(picture.png)}
             for picture in study.pictures
@@ -161,43 +158,109 @@ def _blocks(found: Layers, gains: pd.Series) -> dict[str, Any]:
     }
 
 
-def _leakage(study: Study, dataset: str) -> list[tuple[str, pd.DataFrame]]:
-    found = _leakage_of(study, dataset)
-    if found is None:
-        return []
-    text = (
-        f"How much leakage flatters each class: F1 with images of the test images' {_units(study.custom, dataset)} in "
-        "training less F1 without, on all test images, with 95% intervals."
+def _leakage(study: Study, dataset: str) -> pd.DataFrame:
+    """Return the rows of one data set in the table of leakage; none if it was not measured."""
+    return pd.DataFrame() if study.leakage is None else study.leakage[study.leakage.dataset == dataset]
+
+
+def _leakage_note(study: Study, dataset: str) -> str:
+    groups = words_for(dataset, study.custom).groups
+    return (
+        f"How much leakage flatters each class: F1 with images of the test images' {groups} in training less F1 "
+        "without, on the same test images and with as many training images of each class, with 95% intervals."
     )
-    return [(text, tables.leakage(found[found.images == ALL]))]
 
 
-def _leakage_of(study: Study, dataset: str) -> pd.DataFrame | None:
-    if study.leakage is None or dataset not in set(study.leakage.dataset):
-        return None
-    return study.leakage[study.leakage.dataset == dataset]
+def _figures(study: Study, dataset: str) -> Iterator[Drawn]:
+    """Yield every figure of one data set with its caption."""
+    yield from score_figures(study, dataset)
+    yield from _question_figures(study, dataset)
+    yield from _model_figures(study, dataset)
 
 
-def score_figures(study: Study, dataset: str) -> list[Drawn]:
-    """Return the figures of one data set's macro F1 and of what it costs, each with its caption."""
-    part = tables.in_front(study.tables.results[study.tables.results["class"] == MACRO], dataset)
-    fits = {model: own for name, model, own in by_model(study.runs) if name == dataset}
+def score_figures(study: Study, dataset: str) -> Iterator[Drawn]:
+    """Yield the figures of one data set's macro F1 and of what it costs, each with its caption."""
+    part = tables.in_front(_macro(study), dataset)
+    fits = {model: runs for name, model, runs in by_model(study.runs) if name == dataset}
+    talks = ", and the talk's" if is_the_talks(dataset) else ""
+    text = f"Macro F1 of each model with its 95% interval, and of each seed{talks}."
+    yield text, figures.scores(part, _title(study, dataset, "macro F1"), _seeds(study, dataset))
     seconds = costs({model: fits[model] for model in part.model}, study.runs)
     warm = [model for model in part.model if leaves_out_features(fits[model])]
-    without = f" Without the time to compute features that were already stored: {', '.join(warm)}." if warm else ""
-    talks = ", and the talk's" if is_the_talks(dataset) else ""
-    mark = _synthetic(study, dataset)
-    return [
-        (
-            f"Macro F1 of each model with its 95% interval, each seed of it where there are several{talks}.",
-            figures.scores(part, figures.mark(f"{dataset}: macro F1", mark), _seeds(study, dataset)),
-        ),
-        (
-            "What each model costs: seconds of training (one seed), with those of the fit that it begins from, against "
-            "macro F1." + without,
-            figures.cost(part, seconds, figures.mark(f"{dataset}: cost against macro F1", mark)),
-        ),
-    ]
+    text = (
+        "What each model costs: seconds of training one seed, including the fit that it starts from, against macro F1."
+    )
+    text += f" Without the time to compute features that were already stored: {', '.join(warm)}." if warm else ""
+    yield text, figures.cost(part, seconds, _title(study, dataset, "cost against macro F1"))
+
+
+def _question_figures(study: Study, dataset: str) -> Iterator[Drawn]:
+    """Yield what only some studies can answer: how many blocks, how many images, which rate, leakage."""
+    macro = _macro(study)[_macro(study).dataset == dataset]
+    others = macro[macro.family != TALK]
+    if 0 < len(others) < len(macro):
+        title = _title(study, dataset, "beyond the talk, macro F1")
+        text = "Macro F1 of each model beyond the talk's with its 95% interval."
+        yield text, figures.scores(others, title, _seeds(study, dataset))
+    runs = [run for run in study.runs if run.dataset == dataset]
+    counts = block_counts(runs, study.tables.results)
+    if len(counts) and counts.groupby("start").size().max() >= POINTS:
+        text = (
+            "How many blocks to train: macro F1 of networks from ImageNet weights that train the last or the first "
+            "blocks. 95% intervals."
+        )
+        yield text, figures.block_counts(counts, _title(study, dataset, "blocks that train"))
+    sizes = data_sizes(runs, study.tables.results)
+    if sizes.fraction.nunique() >= POINTS:
+        text = "When transfer pays: macro F1 against the number of training images, from either weights. 95% intervals."
+        yield text, figures.data_sizes(sizes, _title(study, dataset, "training images"))
+    tried = trials(study, dataset)
+    if tried is not None:
+        text = (
+            "The learning rates that were tried, with the share of training images and the most epochs above each "
+            "panel. A ring marks the rate that is used: that with the lowest validation loss, which need not have the "
+            "highest macro F1. Dashed: a model that predicts only the largest class."
+        )
+        yield text, figures.rates(tried, largest_class_f1(study, dataset), _title(study, dataset, "learning rates"))
+    found = _leakage(study, dataset)
+    if len(found):
+        found = found.assign(name=found["class"].where(found.images == ALL, found["class"] + ", " + found.images))
+        text = _leakage_note(study, dataset) + (
+            " The micro average is also given for the test images that share one with training, and for the others."
+        )
+        yield text, figures.leakage(found, _title(study, dataset, "leakage"))
+
+
+def _model_figures(study: Study, dataset: str) -> Iterator[Drawn]:
+    """Yield loss curves, confusion matrices, reliability diagrams and what `layers` found."""
+    shown = set(tables.in_front(study.tables.results, dataset).model)
+    models = {model: fits for name, model, fits in by_model(study.runs) if name == dataset and model in shown}
+    histories = {model: [run.history for run in fits if run.history is not None] for model, fits in models.items()}
+    if any(histories.values()):
+        text = "Validation loss of each network over the epochs, one line per seed."
+        drawn = {model: found for model, found in histories.items() if found}
+        yield text, figures.losses(drawn, _title(study, dataset, "validation loss"))
+    confusions = {model: np.sum([confusion(run.predictions) for run in fits], axis=0) for model, fits in models.items()}
+    classes = classes_of(next(iter(models.values()))[0].predictions)
+    text = "Confusion matrices of the test images, counts over all seeds."
+    yield text, figures.confusions(confusions, classes, _title(study, dataset, "confusion"))
+    bands = {model: reliability(fits) for model, fits in models.items()}
+    text = "Calibration: the share of correct predictions by their confidence, with 95% intervals of these fits."
+    yield text, figures.reliability(bands, _title(study, dataset, "reliability"))
+    for found in study.layers:
+        if found.record["dataset"] == dataset:
+            model = f"{found.record['model']}, seed {found.record['seed']}"
+            text = (
+                f"Which layers of {model} matter: macro F1 with one block put back to its start weights, and of a "
+                "linear classifier on each block's output; similarity and distance of each layer before and after "
+                "training. 95% intervals."
+            )
+            title = _title(study, dataset, f"{model}: which layers matter")
+            yield text, figures.layers(found.rewinding, found.similarity, found.probes, title)
+
+
+def _macro(study: Study) -> pd.DataFrame:
+    return study.tables.results[study.tables.results["class"] == MACRO]
 
 
 def _seeds(study: Study, dataset: str) -> dict[str, list[float]]:
@@ -205,79 +268,8 @@ def _seeds(study: Study, dataset: str) -> dict[str, list[float]]:
     return {model: [run.scores[MACRO] for run in fits] for name, model, fits in by_model(study.runs) if name == dataset}
 
 
-def _questions(study: Study, dataset: str) -> list[Drawn]:
-    """Draw what only some studies can answer: how many blocks, how many images, which rate, leakage."""
-    mark = _synthetic(study, dataset)
-    drawn = []
-    macro = study.tables.results[(study.tables.results.dataset == dataset) & (study.tables.results["class"] == MACRO)]
-    others = macro[macro.family != TALK]
-    if 0 < len(others) < len(macro):
-        text = "Macro F1 of each model beyond the talk's with its 95% interval."
-        name = figures.mark(f"{dataset}: beyond the talk, macro F1", mark)
-        drawn.append((text, figures.scores(others, name, _seeds(study, dataset))))
-    runs = [run for run in study.runs if run.dataset == dataset]
-    counts, sizes = block_counts(runs, study.tables.results), data_sizes(runs, study.tables.results)
-    if len(counts) and counts.groupby("start").size().max() >= POINTS:
-        text = (
-            "How many blocks to train: macro F1 of networks from ImageNet weights, with the blocks that train counted "
-            "from the last one or from the first one. 95% intervals."
-        )
-        drawn.append((text, figures.block_counts(counts, figures.mark(f"{dataset}: blocks that train", mark))))
-    if sizes.fraction.nunique() >= POINTS:
-        text = "When transfer pays: macro F1 against the number of training images, from either weights. 95% intervals."
-        drawn.append((text, figures.data_sizes(sizes, figures.mark(f"{dataset}: training images", mark))))
-    tried = trials(study, dataset)
-    if tried is not None:
-        text = (
-            "The learning rates that were tried, on a part or all of the training images, for so many epochs at most. "
-            "In a ring the one that is used: that with the lowest validation loss, which need not be the one with the "
-            "highest macro F1. Dashed: a model that only ever answers the largest class."
-        )
-        name = figures.mark(f"{dataset}: learning rates", mark)
-        drawn.append((text, figures.rates(tried, largest_class_f1(study, dataset), name)))
-    found = _leakage_of(study, dataset)
-    if found is not None:
-        text = (
-            f"How much leakage flatters each class: F1 with images of the test images' {_units(study.custom, dataset)} "
-            "in training, less F1 without, on the same test images and with as many training images of each class. The "
-            "micro average is also given for the test images that share one with training, and for the others. 95% "
-            "intervals."
-        )
-        found = found.assign(name=found["class"].where(found.images == ALL, found["class"] + ", " + found.images))
-        drawn.append((text, figures.leakage(found, figures.mark(f"{dataset}: leakage", mark))))
-    return drawn
-
-
-def _each_model(study: Study, dataset: str) -> list[Drawn]:
-    shown = set(tables.in_front(study.tables.results, dataset).model)
-    models = [(model, fits) for name, model, fits in by_model(study.runs) if name == dataset and model in shown]
-    confusions = {model: np.sum([confusion(run.predictions) for run in fits], axis=0) for model, fits in models}
-    histories = {model: [run.history for run in fits if run.history is not None] for model, fits in models}
-    histories = {model: found for model, found in histories.items() if found}
-    classes, mark = classes_of(models[0][1][0].predictions), _synthetic(study, dataset)
-    drawn = [
-        (
-            "Confusion matrices of the test images, counts over all seeds.",
-            figures.confusions(confusions, classes, figures.mark(dataset, mark)),
-        )
-    ]
-    bands = {model: reliability(fits) for model, fits in models}
-    text = "Calibration: the share of correct predictions by their confidence, with 95% intervals of these fits."
-    drawn.append((text, figures.reliability(bands, figures.mark(f"{dataset}: reliability", mark))))
-    if histories:
-        text = "Validation loss of each network over the epochs, one line per seed."
-        drawn.insert(0, (text, figures.losses(histories, figures.mark(f"{dataset}: validation loss", mark))))
-    for found in study.layers:
-        if found.record["dataset"] == dataset:
-            name = f"{dataset}, {found.record['model']}, seed {found.record['seed']}: which layers matter"
-            text = (
-                f"Which layers of {found.record['model']} (seed {found.record['seed']}) matter: macro F1 with one "
-                "block put back to its start weights, and of a linear classifier on each block's output; similarity "
-                "and distance of each layer before and after training. 95% intervals."
-            )
-            drawing = figures.layers(found.rewinding, found.similarity, found.probes, figures.mark(name, mark))
-            drawn.append((text, drawing))
-    return drawn
+def _title(study: Study, dataset: str, text: str) -> str:
+    return figures.mark(f"{dataset}: {text}", _synthetic(study, dataset))
 
 
 def _synthetic(study: Study, dataset: str) -> bool:

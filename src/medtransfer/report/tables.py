@@ -16,6 +16,7 @@ from medtransfer.analysis.runs import Run
 from medtransfer.analysis.tables import Tables
 from medtransfer.analysis.uncertainty import BOTH, EXACT, GROUPS
 from medtransfer.core.run_record import split_of
+from medtransfer.report.words import words_for
 
 SYNTHETIC_NOTE = (
     "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."
@@ -43,14 +44,8 @@ DIFFERENCES_NOTE = (
     "Differences in macro F1, the row's model less the column's, with 95% intervals. A star marks an interval that "
     "does not include the variance between training runs, because one of the two models has one seed."
 )
-UNITS = {"ham10000": "lesions", "chest_xray": "patients"}
 SHOWN = 0.005  # less is printed as 0.00
 FINE = 0.05  # where an interval lies this near to 0, two decimals do not show it
-
-
-def units(dataset: str) -> str:
-    """Return what the groups of a data set are."""
-    return UNITS.get(dataset, "groups")
 
 
 def claims(judged: pd.DataFrame) -> pd.DataFrame:
@@ -113,7 +108,8 @@ def _interval(row: Mapping[Any, Any] | pd.Series) -> str:
 
 
 def _covers(dataset: str, interval: str) -> str:
-    return {BOTH: f"{units(dataset)} and seeds", GROUPS: units(dataset)}.get(interval, interval)
+    groups = words_for(dataset).groups
+    return {BOTH: f"{groups} and seeds", GROUPS: groups}.get(interval, interval)
 
 
 def measures(summary: pd.DataFrame, dataset: str, *, talk: bool = True) -> pd.DataFrame:

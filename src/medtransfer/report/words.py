@@ -1,0 +1,26 @@
+"""The words for a data set."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Words(NamedTuple):
+    """How to speak of a data set: in a table, in a sentence, and of its groups."""
+
+    title: str
+    subject: str
+    groups: str
+
+
+KNOWN = {
+    "ham10000": Words("skin lesions", "skin lesions (HAM10000)", "lesions"),
+    "chest_xray": Words("chest X-rays", "chest X-rays", "patients"),
+}
+
+
+def words_for(dataset: str, custom: Mapping[str, Mapping[str, Any]] | None = None) -> Words:
+    """Return the words for a data set; `custom` is what params.yaml says of custom data sets, by name."""
+    if dataset in KNOWN:
+        return KNOWN[dataset]
+    entry = (custom or {}).get(dataset, {"title": dataset, "group": "group"})
+    return Words(dataset, entry["title"], f"{entry['group']}s")
