@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 
 from conftest import PROJECT
-from medtransfer.audit.audit import differs
 from medtransfer.core import hardware
 from medtransfer.core.params import parse_params
 
@@ -41,7 +40,9 @@ def test_auto_is_what_the_machine_computes_in(
     assert parse_params(text, Path("params.yaml")).train.precision == expected
 
 
-def test_a_gpu_that_the_backend_cannot_use_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with one GPU of compute capability 9.0."""
     for name, answer in (
         ("nvmlInit", None),
         ("nvmlShutdown", None),
@@ -51,13 +52,20 @@ def test_a_gpu_that_the_backend_cannot_use_does_not_count(monkeypatch: pytest.Mo
     ):
         monkeypatch.setattr(f"pynvml.{name}", lambda *arguments, answer=answer: answer)  # fmt: skip
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(hardware, "_backend_has_cuda", lambda: True)
-    assert hardware.gpu_capabilities() == [(9, 0)]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert hardware.gpu_capabilities() == []
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    monkeypatch.setattr(hardware, "_backend_has_cuda", lambda: False)
-    assert hardware.gpu_capabilities() == []
+
+
+def install(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Let this be the only package from pip."""
+    found = [SimpleNamespace(metadata={"Name": package})]
+    monkeypatch.setattr("importlib.metadata.distributions", lambda: found)
+
+
+def test_a_hidden_gpu_does_not_count(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    install(monkeypatch, "jax-cuda12-plugin")
+    for visible, expected in (("0", [(9, 0)]), ("", []), ("-1", [])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert hardware.gpu_capabilities() == expected
 
 
 @pytest.mark.parametrize(
@@ -70,14 +78,13 @@ def test_a_gpu_that_the_backend_cannot_use_does_not_count(monkeypatch: pytest.Mo
         ("tensorflow", "numpy", None, False),
     ],
 )
-def test_nvidias_libraries_are_found(
-    backend: str, package: str, system: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_gpu_counts_only_where_the_backend_finds_nvidias_libraries(
+    gpu: None, backend: str, package: str, system: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KERAS_BACKEND", backend)
-    found = [SimpleNamespace(metadata={"Name": package})]
-    monkeypatch.setattr("importlib.metadata.distributions", lambda: found)
+    install(monkeypatch, package)
     monkeypatch.setattr("ctypes.util.find_library", lambda name: system)
-    assert hardware._backend_has_cuda() is expected
+    assert hardware.gpu_capabilities() == ([(9, 0)] if expected else [])
 
 
 def test_a_processor_that_tells_nothing_has_no_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,8 +98,3 @@ def test_no_processor_is_slow_beside_a_gpu(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "none")
     monkeypatch.setattr(hardware, "gpu_capabilities", lambda: [(7, 5)])
     assert not hardware.processor_has_slow_bfloat16()
-
-
-def test_what_was_fitted_with_auto_agrees_with_what_it_stood_for() -> None:
-    assert not differs({"precision": "auto"}, {"precision": "mixed_bfloat16"})
-    assert differs({"precision": "float32"}, {"precision": "mixed_bfloat16"})

