@@ -3,17 +3,22 @@
 import gc
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+from medtransfer.core.files import atomic_folder
 from medtransfer.core.params import Params, TrainParams, read_params
 from medtransfer.data.demo import draw_demo
 
@@ -29,6 +34,12 @@ SHARED = PROJECT.parent / "shared"
 
 # These take minutes: begun last, one of them would run alone at the end.
 BEGIN_WITH = ("pipeline", "sweep", "docs", "checkpoints", "training", "devices", "tracking", "jax", "custom")
+
+# Options with which Chromium asks nobody anything.
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--disable-quic",
+]  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -50,12 +61,78 @@ def tiny(params: Params) -> TrainParams:
     return params.train.model_copy(update={"dense_units": [16, 16], "batch_size": 8, "epochs": 2})
 
 
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that is made once for all of pytest's processes; tests must not write into it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            with atomic_folder(folder) as partial:
+                make(partial)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder data/ with both synthetic data sets; tests must not write into it."""
-    data = tmp_path_factory.mktemp("demo") / "data"
-    draw_demo(data, seed=0)
-    return data
+    return make_once(tmp_path_factory, "demo", lambda folder: draw_demo(folder, seed=0))
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, demo: Path, params: Params) -> Path:
+    """The prepared synthetic chest X-rays; tests must not write into it."""
+    from medtransfer.data.catalogue import CHEST_XRAY
+    from medtransfer.data.preparation import prepare_dataset
+
+    def prepare(folder: Path) -> None:
+        prepare_dataset(CHEST_XRAY, demo / "chest_xray", params.datasets["chest_xray"], folder)
+
+    return make_once(tmp_path_factory, "prepared", prepare)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without a run. Copying it saves the second that MLflow takes to make the tables of a new one."""
+    from medtransfer.tracking import mlflow_store
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+            mlflow_store.connect()
+
+    return make_once(tmp_path_factory, "empty_store", make) / "mlflow.db"
+
+
+def use_store(folder: Path, empty_store: Path, patch: pytest.MonkeyPatch) -> None:
+    """Make a folder the working directory and give it a new MLflow store, which MLFLOW_TRACKING_URI names."""
+    (folder / "mlruns").mkdir()
+    shutil.copy(empty_store, folder / "mlruns" / "mlflow.db")
+    patch.chdir(folder)
+    # MLflow keeps the store of a relative address open when the working directory changes.
+    patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlruns/mlflow.db")
+
+
+# Layers and channels of VGG16's blocks, with an eighth of its channels.
+NARROW_BLOCKS = ((2, 8), (2, 16), (3, 32), (3, 64), (3, 64))
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[None]:
+    """Every VGG16 that is built here has an eighth of its channels: for tests that need no ImageNet weights."""
+    import keras
+
+    def build(include_top: bool, weights: None, input_tensor: Any) -> Any:
+        x = input_tensor
+        for block, (layers, channels) in enumerate(NARROW_BLOCKS, start=1):
+            for number in range(1, layers + 1):
+                name = f"block{block}_conv{number}"
+                x = keras.layers.Conv2D(channels, 3, activation="relu", padding="same", name=name)(x)
+            x = keras.layers.MaxPooling2D(2, name=f"block{block}_pool")(x)
+        return keras.Model(keras.utils.get_source_inputs(input_tensor), x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.applications, "VGG16", build)
+        yield
 
 
 @pytest.fixture

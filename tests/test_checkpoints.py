@@ -17,6 +17,8 @@ from medtransfer.training.batches import Batches
 from medtransfer.training.device import make_deterministic
 from medtransfer.training.loop import fit, predict
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 SIZE, CLASSES, EPOCHS = 32, 3, 5
 MADE_FROM = {"seed": 1, "learning_rate": 1e-3}
 

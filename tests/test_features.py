@@ -19,6 +19,8 @@ from medtransfer.training.device import make_deterministic
 from medtransfer.training.loop import fit, predict
 from medtransfer.training.prefix import BATCH, compute_features, divide, frozen_prefix, use_cached_features
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 SIZE, CLASSES = 32, 3
 SHAPE = (10, 2, 2, 3)
 

@@ -11,6 +11,8 @@ from medtransfer.layers.gradcam import grad_cam, overlay
 from medtransfer.models import vgg16
 from medtransfer.study.gradcam import choose
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 
 

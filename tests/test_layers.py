@@ -11,6 +11,8 @@ from medtransfer.layers.probes import compare_layers, linear_cka, probe_blocks, 
 from medtransfer.models import vgg16
 from medtransfer.study.layers import draw_rows
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
 
 

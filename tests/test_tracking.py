@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import requests
-from mlflow.tracking._tracking_service.client import TrackingServiceClient
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from attacks import attack, free_port, kill, started
+from conftest import use_store
 from medtransfer.audit import push as track_push
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import Params, TrainParams
@@ -33,10 +34,8 @@ ROWS = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}]
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
-    monkeypatch.chdir(tmp_path)
-    # MLflow keeps the store of a relative address open when the working folder changes.
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+def store(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
+    use_store(tmp_path, empty_store, monkeypatch)
     return mlflow_store.connect()
 
 
@@ -92,11 +91,11 @@ def test_an_interrupt_while_a_run_is_started_ends_it(
 ) -> None:
     """The store has done what it was asked when Ctrl-C comes, and nobody has been told."""
     if taken_up:
-        with pytest.raises(RuntimeError), mlflow_runs.run("ham10000", "x-seed0", "f1", {}, {}):
+        with pytest.raises(RuntimeError), mlflow_runs.run("ham10000", "x-seed0", "f1", {"a": 1}, {}):
             raise RuntimeError
     with monkeypatch.context() as patched:
-        patched.setattr(TrackingServiceClient, during, interrupted(getattr(TrackingServiceClient, during)))
-        with pytest.raises(KeyboardInterrupt), mlflow_runs.run("ham10000", "x-seed0", "f1", {}, {}):
+        patched.setattr(SqlAlchemyStore, during, interrupted(getattr(SqlAlchemyStore, during)))
+        with pytest.raises(KeyboardInterrupt), mlflow_runs.run("ham10000", "x-seed0", "f1", {"a": 1}, {}):
             raise AssertionError("was started")
     (run,) = store.search_runs([store.get_experiment_by_name("ham10000").experiment_id])
     assert run.info.status == "KILLED"
