@@ -44,15 +44,8 @@ stages:
 """
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    subprocess.run([*DVC, "init", "--no-scm", "--quiet"], check=True)
-    return tmp_path
-
-
 def test_stages_that_wait_for_none_run_at_once_and_the_others_after_them(
-    project: Path, capfd: pytest.CaptureFixture[str]
+    dvc_project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     # Each of a and b ends only after the other has begun.
     wait = (
@@ -60,9 +53,9 @@ def test_stages_that_wait_for_none_run_at_once_and_the_others_after_them(
         " [ ${item.name} = c ] || while [ ! -e a-begun ] || [ ! -e b-begun ]; do sleep 0.1; done;"
         " echo I am ${item.name}; echo ${item.name} > ${item.name}'"
     )
-    (project / "dvc.yaml").write_text(PIPELINE % wait)
+    (dvc_project / "dvc.yaml").write_text(PIPELINE % wait)
     assert run_study(2) == 0
-    assert (project / "e").read_text().split() == ["a", "b", "c"]
+    assert (dvc_project / "e").read_text().split() == ["a", "b", "c"]
     said = capfd.readouterr().out
     assert "fit@a: I am a\n" in said
     assert "fit@b: I am b\n" in said
@@ -83,17 +76,19 @@ def test_a_stage_that_waits_for_one_follows_it_in_its_job_and_one_that_waits_for
     assert divide([], {}, 2) == []
 
 
-def test_a_stage_that_fails_stops_the_others(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (project / "dvc.yaml").write_text(PIPELINE % "'if [ ${item.name} = a ]; then exit 3; else exec sleep 120; fi'")
+def test_a_stage_that_fails_stops_the_others(dvc_project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (dvc_project / "dvc.yaml").write_text(PIPELINE % "'if [ ${item.name} = a ]; then exit 3; else exec sleep 120; fi'")
     begin = time.monotonic()
     assert run_study(2) != 0
     assert time.monotonic() - begin < 60
     assert "fit@a: ERROR" in capfd.readouterr().out
-    assert not (project / "e").exists()
+    assert not (dvc_project / "e").exists()
 
 
-def test_an_output_that_fails_stops_all_stages_and_is_an_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (project / "dvc.yaml").write_text(PIPELINE % "'echo I am ${item.name}; exec sleep 120'")
+def test_an_output_that_fails_stops_all_stages_and_is_an_error(
+    dvc_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (dvc_project / "dvc.yaml").write_text(PIPELINE % "'echo I am ${item.name}; exec sleep 120'")
 
     def fail(lines: Iterator[str]) -> None:
         next(lines)
@@ -104,7 +99,7 @@ def test_an_output_that_fails_stops_all_stages_and_is_an_error(project: Path, mo
     with pytest.raises(BrokenPipeError):
         run_study(2)
     assert time.monotonic() - begin < 60
-    assert not (project / "e").exists()
+    assert not (dvc_project / "e").exists()
 
 
 def test_lines_are_told_apart_and_dvc_says_only_its_errors(capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,12 +109,12 @@ def test_lines_are_told_apart_and_dvc_says_only_its_errors(capsys: pytest.Captur
     assert capsys.readouterr().out == "fit@a: epoch 1\nERROR: no\n"
 
 
-def test_a_lock_file_that_dvc_is_writing_is_read_when_it_is_whole(project: Path) -> None:
-    lock = LockFile(str(project / ".dvc/tmp/lock"))  # as DVC does it
-    (project / "dvc.lock").write_text("schema: '2.0'\nsta")
+def test_a_lock_file_that_dvc_is_writing_is_read_when_it_is_whole(dvc_project: Path) -> None:
+    lock = LockFile(str(dvc_project / ".dvc/tmp/lock"))  # as DVC does it
+    (dvc_project / "dvc.lock").write_text("schema: '2.0'\nsta")
 
     def finish() -> None:
-        (project / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+        (dvc_project / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
         lock.close()
 
     timer = Timer(0.5, finish)
@@ -174,22 +169,22 @@ def wait_for(happened: Callable[[], bool], process: "subprocess.Popen[str]") -> 
     ("before", "jobs", "sent"), [("", 2, os.kill), (IGNORED, 1, os.kill), (IGNORED, 2, os.kill), ("", 2, os.killpg)]
 )
 def test_sigterm_leaves_nothing_of_a_study_running(
-    project: Path, before: str, jobs: int, sent: Callable[[int, int], None]
+    dvc_project: Path, before: str, jobs: int, sent: Callable[[int, int], None]
 ) -> None:
     """To the command alone as `kill` sends it, or to all of its group as `timeout` and service managers do."""
-    (project / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
-    (project / "dvc.yaml").write_text(json.dumps({"stages": SLEEPING}))
-    (project / "data").mkdir()
-    (project / "data" / "here.txt").touch()
+    (dvc_project / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
+    (dvc_project / "dvc.yaml").write_text(json.dumps({"stages": SLEEPING}))
+    (dvc_project / "data").mkdir()
+    (dvc_project / "data" / "here.txt").touch()
     subprocess.run([*DVC, "add", "--quiet", "data"], check=True)
     with running(before, "study", "--jobs", str(jobs)) as process:
-        wait_for(lambda: len(list(project.glob("*-begun"))) == jobs, process)
+        wait_for(lambda: len(list(dvc_project.glob("*-begun"))) == jobs, process)
         assert len(in_group(process.pid)) == 1 + 2 * jobs
         sent(process.pid, signal.SIGTERM)
         assert process.wait(timeout=30) == 1
         assert in_group(process.pid) == []
     assert "Stopped. Finished work is kept" in Path("said.txt").read_text()
-    assert len(list(project.glob("*-begun"))) == jobs, "another stage began"
+    assert len(list(dvc_project.glob("*-begun"))) == jobs, "another stage began"
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Pushing runs to a server: each arrives whole and once, whatever interrupted the push before."""
 
 import re
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -12,6 +13,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sklearn.tree import DecisionTreeClassifier
 
 from attacks import free_port
+from conftest import use_store
 from medtransfer.audit import push as track_push
 from medtransfer.cli import cli
 from medtransfer.core.errors import UserError
@@ -23,10 +25,10 @@ FITS = {"finished": None, "failed": RuntimeError, "killed": KeyboardInterrupt}
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project whose store has a finished, a failed and a killed run, the first with data, a file and a model."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    use_store(tmp_path, empty_store, monkeypatch)
+    shutil.copy(empty_store, tmp_path / "other.db")
     features = np.arange(12, dtype=np.uint8).reshape(4, 3)
     tree = DecisionTreeClassifier(random_state=0).fit(features, [0, 1, 0, 1])
     Path("figure.txt").write_text("a figure")
@@ -133,15 +135,13 @@ def test_the_fits_of_a_sweep_lie_under_the_copy_of_its_run(project: Path, monkey
 def test_an_interrupted_push_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = described(mlflow_store.connect())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/other.db")
-    whole = track_push._push_model
 
     def die(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(track_push, "_push_model", die)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(mlflow.MlflowClient, "log_model_artifacts", die)
         track_push.push()
-    monkeypatch.setattr(track_push, "_push_model", whole)
     assert track_push.push() == {"copied": 3, "already": 0, "running": 0}
     assert described(mlflow_store.connect()) == ours
 
