@@ -21,6 +21,7 @@ from ruamel.yaml import YAML
 from sklearn.tree import DecisionTreeClassifier
 
 from attacks import free_port
+from conftest import use_store
 from medtransfer.audit import audit
 from medtransfer.cli import cli
 from medtransfer.core.dvc import digest_of
@@ -109,12 +110,11 @@ def log_tree() -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
     """A study of three fits that agrees with its store."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlruns/mlflow.db")
+        use_store(folder, empty_store, patch)
         Path("data.dvc").write_text("outs:\n- md5: abc.dir\n  path: data\n")
         who = ("-c", "user.name=test", "-c", "user.email=test@localhost")
         for command in (("init", "--quiet"), ("add", "data.dvc"), (*who, "commit", "--quiet", "--message", "start")):
@@ -184,6 +184,14 @@ def test_nothing_differs_in_a_study_that_agrees(study: mlflow.MlflowClient) -> N
     assert audit.audit() == []
     assert audit.others() == []
     assert audit.repair() == []
+
+
+def test_a_fit_with_precision_auto_agrees_with_the_precision_that_it_stood_for(study: mlflow.MlflowClient) -> None:
+    lock = Path("dvc.lock").read_text()
+    assert lock.count("precision: float32") == 1
+    for precision, differences in (("auto", 0), ("mixed_bfloat16", 1)):
+        Path("dvc.lock").write_text(lock.replace("precision: float32", f"precision: {precision}"))
+        assert len(audit.audit()) == differences
 
 
 # --- planted drifts
