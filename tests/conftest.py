@@ -31,7 +31,7 @@ SHARED = PROJECT.parent / "shared"
 [ANSWER] = re.findall(r"^ANSWER := (.+)$", (PROJECT / "Makefile").read_text(), re.MULTILINE)
 
 # These take minutes: begun last, one of them would run alone at the end.
-BEGIN_WITH = ("pipeline", "sweep", "docs", "checkpoints", "training", "devices", "tracking", "jax", "custom")
+BEGIN_WITH = ("pipeline", "sweep", "docs", "tracking", "serving", "checkpoints", "training", "devices", "jax", "custom")
 
 # Options with which Chromium asks nobody anything.
 QUIET = [

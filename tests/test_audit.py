@@ -357,6 +357,7 @@ def register_other(client: mlflow.MlflowClient) -> None:
         (cut_record, "cannot be compared further (JSONDecodeError"),
         (add_twin, f"2 runs of one fit (fit-{NETWORK})"),
         (register_other, "registered model ham10000 version 1 differs from its fit's artifacts/runs"),
+        (register_other, "run `medtransfer register ham10000` and delete this version"),
     ],
 )
 def test_a_planted_drift_is_found(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,6 @@ import pytest
 from ruamel.yaml import YAML
 
 from conftest import PROJECT
-from medtransfer.core.files import atomic_folder
-from medtransfer.core.params import Params
-from medtransfer.data.catalogue import CHEST_XRAY
-from medtransfer.data.preparation import prepare_dataset
 
 NO_TENSORFLOW = """
 import sys
@@ -28,7 +25,7 @@ sys.meta_path.insert(0, Refuse())
 
 @pytest.mark.parametrize("configuration", ["random_head", pytest.param("cnn_random", marks=pytest.mark.slow)])
 def test_a_tiny_configuration_trains_on_jax_without_tensorflow(
-    tmp_path: Path, demo: Path, params: Params, configuration: str
+    tmp_path: Path, prepared: Path, empty_store: Path, configuration: str
 ) -> None:
     yaml = YAML()
     values = yaml.load((PROJECT / "params.yaml").read_text())
@@ -36,8 +33,9 @@ def test_a_tiny_configuration_trains_on_jax_without_tensorflow(
     values["configurations"]["random_head"] = {"weights": "random", "trainable": "head"}
     with (tmp_path / "params.yaml").open("w") as file:
         yaml.dump(values, file)
-    with atomic_folder(tmp_path / "artifacts" / "prepared" / "chest_xray") as folder:
-        prepare_dataset(CHEST_XRAY, demo / "chest_xray", params.datasets["chest_xray"], folder)
+    shutil.copytree(prepared, tmp_path / "artifacts" / "prepared" / "chest_xray")
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy(empty_store, tmp_path / "mlruns" / "mlflow.db")
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(NO_TENSORFLOW)
     env = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": f"{tmp_path / 'site'}:{PROJECT / 'src'}"}
