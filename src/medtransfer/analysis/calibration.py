@@ -142,4 +142,4 @@ def reliability(fits: list[Run]) -> pd.DataFrame:
             left = (hit.sum() - hit) / (count.sum() - count)
             low, high = interval_ends(accuracy, np.sqrt(groups_variance(left - left.mean())), len(count))
             rows.append((confidence.sum() / count.sum(), accuracy, low, high))
-    return pd.DataFrame(rows, columns=["confidence", "accuracy", "low", "high"])
+    return pd.DataFrame(rows, columns=["confidence", "accuracy", "low", "high"], dtype=float)
