@@ -249,7 +249,7 @@ def _model_figures(study: Study, dataset: str) -> Iterator[Drawn]:
     yield text, figures.reliability(bands, _title(study, dataset, "reliability"))
     for found in study.layers:
         if found.record["dataset"] == dataset:
-            model = f"{found.record['model']}, seed {found.record['seed']}"
+            model = f"{found.record['model']} (seed {found.record['seed']})"
             text = (
                 f"Which layers of {model} matter: macro F1 with one block put back to its start weights, and of a "
                 "linear classifier on each block's output; similarity and distance of each layer before and after "
