@@ -63,17 +63,12 @@ def test_stages_that_wait_for_none_run_at_once_and_the_others_after_them(
     assert "I am" not in capfd.readouterr().out, "what is up to date runs again"
 
 
-def test_a_stage_that_waits_for_one_follows_it_in_its_job_and_one_that_waits_for_more_comes_after_them() -> None:
-    waits_for = {
-        "a": {"prepare"}, "b": {"prepare"}, "c": {"prepare"}, "d": {"prepare"}, "on b": {"prepare", "b"}, "on c": {"c"},
-        "all": {"a", "c", "d", "on b"}, "x": {"all"}, "y": {"all"}, "z": {"x", "y"}, "prepare": set(),
-    }  # fmt: skip
-    generations = [["prepare"], ["a", "b", "c", "d"], ["on b"], ["all"], ["x", "y"], ["z"]]
-    shared = [["a", "c", "d"], ["b", "on b"]]
-    assert divide(generations, waits_for, 2) == [[["prepare"]], shared, [["all"]], [["x"], ["y"]]]
-    assert divide(generations[:4], waits_for, 2) == [[["prepare"]], shared]
-    assert divide([["a", "b", "c"], ["on b", "on c"]], waits_for, 2) == [[["a", "c"], ["b"]], [["on b"], ["on c"]]]
-    assert divide([], {}, 2) == []
+def test_each_generation_of_stages_is_divided_and_a_last_single_stage_is_left_out() -> None:
+    generations = [["prepare"], ["a", "b", "c"], ["all"], ["x", "y"], ["z"]]
+    expected = [[["prepare"]], [["a", "c"], ["b"]], [["all"]], [["x"], ["y"]]]
+    assert divide(generations, 2) == expected
+    assert divide(generations[:3], 2) == expected[:2]
+    assert divide([], 2) == []
 
 
 def test_a_stage_that_fails_stops_the_others(dvc_project: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -58,63 +58,26 @@ def _batches(jobs: int) -> list[list[list[str]]]:
         if all(":" in name for name in repo.status()):  # DVC prefixes stages of other pipelines with their file
             return []
         order = {stage.addressing: place for place, stage in enumerate(repo.index.stages)}
-        waits_for = {
-            stage.addressing: {other.addressing for other in after} for stage, after in repo.index.graph.adj.items()
-        }
         generations = [
             sorted((stage.addressing for stage in stages if stage.path_in_repo == PIPELINE.name), key=order.__getitem__)
             for stages in nx.topological_generations(repo.index.graph.reverse())
         ]
-    return divide([stages for stages in generations if stages], waits_for, jobs)
+    return divide([stages for stages in generations if stages], jobs)
 
 
-def divide(generations: list[list[str]], waits_for: Mapping[str, set[str]], jobs: int) -> list[list[list[str]]]:
-    """Divide generations of stages into batches of jobs that run in parallel, one batch after the other.
+def divide(generations: list[list[str]], jobs: int) -> list[list[list[str]]]:
+    """Return one batch per generation of stages, divided into at most `jobs` jobs that run in parallel.
 
-    If a generation has fewer stages than `jobs`, and each stage waits for a single job of the previous batch, each
-    stage joins the job that it waits for. Final batches of a single job are left out.
-
-    Parameters
-    ----------
-    generations : list of list of str
-        Stage names; a stage waits only for stages of earlier generations.
-    waits_for : mapping of str to set of str
-        The stages that each stage waits for.
-
-    Returns
-    -------
-    list of list of list of str
-        Batches of jobs of stage names, at most `jobs` per batch.
+    Final batches of a single job are left out.
     """
-    batches: list[list[list[str]]] = []
-    for stages in generations:
-        before = batches[-1] if batches else []
-        awaited = [[group for group in before if waits_for[stage].intersection(group)] for stage in stages]
-        if len(stages) < jobs and all(len(groups) == 1 for groups in awaited):
-            for stage, (group,) in zip(stages, awaited, strict=True):
-                group.append(stage)
-        else:
-            batches.append([[stage] for stage in stages])
+    batches = [[stages[job::jobs] for job in range(min(jobs, len(stages)))] for stages in generations]
     while batches and len(batches[-1]) < 2:
         batches.pop()
-    return [_share(groups, jobs) for groups in batches]
-
-
-def _share(groups: list[list[str]], jobs: int) -> list[list[str]]:
-    shared: list[list[str]] = [[] for _ in range(min(jobs, len(groups)))]
-    for group in groups:
-        min(shared, key=len).extend(group)
-    return shared
+    return batches
 
 
 def _run_in_parallel(commands: list[list[str]]) -> int:
-    """Run DVC commands in parallel; return the exit code of the first that fails, or 0.
-
-    Raises
-    ------
-    OSError
-        Their output cannot be printed. All of them have ended by then.
-    """
+    """Run DVC commands in parallel; return the exit code of the first that fails, or 0."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     processes: list[Process] = [subprocess.Popen([*DVC, *command], env=environment, **pipe) for command in commands]
@@ -125,22 +88,20 @@ def _run_in_parallel(commands: list[list[str]]) -> int:
                 _interrupt(process)
 
     def follow(process: Process) -> int:
-        lines = process.stdout or ()
-        try:
-            print_lines(lines)
-        except OSError:  # the reader of our output has ended, or its disk is full
-            stop()
-            for _ in lines:  # else the process would wait for room in the pipe
-                pass
-            raise
-        return process.wait()
+        with process:
+            print_lines(process.stdout or ())
+        return process.returncode
 
     failed = 0
     with ThreadPoolExecutor(len(processes)) as pool, _stopped_together(processes):
-        for ended in as_completed([pool.submit(follow, process) for process in processes]):
-            if code := ended.result():
-                failed = failed or code
-                stop()
+        try:
+            for ended in as_completed([pool.submit(follow, process) for process in processes]):
+                if code := ended.result():
+                    failed = failed or code
+                    stop()
+        except OSError:  # the reader of our output has ended, or its disk is full
+            stop()
+            raise
     return failed
 
 
