@@ -23,7 +23,7 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from medtransfer.core.errors import UserError, counted, unknown
+from medtransfer.core.errors import UserError, unknown
 from medtransfer.core.hardware import native_precision
 
 log = logging.getLogger(__name__)
@@ -312,10 +312,8 @@ def read_params(path: Path) -> Params:
             f"{path}: not found in {Path.cwd()}; run medtransfer in the project's folder, or restore it "
             f"(git checkout {path})"
         ) from None
-    except PermissionError:
-        raise
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as YAML: {_yaml_reason(error)}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read as YAML: {error}") from None
     return parse_params(text, path)
 
 
@@ -355,47 +353,24 @@ def _yaml_reason(error: Exception) -> str:
 
 
 def _one_line(path: Path, error: ValidationError) -> str:
-    entries = error.errors(include_url=False)
-    # An unknown key comes first, since the user can find it.
-    first = min(entries, key=lambda entry: entry["type"] != "extra_forbidden")
-    location = [str(part) for part in first["loc"] if part not in (RATE, RATES, "[key]")]
-    key = ".".join(location) or "the file"
-    meant_elsewhere = _meant_by(entries)
-    others = [entry for entry in entries if entry is not first and entry["loc"] not in meant_elsewhere]
+    # An unknown key comes first: if one is misspelt, the right one is missing too.
+    first = min(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
+    key = ".".join(str(part) for part in first["loc"] if part not in (RATE, RATES, "[key]"))
+    where = f"{path}: {key}" if key else f"{path}"
     if first["type"] == "extra_forbidden":
         allowed = _allowed_keys(first["loc"])
-        near = _near(first["loc"])
-        meant = f"did you mean {near}? " if near else ""
-        return f"{path}: {key}: unknown key; {meant}allowed here: {', '.join(allowed)}{_more(others)}"
+        near = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        return f"{where}: unknown key; {meant}allowed here: {', '.join(allowed)}"
     if first["type"] == "missing":
-        return f"{path}: {key}: missing; add it{_more(others)}"
-    message, found = _message(first), first["input"]
+        return f"{where}: missing; add it"
+    message, found = first["msg"].removeprefix("Value error, "), first["input"]
+    if first["type"] == "string_pattern_mismatch":
+        message = f"expected {IN_WORDS[first['ctx']['pattern']]}"
+    message = message[:1].lower() + message[1:]
     if isinstance(found, Section | dict):
-        shown = message if key == "the file" else f"{key}: {message}"
-        return f"{path}: {shown}{_more(others)}"
-    return f"{path}: {key}: found {found!r} ({type(found).__name__}), {message}{_more(others)}"
-
-
-def _near(location: tuple[int | str, ...]) -> str:
-    """Return the allowed key that an unknown one resembles; empty if there is none."""
-    return next(iter(difflib.get_close_matches(str(location[-1]), _allowed_keys(location), n=1)), "")
-
-
-def _meant_by(entries: list[Any]) -> list[tuple[int | str, ...]]:
-    """Return the keys that unknown ones resemble: a misspelt key must not be reported as missing too."""
-    return [(*entry["loc"][:-1], _near(entry["loc"])) for entry in entries if entry["type"] == "extra_forbidden"]
-
-
-def _more(others: list[Any]) -> str:
-    return f"; and {counted(len(others), 'more mistake')}" if others else ""
-
-
-def _message(entry: Any) -> str:
-    """Return what is wrong, in words where pydantic would show a regular expression."""
-    if entry["type"] == "string_pattern_mismatch":
-        return f"expected {IN_WORDS[entry['ctx']['pattern']]}"
-    message = str(entry["msg"]).removeprefix("Value error, ")
-    return message[:1].lower() + message[1:]
+        return f"{where}: {message}"
+    return f"{where}: found {found!r} ({type(found).__name__}), {message}"
 
 
 def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
