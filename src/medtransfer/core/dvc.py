@@ -38,11 +38,6 @@ def check_unchanged(folder: Path) -> None:
     """Compare a folder with its record in dvc.lock, or data/ with data.dvc.
 
     Without a record, as when a stage runs outside `dvc repro`, nothing is compared.
-
-    Raises
-    ------
-    UserError
-        A file differs; the message says which and how to repair it.
     """
     recorded = recorded_digest(folder)
     if recorded is None:
@@ -96,13 +91,7 @@ def warn_of_another_version() -> None:
 
 
 def check_dvc_files() -> None:
-    """Check the files of DVC that a crash can leave incomplete.
-
-    Raises
-    ------
-    UserError
-        One of them is incomplete; the message says how to repair it.
-    """
+    """Check the files of DVC that a crash can leave incomplete."""
     read_lock()
     if POINTER.exists():
         _pointed()
@@ -124,11 +113,6 @@ def check_params_unchanged(params: Params, *keys: str) -> None:
     ----------
     *keys : str
         Sections or dotted names.
-
-    Raises
-    ------
-    UserError
-        A key has another value now.
     """
     for key in keys:
         given, found = (_value_of(values.model_dump(), key) for values in (params, read_params(PARAMS)))
@@ -146,13 +130,7 @@ def _value_of(values: Any, key: str) -> Any:
 
 
 def check_pipeline(params: Params) -> None:
-    """Check that dvc.yaml trains the configurations that params.yaml studies, and no others.
-
-    Raises
-    ------
-    UserError
-        dvc.yaml cannot be read, or the two files differ.
-    """
+    """Check that dvc.yaml trains the configurations that params.yaml studies, and no others."""
     if not PIPELINE.exists():
         return
     studied = {

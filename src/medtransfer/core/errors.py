@@ -25,13 +25,7 @@ def unknown(where: str, name: str, known: Iterable[str]) -> str:
 
 
 def check_known(where: str, name: str, known: Iterable[str]) -> None:
-    """Check that a name is one of the known ones.
-
-    Raises
-    ------
-    UserError
-        It is not; the message is that of `unknown`.
-    """
+    """Check that a name is one of the known ones."""
     known = list(known)
     if name not in known:
         raise UserError(unknown(where, name, known))

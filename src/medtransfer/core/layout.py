@@ -45,11 +45,6 @@ def check_name(name: str, of: str) -> None:
     ----------
     of : str
         The thing to be named, for the message.
-
-    Raises
-    ------
-    UserError
-        The name could lead out of the folder that it is for.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(

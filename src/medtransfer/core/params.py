@@ -298,13 +298,7 @@ class Params(Section):
 
 
 def read_params(path: Path) -> Params:
-    """Read and validate params.yaml.
-
-    Raises
-    ------
-    UserError
-        The file is missing or not YAML, or has an unknown key or a wrong value.
-    """
+    """Read and validate params.yaml."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -318,13 +312,7 @@ def read_params(path: Path) -> Params:
 
 
 def parse_params(text: str, path: Path) -> Params:
-    """Validate the text of params.yaml; messages name it `path`.
-
-    Raises
-    ------
-    UserError
-        As `read_params`.
-    """
+    """Validate the text of params.yaml; messages name it `path`."""
     try:
         raw = YAML(typ="safe").load(text)
     except (YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

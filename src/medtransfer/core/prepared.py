@@ -15,13 +15,7 @@ from medtransfer.core.run_record import read_record
 
 
 def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, dict[str, Any]]:
-    """Return the memory-mapped images (n, size, size, 3), uint8, the samples and dataset.json.
-
-    Raises
-    ------
-    UserError
-        It is not prepared, has changed since, or was prepared with other parameters than params.yaml has.
-    """
+    """Return the memory-mapped images (n, size, size, 3), uint8, the samples and dataset.json."""
     check_known("params.yaml: datasets", name, params.datasets)
     folder, description = PREPARED / name, _read_description(name)
     # Validated like params.yaml, so that a key that is newer than the prepared data has its default.
@@ -53,14 +47,7 @@ def _read_description(name: str) -> dict[str, Any]:
 
 
 def finished_network(params: Params, dataset: str, name: str, seed: int) -> Path:
-    """Return the folder of a finished network.
-
-    Raises
-    ------
-    UserError
-        params.yaml has no such data set or configuration, the model is a tree, or the fit is not finished or has
-        changed since.
-    """
+    """Return the folder of a finished network."""
     check_known("params.yaml: datasets", dataset, params.datasets)
     if name in TREES:
         raise UserError(f"{name}: a tree, not a network; the networks are {', '.join(params.configurations)}")
@@ -73,13 +60,7 @@ def finished_network(params: Params, dataset: str, name: str, seed: int) -> Path
 
 
 def data_of(fit: Path) -> dict[str, Any]:
-    """Return dataset.json of the data of a finished fit.
-
-    Raises
-    ------
-    UserError
-        The data are not prepared, have changed since, or were prepared with other parameters than for this fit.
-    """
+    """Return dataset.json of the data of a finished fit."""
     record = read_record(fit)
     folder, description = PREPARED / record["dataset"], _read_description(record["dataset"])
     # A tree's record has only the size, and an older one may lack parts of the split.

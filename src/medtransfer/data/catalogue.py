@@ -193,13 +193,7 @@ CATALOGUE = {dataset.name: dataset for dataset in (HAM10000, CHEST_XRAY)}
 
 
 def get_dataset(name: str) -> Dataset:
-    """Return the catalogue entry called `name`.
-
-    Raises
-    ------
-    UserError
-        There is none.
-    """
+    """Return the catalogue entry called `name`."""
     check_known("data sets", name, CATALOGUE)
     return CATALOGUE[name]
 
@@ -208,11 +202,6 @@ def read_source(folder: Path) -> dict[str, Any]:
     """Return where a raw data set came from, as its import noted it: `synthetic` and `source`.
 
     A folder without a note was put there by hand and counts as real data.
-
-    Raises
-    ------
-    UserError
-        The note is not valid.
     """
     note = folder / SOURCE_FILE
     if not note.exists():

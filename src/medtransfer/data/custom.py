@@ -29,13 +29,7 @@ class Columns:
 
 
 def dataset_of(name: str, params: Params) -> Dataset:
-    """Return the catalogue entry of a data set: one of the study's, or a custom one that params.yaml describes.
-
-    Raises
-    ------
-    UserError
-        There is none.
-    """
+    """Return the catalogue entry of a data set: one of the study's, or a custom one that params.yaml describes."""
     entry = params.datasets[name].catalogue if name in params.datasets else None
     if entry:
         return custom_dataset(name, entry)
@@ -76,11 +70,6 @@ def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.Data
     -------
     DataFrame
         COLUMNS and `file`, the image's present path; one row per image. An image without a group is its own group.
-
-    Raises
-    ------
-    UserError
-        There is no image, a row has no image or an empty cell, or two rows or files have the same name.
     """
     files = {
         file.relative_to(images).as_posix(): file for file in files_under(images) if file.suffix.lower() in SUFFIXES

@@ -39,11 +39,6 @@ def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None 
     -------
     int
         The number of files copied.
-
-    Raises
-    ------
-    UserError
-        `path` is missing or damaged, or is another data set.
     """
     if path.is_dir():
         return _copy(dataset, _folder_entries(path), data, source or f"folder {path.name}", path)
@@ -114,13 +109,7 @@ def _check_listing(dataset: Dataset, folder: Path, path: Path) -> None:
 
 
 def fetch_dataset(dataset: Dataset, data: Path) -> int:
-    """Download a data set from Kaggle and import it; an interrupted download continues.
-
-    Raises
-    ------
-    UserError
-        Kaggle cannot be reached or refuses.
-    """
+    """Download a data set from Kaggle and import it; an interrupted download continues."""
     # kagglehub reads the environment and sets up logging when it is imported.
     import kagglehub
     import kagglehub.exceptions

@@ -34,12 +34,6 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
     -------
     dict
         The content of `dataset.json`.
-
-    Raises
-    ------
-    UserError
-        An image does not decode, labels and images do not match, a class cannot be split, or a split by group has a
-        group in two splits.
     """
     samples = read_samples(dataset, raw)
     samples["split"] = leave_out(samples, assign_splits(samples, params.split, dataset.name), params.split)
@@ -97,13 +91,7 @@ def _write_images(
 
 
 def read_samples(dataset: Dataset, raw: Path) -> pd.DataFrame:
-    """Return the samples of a raw data set, with the columns of `Listing`, without opening an image.
-
-    Raises
-    ------
-    UserError
-        The data set is missing, labels and images do not match, or a class has no image.
-    """
+    """Return the samples of a raw data set, with the columns of `Listing`, without opening an image."""
     listing = dataset.read(raw)
     if listing.problems:
         more = f"{counted(len(listing.problems), 'problem')} in all; see `medtransfer data validate {dataset.name}`"
@@ -145,11 +133,6 @@ def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
     Returns
     -------
     Series of str, one of SPLITS, with the index of `samples`
-
-    Raises
-    ------
-    UserError
-        A class has too few images or groups, or is missing from a split.
     """
     unit = samples.groupby("label").size() if split.by == "image" else samples.groupby("label").group.nunique()
     if unit.min() < 5:

@@ -80,11 +80,6 @@ def load_classifier(folder: Path, registered: Mapping[str, str] = MappingProxyTy
     ----------
     registered : mapping, optional
         The files' SHA-256 in MLflow's registry, which protect against changes in the folder.
-
-    Raises
-    ------
-    UserError
-        A file is missing or not the one that was written.
     """
     try:
         facts = json.loads((folder / FACTS).read_text())
@@ -103,13 +98,7 @@ def load_classifier(folder: Path, registered: Mapping[str, str] = MappingProxyTy
 
 
 def read_image(classifier: Classifier, content: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return the pixels (size, size, 3), uint8, of a JPEG or PNG of any size, prepared as for training.
-
-    Raises
-    ------
-    UserError
-        `load_rgb` refuses the image.
-    """
+    """Return the pixels (size, size, 3), uint8, of a JPEG or PNG of any size, prepared as for training."""
     facts = classifier.facts
     return load_pixels(content, facts["image_size"], facts["resize_filter"], name, max_pixels)
 

@@ -38,13 +38,7 @@ class Answer:
 
 
 def open_classifier(dataset: str, model: str | None) -> Classifier:
-    """Return a classifier from MLflow's registry: a data set's best, or the one with the URI `model`.
-
-    Raises
-    ------
-    UserError
-        MLflow does not have it, its network was changed, or it is for another data set.
-    """
+    """Return a classifier from MLflow's registry: a data set's best, or the one with the URI `model`."""
     with tempfile.TemporaryDirectory() as folder:
         uri = model or f"models:/{dataset}@{mlflow_models.BEST}"
         found = load_classifier(*mlflow_models.fetch_classifier(uri, Path(folder)))
@@ -54,13 +48,7 @@ def open_classifier(dataset: str, model: str | None) -> Classifier:
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Return the given files, and the JPEG and PNG files in each given folder and its subfolders, sorted.
-
-    Raises
-    ------
-    UserError
-        A folder has none.
-    """
+    """Return the given files, and the JPEG and PNG files in each given folder and its subfolders, sorted."""
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():

@@ -32,12 +32,6 @@ def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
         The content of classifier.json.
     version : str
         The model's version in MLflow.
-
-    Raises
-    ------
-    UserError
-        There is no finished network, its data have been prepared differently since, or MLflow does not answer or does
-        not know its run.
     """
     check_known("params.yaml: study", dataset, params.study)
     fit = best_fit(params, dataset)
@@ -59,13 +53,7 @@ def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
 
 
 def best_fit(params: Params, dataset: str) -> Path:
-    """Return the folder of the study's finished network with the highest macro F1 on the validation images.
-
-    Raises
-    ------
-    UserError
-        There is none, or a fit is not what DVC recorded.
-    """
+    """Return the folder of the study's finished network with the highest macro F1 on the validation images."""
     # Check every fit first: a damaged one could be the best, or could have lost its network.
     fits = [path for path in studied(params) if path.parent == RUNS / dataset and path.exists()]
     for path in fits:

@@ -15,13 +15,7 @@ from medtransfer.data.preparation import read_samples
 
 
 def check_files() -> Params:
-    """Read params.yaml, and check that dvc.yaml matches it and that DVC's other files can be read.
-
-    Raises
-    ------
-    UserError
-        A file is missing or wrong.
-    """
+    """Read params.yaml, and check that dvc.yaml matches it and that DVC's other files can be read."""
     params = read_params(PARAMS)
     check_dvc_files()
     check_pipeline(params)
@@ -29,13 +23,7 @@ def check_files() -> Params:
 
 
 def describe_study(params: Params) -> Iterator[str]:
-    """Yield one line per data set: its images, their size and split, and the number of fits.
-
-    Raises
-    ------
-    UserError
-        Images are missing or do not match their labels, or the file with the ImageNet weights is missing.
-    """
+    """Yield one line per data set: its images, their size and split, and the number of fits."""
     _check_weights(params)
     for name, study in params.study.items():
         dataset, settings = dataset_of(name, params), params.datasets[name]

@@ -44,12 +44,6 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
         taken from here.
     replace : bool
         Remove what the folder holds.
-
-    Raises
-    ------
-    UserError
-        There is no finished fit, or one or its prepared data set is not what DVC recorded; the folder is there and
-        neither was asked for; or what is to be added was made otherwise than what is there.
     """
     check_name(name, "collected results")
     _check_target(RESULTS / name, add, replace)

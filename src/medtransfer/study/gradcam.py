@@ -23,11 +23,6 @@ def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> P
 
     For each class: the test images with the most confident correct and the most confident wrong prediction, each with
     the map of the predicted class.
-
-    Raises
-    ------
-    UserError
-        As `finished_network`.
     """
     fitted = finished_network(params, dataset, name, seed)
     keras.config.disable_interactive_logging()

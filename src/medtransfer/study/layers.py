@@ -34,11 +34,6 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
 
     Rewinding and probes are scored on the test images, with 95% intervals over lesions or patients; the probes are
     fitted on up to `PROBED` training images. The initial weights are those in run.json, not in params.yaml.
-
-    Raises
-    ------
-    UserError
-        As `finished_network`.
     """
     fitted = finished_network(params, dataset, name, seed)
     keras.config.disable_interactive_logging()

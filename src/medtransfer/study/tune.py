@@ -49,11 +49,6 @@ def tune(
     DataFrame
         One row per trial in `output` with these configurations, recipe and data, at any rate. Columns: TUNING_KEY;
         best_epoch, val_loss and val_macro_f1 after it; image_size, precision, device, seconds.
-
-    Raises
-    ------
-    UserError
-        A configuration or the run that it begins from is missing, or the data or `output` are not as expected.
     """
     for name in names:
         check_known("params.yaml: configurations", name, params.configurations)
