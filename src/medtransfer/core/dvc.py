@@ -140,22 +140,17 @@ def check_pipeline(params: Params) -> None:
         for name in names
     }
     trained = _read_trained(params)
+    for dataset, name in trained:
+        if (dataset, name) not in studied:
+            raise UserError(
+                f"{PARAMS}: study.{dataset}: has no {name}, but a stage of {PIPELINE} trains it; add it, or remove it "
+                f"from {PIPELINE}"
+            )
     for (dataset, name), key in studied.items():
         if (dataset, name) not in trained:
             raise UserError(
                 f"{PIPELINE}: no stage trains {name} on {dataset}, but {PARAMS} lists it under {key}; add it to the "
                 "pipeline (docs/freezing.md), or remove it there"
-            )
-    for dataset, name in trained:
-        if dataset not in params.study:
-            raise UserError(
-                f"{PARAMS}: study.{dataset}: missing, but {PIPELINE} trains on it; restore it, or remove {dataset} "
-                f"from {PIPELINE}"
-            )
-        if (dataset, name) not in studied:
-            raise UserError(
-                f"{PARAMS}: study.{dataset}: has no {name}, but a stage of {PIPELINE} trains it; add it, or remove it "
-                f"from {PIPELINE}"
             )
 
 
@@ -168,24 +163,16 @@ def _read_trained(params: Params) -> list[tuple[str, str]]:
                 raise ValueError(f"the stage {name} is empty")
             matrix = stage.get("matrix", {})
             trained += [(fit["dataset"], fit["configuration"]) for fit in matrix.get("fit", ())]
-            if "configuration" in matrix:
-                trained += [
-                    (dataset, configuration)
-                    for dataset in matrix["dataset"]
-                    for configuration in _listed_configurations(matrix["configuration"], dataset, params)
-                ]
+            for dataset in matrix["dataset"] if "configuration" in matrix else ():
+                names = matrix["configuration"]
+                if dataset in params.study and names == f"${{study.{dataset}.train}}":
+                    names = params.study[dataset].train
+                trained += [(dataset, name) for name in ([names] if isinstance(names, str) else names)]
     except (YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{PIPELINE}: cannot be read as a pipeline: {shortened(error)}; fix or restore it (git checkout {PIPELINE})"
         ) from None
     return trained
-
-
-def _listed_configurations(written: str | list[str], dataset: str, params: Params) -> list[str]:
-    """Return the configurations in a matrix: a list, or the name of the data set's list in params.yaml."""
-    if written == f"${{study.{dataset}.train}}":
-        return params.study[dataset].train if dataset in params.study else [written]
-    return [written] if isinstance(written, str) else written
 
 
 def read_lock() -> dict[str, Any]:
