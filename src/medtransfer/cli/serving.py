@@ -69,7 +69,7 @@ def predict(
         with atomic_file(output) as partial:
             table.to_csv(partial, index=False)
         click.echo(f"{counted(len(table), 'image')}: {output}", err=True)
-    problems = [found.problem for found in answers if found.problem]
+    problems = [found["problem"] for found in answers if "problem" in found]
     if as_json:
         click.echo(json.dumps(serving.as_json(answers, classifier), indent=2))
     elif not output and len(problems) < len(answers):

@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,6 @@ from medtransfer.serving.classifier import (
 from medtransfer.tracking import mlflow_models
 
 MODEL = ("dataset", "model", "seed", "fit", "synthetic", "calibrated", "network_sha256")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer for one file: `said` from `describe` and the overlay's path, or None and the problem."""
-
-    path: Path
-    said: dict[str, Any] | None
-    problem: str = ""
-    overlay: Path | None = None
 
 
 def open_classifier(dataset: str, model: str | None) -> Classifier:
@@ -61,8 +50,8 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def answer(classifier: Classifier, paths: list[Path], overlays: Path | None = None) -> Iterator[Answer]:
-    """Yield the answer for each file; a file that is not an image has a problem instead.
+def answer(classifier: Classifier, paths: list[Path], overlays: Path | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the answer for each file as JSON values: `image` and what `describe` returns, or `image` and `problem`.
 
     Parameters
     ----------
@@ -70,43 +59,42 @@ def answer(classifier: Classifier, paths: list[Path], overlays: Path | None = No
         A folder for one PNG per image, `<number>-<name>.png`, that shows where the network looked.
     """
     for start in range(0, len(paths), BATCH):
-        part = paths[start : start + BATCH]
-        read = [_read(classifier, path) for path in part]
-        good = [number for number, (_, _, problem) in enumerate(read) if not problem]
-        said, drawn = {}, {}
+        answers: list[dict[str, Any]] = [{"image": str(path)} for path in paths[start : start + BATCH]]
+        good, contents, pixels = [], [], []
+        for number, found in enumerate(answers, start):
+            try:
+                content = paths[number].read_bytes()
+                pixels.append(read_image(classifier, content, found["image"]))
+                contents.append(content)
+                good.append((number, found))
+            except UserError as error:
+                found["problem"] = str(error)
+            except OSError as error:
+                found["problem"] = f"{paths[number]}: {error.strerror}"
         if good:
-            stacked = np.stack([read[number][1] for number in good])
+            stacked = np.stack(pixels)
             probabilities = ask(classifier, stacked)
-            said = {number: describe(classifier, row) for number, row in zip(good, probabilities, strict=True)}
+            for (_, found), row in zip(good, probabilities, strict=True):
+                found |= describe(classifier, row)
         if good and overlays:
-            pictures = show_where(classifier, [read[number][0] for number in good], stacked, probabilities)
-            for number, picture in zip(good, pictures, strict=True):
-                drawn[number] = overlays / f"{start + number:04d}-{part[number].stem}.png"
-                with atomic_file(drawn[number]) as partial:
+            pictures = show_where(classifier, contents, stacked, probabilities)
+            for (number, found), picture in zip(good, pictures, strict=True):
+                target = overlays / f"{number:04d}-{paths[number].stem}.png"
+                with atomic_file(target) as partial:
                     picture.save(partial, format="PNG")
-        for number, path in enumerate(part):
-            yield Answer(path, said.get(number), read[number][2], drawn.get(number))
+                found["overlay"] = str(target)
+        yield from answers
 
 
-def _read(classifier: Classifier, path: Path) -> tuple[bytes, np.ndarray, str]:
-    try:
-        content = path.read_bytes()
-        return content, read_image(classifier, content, str(path)), ""
-    except UserError as error:
-        return b"", np.zeros(0), str(error)
-    except OSError as error:
-        return b"", np.zeros(0), f"{path}: {error.strerror}"
-
-
-def as_table(answers: list[Answer], facts: dict[str, Any]) -> pd.DataFrame:
+def as_table(answers: list[dict[str, Any]], facts: dict[str, Any]) -> pd.DataFrame:
     """Return one row per file: image, predicted, p_<class>, overlay, problem, synthetic, calibrated."""
     rows = [
         {
-            "image": str(found.path),
-            "predicted": found.said["predicted"] if found.said else "",
-            **{f"p_{name}": found.said["probabilities"][name] if found.said else np.nan for name in facts["classes"]},
-            "overlay": str(found.overlay or ""),
-            "problem": found.problem,
+            "image": found["image"],
+            "predicted": found.get("predicted", ""),
+            **{f"p_{name}": found.get("probabilities", {}).get(name, np.nan) for name in facts["classes"]},
+            "overlay": found.get("overlay", ""),
+            "problem": found.get("problem", ""),
             "synthetic": facts["synthetic"],
             "calibrated": facts["calibrated"],
         }
@@ -115,16 +103,6 @@ def as_table(answers: list[Answer], facts: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def as_json(answers: list[Answer], classifier: Classifier) -> dict[str, Any]:
+def as_json(answers: list[dict[str, Any]], classifier: Classifier) -> dict[str, Any]:
     """Return all answers, and the model behind them, as JSON values."""
-    facts = classifier.facts
-    return {
-        "model": {key: facts[key] for key in MODEL},
-        "note": NOTE,
-        "answers": [_as_values(found) for found in answers],
-    }
-
-
-def _as_values(found: Answer) -> dict[str, Any]:
-    said = found.said or {"problem": found.problem}
-    return {"image": str(found.path), **said, **({"overlay": str(found.overlay)} if found.overlay else {})}
+    return {"model": {key: classifier.facts[key] for key in MODEL}, "note": NOTE, "answers": answers}

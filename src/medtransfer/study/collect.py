@@ -58,9 +58,12 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
     if add:
         _check_same_study(fits, RESULTS / name)
     with atomic_folder(RESULTS / name) as folder:
+        if add:
+            _copy_fits_and_findings(RESULTS / name, folder)
         _copy(fits, folder)
         if add:
-            _keep(RESULTS / name, folder)
+            _join_trials(RESULTS / name / TUNING.name, folder / TUNING.name)
+            _join_params(RESULTS / name / PARAMS, folder / PARAMS)
     return RESULTS / name
 
 
@@ -76,21 +79,28 @@ def _check_target(folder: Path, add: bool, replace: bool) -> None:
         raise UserError(f"{folder}: exists; add to it with --add, remove it with --replace, or choose another name")
 
 
+def _copy_fits_and_findings(known: Path, folder: Path) -> None:
+    for kind in ("runs", "layers", "gradcam"):
+        if (known / kind).is_dir():
+            shutil.copytree(known / kind, folder / kind)
+    for path in (*known.glob("*-activations.png"), *known.glob(NOTES)):
+        shutil.copy(path, folder)
+
+
 def _copy(fits: list[Path], folder: Path) -> None:
     shutil.copy(PARAMS, folder / PARAMS)
     shutil.copy("data.dvc", folder / "data-version.yaml")
     for fit in fits:
         target = folder / "runs" / fit.relative_to(RUNS)
-        target.mkdir(parents=True)
+        target.mkdir(parents=True, exist_ok=True)
         for file in KEPT:
             if (fit / file).exists():
                 shutil.copyfile(fit / file, target / file)
     if TUNING.exists():
         shutil.copy(TUNING, folder / TUNING.name)
-    if LAYERS.is_dir():
-        shutil.copytree(LAYERS, folder / "layers")
-    for found in sorted(GRADCAM.glob("*/*")):
-        shutil.copytree(found, folder / "gradcam" / found.relative_to(GRADCAM))
+    for found in (LAYERS, GRADCAM):
+        if found.is_dir():
+            shutil.copytree(found, folder / found.name, dirs_exist_ok=True)
     for drawn in sorted(FIGURES.glob("*/activations.png")):
         shutil.copyfile(drawn, folder / f"{drawn.parent.name}-activations.png")
     for dataset in {read_record(fit)["dataset"] for fit in fits}:
@@ -112,27 +122,25 @@ def _check_same_study(fits: list[Path], folder: Path) -> None:
 
     A model that both have was made alike; networks share the common recipe, which the report takes for granted.
     """
-    known: dict[tuple[str, ...], dict[str, Any]] = {}
+    known: dict[tuple[str, ...], Any] = {}
     for fit in find_fits(folder / "runs"):
-        record = read_record(fit)
-        known.setdefault((record["dataset"],), _data_of(record, folder / "runs" / record["dataset"]))
-        known.setdefault((record["dataset"], record["model"]), _recipe(record))
-        if record["kind"] == "network":
-            known.setdefault((record["dataset"], NETWORKS), {}).update(_common_recipe(record))
+        known |= _facts(read_record(fit), folder / "runs")
     for fit in fits:
-        record = read_record(fit)
-        dataset, model = record["dataset"], record["model"]
-        found = _recipe(record) | _data_of(record, PREPARED / dataset)
-        common = {}
-        if record["kind"] == "network":
-            every = known.get((dataset, NETWORKS), {})
-            common = {key: every[key] for key in _common_recipe(record) if key in every}
-        for key, value in (common | known.get((dataset, model), {}) | known.get((dataset,), {})).items():
-            if found.get(key) != value:
+        for key, found in _facts(read_record(fit), PREPARED).items():
+            if known.get(key, found) != found:
                 raise UserError(
-                    f"{fit / RECORD}: {key}: found {found.get(key)}, expected {value} as in {folder}; "
-                    "collect it under another name"
+                    f"{fit / RECORD}: {key[-1]}: found {found}, expected {known[key]} as in {folder}; collect it "
+                    "under another name"
                 )
+
+
+def _facts(record: dict[str, Any], prepared: Path) -> dict[tuple[str, ...], Any]:
+    """Return what decided a fit, by what shares it (a data set, one of its models or all its networks) and its key."""
+    dataset = record["dataset"]
+    shared = {(dataset,): _data_of(record, prepared / dataset), (dataset, record["model"]): _recipe(record)}
+    if record["kind"] == "network":
+        shared[dataset, NETWORKS] = _common_recipe(record)
+    return {(*scope, key): value for scope, facts in shared.items() for key, value in facts.items()}
 
 
 def _data_of(record: dict[str, Any], prepared: Path) -> dict[str, Any]:
@@ -163,26 +171,13 @@ def _recipe(record: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _keep(known: Path, folder: Path) -> None:
-    """Put into a folder what another one has more than it."""
-    for kind in ("runs", "layers", "gradcam"):
-        for found in sorted(known.glob(f"{kind}/*/*")):
-            target = folder / found.relative_to(known)
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                (shutil.copytree if found.is_dir() else shutil.copyfile)(found, target)
-    if (known / NOTES).exists():
-        shutil.copyfile(known / NOTES, folder / NOTES)
-    for drawn in known.glob("*-activations.png"):
-        if not (folder / drawn.name).exists():
-            shutil.copyfile(drawn, folder / drawn.name)
-    tried = [path for path in (known / TUNING.name, folder / TUNING.name) if path.exists()]
+def _join_trials(known: Path, added: Path) -> None:
+    """Write the trials of both files to `added`; of a trial that both have, the known one."""
+    tried = [path for path in (known, added) if path.exists()]
     if tried:
-        # As text: no digit changes.
+        # As text: no digit changes. Trials from before a part of the key existed lack it.
         rows = pd.concat([pd.read_csv(path, dtype=str) for path in tried])
-        # What was tried before a part of the key existed has it not.
-        rows.drop_duplicates([name for name in TUNING_KEY if name in rows]).to_csv(folder / TUNING.name, index=False)
-    _join_params(known / PARAMS, folder / PARAMS)
+        rows.drop_duplicates([name for name in TUNING_KEY if name in rows]).to_csv(added, index=False)
 
 
 def _join_params(known: Path, added: Path) -> None:
