@@ -23,9 +23,9 @@ from medtransfer.core.params import read_params
 from medtransfer.data.checks import validate
 from medtransfer.data.custom import Columns, dataset_of
 from medtransfer.data.preparation import prepare_dataset
-from medtransfer.study.custom_data import About, add_custom
+from medtransfer.study.custom_data import add_custom
 
-ABOUT = About("My scans", "unknown", "none")
+ABOUT = {"title": "My scans"}
 
 
 @pytest.fixture
@@ -101,13 +101,13 @@ def test_added_again_it_takes_the_place_of_the_one_before(project: Path) -> None
 
 
 def test_added_again_it_keeps_what_was_written_of_it(project: Path) -> None:
-    add(about=About())
+    add(about={})
     text = Path("params.yaml").read_text()
     for written, edited in ((" ill: ill", " ill: pneumonia"), ("title: mine", "title: Scans"), ("unknown", "CC0")):
         assert text.count(f"{written}\n") == 1, written
         text = text.replace(f"{written}\n", f"{edited}\n")
     Path("params.yaml").write_text(text)
-    add(about=About(citation="ours"))
+    add(about={"citation": "ours"})
     catalogue = read_params(Path("params.yaml")).datasets["mine"].catalogue
     assert catalogue is not None
     said = (catalogue.title, catalogue.classes, catalogue.licence, catalogue.citation)

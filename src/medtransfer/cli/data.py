@@ -81,7 +81,7 @@ def add(
     """
     from medtransfer.data.custom import Columns
     from medtransfer.study.check import check_files
-    from medtransfer.study.custom_data import About, add_custom
+    from medtransfer.study.custom_data import add_custom
 
     if group and not labels:
         raise UserError("--group: given without --labels, the table with that column; give both or neither")
@@ -89,7 +89,8 @@ def add(
         _pull_named_data()
     params = check_files()
     columns = Columns(image_column, label_column, group)
-    _put_under_dvc(name, add_custom(params, name, images, labels, columns, About(**about), only))
+    given = {key: value for key, value in about.items() if value}
+    _put_under_dvc(name, add_custom(params, name, images, labels, columns, given, only))
     others = [other for other in params.study if other != name]
     if only and others:
         click.echo(f"removed from the study: {', '.join(others)}; their files in data/, if any, stay under DVC")

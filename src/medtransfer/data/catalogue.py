@@ -43,12 +43,11 @@ class Dataset:
     title: str
     classes: dict[str, str]
     group: str
-    images: int
-    kaggle: str
     licence: str
     citation: str
-    select: Callable[[PurePosixPath], PurePosixPath | None]
     read: Callable[[Path], Listing]
+    kaggle: str = ""
+    select: Callable[[PurePosixPath], PurePosixPath | None] = lambda path: None
 
 
 def _select_ham10000(path: PurePosixPath) -> PurePosixPath | None:
@@ -160,7 +159,6 @@ HAM10000 = Dataset(
         "vasc": "vascular lesions",
     },
     group="lesion",
-    images=10015,
     kaggle="kmader/skin-cancer-mnist-ham10000",
     licence="CC BY-NC 4.0",
     citation=(
@@ -178,7 +176,6 @@ CHEST_XRAY = Dataset(
     # The names do not say whether person<N> is the same patient in bacteria and virus images. Grouping by the number
     # cannot leak.
     group="patient",
-    images=5856,
     kaggle="paultimothymooney/chest-xray-pneumonia",
     licence="CC BY 4.0",
     citation=(

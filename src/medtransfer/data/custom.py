@@ -46,11 +46,8 @@ def custom_dataset(name: str, entry: CatalogueEntry) -> Dataset:
         title=entry.title,
         classes=dict(entry.classes),
         group=entry.group,
-        images=0,
-        kaggle="",
         licence=entry.licence,
         citation=entry.citation,
-        select=lambda path: None,
         read=lambda folder: _read(folder, dict(entry.classes)),
     )
 

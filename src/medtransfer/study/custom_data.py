@@ -3,7 +3,6 @@
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from medtransfer.core.dvc import PIPELINE
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
 from medtransfer.core.layout import DATA, PARAMS
-from medtransfer.core.params import IN_WORDS, LABEL_PATTERN, NAME_PATTERN, DatasetParams, Params, parse_params
+from medtransfer.core.params import IN_WORDS, LABEL_PATTERN, NAME_PATTERN, Params, parse_params
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.data.custom import Columns, copy_custom, find_samples
 from medtransfer.data.preparation import assign_splits
@@ -27,17 +26,8 @@ ACCURACY = "reports/plots/training_accuracy/{}-{}.csv"
 COMPARED = ("cnn_random", "imagenet_all")
 
 
-@dataclass(frozen=True)
-class About:
-    """What the user's options describe; None keeps what params.yaml has."""
-
-    title: str | None = None
-    licence: str | None = None
-    citation: str | None = None
-
-
 def add_custom(
-    params: Params, name: str, images: Path, labels: Path | None, columns: Columns, about: About, only: bool
+    params: Params, name: str, images: Path, labels: Path | None, columns: Columns, about: dict[str, str], only: bool
 ) -> int:
     """Copy a data set to data/ and add it to params.yaml and dvc.yaml; return the number of images.
 
@@ -46,6 +36,8 @@ def add_custom(
 
     Parameters
     ----------
+    about : dict
+        Any of `title`, `licence` and `citation`; the others stay as they are in params.yaml.
     only : bool
         Remove the other data sets from the study.
 
@@ -61,17 +53,19 @@ def add_custom(
         raise UserError(f"{name!r}: not a name for a data set; expected {IN_WORDS[NAME_PATTERN]}")
     known = params.datasets.get(name)
     by = "group" if columns.group else "image"
-    if known:
-        _check_same_split(name, known, columns.group)
+    if known and known.split.by != by:
+        given = f"--group {columns.group} asks to split by it" if columns.group else "--group is missing"
+        raise UserError(
+            f"{PARAMS}: datasets.{name}.split.by: is {known.split.by}, but {given}; change the option, or write "
+            f"by: {by} there"
+        )
     samples = find_samples(images, labels, columns)
-    catalogue = known.catalogue if known else None
-    entry = {
-        "title": about.title or (catalogue.title if catalogue else name),
-        "classes": _meanings(samples, catalogue.classes if catalogue else {}, labels or images),
-        "group": columns.group or "image",
-        "licence": about.licence or (catalogue.licence if catalogue else "unknown"),
-        "citation": about.citation or (catalogue.citation if catalogue else "none"),
-    }
+    entry: dict[str, Any] = {"title": name, "classes": {}, "group": "", "licence": "unknown", "citation": "none"}
+    if known and known.catalogue:
+        entry = known.catalogue.model_dump()
+    entry |= about
+    entry["classes"] = _meanings(samples, entry["classes"], labels or images)
+    entry["group"] = columns.group or "image"
     files = _plan(params, name, entry, by=by, only=only)
     split = parse_params(files[PARAMS], PARAMS).datasets[name].split
     assign_splits(samples, split, name)  # refuses what is too small before anything is changed
@@ -80,19 +74,6 @@ def add_custom(
         with atomic_file(path) as partial:
             partial.write_text(text, encoding="utf-8")
     return len(samples)
-
-
-def _check_same_split(name: str, known: DatasetParams, group: str | None) -> None:
-    """Check that a data set that is added again is still split as params.yaml says."""
-    if known.split.by == "group" and not group:
-        raise UserError(
-            f"{PARAMS}: datasets.{name}.split.by: is group, but --group is missing; give it, or write by: image there"
-        )
-    if known.split.by == "image" and group:
-        raise UserError(
-            f"{PARAMS}: datasets.{name}.split.by: is image, but --group {group} asks to split by it; write by: group "
-            "there, or leave out --group"
-        )
 
 
 def _meanings(samples: pd.DataFrame, known: Mapping[str, str], where: Path) -> dict[str, str]:
