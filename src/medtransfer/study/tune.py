@@ -10,12 +10,13 @@ import keras
 import numpy as np
 import pandas as pd
 
-from medtransfer.core.errors import UserError, check_known, shortened
+from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import atomic_file, sha256_of
 from medtransfer.core.layout import PREPARED, TUNING_KEY, run_folder
 from medtransfer.core.params import OLD_SCALING, TF, Params, TrainParams
 from medtransfer.core.predictions import as_predictions
 from medtransfer.core.prepared import read_dataset
+from medtransfer.data.tables import read_table
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.training.device import device_name, keep_freed_memory, make_deterministic
 from medtransfer.training.experiment import build_network, cache_features
@@ -129,11 +130,6 @@ def _read(output: Path) -> pd.DataFrame:
     if not output.exists():
         return pd.DataFrame(columns=TUNING_KEY)
     try:
-        table = pd.read_csv(output, dtype={"made_from": str})
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        reason = shortened(error)
-        raise UserError(f"{output}: cannot be read as CSV ({reason}); name another file with --output") from None
-    missing = [name for name in TUNING_KEY if name not in table]
-    if missing:
-        raise UserError(f"{output}: column {missing[0]} is missing; name another file with --output")
-    return table
+        return read_table(output, TUNING_KEY, dtype={"made_from": str}, keep_default_na=True)
+    except UserError as error:
+        raise UserError(f"{error}; name another file with --output") from None
