@@ -1,6 +1,5 @@
 """The exception for a user's mistake, and helpers for its message."""
 
-import textwrap
 from collections.abc import Iterable
 
 
@@ -13,10 +12,9 @@ class UserError(Exception):
 
 
 def shortened(text: object, width: int = 200) -> str:
-    """Return a foreign exception's message on one line of at most `width` characters, cut between words."""
+    """Return a foreign exception's message on one line of at most `width` characters."""
     line = " ".join(str(text).split())
-    short = textwrap.shorten(line, width, placeholder=" …")
-    return short if len(short) > width // 2 or len(line) <= width else f"{line[: width - 1]}…"
+    return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
 def unknown(where: str, name: str, known: Iterable[str]) -> str:

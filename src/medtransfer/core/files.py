@@ -27,22 +27,14 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        replace_folder(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def replace_folder(source: Path, target: Path) -> None:
-    """Rename the folder `source` to `target`, replacing what was there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
         old = target.with_name(f".partial-old-{target.name}")
         shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-        source.rename(target)
-        shutil.rmtree(old)
-    else:
-        source.rename(target)
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -58,13 +50,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def files_under(folder: Path) -> list[Path]:
-    """Return the files under a folder, sorted. Unlike Path.rglob, an unreadable folder in it is an error.
-
-    Raises
-    ------
-    UserError
-        A folder in it is a link, whose files would be left out.
-    """
+    """Return the files under a folder, sorted. Unlike with Path.rglob, an unreadable or linked folder is an error."""
 
     def refuse(error: OSError) -> None:
         if isinstance(error, PermissionError):

@@ -4,8 +4,6 @@ Perceptual hashes find candidates and the correlation of pixels decides. HAM1000
 (Abhishek et al., Investigating the Quality of DermaMNIST and Fitzpatrick17k Dermatological Image Datasets, 2024).
 """
 
-from collections.abc import Callable
-
 import imagehash
 import numpy as np
 import pandas as pd
@@ -15,12 +13,7 @@ HASH_SIDE = 16  # a hash has 16² bits
 MAX_BITS = 48  # that differ in a candidate: changed copies differ in up to 40, other images in 90 and more
 SIDE = 32  # of a thumbnail
 MIN_CORRELATION = 0.94  # changed copies reach 0.95, other images do not
-FLIPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "": lambda pixels: pixels,
-    "left-right": lambda pixels: pixels[:, ::-1],
-    "top-bottom": lambda pixels: pixels[::-1],
-    "both": lambda pixels: pixels[::-1, ::-1],
-}
+FLIPS = {"": (1, 1), "left-right": (1, -1), "top-bottom": (-1, 1), "both": (-1, -1)}  # the steps along each axis
 # Each split's images are searched for in these splits, so that each pair is found once.
 SEARCHED = {"test": ("train", "validation"), "validation": ("train",)}
 
@@ -52,8 +45,8 @@ def find_near_duplicates(thumbnails: np.ndarray, samples: pd.DataFrame) -> pd.Da
         among = np.flatnonzero(samples.split.isin(others))
         hashed = hashes[among]
         for row in np.flatnonzero(samples.split == split):
-            for flip, turn in FLIPS.items():
-                turned = turn(thumbnails[row])
+            for flip, (down, right) in FLIPS.items():
+                turned = thumbnails[row, ::down, ::right]
                 near = among[np.bitwise_count(hashed ^ _hash(turned)).sum(axis=1) <= MAX_BITS]
                 same = near[normal[near] @ _normalise(turned) >= MIN_CORRELATION]
                 found += [(int(row), int(other), flip) for other in same]
@@ -78,12 +71,8 @@ def _describe(found: list[tuple[int, int, str]], samples: pd.DataFrame) -> pd.Da
     image, other = (samples.iloc[pairs[column].to_numpy(int)].reset_index(drop=True) for column in ("row", "other"))
     return pd.DataFrame(
         {
-            "id": image.id,
-            "label": image.label,
-            "split": image.split,
-            "other_id": other.id,
-            "other_label": other.label,
-            "other_split": other.split,
+            **{column: image[column] for column in ("id", "label", "split")},
+            **{f"other_{column}": other[column] for column in ("id", "label", "split")},
             "flip": pairs.flip.to_numpy(),
             "exact": (image.sha256 == other.sha256).to_numpy(),
             "same_group": (image.group == other.group).to_numpy(),

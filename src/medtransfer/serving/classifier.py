@@ -6,10 +6,9 @@ command line, the served model and the page share it.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -73,17 +72,17 @@ def write_classifier(fit: Path, description: dict[str, Any], folder: Path) -> di
     return facts
 
 
-def load_classifier(folder: Path, registered: Mapping[str, str] = MappingProxyType({})) -> Classifier:
+def load_classifier(folder: Path, registered: dict[str, str] | None = None) -> Classifier:
     """Read a classifier's folder; the network is opened only after its digest is compared.
 
     Parameters
     ----------
-    registered : mapping, optional
+    registered : dict, optional
         The files' SHA-256 in MLflow's registry, which protect against changes in the folder.
     """
     try:
         facts = json.loads((folder / FACTS).read_text())
-        expected = {NETWORK: facts["network_sha256"], **registered}
+        expected = {NETWORK: facts["network_sha256"], **(registered or {})}
         found = {file: sha256_of(folder / file) for file in expected}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: no classifier ({error}); run `medtransfer register`") from None

@@ -53,13 +53,8 @@ def choose(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     DataFrame
         id, label, predicted, probability (of what was predicted), right.
     """
-    table = pd.DataFrame(
-        {
-            "id": predictions.id,
-            "label": predictions.label,
-            "predicted": predicted_labels(predictions),
-            "probability": probabilities_of(predictions).max(axis=1),
-        }
+    table = predictions[["id", "label"]].assign(
+        predicted=predicted_labels(predictions), probability=probabilities_of(predictions).max(axis=1)
     )
     table["right"] = table.label == table.predicted
     best = table.sort_values("probability", ascending=False, kind="stable").groupby(["label", "right"]).head(1)
