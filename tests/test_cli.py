@@ -88,10 +88,6 @@ def test_data_that_were_never_pulled_are_said_to_be(project: Path) -> None:
     assert "dvc pull" not in last_line(medtransfer(project, *asked))
     shutil.copy(PROJECT / "data.dvc", project)
     assert last_line(medtransfer(project, *asked)).endswith("`medtransfer data import`, or run `dvc pull data.dvc`")
-    (project / "data" / "ham10000").mkdir(parents=True)
-    assert last_line(medtransfer(project, *asked)).endswith("`medtransfer data import`")
-    asked[-1] = "ham10000"  # its folder is there and empty
-    assert last_line(medtransfer(project, *asked)).endswith("`medtransfer data import`, or run `dvc checkout data.dvc`")
 
 
 def test_without_names_the_studys_data_sets_are_looked_at_and_what_is_there(project: Path, demo: Path) -> None:

@@ -65,13 +65,8 @@ IMPORT_IT = "import the data set with `medtransfer data import`"
 
 def or_pull(folder: Path) -> str:
     """Return further advice for a message about missing data: how to get them from DVC, if it has them."""
-    data = folder.parent
-    pointer = data.with_name(f"{data.name}.dvc")
-    if not pointer.exists():
-        return ""
-    if not any(data.glob("*")):
-        return f", or run `dvc pull {pointer}`"
-    return f", or run `dvc checkout {pointer}`" if folder.is_dir() else ""
+    pointer = folder.parent.with_name(f"{folder.parent.name}.dvc")
+    return f", or run `dvc pull {pointer}`" if pointer.exists() else ""
 
 
 def _read_ham10000(folder: Path) -> Listing:
@@ -107,11 +102,8 @@ def _select_chest_xray(path: PurePosixPath) -> PurePosixPath | None:
     # The published archive has the whole tree twice, and macOS's resource forks.
     if "__MACOSX" in path.parts or path.name.startswith("."):
         return None
-    found = re.search(rf"(?:^|/)(train|val|test)/{_CHEST_FILE}$", path.as_posix())
-    if found:
-        return PurePosixPath("chest_xray", found[1], found[2], found[3])
-    found = re.search(rf"(?:^|/){_CHEST_FILE}$", path.as_posix())
-    return PurePosixPath("chest_xray", found[1], found[2]) if found else None
+    found = re.search(rf"(?:^|/)(?:(train|val|test)/)?{_CHEST_FILE}$", path.as_posix())
+    return PurePosixPath("chest_xray", *filter(None, found.groups())) if found else None
 
 
 def _read_chest_xray(folder: Path) -> Listing:
