@@ -107,12 +107,7 @@ def check_dvc_files() -> None:
 def check_params_unchanged(params: Params, *keys: str) -> None:
     """Check that params.yaml still has the values with which a stage began.
 
-    DVC records in dvc.lock the values that the file has when the stage ends.
-
-    Parameters
-    ----------
-    *keys : str
-        Sections or dotted names.
+    DVC records in dvc.lock the values that the file has when the stage ends. A key is a section or a dotted name.
     """
     for key in keys:
         given, found = (_value_of(values.model_dump(), key) for values in (params, read_params(PARAMS)))
@@ -178,11 +173,8 @@ def _read_trained(params: Params) -> list[tuple[str, str]]:
 def read_lock() -> dict[str, Any]:
     """Return the stages of dvc.lock by name.
 
-    Raises
-    ------
-    UserError
-        It is empty or cut. A cut between two complete outputs of one stage goes unnoticed, but only `evaluate` has
-        several, and no stage reads them.
+    A cut file is refused. A cut between two complete outputs of one stage goes unnoticed, but only `evaluate` has
+    several, and no stage reads them.
     """
     if not LOCK.exists():
         return {}

@@ -39,13 +39,7 @@ def run_name(model: str, seed: int) -> str:
 
 
 def check_name(name: str, of: str) -> None:
-    """Check that a name chosen by a user is safe as a folder's name.
-
-    Parameters
-    ----------
-    of : str
-        The thing to be named, for the message.
-    """
+    """Check that a name chosen by a user is safe as a folder's name; `of` is the thing that it names."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(
             f"{name!r}: not a name for {of}; expected letters, digits, '.', '_' and '-', with a letter or digit first"

@@ -23,15 +23,7 @@ class SplitRule(NamedTuple):
 
 
 def read_record(fit: Path) -> dict[str, Any]:
-    """Return the record in the folder of a finished fit.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is none.
-    ValueError
-        It is not JSON.
-    """
+    """Return the record in the folder of a finished fit."""
     record: dict[str, Any] = json.loads((fit / RECORD).read_text())
     return record
 

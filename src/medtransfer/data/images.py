@@ -121,12 +121,7 @@ def _to_rgb(image: Image.Image, low: np.ndarray | None, name: str) -> Decoded:
 def load_pixels(
     source: Path | bytes, size: int, resize_filter: str, name: str = "", max_pixels: int = MAX_PIXELS
 ) -> np.ndarray:
-    """Decode an image and resize it to a square, not keeping its aspect ratio (as in the talk).
-
-    Returns
-    -------
-    ndarray of shape (size, size, 3), uint8
-    """
+    """Decode an image to (size, size, 3), uint8, not keeping its aspect ratio (as in the talk)."""
     return resize(load_rgb(source, size, name, max_pixels).image, size, resize_filter)
 
 

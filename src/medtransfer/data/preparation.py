@@ -25,15 +25,10 @@ LEFT_OUT = "left out"
 
 
 def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: Path) -> dict[str, Any]:
-    """Verify, split, decode and resize a raw data set.
+    """Verify, split, decode and resize a raw data set, and return the content of dataset.json.
 
     Writes into `target`: `images.npy`, uint8 of shape (n, size, size, 3); `samples.csv`, in the same order (id, label,
     group, split, sha256 of the raw file); `duplicates.csv` (pairs of near-duplicates in two splits); `dataset.json`.
-
-    Returns
-    -------
-    dict
-        The content of `dataset.json`.
     """
     samples = read_samples(dataset, raw)
     samples["split"] = leave_out(samples, assign_splits(samples, params.split, dataset.name), params.split)
@@ -200,11 +195,6 @@ def _cut(samples: pd.DataFrame, part: float, split: Split) -> tuple[pd.Index, pd
 
 
 def shared_with_training(samples: pd.DataFrame) -> pd.Series:
-    """Return for each test image whether training or validation has an image of its lesion or patient.
-
-    Returns
-    -------
-    Series of bool, one value per test image
-    """
+    """Return for each test image, as a Series, whether training or validation has an image of its lesion or patient."""
     test = samples[samples.split == "test"]
     return test.group.isin(samples.group[samples.split.isin(FITTED)])

@@ -26,12 +26,7 @@ log = logging.getLogger(__name__)
 def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
     """Register the network with the highest macro F1 on the validation images as the best.
 
-    Returns
-    -------
-    facts : dict
-        The content of classifier.json.
-    version : str
-        The model's version in MLflow.
+    Returns the content of classifier.json and the model's version in MLflow.
     """
     check_known("params.yaml: study", dataset, params.study)
     fit = best_fit(params, dataset)

@@ -40,12 +40,6 @@ def add_custom(
         Any of `title`, `licence` and `citation`; the others stay as they are in params.yaml.
     only : bool
         Remove the other data sets from the study.
-
-    Raises
-    ------
-    UserError
-        The name is taken or not allowed, images and labels do not match, there is only one class, or one is too small
-        to be split. Nothing is changed.
     """
     if name in CATALOGUE:
         raise UserError(f"{name}: the study's own data set; choose another name, or `medtransfer data import {name}`")
