@@ -162,15 +162,11 @@ def _check_classes(samples: pd.DataFrame, splits: pd.Series, split: Split, name:
 
 
 def leave_out(samples: pd.DataFrame, splits: pd.Series, split: Split) -> pd.Series:
-    """Mark the images that the split's `leak` leaves out of training and validation, to measure leakage.
+    """Mark as LEFT_OUT the images that the split's `leak` leaves out of training and validation, to measure leakage.
 
     `remove` leaves out every image that shares a lesion or patient with a test image. `match` leaves out as many
     images of each class and split at random, so that the leakage stays. Either way a network has the same test images
     and as many training images of each class.
-
-    Returns
-    -------
-    Series of str, one of SPLITS or LEFT_OUT
     """
     if split.leak == "keep":
         return splits

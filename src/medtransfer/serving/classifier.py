@@ -47,12 +47,7 @@ class Classifier:
 def write_classifier(fit: Path, description: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write the classifier of a finished fit into a folder and return its facts.
 
-    The temperature is fitted on the predictions for the validation images.
-
-    Parameters
-    ----------
-    description : dict
-        The content of dataset.json.
+    The temperature is fitted on the predictions for the validation images; `description` is dataset.json's content.
     """
     record = read_record(fit)
     predictions = read_predictions(fit / "predictions.csv")

@@ -48,10 +48,7 @@ def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> P
 def choose(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     """Return the most confident correct and wrong prediction of each true class, if there is one.
 
-    Returns
-    -------
-    DataFrame
-        id, label, predicted, probability (of what was predicted), right.
+    Columns: id, label, predicted, probability (of what was predicted), right.
     """
     table = predictions[["id", "label"]].assign(
         predicted=predicted_labels(predictions), probability=probabilities_of(predictions).max(axis=1)
