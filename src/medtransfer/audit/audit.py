@@ -6,7 +6,7 @@ import subprocess
 import sys
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,12 +81,9 @@ def _check_dvc() -> Iterator[str]:
         return
     ran = read_lock()
     for stage, changes in json.loads(result.stdout or "{}").items():
-        if stage == str(POINTER):
-            yield f"dvc: {stage}: {in_words(changes)}; run `dvc checkout {stage}`, or `dvc pull {stage}`"
-        elif stage in ran:
-            yield f"dvc: {stage}: {in_words(changes)}; run `dvc repro`"
-        else:
-            yield f"dvc: {stage}: never ran here; run `dvc repro`"
+        remedy = f"dvc checkout {stage}`, or `dvc pull {stage}" if stage == str(POINTER) else "dvc repro"
+        known = stage in ran or stage == str(POINTER)
+        yield f"dvc: {stage}: {in_words(changes) if known else 'never ran here'}; run `{remedy}`"
 
 
 def _check_data() -> Iterator[str]:
@@ -132,57 +129,49 @@ def _fits() -> Iterator[tuple[str, Path]]:
             yield read_record(folder)["fit"], folder
 
 
+def _differences(where: Any, source: str, values: Iterable[tuple[str, Any, Any]]) -> list[str]:
+    """Return one line for each (key, found, expected) whose values differ; `source` names where the expected one is."""
+    return [
+        f"{where}: {key} is {found}, {source} has {expected}" for key, found, expected in values if found != expected
+    ]
+
+
 def _check_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> Iterator[str]:
-    damaged = False
+    """Compare a fit with dvc.lock and, if its files are undamaged, with everything else."""
     try:
         check_unchanged(folder)
     except UserError as error:
-        damaged = True
         yield str(error)
-    try:
-        yield from _compare_fit(client, folder, lock)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if not damaged:
-            raise
-        yield f"{folder}: cannot be compared further ({type(error).__name__}: {error})"
-
-
-def _compare_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> Iterator[str]:
+        return
     record = read_record(folder)
     if "fit" not in record:
         yield f"{folder}: run.json has no fit id: it is from an older version; run `dvc repro`"
         return
-    yield from _check_locked(folder, record, lock)
-    yield from _check_model(folder, record)
-    if record["data_version"] != data_version():
-        yield f"{folder}: fitted on data version {record['data_version']}, data.dvc has {data_version()}"
+    if str(folder) in lock:
+        yield from _check_locked(folder, record, lock[str(folder)])
+    else:
+        yield f"{folder}: not in dvc.lock; run `dvc repro`"
+    if record["kind"] == "network":
+        yield from _check_network(folder / "model.keras", record["hyperparameters"])
+    yield from _differences(folder, "data.dvc", [("data_version", record["data_version"], data_version())])
     commit = record["git_commit"].removesuffix("-modified")
     if not _knows_commit(commit):
         yield f"{folder}: made by git commit {commit}, which is not in this repository"
     run = _run_of(client, record)
     if run is None:
         yield f"{folder}: MLflow has no run of this fit ({record['fit']})"
-        return
-    yield from _check_run(client, folder, record, run)
+    else:
+        yield from _check_run(client, folder, record, run)
 
 
-def _check_locked(folder: Path, record: dict[str, Any], lock: dict[str, dict[str, Any]]) -> Iterator[str]:
-    locked = lock.get(str(folder))
-    if locked is None:
-        yield f"{folder}: not in dvc.lock; run `dvc repro`"
-        return
-    recorded = record["hyperparameters"]
-    parts = {
-        "train": "train",
-        f"configurations.{record['model']}": "configuration",
-        f"trees.{record['model']}": record["model"],
-    }
+def _check_locked(folder: Path, record: dict[str, Any], locked: dict[str, Any]) -> Iterator[str]:
+    recorded, model = record["hyperparameters"], record["model"]
+    parts = {"train": "train", f"configurations.{model}": "configuration", f"trees.{model}": model}
     overrides = {key: value for key, value in recorded.get("configuration", {}).items() if key in recorded["train"]}
-    for key, value in locked.items():
-        if key == "train":
-            value = {**value, **overrides}
-        if key in parts and differs(value, recorded.get(parts[key])):
-            yield f"{folder}: {key} is {value} in dvc.lock and {recorded.get(parts[key])} in run.json"
+    for key, part in parts.items():
+        value = {**locked[key], **overrides} if key == "train" and key in locked else locked.get(key)
+        if key in locked and differs(value, recorded.get(part)):
+            yield f"{folder}: {key} is {recorded.get(part)}, dvc.lock has {value}"
 
 
 def differs(locked: Any, recorded: Any) -> bool:
@@ -192,21 +181,16 @@ def differs(locked: Any, recorded: Any) -> bool:
     return current_scaling(locked) not in (current_scaling(recorded), AUTO)
 
 
-def _check_model(folder: Path, record: dict[str, Any]) -> Iterator[str]:
-    path = folder / "model.keras"
-    if record["kind"] != "network":
-        return
+def _check_network(path: Path, hyperparameters: dict[str, Any]) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             found = read_settings(json.loads(archive.read("config.json"))["config"])
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        yield f"{path}: cannot be read ({error})"
-        return
-    hyperparameters = record["hyperparameters"]
-    for key, value in found.items():
-        recorded = hyperparameters.get(key, hyperparameters["train"].get(key))
-        if value != current_scaling(recorded):
-            yield f"{path}: {key} is {value}, run.json has {recorded}"
+        return [f"{path}: cannot be read ({error})"]
+    recorded = {**hyperparameters["train"], **hyperparameters}
+    return _differences(
+        path, "run.json", ((key, value, current_scaling(recorded.get(key))) for key, value in found.items())
+    )
 
 
 def _knows_commit(commit: str) -> bool:
@@ -222,20 +206,21 @@ def _run_of(client: Any, record: dict[str, Any]) -> Any:
 
 
 def _check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read_models: bool = True) -> Iterator[str]:
-    name = f"{folder}: MLflow's run {run.info.run_id}"
+    name, data = f"{folder}: MLflow's run {run.info.run_id}", run.data
     if run.info.status != "FINISHED":
         yield f"{name} is {run.info.status}, but the fit is finished"
-    if run.data.tags.get(mlflow_runs.OUTPUTS) != digest_of_folder(folder):
+    if data.tags.get(mlflow_runs.OUTPUTS) != digest_of_folder(folder):
         yield f"{name} was logged from other files than those in the folder"
-    yield from _check_tags(name, record, run.data.tags)
+    # Some keys of run.json are known only at the end of a fit, and are no tags.
+    tags = [key for key in record if key != "hyperparameters" and (key in data.tags or key in REQUIRED_TAGS)]
+    yield from _differences(name, "run.json", ((f"tag {key}", data.tags.get(key), str(record[key])) for key in tags))
     params = mlflow_runs.flatten(record["hyperparameters"])
-    for key in sorted(params.keys() | run.data.params.keys()):
-        if params.get(key) != run.data.params.get(key):
-            yield f"{name}: {key} is {run.data.params.get(key)}, run.json has {params.get(key)}"
-    for key, value in json.loads((folder / "metrics.json").read_text()).items():
-        logged = run.data.metrics.get(mlflow_name(key))
-        if logged != value:
-            yield f"{name}: {mlflow_name(key)} is {logged}, metrics.json has {value}"
+    keys = sorted(params.keys() | data.params.keys())
+    yield from _differences(name, "run.json", ((key, data.params.get(key), params.get(key)) for key in keys))
+    scores = {mlflow_name(key): value for key, value in json.loads((folder / "metrics.json").read_text()).items()}
+    yield from _differences(
+        name, "metrics.json", ((key, data.metrics.get(key), value) for key, value in scores.items())
+    )
     if record["kind"] == "network":
         yield from _check_history(client, folder, name, run.info.run_id)
     if problem := mlflow_models.model_problem(client, run, read_models):
@@ -246,27 +231,18 @@ def _check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read
         yield f"{name} lacks {', '.join(missing)} of {drawn[0].parent}"
 
 
-def _check_tags(name: str, record: dict[str, Any], tags: dict[str, str]) -> Iterator[str]:
-    """Compare the run's tags with run.json, which has further keys that are known only at the end of a fit."""
-    for key, value in record.items():
-        found = tags.get(key)
-        if found != str(value) and not isinstance(value, dict) and (found is not None or key in REQUIRED_TAGS):
-            yield f"{name}: the tag {key} is {found}, run.json has {value}"
-
-
 def _check_history(client: Any, folder: Path, name: str, run_id: str) -> Iterator[str]:
     history = pd.read_csv(folder / "history.csv", float_precision="round_trip").set_index("epoch")
-    for column in history:
-        points = client.get_metric_history(run_id, column)
-        steps = sorted(point.step for point in points)
-        if steps != list(history.index):
-            yield f"{name} has {column} for the epochs {steps}, history.csv has {list(history.index)}"
+    for column, values in history.items():
+        points = sorted((point.step, point.value) for point in client.get_metric_history(run_id, column))
+        steps = [step for step, _ in points]
+        if steps != list(values.index):
+            yield f"{name} has {column} for the epochs {steps}, history.csv has {list(values.index)}"
             continue
-        for point in points:
-            value = history[column][point.step]
+        for step, logged in points:
             # A value that a repair logged from the file may have lost its last digit.
-            if not math.isclose(point.value, value, rel_tol=1e-12):
-                yield f"{name}: {column} of epoch {point.step} is {point.value}, history.csv has {value}"
+            if not math.isclose(logged, values[step], rel_tol=1e-12):
+                yield f"{name}: {column} of epoch {step} is {logged}, history.csv has {values[step]}"
 
 
 def _drawn(folder: Path) -> list[Path]:
@@ -299,15 +275,13 @@ def _check_twins(client: Any) -> Iterator[str]:
 def _check_registered(client: Any) -> Iterator[str]:
     here = dict(_fits())
     for version in mlflow_models.registered(client):
+        name = f"MLflow's registered model {version.name} version {version.version}"
         folder = here.get(version.tags.get(mlflow_store.FIT, ""))
         path = folder / "model.keras" if folder else None
-        if path and path.exists() and sha256_of(path) != version.tags.get(mlflow_models.DIGEST):
-            yield f"MLflow's registered model {version.name} version {version.version} differs from its fit's {path}"
+        if path and path.exists() and sha256_of(path) != version.tags[mlflow_models.DIGEST]:
+            yield f"{name} differs from its fit's {path}"
         for problem in mlflow_models.registered_problems(version):
-            yield (
-                f"MLflow's registered model {version.name} version {version.version}: {problem}; run `medtransfer "
-                f"register {version.name}` and delete this version"
-            )
+            yield f"{name}: {problem}; run `medtransfer register {version.name}` and delete this version"
 
 
 @mlflow_store.answering()
