@@ -4,7 +4,6 @@ MLflow has no such command; this uses only its client.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from medtransfer.tracking.mlflow_store import (
 
 ORIGIN = "medtransfer.pushed_from"
 UNFINISHED = "medtransfer.push_unfinished"
-POINTS, PARAMS = 500, 100  # in one request: MLflow's servers take 1,000 metrics and 100 params
 
 
 def push(source_uri: str = DEFAULT_URI) -> dict[str, int]:
@@ -61,7 +59,8 @@ def push(source_uri: str = DEFAULT_URI) -> dict[str, int]:
     ids: dict[str, str | None] = {}
     try:
         for experiment in source.search_experiments():
-            runs = _parents_first(list(every_run(source, [experiment.experiment_id])))
+            runs = list(every_run(source, [experiment.experiment_id]))
+            runs.sort(key=lambda run: MLFLOW_PARENT_RUN_ID in run.data.tags)  # parents first
             for run in track(runs, f"pushing {experiment.name}", transient=True):
                 outcome, ids[run.info.run_id] = _push_run(source, target, experiment.name, run, ids)
                 counts[outcome] += 1
@@ -73,27 +72,10 @@ def push(source_uri: str = DEFAULT_URI) -> dict[str, int]:
     return counts
 
 
-def _parents_first(runs: list[Run]) -> list[Run]:
-    known = {run.info.run_id: run for run in runs}
-
-    def depth(run: Run) -> int:
-        parent = known.get(run.data.tags.get(MLFLOW_PARENT_RUN_ID))
-        return depth(parent) + 1 if parent else 0
-
-    return sorted(runs, key=depth)
-
-
 def _push_run(
-    source: mlflow.MlflowClient,
-    target: mlflow.MlflowClient,
-    experiment: str,
-    run: Run,
-    ids: Mapping[str, str | None],
+    source: mlflow.MlflowClient, target: mlflow.MlflowClient, experiment: str, run: Run, ids: dict[str, str | None]
 ) -> tuple[str, str | None]:
-    """Copy a run; return the outcome and its id on the server, None if it is not there.
-
-    `ids` maps the runs handled so far to their ids on the server.
-    """
+    """Copy a run; return the outcome and its id on the server. `ids` has those of the runs before it."""
     parent = run.data.tags.get(MLFLOW_PARENT_RUN_ID, "")
     waits = parent in ids and ids[parent] is None
     if waits or run.info.status not in ("FINISHED", "FAILED", "KILLED"):
@@ -111,11 +93,10 @@ def _push_run(
     made = target.create_run(experiment_id, run.info.start_time, {**tags, UNFINISHED: "yes"}, run.info.run_name)
     run_id = made.info.run_id
     params = [Param(*item) for item in run.data.params.items()]
-    for start in range(0, len(params), PARAMS):
-        target.log_batch(run_id, params=params[start : start + PARAMS])
-    points = list(_points(source, run))
-    for start in range(0, len(points), POINTS):
-        target.log_batch(run_id, metrics=points[start : start + POINTS])
+    points = [point for key in run.data.metrics for point in source.get_metric_history(run.info.run_id, key)]
+    # Without the id of a model, which the server does not know.
+    metrics = [Metric(point.key, point.value, point.timestamp, point.step) for point in points]
+    target.log_batch(run_id, metrics, params)
     if run.inputs and run.inputs.dataset_inputs:
         target.log_inputs(run_id, run.inputs.dataset_inputs)
     with tempfile.TemporaryDirectory() as folder:
@@ -131,37 +112,20 @@ def _push_run(
 
 def _twins(target: mlflow.MlflowClient, experiment_id: str, run: Run) -> list[Run]:
     """Return the server's runs that were pushed from this one or belong to the same fit."""
-    tags = {ORIGIN: run.info.run_id, FIT: run.data.tags.get(FIT)}
-    return [
-        found
-        for tag, value in tags.items()
-        if value
-        for found in target.search_runs([experiment_id], f"tags.`{tag}` = '{value}'")
-    ]
-
-
-def _points(source: mlflow.MlflowClient, run: Run) -> Iterator[Metric]:
-    for key in run.data.metrics:
-        for point in source.get_metric_history(run.info.run_id, key):
-            yield Metric(point.key, point.value, point.timestamp, point.step)
+    found = list(target.search_runs([experiment_id], f"tags.`{ORIGIN}` = '{run.info.run_id}'"))
+    if FIT in run.data.tags:
+        found += target.search_runs([experiment_id], f"tags.`{FIT}` = '{run.data.tags[FIT]}'")
+    return found
 
 
 def _push_model(target: mlflow.MlflowClient, model: Any, run_id: str, experiment_id: str) -> None:
     made = target.create_logged_model(
         experiment_id, model.name, run_id, dict(model.tags), dict(model.params), model.model_type
     )
+    yaml = YAML()
     with tempfile.TemporaryDirectory() as folder:
         mlflow.artifacts.download_artifacts(artifact_uri=model.artifact_location, dst_path=folder)
         for path in Path(folder).rglob("MLmodel"):
-            _rename(path, run_id, made.model_id)
+            yaml.dump({**yaml.load(path), "run_id": run_id, "model_id": made.model_id}, path)
             target.log_model_artifacts(made.model_id, str(path.parent))
     target.finalize_logged_model(made.model_id, model.status)
-
-
-def _rename(path: Path, run_id: str, model_id: str) -> None:
-    """Put the new run's and model's ids into a model's description."""
-    yaml = YAML()
-    described = yaml.load(path.read_text())
-    described.update({"run_id": run_id, "model_id": model_id})
-    with path.open("w") as file:
-        yaml.dump(described, file)
