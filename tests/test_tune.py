@@ -183,6 +183,6 @@ def test_a_part_keeps_the_classes_shares_and_only_training_images() -> None:
         training_rows(samples, 0.005, seed=0)
     rare = samples.assign(label=["a"] * 296 + ["b"] * 103 + ["c"])
     rare.loc[392:398, "label"] = "c"
-    with pytest.raises(UserError, match=r"fraction 0.02 of 300 training images: none of c is left"):
+    with pytest.raises(UserError, match=r"fraction 0.02 of 300 training images: .*none of c is left"):
         training_rows(rare, 0.02, seed=0)
     assert (training_rows(samples, 1.0, seed=0) == np.flatnonzero(samples.split == "train")).all()

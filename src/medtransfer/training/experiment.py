@@ -48,13 +48,7 @@ class Experiment:
 def build_network(
     configuration: Configuration, settings: TrainParams, size: int, classes: int, seed: int, weights_file: str | None
 ) -> tuple[keras.Model, tuple[str, ...]]:
-    """Return VGG16 with its initial weights, frozen as configured, and the names of its trainable layers.
-
-    Raises
-    ------
-    UserError
-        As `load_initial_weights`.
-    """
+    """Return VGG16 with its initial weights, frozen as configured, and the names of its trainable layers."""
     model = vgg16.build_vgg16(size, classes, settings, seed)
     load_initial_weights(model, configuration, seed, weights_file)
     return model, tuple(vgg16.set_trainable(model, configuration.blocks))
@@ -88,20 +82,9 @@ def cache_features(
     seed: int,
     max_gb: float,
 ) -> Experiment:
-    """Cache what the frozen prefix computes, and batch it for training and validation.
+    """Cache what the frozen prefix computes for the images (n, size, size, 3), uint8, and batch it.
 
-    Parameters
-    ----------
-    images : ndarray of shape (n, size, size, 3), uint8
-    samples : DataFrame
-        One row per image, with the columns label and split.
-    max_gb : float
-        The largest size of the feature cache in units of 10^9 bytes; 0 turns it off.
-
-    Raises
-    ------
-    UserError
-        As `training_rows`.
+    `max_gb` is the largest size of the feature cache in units of 10^9 bytes; 0 turns it off.
     """
     rows = training_rows(samples, settings.fraction, seed)
     begin = time.perf_counter()
@@ -131,16 +114,14 @@ def training_rows(samples: pd.DataFrame, fraction: float, seed: int) -> np.ndarr
     rows = np.flatnonzero(samples.split == "train")
     if fraction == 1:
         return rows
+    labels = samples.label.iloc[rows]
     try:
-        kept, _ = train_test_split(rows, train_size=fraction, stratify=samples.label.iloc[rows], random_state=seed)
+        kept, _, left, _ = train_test_split(rows, labels, train_size=fraction, stratify=labels, random_state=seed)
+        if lost := set(labels) - set(left):
+            raise ValueError(f"none of {', '.join(sorted(lost))} is left")
     except ValueError as error:
         raise UserError(
-            f"fraction {fraction:g} of {len(rows)} training images: too few to keep each class's share ({error})"
-        ) from None
-    lost = set(samples.label.iloc[rows]) - set(samples.label.iloc[kept])
-    if lost:
-        raise UserError(
-            f"fraction {fraction:g} of {len(rows)} training images: none of {', '.join(sorted(lost))} is left; "
+            f"fraction {fraction:g} of {len(rows)} training images: too few to keep each class's share ({error}); "
             "choose a larger fraction"
-        )
+        ) from None
     return np.sort(kept)

@@ -41,24 +41,22 @@ def entries() -> list[dict[str, Any]]:
     """
     found = []
     for array in cache_folder().glob("*/features.npy"):
-        made_from = array.with_name("made_from.json")
-        found.append(
-            {
-                "path": array.parent,
-                "bytes": array.stat().st_size,
-                "last_used": (made_from if made_from.exists() else array).stat().st_mtime,
-                "made_from": _read_made_from(array.parent),
-            }
-        )
+        record = array.with_name("made_from.json")
+        entry = {
+            "path": array.parent,
+            "bytes": array.stat().st_size,
+            "last_used": (record if record.exists() else array).stat().st_mtime,
+            "made_from": _read_made_from(array.parent),
+        }
+        found.append(entry)
     return sorted(found, key=lambda entry: entry["last_used"])
 
 
-def _read_made_from(folder: Path) -> dict[str, Any] | None:
+def _read_made_from(folder: Path) -> Any:
     try:
-        made_from: dict[str, Any] = json.loads((folder / "made_from.json").read_text())
+        return json.loads((folder / "made_from.json").read_text())
     except (FileNotFoundError, ValueError):
         return None
-    return made_from
 
 
 def clear() -> int:
@@ -119,28 +117,28 @@ def cached_features(
     folder = cache_folder() / key
     cache_folder().mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        if not _is_whole(folder):
-            size = math.prod(shape) * dtype.itemsize
-            reason = _make_room(size, max_bytes, folder)
+        earlier: float | None = 0.0
+        if _is_whole(folder):
+            log.info("features: %s from %s", made_from["prefix"], folder)
+            # Entries of earlier versions have no such key.
+            earlier = _read_made_from(folder).get("seconds")
+        else:
+            reason, size = "", math.prod(shape) * dtype.itemsize
+            begin = time.perf_counter()
+            try:
+                reason = _make_room(size, max_bytes, folder)
+                if not reason:
+                    log.info("features: computing %s for %d images, %.3g GB", made_from["prefix"], shape[0], size / GB)
+                    resumed = _fill(folder, shape, dtype, compute)
+            except OSError as error:
+                shutil.rmtree(folder, ignore_errors=True)
+                reason = str(error)
             if reason:
                 log.info("features: %s, so the prefix is computed in every epoch", reason)
                 return None, 0.0
-            log.info("features: computing %s for %d images, %.3g GB", made_from["prefix"], shape[0], size / GB)
-            begin = time.perf_counter()
-            try:
-                resumed = _fill(folder, shape, dtype, compute)
-            except OSError as error:
-                shutil.rmtree(folder, ignore_errors=True)
-                log.info("features: %s, so the prefix is computed in every epoch", error)
-                return None, 0.0
-            seconds = None if resumed else time.perf_counter() - begin
+            seconds, earlier = (None, None) if resumed else (time.perf_counter() - begin, 0.0)
             digest = sha256_of(folder / "features.npy")
             write_json(folder / "made_from.json", {**made_from, "sha256": digest, "seconds": seconds})
-            earlier = None if resumed else 0.0
-        else:
-            log.info("features: %s from %s", made_from["prefix"], folder)
-            # Entries of earlier versions have no such key.
-            earlier = json.loads((folder / "made_from.json").read_text()).get("seconds")
         os.utime(folder / "made_from.json")
         # NumPy's file format has no bfloat16 and returns two plain bytes.
         return np.load(folder / "features.npy", mmap_mode="r").view(dtype), earlier
@@ -150,18 +148,16 @@ def _is_whole(folder: Path) -> bool:
     """Return whether an entry is complete; remove a damaged one."""
     if not (folder / "made_from.json").exists():
         return False
-    try:
-        if json.loads((folder / "made_from.json").read_text())["sha256"] == sha256_of(folder / "features.npy"):
-            return True
-    except (OSError, ValueError, KeyError):
-        pass
+    made_from = _read_made_from(folder)
+    if made_from and (folder / "features.npy").exists() and made_from["sha256"] == sha256_of(folder / "features.npy"):
+        return True
     log.warning("features: %s is damaged and must be recomputed", folder)
     shutil.rmtree(folder)
     return False
 
 
-def _make_room(size: int, max_bytes: float, folder: Path) -> str | None:
-    """Remove entries until `size` bytes fit; return the reason if that is not possible."""
+def _make_room(size: int, max_bytes: float, folder: Path) -> str:
+    """Remove entries until `size` bytes fit; return the reason if that is not possible, else an empty string."""
     if size > max_bytes:
         return f"they take {size / GB:.3g} GB and cache.max_gb is {max_bytes / GB:g}"
     others = [entry for entry in entries() if entry["path"] != folder]
@@ -176,7 +172,7 @@ def _make_room(size: int, max_bytes: float, folder: Path) -> str | None:
     free = shutil.disk_usage(cache_folder()).free
     if missing + SPARE_BYTES > free:
         return f"they take {size / GB:.3g} GB and {cache_folder()} has {free / GB:.3g} GB free"
-    return None
+    return ""
 
 
 def _fill(
