@@ -31,7 +31,7 @@ def use_cached_features(
     prefix, rest = divide(model, blocks)
     backend = keras.backend.backend()
     made_from = {
-        "prefix": "-".join((blocks[0], blocks[-1])) if len(blocks) > 1 else blocks[0],
+        "prefix": "-".join(dict.fromkeys((blocks[0], blocks[-1]))),
         "weights": digest(vgg16.get_base_weights(prefix)),
         "images": hash_array(images),
         "image_size": images.shape[1],
