@@ -68,10 +68,14 @@ class MlflowRun:
         try:
             action(self.client, self.run_id)
         except UNREACHABLE as error:
-            if is_invalid_value(error):
-                raise
-            self.client = None
-            warn_unreachable(error)
+            self.give_up(error)
+
+    def give_up(self, error: BaseException) -> None:
+        """Warn that MLflow does not answer, and log nothing more; raise the error if it is a bug of this project."""
+        if is_invalid_value(error):
+            raise error
+        self.client = None
+        warn_unreachable(error)
 
     def log_epochs(self, rows: Sequence[Mapping[Any, float]]) -> None:
         """Log the rows of a history that MLflow does not have yet, with the epoch as the step."""
@@ -79,24 +83,21 @@ class MlflowRun:
         def send(client: mlflow.MlflowClient, run_id: str) -> None:
             known = client.get_run(run_id).data.metrics
             logged = {point.step for point in client.get_metric_history(run_id, "loss")} if "loss" in known else set()
-            now = int(time.time() * 1000)
             for row in rows:
-                if row["epoch"] not in logged:  # one call per epoch: its values arrive together or not at all
-                    step = int(row["epoch"])
-                    points = [Metric(key, float(value), now, step) for key, value in row.items() if key != "epoch"]
-                    client.log_batch(run_id, metrics=points)
+                values = dict(row)
+                epoch = int(values.pop("epoch"))
+                if epoch not in logged:  # one call per epoch: its values arrive together or not at all
+                    client.log_batch(run_id, _points(values, epoch))
 
         self.send(send)
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Log metrics of the whole run that MLflow does not have yet; blanks in names become underscores."""
+        """Log metrics of the whole run that MLflow does not have yet."""
 
         def send(client: mlflow.MlflowClient, run_id: str) -> None:
             known = client.get_run(run_id).data.metrics
-            now = int(time.time() * 1000)
-            named = {key.replace(" ", "_"): float(value) for key, value in metrics.items()}
-            missing = [Metric(key, value, now, 0) for key, value in named.items() if known.get(key) != value]
-            client.log_batch(run_id, metrics=missing)
+            missing = {key: value for key, value in metrics.items() if known.get(key) != value}
+            client.log_batch(run_id, _points(missing, 0))
 
         self.send(send)
 
@@ -128,6 +129,11 @@ class MlflowRun:
         self.send(lambda client, run_id: client.log_batch(run_id, tags=[RunTag(*item) for item in tags.items()]))
 
 
+def _points(values: Mapping[Any, float], step: int) -> list[Metric]:
+    now = int(time.time() * 1000)
+    return [Metric(key, float(value), now, step) for key, value in values.items()]
+
+
 @contextmanager
 def run(
     experiment: str,
@@ -151,8 +157,12 @@ def run(
         The interval between samples of the system metrics; None turns them off.
     """
     active, status = MlflowRun(None), "FAILED"
+    labels = {**{key: str(value) for key, value in tags.items()}, FIT: fit, PROCESS: _this_process()}
     try:
-        _start(active, experiment, name, fit, params, tags, sample_seconds)
+        try:
+            _start(active, experiment, name, labels, flatten(params), sample_seconds)
+        except UNREACHABLE as error:
+            active.give_up(error)
         yield active
         status = "FINISHED"
     except BaseException as error:
@@ -176,47 +186,28 @@ def _start(
     active: MlflowRun,
     experiment: str,
     name: str,
-    fit: str,
-    params: Mapping[str, Any],
-    tags: Mapping[str, Any],
+    labels: dict[str, str],
+    params: dict[str, str],
     sample_seconds: float | None,
 ) -> None:
-    try:
-        client = connect()
-        with store_lock(mlflow.get_tracking_uri()):
-            set_experiment(experiment)
-        close_stale(client)
-        if sample_seconds is not None:
-            mlflow.set_system_metrics_sampling_interval(sample_seconds)
-            mlflow.set_system_metrics_samples_before_logging(1)
-        labels = {**{key: str(value) for key, value in tags.items()}, FIT: fit, PROCESS: _this_process()}
-        values = flatten(params)
-        run_id = find(client, experiment, fit)
-        if run_id:
-            _check_params(client, run_id, values)
-        active.client = client
-        mlflow.start_run(
-            run_id=run_id,
-            run_name=None if run_id else name,
-            log_system_metrics=sample_seconds is not None,
-            tags=None if run_id else labels,
-        )
-        active.run_id = mlflow.active_run().info.run_id
-        if run_id:
-            active.send(_forget_error)
-            active.tag(labels)
-        logged = [Param(*item) for item in values.items()]
-        active.send(lambda client, run_id: client.log_batch(run_id, params=logged))
-    except UNREACHABLE as error:
-        if is_invalid_value(error):
-            raise
-        warn_unreachable(error)
-        active.client = None
-
-
-def _forget_error(client: mlflow.MlflowClient, run_id: str) -> None:
-    if ERROR in client.get_run(run_id).data.tags:  # MLflow refuses to delete a missing tag
-        client.delete_tag(run_id, ERROR)
+    client = connect()
+    with store_lock(mlflow.get_tracking_uri()):
+        set_experiment(experiment)
+    close_stale(client)
+    if sample_seconds is not None:
+        mlflow.set_system_metrics_sampling_interval(sample_seconds)
+        mlflow.set_system_metrics_samples_before_logging(1)
+    run_id = find(client, experiment, labels[FIT])
+    if run_id:
+        _check_params(client, run_id, params)
+    active.client = client
+    started = mlflow.start_run(
+        run_id, run_name=None if run_id else name, tags=labels, log_system_metrics=sample_seconds is not None
+    )
+    active.run_id = started.info.run_id
+    if ERROR in started.data.tags:
+        client.delete_tag(started.info.run_id, ERROR)
+    client.log_batch(started.info.run_id, params=[Param(*item) for item in params.items()])
 
 
 def _check_params(client: mlflow.MlflowClient, run_id: str, values: Mapping[str, str]) -> None:
@@ -252,8 +243,7 @@ def _this_process() -> str:
 
 def _host_of(run: Any) -> str:
     """Return the machine of a run's process; empty if this project did not start the run."""
-    host, *numbers = run.data.tags.get(PROCESS, "").split(" ")
-    return host if len(numbers) == 2 and all(number.isdecimal() for number in numbers) else ""
+    return str(run.data.tags.get(PROCESS, "")).partition(" ")[0]
 
 
 def _is_gone(run: Any) -> bool:
@@ -292,9 +282,9 @@ def close_stale(client: mlflow.MlflowClient, host: str | None = None) -> list[An
 
 def close_children(client: mlflow.MlflowClient, parent: str) -> None:
     """End the RUNNING children of a run as KILLED, once their processes have ended."""
-    children = [run for run in _running(client) if run.data.tags.get(MLFLOW_PARENT_RUN_ID) == parent]
-    for run in children:
-        client.set_terminated(run.info.run_id, "KILLED")
+    for run in list(_running(client)):
+        if run.data.tags.get(MLFLOW_PARENT_RUN_ID) == parent:
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 def fits_of(client: mlflow.MlflowClient, status: str | None = None) -> dict[str, list[Any]]:
