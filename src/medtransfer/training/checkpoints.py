@@ -7,9 +7,8 @@ state of early stopping.
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +46,6 @@ class ResumableStopping(keras.callbacks.EarlyStopping):
         for name, value in self.remembered.items():
             setattr(self, name, value)
 
-    @property
-    def stopped(self) -> bool:
-        """Whether the restored fit had already ended."""
-        return bool(self.remembered.get("stopped_epoch"))
-
 
 def changing_variables(network: keras.Model) -> dict[str, list[Any]]:
     """Return the variables that training changes; `random` are those of the dropout layers."""
@@ -83,50 +77,23 @@ def collect(fit: Fit) -> tuple[Arrays, dict[str, Any]]:
         best = fit.stopping.best_weights
         arrays |= {f"best/{position}": best[position] for position in _trainable_positions(fit.network)}
     facts = {
-        "stopping": {
-            "wait": fit.stopping.wait,
-            "best": float(fit.stopping.best),
-            "best_epoch": fit.stopping.best_epoch,
-            "stopped_epoch": fit.stopping.stopped_epoch,
-        },
+        "stopping": {name: getattr(fit.stopping, name) for name in ("wait", "best", "best_epoch", "stopped_epoch")},
         "history": fit.history,
     }
     return arrays, facts
 
 
-def _restore_variables(part: str, fit: Fit, arrays: Arrays, facts: dict[str, Any]) -> None:
-    for number, variable in enumerate(changing_variables(fit.network)[part]):
-        variable.assign(arrays[f"{part}/{number}"])
-
-
-def _restore_best(fit: Fit, arrays: Arrays, facts: dict[str, Any]) -> None:
+def restore(fit: Fit, arrays: Arrays, facts: dict[str, Any]) -> None:
+    """Put a newly compiled fit into the state that `collect` returned."""
+    for part, variables in changing_variables(fit.network).items():
+        for number, variable in enumerate(variables):
+            variable.assign(arrays[f"{part}/{number}"])
     best = fit.network.get_weights()
     if facts["stopping"]["wait"]:
         for position in _trainable_positions(fit.network):
             best[position] = arrays[f"best/{position}"]
-    fit.stopping.remembered["best_weights"] = best
-
-
-def _restore_stopping(fit: Fit, arrays: Arrays, facts: dict[str, Any]) -> None:
-    fit.stopping.remembered |= facts["stopping"]
-
-
-def _restore_history(fit: Fit, arrays: Arrays, facts: dict[str, Any]) -> None:
-    fit.history[:] = facts["history"]
-
-
-RESTORE: dict[str, Callable[[Fit, Arrays, dict[str, Any]], None]] = {
-    **{part: partial(_restore_variables, part) for part in ("weights", "optimizer", "random")},
-    "best": _restore_best,
-    "stopping": _restore_stopping,
-    "history": _restore_history,
-}
-
-
-def restore(fit: Fit, arrays: Arrays, facts: dict[str, Any]) -> None:
-    """Put a newly compiled fit into the state that `collect` returned."""
-    for part in RESTORE.values():
-        part(fit, arrays, facts)
+    fit.stopping.remembered = {**facts["stopping"], "best_weights": best}
+    fit.history.extend(facts["history"])
 
 
 def save(folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
@@ -175,7 +142,7 @@ def load(folder: Path, made_from: Mapping[str, Any]) -> tuple[Arrays, dict[str, 
         log.info("%s: from a fit with other parameters, data, device or code; starting again", path)
         for other in _newest_first(folder):
             other.unlink()
-        return None
+        break
     return None
 
 

@@ -83,7 +83,7 @@ def fit(
         feed(training),
         validation_data=feed(validation),
         initial_epoch=begin,
-        epochs=begin if state.stopping.stopped else params.epochs,
+        epochs=begin if state.stopping.remembered.get("stopped_epoch") else params.epochs,
         callbacks=[recorder, state.stopping, keras.callbacks.LambdaCallback(on_epoch_end=keep)],
         # Batches are already shuffled by (seed, epoch); Keras would shuffle them again.
         shuffle=False,
@@ -161,10 +161,6 @@ class _Recorder(keras.callbacks.Callback):
             )
         speed = len(self.training.rows) / (self.trained - self.begin)
         self.rows.append({"epoch": epoch + 1, **row, "seconds": seconds, "images_per_second": speed})
-        self.console.print(
-            f"epoch {epoch + 1}/{self.epochs}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.3f}  "
-            f"val_loss {row['val_loss']:.4f}  val_accuracy {row['val_accuracy']:.3f}  "
-            f"{speed:.0f} images/s",
-            highlight=False,
-            soft_wrap=True,
-        )
+        values = "  ".join(f"{name} {value:.{3 if 'accuracy' in name else 4}f}" for name, value in row.items())
+        line = f"epoch {epoch + 1}/{self.epochs}  {values}  {speed:.0f} images/s"
+        self.console.print(line, highlight=False, soft_wrap=True)
