@@ -12,13 +12,10 @@ LAYER = "block5_conv3"
 
 
 def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray, layer: str = LAYER) -> np.ndarray:
-    """Return how strongly each position of the images supports a class.
+    """Return how strongly each position of the images (n, size, size, 3), uint8, supports its class in `classes` (n,).
 
     Parameters
     ----------
-    images : ndarray of shape (n, size, size, 3), uint8
-    classes : ndarray of shape (n,), int
-        One class per image.
     layer : str
         The convolution whose maps are weighted; the heat maps have its resolution.
 

@@ -27,15 +27,7 @@ def rewind_blocks(
     noise: Neyshabur et al., What is being transferred in transfer learning?, NeurIPS 2020, section 4; Chatterji et al.,
     The intriguing role of module criticality, ICLR 2020).
 
-    Parameters
-    ----------
-    tuned, start : keras.Model
-        VGG16 after and before fine-tuning. `tuned` is restored before this returns.
-
-    Returns
-    -------
-    DataFrame
-        One row per block, the first called `none`: block and what `score` returned.
+    `tuned` is restored before this returns one row per block, the first called `none`: block and what `score` returned.
     """
     rows = [{"block": "none", **score(tuned)}]
     for block in BLOCKS:
@@ -52,10 +44,7 @@ def rewind_blocks(
 def compare_layers(tuned: keras.Model, start: keras.Model, images: np.ndarray) -> pd.DataFrame:
     """Return how much each convolution layer changed, in its outputs and in its weights.
 
-    Parameters
-    ----------
-    images : ndarray of shape (n, size, size, 3), uint8
-        Two copies of the largest layer's outputs for all n must fit into memory.
+    Two copies of the largest layer's outputs for all images (n, size, size, 3), uint8, must fit into memory.
 
     Returns
     -------
@@ -65,16 +54,10 @@ def compare_layers(tuned: keras.Model, start: keras.Model, images: np.ndarray) -
     """
     rows = []
     for layer in base_layers(tuned):
-        before, after = (_outputs(model, layer.name, images) for model in (start, tuned))
+        cka = linear_cka(*(_outputs(model, layer.name, images) for model in (start, tuned)))
         old, new = (_flat_weights(model.get_layer(layer.name)) for model in (start, tuned))
-        rows.append(
-            {
-                "layer": layer.name,
-                "block": block_of(layer.name),
-                "cka": linear_cka(before, after),
-                "distance": float(np.linalg.norm(new - old) / np.linalg.norm(old)),
-            }
-        )
+        distance = float(np.linalg.norm(new - old) / np.linalg.norm(old))
+        rows.append({"layer": layer.name, "block": block_of(layer.name), "cka": cka, "distance": distance})
     return pd.DataFrame(rows)
 
 
@@ -99,24 +82,18 @@ def probe_blocks(
     rows: dict[str, np.ndarray],
     score: Callable[[np.ndarray], dict[str, float]],
 ) -> pd.DataFrame:
-    """Fit a linear classifier on each block's output and score it on the test images.
+    """Fit a linear classifier on each block's output; return one row per block with its test scores.
 
     Alain and Bengio: Understanding intermediate layers using linear classifier probes, 2016. A block's output
     is averaged over its pixels first, so that every probe has at most 512 features.
 
     Parameters
     ----------
-    images : ndarray of shape (n, size, size, 3), uint8
-    labels : ndarray of shape (n,), int
+    images, labels : ndarrays of shape (n, size, size, 3), uint8, and (n,), int
     rows : dict
         The rows of `train` and `test`.
     score : callable
         Takes probabilities (test images, classes).
-
-    Returns
-    -------
-    DataFrame
-        One row per block: block, and what `score` returned.
     """
     pooled = [keras.layers.GlobalAveragePooling2D()(model.get_layer(f"{block}_pool").output) for block in BLOCKS]
     extract = keras.Model(model.inputs, pooled)

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,12 +40,17 @@ def evaluate(params: Params) -> None:
             rows = pd.DataFrame({"actual": run.predictions.label, "predicted": predicted_labels(run.predictions)})
             rows.to_csv(folder / f"{run.dataset}-{run_name(run.model, run.seed)}.csv", index=False)
     with atomic_folder(REPORTS / "plots" / "training_accuracy") as folder:
-        write_learning(runs, folder)
+        for dataset in params.study:
+            for model, history in first_histories(runs, dataset).items():
+                history[["epoch", "accuracy"]].to_csv(folder / f"{dataset}-{model}.csv", index=False)
     with atomic_folder(FIGURES) as folder:
         draw_figures(runs, folder)
-    unknown = [run for run in runs if not add_to_mlflow(run)]
+    unknown = 0
+    for run in runs:
+        drawn = FIGURES / run.dataset / run_name(run.model, run.seed)
+        unknown += not mlflow_runs.attach(run.dataset, run.record["fit"], sorted(drawn.iterdir()))
     if unknown:
-        print(f"{len(unknown)} of {len(runs)} fits are not in this MLflow store: their figures are in reports/ only")
+        print(f"{unknown} of {len(runs)} fits are not in this MLflow store: their figures are in reports/ only")
 
 
 def nest(results: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
@@ -61,17 +65,10 @@ def first_histories(runs: list[Run], dataset: str) -> dict[str, pd.DataFrame]:
     """Return the histories of a data set's random and ImageNet networks by name, of the first seed each."""
     found = {}
     for model in LEARNING:
-        own = [run for run in runs if (run.dataset, run.model) == (dataset, model)]
-        if own and own[0].history is not None:
-            found[model] = own[0].history
+        fits = [run for run in runs if (run.dataset, run.model) == (dataset, model)]
+        if fits and fits[0].history is not None:
+            found[model] = fits[0].history
     return found
-
-
-def write_learning(runs: list[Run], folder: Path) -> None:
-    """Write the training accuracy of the compared networks an epoch, for the plots in dvc.yaml."""
-    for dataset in dict.fromkeys(run.dataset for run in runs):
-        for model, history in first_histories(runs, dataset).items():
-            history[["epoch", "accuracy"]].to_csv(folder / f"{dataset}-{model}.csv", index=False)
 
 
 def draw_figures(runs: list[Run], folder: Path) -> None:
@@ -93,7 +90,10 @@ def draw_figures(runs: list[Run], folder: Path) -> None:
         for run in fits:
             drawn = folder / dataset / run_name(run.model, run.seed)
             draw_run(run, drawn)
-            write_card(run, data, drawn / "model-card.md")
+            metrics = json.loads((run_folder(run.dataset, run.model, run.seed) / "metrics.json").read_text())
+            record = {key: value for key, value in run.record.items() if key != "hyperparameters"}
+            card = model_card(record, run.record["hyperparameters"], metrics, data)
+            (drawn / "model-card.md").write_text(card, encoding="utf-8")
 
 
 def draw_run(run: Run, folder: Path) -> None:
@@ -105,16 +105,3 @@ def draw_run(run: Run, folder: Path) -> None:
     if run.history is not None:
         figures.curves(run.history, title, folder / "curves.png")
     (folder / "report.txt").write_text(title + "\n" + report(run.predictions))
-
-
-def write_card(run: Run, data: dict[str, Any], path: Path) -> None:
-    """Write one fit's model card; `data` is the content of dataset.json."""
-    metrics = json.loads((run_folder(run.dataset, run.model, run.seed) / "metrics.json").read_text())
-    record = {key: value for key, value in run.record.items() if key != "hyperparameters"}
-    path.write_text(model_card(record, run.record["hyperparameters"], metrics, data), encoding="utf-8")
-
-
-def add_to_mlflow(run: Run) -> bool:
-    """Add the fit's figures, text report and model card to its MLflow run; False if the store does not know it."""
-    drawn = FIGURES / run.dataset / run_name(run.model, run.seed)
-    return mlflow_runs.attach(run.dataset, run.record["fit"], sorted(drawn.iterdir()))

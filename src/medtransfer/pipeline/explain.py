@@ -23,10 +23,10 @@ def explain(params: Params, dataset: str) -> None:
     random = first_layer_activations(model, image)
     vgg16.set_base_weights(model, imagenet_weights(params.weights.file))
     with atomic_folder(ACTIVATIONS / dataset) as folder:
-        arrays = {
-            "image": image,
-            "id": samples.id[row],
-            "random": random,
-            "imagenet": first_layer_activations(model, image),
-        }
-        np.savez_compressed(folder / "activations.npz", **arrays)
+        np.savez_compressed(
+            folder / "activations.npz",
+            image=image,
+            id=samples.id[row],
+            random=random,
+            imagenet=first_layer_activations(model, image),
+        )

@@ -12,13 +12,7 @@ from medtransfer.data.preparation import prepare_dataset
 
 
 def prepare(params: Params, dataset: str) -> None:
-    """Prepare one data set.
-
-    Raises
-    ------
-    UserError
-        params.yaml has no such data set, or the raw data have changed since DVC recorded them or are unusable.
-    """
+    """Prepare one data set; a UserError if it is unknown, unusable or has changed since DVC recorded it."""
     check_known("params.yaml: datasets", dataset, params.datasets)
     warn_of_another_version()
     check_unchanged(DATA)
@@ -26,8 +20,8 @@ def prepare(params: Params, dataset: str) -> None:
     with atomic_folder(PREPARED / dataset) as folder:
         done = prepare_dataset(dataset_of(dataset, params), DATA / dataset, params.datasets[dataset], folder)
         check_params_unchanged(params, f"datasets.{dataset}")
-    speed = sum(done["images"].values()) / (time.perf_counter() - begin)
     images, group, total = done["images"], done["group"], sum(done["images"].values())
+    speed = total / (time.perf_counter() - begin)
     synthetic = "SYNTHETIC " if done["synthetic"] else ""
     print(f"{synthetic}{done['title']}: {total} images at {done['image_size']} px, {speed:.0f} per second")
     others = ""

@@ -13,13 +13,7 @@ from medtransfer.core.layout import CHECKPOINTS, RUNS
 
 
 def claim_fit(folder: Path, made_from: dict[str, Any]) -> str:
-    """Return the id of a fit; an interrupted fit with the same `made_from` keeps its id.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the fit keeps its checkpoints.
-    """
+    """Return the id of the fit with checkpoints in `folder`; an interrupted one with this `made_from` keeps its id."""
     path = folder / "fit.json"
     made_from = json.loads(json.dumps(made_from))
     try:

@@ -12,7 +12,7 @@ from medtransfer.core.dvc import check_params_unchanged
 from medtransfer.core.errors import check_known
 from medtransfer.core.files import atomic_folder, sha256_of
 from medtransfer.core.layout import PREPARED, checkpoints_folder, run_folder, run_name
-from medtransfer.core.params import Configuration, Params, TrainParams
+from medtransfer.core.params import Params
 from medtransfer.core.prepared import read_dataset
 from medtransfer.core.run_record import write_record
 from medtransfer.metrics.scores import MACRO, MICRO
@@ -69,9 +69,25 @@ def _train(
     images, samples, description = read_dataset(params, dataset)
     classes, size = description["classes"], description["image_size"]
     network, trained = build_network(configuration, settings, size, len(classes), seed, params.weights.file)
-    hyperparameters = describe_hyperparameters(network, trained, configuration, settings, description, seed)
-    record = {**describe_fit(description, name, seed), **origin, **describe_network(configuration, settings)}
-    counts = hyperparameters["weights"]
+    counts = vgg16.count_weights(network)
+    hyperparameters = {
+        "train": settings.model_dump(),
+        "configuration": configuration.model_dump(exclude_none=True),
+        "data": {key: description[key] for key in ("image_size", "resize_filter", "split")},
+        "seed": seed,
+        "weights": counts,
+        "trainable_layers": ",".join(trained),
+    }
+    record = {
+        **describe_fit(description, name, seed),
+        **origin,
+        "kind": "network",
+        "weights": configuration.weights,
+        "trainable_blocks": ",".join((*configuration.blocks, vgg16.HEAD)),
+        "backend": keras.backend.backend(),
+        "precision": settings.precision,
+        "device": device_name(),
+    }
     print(f"{dataset} {run_name(name, seed)}: trains {', '.join(trained)} ({counts['trainable']:,} weights)")
     inputs = {**describe_inputs(network, images, dataset, hyperparameters), "devices": origin["devices"]}
     checkpoints = checkpoints_folder(dataset, name, seed)
@@ -90,7 +106,8 @@ def _train(
         check_params_unchanged(params, "train", f"configurations.{name}", "weights")
         metrics = write_scores(folder, samples.iloc[scored], probabilities, classes)
         history.to_csv(folder / "history.csv", index=False)
-        saved = without_optimizer(network)
+        # Without the optimizer, which would triple the size of the file.
+        saved = keras.Model(network.inputs, network.outputs, name=network.name)
         saved.save(folder / "model.keras")
         outcome = {"fit": fit_id, **describe_outcome(ready, history)}
         write_record(folder, {**record, **outcome, **counts}, hyperparameters)
@@ -98,37 +115,6 @@ def _train(
         run.log_model(lambda: mlflow_models.log_keras_model(saved, np.asarray(images[:1])))
     end_fit(checkpoints, outputs)
     print(f"test images: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}")
-
-
-def describe_network(configuration: Configuration, settings: TrainParams) -> dict[str, Any]:
-    """Return what run.json and MLflow's tags record about the network, its backend and its device."""
-    return {
-        "kind": "network",
-        "weights": configuration.weights,
-        "trainable_blocks": ",".join((*configuration.blocks, vgg16.HEAD)),
-        "backend": keras.backend.backend(),
-        "precision": settings.precision,
-        "device": device_name(),
-    }
-
-
-def describe_hyperparameters(
-    network: keras.Model,
-    trained: tuple[str, ...],
-    configuration: Configuration,
-    settings: TrainParams,
-    description: dict[str, Any],
-    seed: int,
-) -> dict[str, Any]:
-    """Return the hyperparameters as MLflow and run.json store them; `description` is dataset.json."""
-    return {
-        "train": settings.model_dump(),
-        "configuration": configuration.model_dump(exclude_none=True),
-        "data": {key: description[key] for key in ("image_size", "resize_filter", "split")},
-        "seed": seed,
-        "weights": vgg16.count_weights(network),
-        "trainable_layers": ",".join(trained),
-    }
 
 
 def describe_outcome(ready: Experiment, history: pd.DataFrame) -> dict[str, Any]:
@@ -158,8 +144,3 @@ def describe_inputs(
         "device": device_name(),
         "code": code_digest(),
     }
-
-
-def without_optimizer(network: keras.Model) -> keras.Model:
-    """Return the same network without its optimizer, which would triple the size of its file."""
-    return keras.Model(network.inputs, network.outputs, name=network.name)

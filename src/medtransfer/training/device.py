@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -74,11 +75,9 @@ def accelerators() -> list[str]:
 
         gpus = tf.config.list_physical_devices("GPU")
         return [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
-    if keras.backend.backend() == "jax":
-        import jax
+    import jax
 
-        return [device.device_kind for device in jax.devices() if device.platform != "cpu"]
-    return []
+    return [device.device_kind for device in jax.devices() if device.platform != "cpu"]
 
 
 def device_name() -> str:
@@ -86,11 +85,8 @@ def device_name() -> str:
     names = accelerators()
     if names:
         return ", ".join(names)
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [
-        line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-    ]
-    return f"CPU {models[0]}" if models else f"CPU {platform.machine()}"
+    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return f"CPU {model[1].strip() if model else platform.machine()}"
 
 
 def place_on_device(inputs: np.ndarray) -> Any:
