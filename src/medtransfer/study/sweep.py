@@ -60,16 +60,8 @@ def plan(
 def sweep(params: Params, name: str, fits: list[GridPoint], needs: Needs, local: bool) -> pd.DataFrame:
     """Run every fit that is not finished yet, under one parent run in the MLflow experiment `sweep <name>`.
 
-    Returns
-    -------
-    DataFrame
-        One row per fit, also in sweep.csv: dataset, configuration, seed, learning_rate, val_loss and val_macro_f1
-        after best_epoch, epochs, seconds, node, and in `problem` why it failed, else "".
-
-    Raises
-    ------
-    UserError
-        No cluster answers, no node is large enough, or the folder holds a sweep of another grid, parameters or data.
+    The returned table, also in sweep.csv, has one row per fit, with its scores or, in `problem`, why it failed. It is
+    a UserError if no cluster answers, no node is large enough, or the folder holds another sweep.
     """
     root, experiment = (SWEEPS / name).resolve(), f"sweep {name}"
     join_ray(params, needs, local)

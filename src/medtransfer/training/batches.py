@@ -55,13 +55,15 @@ class Batches(keras.utils.PyDataset):
             self.weights[rows] = weights
         self.start_epoch(0)
 
-    def _draw_order(self, epoch: int) -> np.ndarray:
+    def start_epoch(self, epoch: int) -> None:
+        """Draw the order of the images for this epoch; the first epoch is 0."""
+        rng = np.random.default_rng([self.seed or 0, epoch])
         if self.seed is None:
-            return self.rows
-        rng = np.random.default_rng([self.seed, epoch])
-        if self.sampling_weights is not None:
-            return rng.choice(self.rows, len(self.rows), p=self.sampling_weights)
-        return rng.permutation(self.rows)
+            self._order = self.rows
+        elif self.sampling_weights is not None:
+            self._order = rng.choice(self.rows, len(self.rows), p=self.sampling_weights)
+        else:
+            self._order = rng.permutation(self.rows)
 
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.batch_size)
@@ -76,10 +78,6 @@ class Batches(keras.utils.PyDataset):
         self.on_batch()
         labels = self.labels[rows]  # (B,) int
         return (batch, labels) if self.weights is None else (batch, labels, self.weights[rows])
-
-    def start_epoch(self, epoch: int) -> None:
-        """Draw the order of the images for this epoch; the first epoch is 0."""
-        self._order = self._draw_order(epoch)
 
 
 def feed(batches: Batches) -> Any:

@@ -187,8 +187,8 @@ def _fill(
         file.seek(0)
         np.lib.format.read_magic(file)
         np.lib.format.read_array_header_1_0(file)
-        start = file.tell()
-        rows = (os.fstat(file.fileno()).st_size - start) // row_bytes
+        start, size = file.tell(), file.seek(0, os.SEEK_END)
+        rows = (size - start) // row_bytes
         file.truncate(start + rows * row_bytes)
         for batch in compute(rows):
             file.write(batch.astype(dtype, copy=False).tobytes())

@@ -59,10 +59,8 @@ def fit(
 
     Raises
     ------
-    DivergedError
-        The loss is no longer a finite number.
-    UserError
-        A checkpoint cannot be written.
+    DivergedError, UserError
+        The loss is no longer a finite number, or a checkpoint cannot be written.
     """
     compile_network(model, params)
     state = Fit(model, ResumableStopping(params.patience))

@@ -46,13 +46,7 @@ def save_tree(tree: Tree, path: str) -> None:
 
 
 def load_tree(path: str) -> Tree:
-    """Read a tree that `save_tree` wrote; a file with other types is refused before anything is built.
-
-    Raises
-    ------
-    UserError
-        It cannot be read, or this project did not save it.
-    """
+    """Read a tree that `save_tree` wrote; a UserError, before anything is built, if the file has other types."""
     try:
         tree = skops.io.load(path, trusted=list(TRUSTED_TYPES))
         if not isinstance(tree, DecisionTreeClassifier | RandomForestClassifier):
