@@ -152,9 +152,7 @@ def test_a_servers_artifacts_lie_in_a_bucket_and_clients_need_no_key(
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)
         with mlflow_runs.run("ham10000", "tree", "fit-1", {}, {}, sample_seconds=None) as run:
-            run.log_model(
-                lambda: mlflow_models.log_sklearn_model(tree, features, tree.predict_proba(features), TRUSTED_TYPES)
-            )
+            run.log_model(lambda: mlflow_models.log_sklearn_model(tree, features, TRUSTED_TYPES))
         assert mlflow_runs.attach("ham10000", "fit-1", [Path("figure.txt")])
         assert run.run_id
         loaded = mlflow.pyfunc.load_model(f"runs:/{run.run_id}/model")

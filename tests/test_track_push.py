@@ -40,11 +40,7 @@ def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) 
                 run.log_epochs([{"epoch": epoch, "loss": 1 / epoch} for epoch in range(1, 4)])
                 if name == "finished":
                     run.log_data(pd.DataFrame({"id": ["1"], "label": ["nv"]}), "ham10000", {"data_source": "x"})
-                    run.log_model(
-                        lambda: mlflow_models.log_sklearn_model(
-                            tree, features, tree.predict_proba(features), TRUSTED_TYPES
-                        )
-                    )
+                    run.log_model(lambda: mlflow_models.log_sklearn_model(tree, features, TRUSTED_TYPES))
                 if ending:
                     raise ending
         except (RuntimeError, KeyboardInterrupt):

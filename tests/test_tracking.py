@@ -146,7 +146,7 @@ def test_a_tree_answers_raw_pixels_as_before(store: mlflow.MlflowClient, params:
     tree = build_tree(params.trees.random_forest, 0).fit(features, np.arange(30) % 3)
     expected = tree.predict_proba(features)
     with mlflow_runs.run("ham10000", "t", "f1", {}, {}) as run:
-        run.log_model(lambda: mlflow_models.log_sklearn_model(tree, features[:1], expected[:1], TRUSTED_TYPES))
+        run.log_model(lambda: mlflow_models.log_sklearn_model(tree, features[:1], TRUSTED_TYPES))
     loaded = mlflow.pyfunc.load_model(f"runs:/{run.run_id}/model")
     assert (loaded.predict(features) == expected).all()
     pickles = [path for path in (tmp_path / "mlruns").rglob("*") if path.suffix in (".pkl", ".pickle", ".joblib")]

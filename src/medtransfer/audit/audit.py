@@ -4,7 +4,6 @@ import json
 import math
 import subprocess
 import sys
-import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -24,7 +23,6 @@ from medtransfer.core.prepared import data_of
 from medtransfer.core.provenance import data_version
 from medtransfer.core.run_record import find_fits, read_record
 from medtransfer.metrics.scores import mlflow_name
-from medtransfer.models.settings import read_settings
 from medtransfer.pipeline.outputs import log_to_mlflow
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 
@@ -144,15 +142,10 @@ def _check_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> It
         yield str(error)
         return
     record = read_record(folder)
-    if "fit" not in record:
-        yield f"{folder}: run.json has no fit id: it is from an older version; run `dvc repro`"
-        return
     if str(folder) in lock:
         yield from _check_locked(folder, record, lock[str(folder)])
     else:
         yield f"{folder}: not in dvc.lock; run `dvc repro`"
-    if record["kind"] == "network":
-        yield from _check_network(folder / "model.keras", record["hyperparameters"])
     yield from _differences(folder, "data.dvc", [("data_version", record["data_version"], data_version())])
     commit = record["git_commit"].removesuffix("-modified")
     if not _knows_commit(commit):
@@ -179,18 +172,6 @@ def differs(locked: Any, recorded: Any) -> bool:
     if isinstance(locked, dict) and isinstance(recorded, dict):
         return any(differs(value, recorded.get(key)) for key, value in locked.items())
     return current_scaling(locked) not in (current_scaling(recorded), AUTO)
-
-
-def _check_network(path: Path, hyperparameters: dict[str, Any]) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = read_settings(json.loads(archive.read("config.json"))["config"])
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        return [f"{path}: cannot be read ({error})"]
-    recorded = {**hyperparameters["train"], **hyperparameters}
-    return _differences(
-        path, "run.json", ((key, value, current_scaling(recorded.get(key))) for key, value in found.items())
-    )
 
 
 def _knows_commit(commit: str) -> bool:
@@ -323,8 +304,6 @@ def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]], read
         raise UserError("not in dvc.lock, so its files cannot be checked; run `dvc repro`")
     check_unchanged(folder)
     record = read_record(folder)
-    if "fit" not in record:
-        return False
     run = _run_of(client, record)
     if run is not None and not list(_check_run(client, folder, record, run, read_models)):
         return False
@@ -360,9 +339,8 @@ def _log_model(folder: Path, record: dict[str, Any]) -> None:
 
     pixels = np.load(PREPARED / record["dataset"] / "images.npy", mmap_mode="r")[:1]
     if record["kind"] == "baseline":
-        path = str(folder / "model.skops")
-        tree, features = load_tree(path), flatten_pixels(pixels)
-        mlflow_models.log_sklearn_model(tree, features, tree.predict_proba(features), TRUSTED_TYPES)
+        tree = load_tree(str(folder / "model.skops"))
+        mlflow_models.log_sklearn_model(tree, flatten_pixels(pixels), TRUSTED_TYPES)
         return
     from medtransfer.models.vgg16 import load_network
 

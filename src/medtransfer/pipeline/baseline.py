@@ -51,8 +51,6 @@ def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
         write_record(folder, {**record, "fit": fit, "seconds": seconds}, hyperparameters)
         log_to_mlflow(run, folder)
         example = flatten_pixels(images[tested][:1])
-        run.log_model(
-            lambda: mlflow_models.log_sklearn_model(tree, example, tree.predict_proba(example), TRUSTED_TYPES)
-        )
+        run.log_model(lambda: mlflow_models.log_sklearn_model(tree, example, TRUSTED_TYPES))
     end_fit(checkpoints, run_folder(dataset, model, seed))
     print(f"{dataset} {model}: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}, {seconds:.1f} s")

@@ -18,7 +18,7 @@ from mlflow.types import ColSpec, Schema
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of
 from medtransfer.core.predictions import probability_columns
-from medtransfer.tracking.mlflow_store import FIT, UNREACHABLE, address, reach, reason, redact
+from medtransfer.tracking.mlflow_store import FIT, UNREACHABLE, address, ignoring_existing, reach, reason, redact
 
 MODEL, CLASSIFIER = "model", "classifier"
 MODEL_FILES = ("model.keras", "model.skops")
@@ -42,8 +42,8 @@ def registered(client: mlflow.MlflowClient) -> list[Any]:
 def model_problem(client: mlflow.MlflowClient, run: Any, read: bool = True) -> str:
     """Return what is wrong with the run's logged model, or an empty string; `read` checks its files too."""
     ready = [model for model in models_of(client, run) if model.status == "READY"]
-    problems = [_problem_of(model) if read else "" for model in ready]
-    return min(problems, default="has no model")  # "" if one of several is whole
+    # "" if one of several is undamaged
+    return min((_problem_of(model) if read else "" for model in ready), default="has no model")
 
 
 def _problem_of(model: Any) -> str:
@@ -91,15 +91,13 @@ def _save_keras_model(path: str, validate_serving_input: bool, **arguments: Any)
     mlflow.keras.save_model(path=path, **arguments)
 
 
-def log_sklearn_model(
-    model: Any, features: np.ndarray, probabilities: np.ndarray, trusted_types: Sequence[str]
-) -> None:
-    """Log a tree; `features` (n, size · size · 3), uint8, is its input example, probabilities its output."""
+def log_sklearn_model(model: Any, features: np.ndarray, trusted_types: Sequence[str]) -> None:
+    """Log a tree; `features` (n, size · size · 3), uint8, is its input example."""
     _log_model(
         mlflow.sklearn.save_model,
         "sklearn",
         sk_model=model,
-        signature=infer_signature(features, probabilities),
+        signature=infer_signature(features, model.predict_proba(features)),
         input_example=features,
         serialization_format="skops",
         skops_trusted_types=list(trusted_types),
@@ -135,14 +133,13 @@ def register_classifier(
     An undamaged version that is already registered is reused.
     """
     tags = {FIT: facts["fit"], **{tag: sha256_of(folder / file) for file, tag in REGISTERED.items()}}
-    for known in _versions(client, name):  # creates the name if it is new
+    with ignoring_existing():
+        client.create_registered_model(name)
+    for known in client.search_model_versions(f"name = '{name}'"):
         if tags.items() <= known.tags.items() and not list(registered_problems(known)):
             client.set_registered_model_alias(name, BEST, known.version)
             return str(known.version)
-    outputs = [
-        ColSpec("string", "predicted"),
-        *(ColSpec("double", name) for name in probability_columns(facts["classes"])),
-    ]
+    columns = [ColSpec("double", column) for column in probability_columns(facts["classes"])]
     mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # MLflow recommends an input example
@@ -154,21 +151,14 @@ def register_classifier(
             python_model=str(PACKAGE / "serving" / "served.py"),
             artifacts={folder.name: str(folder)},
             code_paths=[str(PACKAGE)],
-            signature=ModelSignature(Schema([ColSpec("binary", "image")]), Schema(outputs)),
+            signature=ModelSignature(
+                Schema([ColSpec("binary", "image")]), Schema([ColSpec("string", "predicted"), *columns])
+            ),
             pip_requirements=_pinned(*SERVING, backend),
         )
     version = client.create_model_version(name, logged.model_uri, run_id, tags, model_id=logged.model_id)
     client.set_registered_model_alias(name, BEST, version.version)
     return str(version.version)
-
-
-def _versions(client: mlflow.MlflowClient, name: str) -> list[Any]:
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    return list(client.search_model_versions(f"name = '{name}'"))
 
 
 def registered_problems(version: Any) -> Iterator[str]:

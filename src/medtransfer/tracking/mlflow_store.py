@@ -116,13 +116,7 @@ def warn_unreachable(error: BaseException) -> None:
 
 
 def living_experiment(client: mlflow.MlflowClient, name: str) -> Any:
-    """Return an experiment, or None if there is none.
-
-    Raises
-    ------
-    UserError
-        It was deleted: its name is taken, but it accepts no runs.
-    """
+    """Return an experiment, or None; a UserError if it was deleted: its name is taken, but it accepts no runs."""
     known = client.get_experiment_by_name(name)
     if known and known.lifecycle_stage == "deleted":
         raise UserError(
@@ -140,22 +134,23 @@ def set_experiment(name: str) -> None:
     """
     if not living_experiment(mlflow.MlflowClient(), name):
         project = copied_project() if mlflow.get_tracking_uri() == own_uri() else ""
-        try:  # keep its files out of a temporary copy
+        with ignoring_existing():  # keep its files out of a temporary copy
             mlflow.create_experiment(name, artifact_location=f"{project}/mlruns/{name}" if project else None)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
     mlflow.set_experiment(name)
 
 
-def reach() -> mlflow.MlflowClient:
-    """Connect, for a command that cannot work without MLflow.
+@contextmanager
+def ignoring_existing() -> Iterator[None]:
+    """Ignore MLflow's refusal to create what exists already."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
 
-    Raises
-    ------
-    UserError
-        MLflow does not answer.
-    """
+
+def reach() -> mlflow.MlflowClient:
+    """Connect, for a command that cannot work without MLflow: a UserError if it does not answer."""
     try:
         return connect()
     except UNREACHABLE as error:
@@ -165,13 +160,7 @@ def reach() -> mlflow.MlflowClient:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """End a command with one line if MLflow stops answering: a traceback would show the password in its address.
-
-    Raises
-    ------
-    UserError
-        MLflow stopped answering.
-    """
+    """Raise a UserError if MLflow stops answering: a traceback would show the password in its address."""
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError) as error:
@@ -182,12 +171,8 @@ def answering() -> Iterator[None]:
 
 def every_run(client: mlflow.MlflowClient, experiment_ids: list[str], condition: str = "") -> Iterator[Any]:
     """Yield all runs of these experiments, oldest first."""
-    token = None
-    while experiment_ids:
-        page = client.search_runs(
-            experiment_ids, condition, max_results=200, order_by=["start_time ASC"], page_token=token
-        )
+    token, order = None, ["start_time ASC"]
+    while token != "":
+        page = client.search_runs(experiment_ids, condition, max_results=200, order_by=order, page_token=token)
         yield from page
-        token = page.token
-        if not token:
-            return
+        token = page.token or ""
