@@ -104,13 +104,7 @@ def cache_features(
 
 
 def training_rows(samples: pd.DataFrame, fraction: float, seed: int) -> np.ndarray:
-    """Return the rows of the training images, or a random fraction of each class.
-
-    Raises
-    ------
-    UserError
-        A class would have no images.
-    """
+    """Return the rows of the training images, or a random fraction of each class; a UserError if one has no images."""
     rows = np.flatnonzero(samples.split == "train")
     if fraction == 1:
         return rows
