@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from medtransfer.core.params import BLOCKS, read_params
-from medtransfer.models import vgg16
+from medtransfer.models import freezing, vgg16
 from medtransfer.training.device import device_name, keep_freed_memory, make_deterministic
 from medtransfer.training.loop import compile_network
 
@@ -67,7 +67,7 @@ def _build(size: int, blocks: tuple[str, ...], precision: str, slow: bool) -> ke
         mock.patch("medtransfer.training.gradients.processor_has_slow_bfloat16", return_value=slow),
     ):
         model = vgg16.build_vgg16(size, 7, settings, seed=0)
-        vgg16.set_trainable(model, blocks)
+        freezing.set_trainable(model, blocks)
         compile_network(model, settings)
     return model
 

@@ -70,7 +70,7 @@ def losses(blocks: tuple[str, ...], devices: int, images: int, deterministic: bo
     import tensorflow as tf
 
     from medtransfer.core.params import read_params
-    from medtransfer.models import vgg16
+    from medtransfer.models import freezing, vgg16
     from medtransfer.training.batches import Batches
     from medtransfer.training.device import make_deterministic
     from medtransfer.training.loop import fit
@@ -89,7 +89,7 @@ def losses(blocks: tuple[str, ...], devices: int, images: int, deterministic: bo
     trained = images * 4 // 5
     with strategy.scope() if devices > 1 else tf.device("CPU:0"):
         model = vgg16.build_vgg16(SIZE, 2, settings, seed=0)
-        vgg16.set_trainable(model, blocks)
+        freezing.set_trainable(model, blocks)
         network, inputs, _ = use_cached_features(model, blocks, settings, pixels, 0)
         training = Batches(inputs, np.arange(trained), labels, BATCH, 0)
         history = fit(network, training, Batches(inputs, np.arange(trained, images), labels, BATCH), settings)

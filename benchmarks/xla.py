@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from medtransfer.core.params import BLOCKS, TrainParams, read_params
-from medtransfer.models import vgg16
+from medtransfer.models import freezing, vgg16
 from medtransfer.training.device import device_name
 
 BATCH = 32
@@ -54,7 +54,7 @@ def main(size: int, images: int, rounds: int, precision: str) -> None:
 def compiled(size: int, params: TrainParams, *, jit: bool) -> keras.Model:
     """Return VGG16, all layers trainable, compiled with or without XLA."""
     model = vgg16.build_vgg16(size, 7, params, seed=0)
-    vgg16.set_trainable(model, BLOCKS)
+    freezing.set_trainable(model, BLOCKS)
     model.compile("adam", "sparse_categorical_crossentropy", jit_compile=jit)
     return model
 

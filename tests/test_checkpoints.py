@@ -11,7 +11,7 @@ import pytest
 
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import TrainParams
-from medtransfer.models import vgg16
+from medtransfer.models import freezing, vgg16
 from medtransfer.training import checkpoints, loop
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import make_deterministic
@@ -49,7 +49,7 @@ def one_fit(
     images, labels = data
     make_deterministic()
     model = vgg16.build_vgg16(SIZE, CLASSES, recipe, seed=1)
-    vgg16.set_trainable(model, ("block5",))
+    freezing.set_trainable(model, ("block5",))
     training = Batches(images, np.arange(32), labels, recipe.batch_size, seed=1)
     validation = Batches(images, np.arange(32, 40), labels, recipe.batch_size)
 
@@ -215,7 +215,7 @@ def test_the_state_holds_every_variable_that_training_changes(
 ) -> None:
     images, labels = data
     model = vgg16.build_vgg16(SIZE, CLASSES, recipe, seed=1)
-    vgg16.set_trainable(model, ("block5",))
+    freezing.set_trainable(model, ("block5",))
     training = Batches(images, np.arange(32), labels, recipe.batch_size, seed=1)
     fit(model, training, training, recipe.model_copy(update={"epochs": 1}))
     held = {id(variable) for variables in checkpoints.changing_variables(model).values() for variable in variables}

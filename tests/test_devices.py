@@ -19,7 +19,7 @@ SAME_ON_EVERY_DEVICE = """
 import sys
 from pathlib import Path
 import jax, keras, numpy as np
-from medtransfer.models import vgg16
+from medtransfer.models import freezing, vgg16
 from medtransfer.core.params import read_params
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import every_device
@@ -33,7 +33,7 @@ TOLERANCE = 1e-5
 
 def one_fit(blocks):
     model = vgg16.build_vgg16(32, 2, settings, seed=0)
-    vgg16.set_trainable(model, blocks)
+    freezing.set_trainable(model, blocks)
     network, inputs, _ = use_cached_features(model, blocks, settings, pixels, 1)
     # Neither part can be divided by four.
     parts = Batches(inputs, np.arange(21), labels, 8, 0), Batches(inputs, np.arange(21, 27), labels, 8)

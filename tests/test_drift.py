@@ -6,7 +6,7 @@ import keras
 import pytest
 
 from medtransfer.core.params import TrainParams
-from medtransfer.models import vgg16
+from medtransfer.models import freezing, vgg16
 from medtransfer.training.loop import compile_network
 
 CHANGES: list[dict[str, Any]] = [
@@ -22,7 +22,7 @@ CHANGES: list[dict[str, Any]] = [
 def test_a_network_is_built_as_asked(tiny: TrainParams, change: dict[str, Any]) -> None:
     settings = tiny.model_copy(update=change)
     model = vgg16.build_vgg16(32, 3, settings, seed=0)
-    trained = vgg16.set_trainable(model, ("block5",))
+    trained = freezing.set_trainable(model, ("block5",))
     keras.config.set_dtype_policy("float32")  # Keras keeps the policy of the last network
     dense = [layer for layer in model.layers if layer.name.startswith("head_dense")]
     dropout = [layer for layer in model.layers if layer.name.startswith("head_dropout")]
@@ -30,7 +30,7 @@ def test_a_network_is_built_as_asked(tiny: TrainParams, change: dict[str, Any]) 
     assert [layer.rate for layer in dropout] == [settings.dropout] * len(dense)
     assert {layer.dtype_policy.name for layer in dense} == {settings.precision}
     assert ("scale_to_one" in {layer.name for layer in model.layers}) == (settings.scaling == "tf")
-    assert [layer.name for layer in vgg16.weighted_layers(model) if layer.trainable] == trained
+    assert [layer.name for layer in freezing.weighted_layers(model) if layer.trainable] == trained
     assert len(trained) == 3 + len(dense) + 1
     assert model.output_shape == (None, 3)
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from medtransfer.core.params import TrainParams
-from medtransfer.models import vgg16
+from medtransfer.models import freezing, vgg16
 from medtransfer.models.convolution import use_fast_convolutions
 from medtransfer.training.gradients import use_fast_gradients
 
@@ -36,7 +36,7 @@ def test_the_fast_gradients_are_keras_own_to_rounding(
     gradients, changed = [], []
     for fast in (False, True):
         model = vgg16.build_vgg16(size, CLASSES, params, seed=5)
-        vgg16.set_trainable(model, ("block4", "block5"))
+        freezing.set_trainable(model, ("block4", "block5"))
         changed.append(use_fast_gradients(model) if fast else 0)
         with tf.GradientTape() as tape:
             loss = keras.losses.sparse_categorical_crossentropy(labels, model(pixels, training=True))

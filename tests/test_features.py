@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from medtransfer.core.params import BLOCKS, TrainParams
-from medtransfer.models import vgg16
+from medtransfer.models import freezing, vgg16
 from medtransfer.training import feature_cache as features
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import make_deterministic
@@ -63,7 +63,7 @@ def test_the_parts_behind_each_other_are_the_network(
     blocks: tuple[str, ...], images: np.ndarray, tiny: TrainParams
 ) -> None:
     model = vgg16.build_vgg16(SIZE, CLASSES, tiny, seed=0)
-    vgg16.set_trainable(model, blocks)
+    freezing.set_trainable(model, blocks)
     prefix, rest = divide(model, frozen_prefix(blocks))
     whole = model.predict_on_batch(images)
     computed = np.concatenate(list(compute_features(prefix, images, 0)))
@@ -230,7 +230,7 @@ def test_a_run_is_the_same_with_and_without_the_store(
     for max_gb in (0, 1):
         make_deterministic()
         model = vgg16.build_vgg16(SIZE, CLASSES, settings, seed=3)
-        vgg16.set_trainable(model, blocks)
+        freezing.set_trainable(model, blocks)
         network, inputs, _ = use_cached_features(model, blocks, settings, images, max_gb)
         assert (network is model) == (max_gb == 0)
         training = Batches(inputs, np.arange(50), labels, 8, seed=3)

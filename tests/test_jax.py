@@ -55,7 +55,7 @@ import sys
 from pathlib import Path
 import jax.numpy as jnp
 import keras, numpy as np
-from medtransfer.models import vgg16
+from medtransfer.models import freezing, vgg16
 from medtransfer.core.params import read_params
 from medtransfer.training.batches import Batches
 from medtransfer.training.loop import fit, predict
@@ -65,7 +65,7 @@ labels = np.arange(40) % 2
 found = []
 for inputs in (pixels, jnp.asarray(pixels)):
     model = vgg16.build_vgg16(32, 2, settings, seed=0)
-    vgg16.set_trainable(model, ())
+    freezing.set_trainable(model, ())
     assert isinstance(Batches(inputs, np.arange(40), labels, 8)[0][0], type(inputs))
     fit(model, Batches(inputs, np.arange(32), labels, 8, 0), Batches(inputs, np.arange(32, 40), labels, 8), settings)
     found.append(predict(model, inputs, np.arange(40), 8))

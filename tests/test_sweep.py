@@ -27,7 +27,7 @@ from medtransfer.core.params import Params
 from medtransfer.data.catalogue import CHEST_XRAY, HAM10000
 from medtransfer.data.preparation import prepare_dataset
 from medtransfer.study import sweep as stage
-from medtransfer.study.cluster import Needs, fit_environment
+from medtransfer.study.ray_cluster import Needs, fit_environment
 from medtransfer.tracking import mlflow_runs
 
 # Seeds share nothing; rates share the features of a frozen prefix.

@@ -11,7 +11,7 @@ import pytest
 
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import BLOCKS, TrainParams
-from medtransfer.models import vgg16
+from medtransfer.models import freezing, vgg16
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import make_deterministic
 from medtransfer.training.loop import HISTORY_COLUMNS, build_optimizer, fit, predict
@@ -85,7 +85,7 @@ def test_a_rare_class_is_found_where_classes_are_balanced(tiny: TrainParams) -> 
     for balance in ("none", "class_weights", "sampling"):
         make_deterministic()
         model = vgg16.build_vgg16(SIZE, 2, params, seed=5)
-        vgg16.set_trainable(model, ())
+        freezing.set_trainable(model, ())
         training = Batches(images.astype(np.uint8), rows, labels, 8, 5, balance)
         fit(model, training, Batches(images.astype(np.uint8), rows, labels, 64), params)
         shares[balance] = predict(model, images.astype(np.uint8), rows, 64)[:, 1].mean()
@@ -106,7 +106,7 @@ class Watched(Batches):
 def test_training_sees_the_order_of_the_epoch_and_nothing_else_shuffles(tiny: TrainParams) -> None:
     images, rows = np.zeros((48, SIZE, SIZE, 3), np.uint8), np.arange(36)
     model = vgg16.build_vgg16(SIZE, 48, tiny, seed=5)
-    vgg16.set_trainable(model, ())
+    freezing.set_trainable(model, ())
     training = Watched(images, rows, np.arange(48), 8, seed=5)
     training.asked = []
     fit(model, training, Batches(images, np.arange(36, 48), np.arange(48), 4), tiny)
@@ -121,7 +121,7 @@ def one_fit(
     images, labels = data
     make_deterministic()
     model = vgg16.build_vgg16(SIZE, CLASSES, params, seed=5)
-    vgg16.set_trainable(model, blocks)
+    freezing.set_trainable(model, blocks)
     seen: list[int] = []
     training = Batches(images, np.arange(36), labels, params.batch_size, seed=5)
     validation = Batches(images, np.arange(36, 48), labels, params.batch_size)

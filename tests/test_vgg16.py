@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from medtransfer.core.params import BLOCKS, Configuration, Params, TrainParams
-from medtransfer.models import vgg16
+from medtransfer.models import freezing, vgg16
 from medtransfer.training.batches import Batches
 from medtransfer.training.loop import fit
 
@@ -21,9 +21,9 @@ def pixels() -> np.ndarray:
 
 def test_the_base_is_vgg16_and_the_head_the_talks(tiny: TrainParams) -> None:
     model = vgg16.build_vgg16(SIZE, CLASSES, tiny, seed=0)
-    assert [layer.name for layer in vgg16.weighted_layers(model)] == CONVOLUTIONS + HEAD
+    assert [layer.name for layer in freezing.weighted_layers(model)] == CONVOLUTIONS + HEAD
     assert sum(tensor.size for tensor in vgg16.get_base_weights(model)) == 14_714_688
-    block5 = [layer for layer in vgg16.base_layers(model) if vgg16.block_of(layer.name) == "block5"]
+    block5 = [layer for layer in vgg16.base_layers(model) if freezing.block_of(layer.name) == "block5"]
     assert sum(layer.count_params() for layer in block5) == 7_079_424
     head = [layer.name for layer in model.layers if layer.name.startswith("head")]
     assert head == ["head_flatten", "head_dense1", "head_dropout1", "head_dense2", "head_dropout2", "head_output"]
@@ -82,15 +82,15 @@ def test_an_epoch_moves_exactly_the_named_blocks_and_the_head(
 ) -> None:
     configuration = params.configurations[name]
     model = vgg16.build_vgg16(SIZE, CLASSES, tiny, seed=0)
-    trained = vgg16.set_trainable(model, configuration.blocks)
-    before = {layer.name: layer.get_weights() for layer in vgg16.weighted_layers(model)}
+    trained = freezing.set_trainable(model, configuration.blocks)
+    before = {layer.name: layer.get_weights() for layer in freezing.weighted_layers(model)}
     labels = np.arange(len(pixels), dtype=np.int32) % CLASSES
     batches = Batches(pixels, np.arange(len(pixels)), labels, 4, seed=0)
     one_epoch = tiny.model_copy(update={"epochs": 1, "learning_rate": 1e-3})
     fit(model, batches, batches, one_epoch)
     moved = [
         layer.name
-        for layer in vgg16.weighted_layers(model)
+        for layer in freezing.weighted_layers(model)
         if any((a != b).any() for a, b in zip(before[layer.name], layer.get_weights(), strict=True))
     ]
     expected = [layer for layer in CONVOLUTIONS if layer.split("_")[0] in configuration.blocks] + HEAD
@@ -99,19 +99,19 @@ def test_an_epoch_moves_exactly_the_named_blocks_and_the_head(
 
 def test_counts_of_weights_add_up(tiny: TrainParams) -> None:
     model = vgg16.build_vgg16(SIZE, CLASSES, tiny, seed=0)
-    vgg16.set_trainable(model, ("block5",))
-    counts = vgg16.count_weights(model)
+    freezing.set_trainable(model, ("block5",))
+    counts = freezing.count_weights(model)
     assert counts["frozen"] == 14_714_688 - 7_079_424
     assert counts["trainable"] + counts["frozen"] == model.count_params()
 
 
 def test_a_layer_of_no_block_cannot_pass_unnoticed(tiny: TrainParams) -> None:
     with pytest.raises(ValueError, match="belongs to no block"):
-        vgg16.block_of("extra_conv")
+        freezing.block_of("extra_conv")
     model = vgg16.build_vgg16(SIZE, CLASSES, tiny, seed=0)
     headless = keras.Model(model.input, model.get_layer("block5_pool").output)
     with pytest.raises(ValueError, match="covers"):
-        vgg16.set_trainable(headless, BLOCKS)
+        freezing.set_trainable(headless, BLOCKS)
 
 
 def test_blocks_come_in_the_order_of_the_network() -> None:

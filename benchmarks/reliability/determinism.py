@@ -77,7 +77,7 @@ def predictions(
     from medtransfer.data.catalogue import get_dataset
     from medtransfer.data.demo import draw_demo
     from medtransfer.data.preparation import prepare_dataset
-    from medtransfer.models import vgg16
+    from medtransfer.models import freezing, vgg16
     from medtransfer.training.batches import Batches
     from medtransfer.training.device import make_deterministic
     from medtransfer.training.loop import fit, predict
@@ -99,7 +99,7 @@ def predictions(
     make_deterministic()
     model = vgg16.build_vgg16(images.shape[1], len(classes), settings, seed)
     blocks = Configuration(weights="random", trainable=trainable).blocks
-    vgg16.set_trainable(model, blocks)
+    freezing.set_trainable(model, blocks)
     network, inputs, _ = use_cached_features(model, blocks, settings, images, max_gb)
     labels = encode_labels(samples, classes)
     training = Batches(inputs, rows["train"], labels, settings.batch_size, seed)

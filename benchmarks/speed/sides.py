@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from medtransfer.core.params import TrainParams
-from medtransfer.models import vgg16
+from medtransfer.models import freezing, vgg16
 from medtransfer.training.batches import Batches, feed
 from medtransfer.training.device import make_deterministic, place_on_device
 from medtransfer.training.loop import compile_network
@@ -187,7 +187,7 @@ def _build(
 ) -> keras.Model:
     model = vgg16.build_vgg16(sample.images.shape[1], sample.classes, settings, seed)
     vgg16.set_base_weights(model, weights)
-    vgg16.set_trainable(model, trainable)
+    freezing.set_trainable(model, trainable)
     return model
 
 

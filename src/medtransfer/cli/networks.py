@@ -66,7 +66,7 @@ def sweep(
     check_name(name, "a sweep")
     if not find_spec("ray"):
         raise UserError("Ray is not installed; run `pip install --editable '.[cluster]'`")
-    from medtransfer.study.cluster import Needs
+    from medtransfer.study.ray_cluster import Needs
     from medtransfer.study.sweep import plan, sweep
 
     fits = plan(params, datasets or list(params.study), names, seeds or params.seeds, rates)

@@ -13,7 +13,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from medtransfer.core.params import BLOCKS
-from medtransfer.models.vgg16 import base_layers, block_of
+from medtransfer.models.freezing import block_of
+from medtransfer.models.vgg16 import base_layers
 
 BATCH = 32
 

@@ -11,10 +11,10 @@ import keras
 import numpy as np
 
 from medtransfer.core.errors import UserError, shortened
-from medtransfer.core.params import BLOCKS, TrainParams
+from medtransfer.core.params import TrainParams
 from medtransfer.models.convolution import use_fast_convolutions
+from medtransfer.models.freezing import HEAD, block_of, weighted_layers
 
-HEAD = "head"
 # The means that Keras's VGG16 preprocessing ('caffe') subtracts, for blue, green and red.
 IMAGENET_MEANS_BGR = (103.939, 116.779, 123.68)
 
@@ -69,37 +69,9 @@ def load_network(path: Path) -> keras.Model:
     return model
 
 
-def block_of(layer: str) -> str:
-    """Return the block of a layer by its name, block1 … block5 or head; ValueError if it has none."""
-    part = layer.partition("_")[0]
-    if part not in (*BLOCKS, HEAD):
-        raise ValueError(f"layer {layer!r} belongs to no block")
-    return part
-
-
-def set_trainable(model: keras.Model, blocks: tuple[str, ...]) -> list[str]:
-    """Freeze everything except the given blocks and the head; return the names of the trainable layers."""
-    for layer in weighted_layers(model):
-        layer.trainable = block_of(layer.name) in (*blocks, HEAD)
-    return [layer.name for layer in weighted_layers(model) if layer.trainable]
-
-
-def weighted_layers(model: keras.Model) -> list[keras.Layer]:
-    """Return the convolution and dense layers in network order."""
-    return [layer for layer in model.layers if layer.weights and "subtract" not in layer.name]
-
-
 def base_layers(model: keras.Model) -> list[keras.Layer]:
     """Return the 13 convolution layers in network order."""
     return [layer for layer in weighted_layers(model) if block_of(layer.name) != HEAD]
-
-
-def count_weights(model: keras.Model) -> dict[str, int]:
-    """Return the number of trainable and of frozen weights."""
-    counts = {"trainable": 0, "frozen": 0}
-    for layer in weighted_layers(model):
-        counts["trainable" if layer.trainable else "frozen"] += int(layer.count_params())
-    return counts
 
 
 def get_base_weights(model: keras.Model) -> list[np.ndarray]:

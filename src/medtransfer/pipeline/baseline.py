@@ -10,8 +10,8 @@ from medtransfer.core.params import Params
 from medtransfer.core.prepared import encode_labels, read_dataset
 from medtransfer.core.run_record import write_record
 from medtransfer.metrics.scores import MACRO, MICRO
+from medtransfer.pipeline.fit_id import claim_fit, end_fit, remove_recorded_checkpoints
 from medtransfer.pipeline.outputs import describe_fit, log_to_mlflow, write_scores
-from medtransfer.pipeline.resuming import claim_fit, end_fit, remove_recorded_checkpoints
 from medtransfer.tracking import mlflow_models, mlflow_runs
 from medtransfer.trees.classifiers import TRUSTED_TYPES, build_tree, flatten_pixels, predict_probabilities, save_tree
 

@@ -15,7 +15,7 @@ from medtransfer.core.layout import ACTIVATIONS, FIGURES, REPORTS, run_folder, r
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import classes_of, predicted_labels
 from medtransfer.core.prepared import data_of
-from medtransfer.pipeline.resuming import remove_recorded_checkpoints
+from medtransfer.pipeline.fit_id import remove_recorded_checkpoints
 from medtransfer.report import figures
 from medtransfer.report.cards import model_card
 from medtransfer.report.tables import markdown

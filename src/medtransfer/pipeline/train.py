@@ -16,10 +16,10 @@ from medtransfer.core.params import Params
 from medtransfer.core.prepared import read_dataset
 from medtransfer.core.run_record import write_record
 from medtransfer.metrics.scores import MACRO, MICRO
-from medtransfer.models import vgg16
+from medtransfer.models import freezing, vgg16
 from medtransfer.models.weights import digest
+from medtransfer.pipeline.fit_id import claim_fit, end_fit, remove_recorded_checkpoints
 from medtransfer.pipeline.outputs import describe_fit, log_to_mlflow, write_scores
-from medtransfer.pipeline.resuming import claim_fit, end_fit, remove_recorded_checkpoints
 from medtransfer.tracking import mlflow_models, mlflow_runs
 from medtransfer.training.code import code_digest
 from medtransfer.training.device import device_name, every_device, keep_freed_memory, make_deterministic
@@ -69,7 +69,7 @@ def _train(
     images, samples, description = read_dataset(params, dataset)
     classes, size = description["classes"], description["image_size"]
     network, trained = build_network(configuration, settings, size, len(classes), seed, params.weights.file)
-    counts = vgg16.count_weights(network)
+    counts = freezing.count_weights(network)
     hyperparameters = {
         "train": settings.model_dump(),
         "configuration": configuration.model_dump(exclude_none=True),
@@ -83,7 +83,7 @@ def _train(
         **origin,
         "kind": "network",
         "weights": configuration.weights,
-        "trainable_blocks": ",".join((*configuration.blocks, vgg16.HEAD)),
+        "trainable_blocks": ",".join((*configuration.blocks, freezing.HEAD)),
         "backend": keras.backend.backend(),
         "precision": settings.precision,
         "device": device_name(),

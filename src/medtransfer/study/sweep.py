@@ -24,7 +24,7 @@ from medtransfer.core.prepared import finished_network, read_dataset
 from medtransfer.core.provenance import git_commit
 from medtransfer.core.run_record import RECORD, read_record
 from medtransfer.metrics.scores import MACRO, score
-from medtransfer.study.cluster import Needs, join_ray
+from medtransfer.study.ray_cluster import Needs, join_ray
 from medtransfer.tracking import mlflow_runs, mlflow_store
 
 

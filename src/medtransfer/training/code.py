@@ -17,7 +17,7 @@ DECIDES_FIT = (
     "training",
     "pipeline/outputs.py",
     "pipeline/train.py",
-    "pipeline/resuming.py",
+    "pipeline/fit_id.py",
 )
 MESSAGES = "core/errors.py"  # also in .dvcignore: messages change no result
 

@@ -13,7 +13,7 @@ from medtransfer.core.errors import UserError
 from medtransfer.core.layout import run_folder
 from medtransfer.core.params import Configuration, TrainParams
 from medtransfer.core.prepared import encode_labels
-from medtransfer.models import vgg16
+from medtransfer.models import freezing, vgg16
 from medtransfer.models.weights import imagenet_weights
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import place_on_device
@@ -51,7 +51,7 @@ def build_network(
     """Return VGG16 with its initial weights, frozen as configured, and the names of its trainable layers."""
     model = vgg16.build_vgg16(size, classes, settings, seed)
     load_initial_weights(model, configuration, seed, weights_file)
-    return model, tuple(vgg16.set_trainable(model, configuration.blocks))
+    return model, tuple(freezing.set_trainable(model, configuration.blocks))
 
 
 def load_initial_weights(model: keras.Model, configuration: Configuration, seed: int, weights_file: str | None) -> None:

@@ -7,7 +7,7 @@ from ruamel.yaml import YAML
 
 from medtransfer.core.dvc import digest_of
 from medtransfer.core.layout import checkpoints_folder, run_folder
-from medtransfer.pipeline.resuming import claim_fit, end_fit, remove_recorded_checkpoints
+from medtransfer.pipeline.fit_id import claim_fit, end_fit, remove_recorded_checkpoints
 
 FIT = ("ham10000", "imagenet_head", 0)
 
