@@ -213,7 +213,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # Pages whose lines train several times, or are much the same as the README's.
-SLOW = ("docs/experiments.md", "docs/getting-started.md", "docs/own-data.md", "docs/reliability.md")
+SLOW = ("docs/experiments.md", "docs/getting-started.md", "docs/custom-data.md", "docs/reliability.md")
 
 
 @pytest.mark.parametrize(
