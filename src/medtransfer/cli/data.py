@@ -1,5 +1,6 @@
 """Get the raw data sets in data/, put them under DVC, check and describe them."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -113,13 +114,17 @@ def _put_under_dvc(name: str, files: int) -> None:
 
 @data.command()
 @click.argument("names", nargs=-1)
-def validate(names: tuple[str, ...]) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
+def validate(names: tuple[str, ...], as_json: bool) -> None:
     """Check images, labels, metadata and duplicates; exit with 2 if there are problems."""
     from medtransfer.data.checks import validate
 
     reports = [validate(dataset, DATA / dataset.name) for dataset in _datasets(names)]
-    for report in reports:
-        _print_validation(report)
+    if as_json:
+        click.echo(json.dumps(reports, indent=2))
+    else:
+        for report in reports:
+            _print_validation(report)
     wrong = sum(len(report["problems"]) for report in reports)
     if wrong:
         raise UserError(f"{counted(wrong, 'problem')} in the raw data; fix it or import it again")
@@ -144,8 +149,10 @@ def _print_validation(report: dict[str, Any]) -> None:
     click.echo("  " + ", ".join(f"{label} {entry['images']}" for label, entry in report["classes"].items()))
     click.echo(f"  {len(report['duplicates'])} sets of identical images, {crossing} with conflicting labels")
     click.echo(f"  {counted(len(report['problems']), 'problem')}")
-    for problem in report["problems"]:
+    for problem in report["problems"][:20]:
         click.echo(f"    {problem}")
+    if len(report["problems"]) > 20:
+        click.echo("    … (--json lists them all)")
 
 
 @data.command()
@@ -153,9 +160,7 @@ def _print_validation(report: dict[str, Any]) -> None:
 @click.option("--plots", type=FOLDER, default=Path("artifacts/class_distribution"))
 def describe(names: tuple[str, ...], plots: Path) -> None:
     """Print classes, counts, groups, licence and citation, and plot the class distribution."""
-    import pandas as pd
-
-    from medtransfer.data.checks import describe
+    from medtransfer.data.checks import class_counts, describe
     from medtransfer.report.figures import class_distribution, mark
 
     for dataset in _datasets(names):
@@ -164,8 +169,7 @@ def describe(names: tuple[str, ...], plots: Path) -> None:
         _print_description(entry)
         plots.mkdir(parents=True, exist_ok=True)
         plot = plots / f"{name}.png"
-        counts = pd.Series({label: facts["images"] for label, facts in entry["classes"].items()}, name="images")
-        class_distribution(counts, mark(f"{name}: images per class", entry["synthetic"]), plot)
+        class_distribution(class_counts(entry), mark(f"{name}: images per class", entry["synthetic"]), plot)
         click.echo(f"  plot: {plot}\n")
 
 

@@ -4,6 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of
 from medtransfer.data.catalogue import Dataset, read_source
@@ -29,6 +31,7 @@ def describe(dataset: Dataset, folder: Path) -> dict[str, Any]:
         },
         "licence": dataset.licence,
         "citation": dataset.citation,
+        "kaggle": dataset.kaggle,
     }
 
 
@@ -44,15 +47,18 @@ def validate(dataset: Dataset, folder: Path) -> dict[str, Any]:
     """
     listing = dataset.read(folder)
     samples = listing.samples
+    problems = list(listing.problems)
+    digests: dict[str, list[str]] = {}
     paths = [folder / path for path in samples.path]
     with ThreadPoolExecutor() as pool:
-        decoded = pool.map(_decode_and_digest, paths)
-        results = list(progress(decoded, f"validating {dataset.name}", len(paths)))
-    problems = [*listing.problems, *(problem for _, problem in results if problem)]
+        results = progress(pool.map(_decode_and_digest, paths), f"validating {dataset.name}", len(paths))
+        for identity, (digest, problem) in zip(samples.id, results, strict=True):
+            digests.setdefault(digest, []).append(identity)
+            if problem:
+                problems.append(problem)
+    labels = samples.set_index("id").label
     duplicates = [
-        {"ids": list(same.id), "crosses_labels": same.label.nunique() > 1}
-        for _, same in samples.groupby([digest for digest, _ in results], sort=False)
-        if len(same) > 1
+        {"ids": ids, "crosses_labels": bool(labels[ids].nunique() > 1)} for ids in digests.values() if len(ids) > 1
     ]
     return {**describe(dataset, folder), "problems": problems, "duplicates": duplicates}
 
@@ -63,3 +69,8 @@ def _decode_and_digest(path: Path) -> tuple[str, str | None]:
     except UserError as error:
         return sha256_of(path), str(error)
     return sha256_of(path), None
+
+
+def class_counts(description: dict[str, Any]) -> pd.Series:
+    """Return the number of images per class, in the catalogue's order."""
+    return pd.Series({label: entry["images"] for label, entry in description["classes"].items()}, name="images")
