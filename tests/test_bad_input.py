@@ -385,21 +385,23 @@ def encrypt(path: Path) -> None:
 
 
 BAD_ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "a parent folder": (lambda path: archive_of({f"../{IMAGE}": JPEG}, path), "HAM10000_metadata.csv: not found"),
-    "an absolute path": (lambda path: archive_of({f"/{IMAGE}": JPEG}, path), "HAM10000_metadata.csv: not found"),
-    "a backslash path": (lambda path: archive_of({f"..\\{IMAGE}": JPEG}, path), "holds nothing of HAM10000"),
-    "no zip": (lambda path: path.write_bytes(b"x" * 100), "cannot be read as a zip file"),
-    "an empty file": (lambda path: path.write_bytes(b""), "cannot be read as a zip file"),
+    "a parent folder": (lambda path: archive_of({f"../{IMAGE}": JPEG}, path), "would leave the target folder"),
+    "a hidden parent folder": (lambda path: archive_of({f"x/../../{IMAGE}": JPEG}, path), "would leave the target"),
+    "an absolute path": (lambda path: archive_of({f"/{IMAGE}": JPEG}, path), "would leave the target folder"),
+    "a backslash path": (lambda path: archive_of({f"..\\{IMAGE}": JPEG}, path), "would leave the target folder"),
+    "a drive": (lambda path: archive_of({"C:\\HAM10000_images_part_1\\a.jpg": JPEG}, path), "would leave the target"),
+    "no zip": (lambda path: path.write_bytes(b"x" * 100), "neither a folder nor a whole zip"),
+    "an empty file": (lambda path: path.write_bytes(b""), "neither a folder nor a whole zip"),
     "an empty zip": (lambda path: archive_of({}, path), "holds nothing of HAM10000"),
     "another data set": (lambda path: archive_of({"train/cat.jpg": JPEG}, path), "holds nothing of HAM10000"),
-    "a symbolic link": (lambda path: zip_of_kind(path, stat.S_IFLNK), "HAM10000_metadata.csv: not found"),
-    "a character device": (lambda path: zip_of_kind(path, stat.S_IFCHR), "HAM10000_metadata.csv: not found"),
-    "a block device": (lambda path: zip_of_kind(path, stat.S_IFBLK), "HAM10000_metadata.csv: not found"),
-    "a named pipe": (lambda path: zip_of_kind(path, stat.S_IFIFO), "HAM10000_metadata.csv: not found"),
-    "a tar with a symbolic link": (lambda path: tar_of(path, tarfile.SYMTYPE), "cannot be read as a zip file"),
-    "a tar with a hard link": (lambda path: tar_of(path, tarfile.LNKTYPE), "cannot be read as a zip file"),
-    "a tar with a device": (lambda path: tar_of(path, tarfile.CHRTYPE), "cannot be read as a zip file"),
-    "an encrypted zip": (encrypt, "is encrypted"),
+    "a symbolic link": (lambda path: zip_of_kind(path, stat.S_IFLNK), "is a link or a device"),
+    "a character device": (lambda path: zip_of_kind(path, stat.S_IFCHR), "is a link or a device"),
+    "a block device": (lambda path: zip_of_kind(path, stat.S_IFBLK), "is a link or a device"),
+    "a named pipe": (lambda path: zip_of_kind(path, stat.S_IFIFO), "is a link or a device"),
+    "a tar with a symbolic link": (lambda path: tar_of(path, tarfile.SYMTYPE), "neither a folder nor a whole zip"),
+    "a tar with a hard link": (lambda path: tar_of(path, tarfile.LNKTYPE), "neither a folder nor a whole zip"),
+    "a tar with a device": (lambda path: tar_of(path, tarfile.CHRTYPE), "neither a folder nor a whole zip"),
+    "an encrypted zip": (encrypt, "is damaged"),
     "two different files of one name": (
         lambda path: archive_of({f"a/{IMAGE}": JPEG, f"b/{IMAGE}": PNG}, path), "differ but would become one file"),
     "images without metadata": (lambda path: archive_of({IMAGE: JPEG}, path), "HAM10000_metadata.csv: not found"),
@@ -444,10 +446,21 @@ def test_a_zip_cut_anywhere_is_refused(demo: Path, tmp_path: Path) -> None:
     old.write_text("old")
     for end in range(0, len(content) - 1, 97):
         (tmp_path / "a.zip").write_bytes(content[:end])
-        with pytest.raises(UserError, match="cannot be read as a zip file"):
+        with pytest.raises(UserError, match=r"neither a folder nor a whole zip|is damaged"):
             import_dataset(HAM10000, tmp_path / "a.zip", tmp_path / "data")
         assert sorted((tmp_path / "data").rglob("*")) == [old.parent, old]
         assert old.read_text() == "old"
+
+
+def zip_of_empty_entries(path: Path, count: int) -> None:
+    """A zip's directory alone, which is what is read when one is opened, in the format for many entries."""
+    fields = struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0)
+    directory = b"".join(fields + b"%08d" % number for number in range(count))
+    size = len(directory)
+    end = struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, 0)
+    end += struct.pack("<4sLQL", b"PK\6\7", 0, size, 1)
+    end += struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 2**16 - 1, 2**16 - 1, 2**32 - 1, 2**32 - 1, 0)
+    path.write_bytes(directory + end)
 
 
 def peak_of_refusing(source: Path, data: Path, message: str) -> int:
@@ -459,7 +472,23 @@ def peak_of_refusing(source: Path, data: Path, message: str) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-        assert not any(data.iterdir())
+        assert not data.exists()
+
+
+def test_a_million_entries_are_refused_before_they_are_held(tmp_path: Path) -> None:
+    zip_of_empty_entries(tmp_path / "a.zip", 100)
+    assert len(zipfile.ZipFile(tmp_path / "a.zip").infolist()) == 100
+    zip_of_empty_entries(tmp_path / "a.zip", 1_000_000)
+    assert peak_of_refusing(tmp_path / "a.zip", tmp_path / "data", "more than 200,000 entries") < 10_000_000
+
+
+def test_a_folder_with_too_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medtransfer.data.importing.MAX_ENTRIES", 50)
+    (tmp_path / "source").mkdir()
+    for number in range(60):
+        (tmp_path / "source" / f"{number}.txt").touch()
+    with pytest.raises(UserError, match="more than 50 entries"):
+        import_dataset(HAM10000, tmp_path / "source", tmp_path / "data")
 
 
 def test_an_archive_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Raw data sets: layout, import, validation and the demo."""
 
 import shutil
+import stat
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -133,13 +134,66 @@ def test_the_command_imports_one_after_the_other_under_dvc(demo: Path, dvc_proje
         assert out["nfiles"] == sum(path.is_file() for path in (dvc_project / "data").rglob("*"))
 
 
+def test_an_interrupted_import_keeps_what_is_whole(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, archive = tmp_path / "data", zipped(demo / "ham10000", tmp_path / "a.zip")
+    copied: list[str] = []
+    original = shutil.copyfileobj
+
+    def stop_after_five(reader: zipfile.ZipExtFile, writer: object) -> None:
+        if len(copied) == 5:
+            raise KeyboardInterrupt
+        copied.append(reader.name)
+        original(reader, writer)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shutil, "copyfileobj", stop_after_five)
+    with pytest.raises(KeyboardInterrupt):
+        import_dataset(HAM10000, archive, data)
+    assert not (data / "ham10000").exists()
+    damaged = data / ".partial-ham10000" / copied[0]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+
+    again: list[str] = []
+
+    def note(reader: zipfile.ZipExtFile, writer: object) -> None:
+        again.append(reader.name)
+        original(reader, writer)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shutil, "copyfileobj", note)
+    import_dataset(HAM10000, archive, data)
+    assert set(copied[1:]).isdisjoint(again)
+    assert copied[0] in again
+    assert contents(data / "ham10000") == contents(demo / "ham10000")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["../ham10000_images_part_1/ISIC_1.jpg", "/HAM10000_images_part_1/ISIC_1.jpg", "C:\\HAM10000_images_part_1\\x.jpg"],
+)
+def test_entries_that_leave_the_folder_are_refused(tmp_path: Path, entry: str) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(entry, b"x")
+    with pytest.raises(UserError, match="would leave the target folder"):
+        import_dataset(HAM10000, tmp_path / "a.zip", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK])
+def test_links_and_devices_in_an_archive_are_refused(tmp_path: Path, kind: int) -> None:
+    link = zipfile.ZipInfo("HAM10000_images_part_1/ISIC_1.jpg")
+    link.external_attr = (kind | 0o777) << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(UserError, match="is a link or a device"):
+        import_dataset(HAM10000, tmp_path / "a.zip", tmp_path / "data")
+
+
 def test_a_failed_import_leaves_the_old_data_alone(demo: Path, tmp_path: Path) -> None:
     data, archive = tmp_path / "data", zipped(demo / "ham10000", tmp_path / "a.zip")
     import_dataset(HAM10000, archive, data)
     body = bytearray(archive.read_bytes())
     body[len(body) // 2] ^= 0xFF
     archive.write_bytes(body)
-    with pytest.raises(UserError, match="cannot be read as a zip file"):
+    with pytest.raises(UserError, match="damaged"):
         import_dataset(HAM10000, archive, data)
     assert contents(data / "ham10000") == contents(demo / "ham10000")
 
@@ -149,7 +203,7 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path, bad: str) -> None:
     (tmp_path / "text.zip").write_text("no zip")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "readme.txt").touch()
-    with pytest.raises(UserError, match=r"not found|cannot be read as a zip file|holds nothing of"):
+    with pytest.raises(UserError, match=r"not found|neither a folder nor a whole zip|holds nothing of"):
         import_dataset(HAM10000, tmp_path / bad, tmp_path / "data")
 
 

@@ -1,30 +1,39 @@
 """Importing a data set into data/ from a zip file, a folder or Kaggle."""
 
+import shutil
+import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import IO, Any
 
 from medtransfer.core.errors import UserError, counted, shortened
-from medtransfer.core.files import atomic_folder, files_under, sha256_of, write_json
-from medtransfer.data.catalogue import SOURCE_FILE, Dataset
+from medtransfer.core.files import atomic_file, files_under, partial_beside, replace_folder, sha256_of, write_json
+from medtransfer.data.catalogue import IMPORT_IT, SOURCE_FILE, Dataset
 from medtransfer.data.progress import progress
 
+MAX_ENTRIES = 200_000
 MAX_BYTES = 500_000_000  # of one file, unpacked
 
 
-class Entry(NamedTuple):
-    """A file of the source: its path there, its size in bytes, and a function that opens it."""
+@dataclass(frozen=True)
+class Entry:
+    """A file of the source: its path there, its size in bytes, and functions for its CRC-32 and its content."""
 
     path: PurePosixPath
     size: int
+    crc: Callable[[], int]
     open: Callable[[], Any]
 
 
 def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None = None) -> int:
-    """Copy a data set in its published layout to `data`/<name>, replacing what is there once the copy is complete.
+    """Copy a data set in its published layout to `data`/<name>, replacing what is there.
+
+    The copy becomes visible when it is complete. An interrupted import continues: files that are already there with
+    the right size and CRC-32 are kept.
 
     Parameters
     ----------
@@ -38,74 +47,136 @@ def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None 
     Returns
     -------
     int
-        The number of files copied.
+        The number of files copied or kept.
+
+    Raises
+    ------
+    UserError
+        `path` is missing or damaged, has entries that leave the target folder, or is another data set.
     """
     if path.is_dir():
         return _copy(dataset, _folder_entries(path), data, source or f"folder {path.name}", path)
     if not path.exists():
         raise UserError(f"{path}: not found; expected a zip file or a folder with {dataset.title}")
+    with path.open("rb") as file:  # given a path, is_zipfile hides missing permissions
+        if not zipfile.is_zipfile(file):
+            raise UserError(f"{path}: neither a folder nor a whole zip file; download it again")
+        _refuse_many_entries(dataset, _count_entries(file), path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = [
-                Entry(PurePosixPath(info.filename), info.file_size, partial(archive.open, info))
-                for info in archive.infolist()
-                if not info.is_dir()
-            ]
-            return _copy(dataset, entries, data, source or f"{path.name} sha256:{sha256_of(path)}", path)
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise UserError(f"{path}: a damaged zip file ({error}); nothing was imported, download it again") from None
+    source = source or f"{path.name} sha256:{sha256_of(path)}"
+    with archive:
+        return _copy(dataset, _zip_entries(archive, path), data, source, path)
+
+
+def _copy(dataset: Dataset, entries: Iterator[Entry], data: Path, source: str, path: Path) -> int:
+    chosen = _choose(dataset, entries, path)
+    staging = partial_beside(data / dataset.name)
+    staging.mkdir(parents=True, exist_ok=True)
+    _refuse_full_disk(staging, sum(entry.size for entry in chosen.values()))
+    try:
+        _fill(dataset, staging, chosen, path)
+    except UserError:
+        # Only an interrupted import may leave files behind, to continue from.
+        shutil.rmtree(staging)
+        raise
+    write_json(staging / SOURCE_FILE, {"synthetic": False, "source": source})
+    replace_folder(staging, data / dataset.name)
+    return len(chosen)
+
+
+def _fill(dataset: Dataset, staging: Path, chosen: dict[PurePosixPath, Entry], path: Path) -> None:
+    for stale in [file for file in staging.rglob("*") if file.is_file()]:
+        if PurePosixPath(stale.relative_to(staging).as_posix()) not in chosen:
+            stale.unlink()
+    for target, entry in progress(chosen.items(), f"importing {dataset.name}"):
+        _copy_entry(entry, staging / target, path)
+    try:
+        problems = dataset.read(staging).problems
+    except UserError as error:
+        told = str(error).replace(f"{staging}/", "").replace(f"; {IMPORT_IT}", "")
+        raise UserError(f"{path}: {told}; nothing was imported") from None
+    if problems:
+        first = problems[0].replace(f"{staging}/", "")
+        raise UserError(f"{path}: {first} ({counted(len(problems), 'problem')} in all); nothing was imported")
+
+
+def _choose(dataset: Dataset, entries: Iterator[Entry], path: Path) -> dict[PurePosixPath, Entry]:
+    chosen: dict[PurePosixPath, Entry] = {}
+    for number, entry in enumerate(entries):
+        _refuse_many_entries(dataset, number + 1, path)
+        target = dataset.select(entry.path)
+        if target is None:
+            continue
+        if entry.size > MAX_BYTES:
+            raise UserError(
+                f"{path}: {entry.path} unpacks to {entry.size:,} bytes; expected an image, at most {MAX_BYTES:,}"
+            )
+        twin = chosen.setdefault(target, entry)
+        if twin is not entry and (twin.size, twin.crc()) != (entry.size, entry.crc()):
+            raise UserError(
+                f"{path}: {twin.path} and {entry.path} differ but would become one file; remove the wrong one"
+            )
+    if not chosen:
+        raise UserError(f"{path}: holds nothing of {dataset.title}; expected the layout of Kaggle's {dataset.kaggle}")
+    return chosen
+
+
+def _refuse_many_entries(dataset: Dataset, entries: int, path: Path) -> None:
+    if entries > MAX_ENTRIES:
+        raise UserError(f"{path}: more than {MAX_ENTRIES:,} entries; but {dataset.title} has {dataset.images:,} images")
+
+
+def _count_entries(file: IO[bytes]) -> int:
+    """Count the entries of a zip file before zipfile, which needs half a kilobyte of memory per entry, opens it."""
+    file.seek(0)
+    return sum(block.count(b"PK\1\2") for block in iter(lambda: file.read(1 << 20), b""))
+
+
+def _copy_entry(entry: Entry, target: Path, path: Path) -> None:
+    if target.exists() and target.stat().st_size == entry.size and _crc_of(target) == entry.crc():
+        return
+    try:
+        with entry.open() as reader, atomic_file(target) as unfinished, unfinished.open("wb") as writer:
+            shutil.copyfileobj(reader, writer)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
-        raise UserError(
-            f"{path}: cannot be read as a zip file ({shortened(error)}); nothing was imported, download it again"
-        ) from None
+        raise UserError(f"{path}: {entry.path} is damaged ({error}); nothing was imported, download it again") from None
 
 
-def _folder_entries(folder: Path) -> list[Entry]:
+def _zip_entries(archive: zipfile.ZipFile, path: Path) -> Iterator[Entry]:
+    for info in archive.infolist():
+        name = PurePosixPath(info.filename.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or ":" in "".join(name.parts[:1]):
+            raise UserError(f"{path}: entry {info.filename!r} would leave the target folder; nothing was imported")
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise UserError(f"{path}: entry {info.filename!r} is a link or a device; nothing was imported")
+        if not info.is_dir():
+            yield Entry(name, info.file_size, partial(int, info.CRC), partial(archive.open, info))
+
+
+def _folder_entries(folder: Path) -> Iterator[Entry]:
     root = folder.resolve()
-    entries = []
     for file in files_under(folder):
         if not file.resolve().is_relative_to(root):
             raise UserError(f"{file}: a link that leaves {folder}; nothing was imported")
-        entries.append(Entry(PurePosixPath(file.relative_to(folder)), file.stat().st_size, partial(file.open, "rb")))
-    return entries
+        name = PurePosixPath(file.relative_to(folder).as_posix())
+        yield Entry(name, file.stat().st_size, partial(_crc_of, file), partial(file.open, "rb"))
 
 
-def _copy(dataset: Dataset, entries: Sequence[Entry], data: Path, source: str, path: Path) -> int:
-    copied: dict[PurePosixPath, PurePosixPath] = {}
-    with atomic_folder(data / dataset.name) as folder:
-        for entry in progress(entries, f"importing {dataset.name}"):
-            # Only names of the published layout are copied, so that no entry can leave the folder.
-            target = dataset.select(entry.path)
-            if target is None:
-                continue
-            if entry.size > MAX_BYTES:
-                raise UserError(
-                    f"{path}: {entry.path} unpacks to {entry.size:,} bytes; expected an image, at most {MAX_BYTES:,}"
-                )
-            with entry.open() as reader:
-                content = reader.read()
-            twin = copied.setdefault(target, entry.path)
-            if twin != entry.path and (folder / target).read_bytes() != content:
-                raise UserError(
-                    f"{path}: {twin} and {entry.path} differ but would become one file; remove the wrong one"
-                )
-            (folder / target).parent.mkdir(parents=True, exist_ok=True)
-            (folder / target).write_bytes(content)
-        if not copied:
-            raise UserError(
-                f"{path}: holds nothing of {dataset.title}; expected the layout of Kaggle's {dataset.kaggle}"
-            )
-        _check_listing(dataset, folder, path)
-        write_json(folder / SOURCE_FILE, {"synthetic": False, "source": source})
-    return len(copied)
+def _crc_of(file: Path) -> int:
+    crc = 0
+    with file.open("rb") as reader:
+        while block := reader.read(1 << 20):
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
-def _check_listing(dataset: Dataset, folder: Path, path: Path) -> None:
-    try:
-        problems = dataset.read(folder).problems
-    except UserError as error:
-        problems = [str(error).split(";")[0]]
-    if problems:
-        first = problems[0].replace(f"{folder}/", "")
-        raise UserError(f"{path}: {first} ({counted(len(problems), 'problem')} in all); nothing was imported")
+def _refuse_full_disk(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(f"{folder}: {needed / 1e6:.0f} MB needed but {free / 1e6:.0f} MB free; make room on this disk")
 
 
 def fetch_dataset(dataset: Dataset, data: Path) -> int:
