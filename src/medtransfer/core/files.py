@@ -27,14 +27,19 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        old = target.with_name(f".partial-old-{target.name}")
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        partial.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Rename the folder `source` to `target`, in place of what stood there."""
+    old = target.with_name(f".partial-old-{target.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

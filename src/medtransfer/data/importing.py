@@ -126,7 +126,7 @@ def _choose(dataset: Dataset, entries: Iterator[Entry], path: Path) -> dict[Pure
 
 def _refuse_many_entries(dataset: Dataset, entries: int, path: Path) -> None:
     if entries > MAX_ENTRIES:
-        raise UserError(f"{path}: more than {MAX_ENTRIES:,} entries; but {dataset.title} has {dataset.images:,} images")
+        raise UserError(f"{path}: more than {MAX_ENTRIES:,} entries, which {dataset.title} does not have")
 
 
 def _count_entries(file: IO[bytes]) -> int:
