@@ -31,7 +31,10 @@ from medtransfer.training.experiment import load_initial_weights
 
 PREDICTIONS = "id,group,split,label,p_nv,p_mel\na,g,test,nv,0.7,0.3\n"
 VALIDATED = PREDICTIONS.replace("test", "validation")
-RUN = json.dumps({"kind": "baseline", "dataset": "ham10000", "model": "decision_tree", "seed": 0})
+RUN = json.dumps(
+    {"kind": "baseline", "dataset": "ham10000", "model": "decision_tree", "seed": 0, "fit": "f", "hyperparameters": {},
+     "data_version": "d", "git_commit": "c"}
+)  # fmt: skip
 FILES = {
     "data/ham10000/HAM10000_metadata.csv": "lesion_id,image_id,dx\n",
     "artifacts/prepared/ham10000/dataset.json": "{}",

@@ -317,19 +317,19 @@ def test_what_mlflow_lost_is_logged_again_from_the_outputs(study: Path, copy: Pa
 
 def test_planted_drifts_are_found(copy: Path) -> None:
     drifts = [
-        ("ham10000/random_forest-seed0", "predictions.csv", "test", "text", "not what dvc.lock names"),
-        ("ham10000/imagenet_head-seed0", "run.json", '"learning_rate": 0.0001', '"learning_rate": 0.001', "train is"),
-        ("ham10000/imagenet_all-seed0", "metrics.json", "0.", "1.", "metrics.json has"),
-        ("chest_xray/cnn_random-seed0", "history.csv", "\n1,", "\n2,", "history.csv has [2]"),
+        ("ham10000/random_forest-seed0", "predictions.csv", "test", "text"),
+        ("ham10000/imagenet_head-seed0", "run.json", '"learning_rate": 0.0001', '"learning_rate": 0.001'),
+        ("ham10000/imagenet_all-seed0", "metrics.json", "0.", "1."),
+        ("chest_xray/cnn_random-seed0", "history.csv", "\n1,", "\n2,"),
     ]
-    for fit, file, old, new, _ in drifts:
+    for fit, file, old, new in drifts:
         path = copy / "artifacts" / "runs" / fit / file
         path.chmod(0o644)
         assert old in path.read_text()
         path.write_text(path.read_text().replace(old, new, 1))
     found = run(copy, "medtransfer", "audit", code=1).splitlines()
-    for fit, _, _, _, message in drifts:
-        assert [line for line in found if fit in line and message in line], (fit, found)
+    for fit, *_ in drifts:
+        assert [line for line in found if fit in line and "not what dvc.lock names" in line], (fit, found)
 
 
 def test_a_damaged_input_is_named_before_anything_is_trained(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,7 +167,8 @@ def test_sigterm_leaves_nothing_of_a_study_running(
     dvc_project: Path, before: str, jobs: int, sent: Callable[[int, int], None]
 ) -> None:
     """To the command alone as `kill` sends it, or to all of its group as `timeout` and service managers do."""
-    (dvc_project / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
+    values = YAML(typ="safe").load((PROJECT / "params.yaml").read_text())
+    (dvc_project / "params.yaml").write_text(json.dumps({**values, "study": {}}))
     (dvc_project / "dvc.yaml").write_text(json.dumps({"stages": SLEEPING}))
     (dvc_project / "data").mkdir()
     (dvc_project / "data" / "here.txt").touch()

@@ -19,6 +19,8 @@ from medtransfer.data.preparation import prepare_dataset
 from medtransfer.study import tune as stage
 from medtransfer.training.experiment import training_rows
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory, demo: Path, params: Params) -> Path:

@@ -8,10 +8,20 @@ HEAD = "head"
 
 
 def set_trainable(model: keras.Model, blocks: tuple[str, ...]) -> list[str]:
-    """Freeze everything except the given blocks and the head; return the names of the trainable layers."""
+    """Freeze everything except the given blocks and the head; return the names of the trainable layers.
+
+    Raises
+    ------
+    ValueError
+        The network lacks one of the blocks, or has a layer of none.
+    """
     for layer in weighted_layers(model):
         layer.trainable = block_of(layer.name) in (*blocks, HEAD)
-    return [layer.name for layer in weighted_layers(model) if layer.trainable]
+    trained = [layer.name for layer in weighted_layers(model) if layer.trainable]
+    covered = {block_of(name) for name in trained}
+    if covered != {*blocks, HEAD}:
+        raise ValueError(f"the configuration names {sorted(blocks)} but covers {sorted(covered)}")
+    return trained
 
 
 def block_of(layer: str) -> str:
