@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def finished_study(folder: Path, seed: int, models: list[str]) -> None:
     (folder / "artifacts/prepared/chest_xray").mkdir(parents=True)
     shutil.copy(source / "runs/chest_xray/dataset.json", folder / "artifacts/prepared/chest_xray")
     (folder / "artifacts/prepared/chest_xray/samples.csv").write_text(SAMPLES)
-    text = (source / "params.yaml").read_text().replace("seeds: [0, 1, 2]", f"seeds: [{seed}]")
+    text = re.sub(r"^seeds: .*", f"seeds: [{seed}]", (source / "params.yaml").read_text(), flags=re.MULTILINE)
     (folder / "params.yaml").write_text(text)
     shutil.copy(source / "data-version.yaml", folder / "data.dvc")
     tuning = pd.read_csv(source / "tuning.csv", dtype=str).iloc[seed : seed + 2]
