@@ -67,11 +67,11 @@ def test_tables_and_layers_of_other_fits_are_noticed(tmp_path: Path) -> None:
     answers = folder / "runs/chest_xray/imagenet_all-seed0/predictions.csv"
     text = answers.read_text()
     shutil.copy(folder / "runs/chest_xray/imagenet_head-seed0/predictions.csv", answers)
-    with pytest.raises(UserError, match=r"results\.csv: was computed from other models or seeds"):
+    with pytest.raises(UserError, match=r"results\.csv: was computed from different models or seeds"):
         read_study(folder)
     answers.write_text(text)
     add_seed(folder / "runs/chest_xray/imagenet_all-seed0", 9)
-    with pytest.raises(UserError, match=r"results\.csv: was computed from other models or seeds"):
+    with pytest.raises(UserError, match=r"results\.csv: was computed from different models or seeds"):
         read_study(folder)
 
 
@@ -197,7 +197,7 @@ def test_collected_results_are_replaced_only_when_asked(tmp_path: Path, monkeypa
     both = CliRunner().invoke(cli, ["collect", "mine", "--add", "--replace"])
     assert "give one of them" in str(both.exception)
     other = CliRunner().invoke(cli, ["collect", "README.md", "--replace"])
-    assert "results/README.md: holds no collected results" in str(other.exception)
+    assert "results/README.md: contains no collected results" in str(other.exception)
     assert Path("results/mine/results.md").exists()
     assert CliRunner().invoke(cli, ["collect", "mine", "--replace"]).exit_code == 0
     assert not Path("results/mine/results.md").exists()

@@ -13,8 +13,8 @@ from medtransfer.core.run_record import find_fits
 
 
 @cli.command()
-@click.option("--repair", is_flag=True, help="End stale runs, and log from the outputs what MLflow lacks.")
-@click.option("--host", help="With --repair: also end the runs of this machine, where nothing runs any more.")
+@click.option("--repair", is_flag=True, help="End stale runs, and log what MLflow lacks, using the outputs.")
+@click.option("--host", help="With --repair: also end the runs of the named machine, on which nothing runs any more.")
 def audit(repair: bool, host: str | None) -> None:
     """Check that DVC's outputs, MLflow's runs, parameters and data agree; exit with 1 if they differ."""
     if host and not repair:

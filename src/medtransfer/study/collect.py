@@ -40,10 +40,10 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
     Parameters
     ----------
     add : bool
-        Keep what the folder holds, apart from its tables, which must then be recomputed. A fit that both have is
+        Keep what the folder contains, apart from its tables, which must then be recomputed. A fit that both have is
         taken from here.
     replace : bool
-        Remove what the folder holds.
+        Remove what the folder contains.
     """
     check_name(name, "collected results")
     _check_target(RESULTS / name, add, replace)
@@ -69,12 +69,12 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
 
 def _check_target(folder: Path, add: bool, replace: bool) -> None:
     if add and replace:
-        raise UserError("--add and --replace: one keeps what the other removes; give one of them")
+        raise UserError("--add and --replace: one keeps what the other removes; give only one of them")
     if not folder.exists():
         if add:
-            raise UserError(f"{folder}: not found; leave out --add to make it")
+            raise UserError(f"{folder}: not found; leave out --add to create it")
     elif not (folder / "runs").is_dir():
-        raise UserError(f"{folder}: holds no collected results; remove it or choose another name")
+        raise UserError(f"{folder}: contains no collected results; remove it or choose another name")
     elif not (add or replace):
         raise UserError(f"{folder}: exists; add to it with --add, remove it with --replace, or choose another name")
 

@@ -48,7 +48,7 @@ def add_custom(
     known = params.datasets.get(name)
     by = "group" if columns.group else "image"
     if known and known.split.by != by:
-        given = f"--group {columns.group} asks to split by it" if columns.group else "--group is missing"
+        given = f"--group {columns.group} would split by group" if columns.group else "--group is missing"
         raise UserError(
             f"{PARAMS}: datasets.{name}.split.by: is {known.split.by}, but {given}; change the option, or write "
             f"by: {by} there"

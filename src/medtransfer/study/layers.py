@@ -25,7 +25,7 @@ from medtransfer.training.experiment import load_initial_weights
 from medtransfer.training.loop import predict
 
 PROBED = 2000  # training images of a probe
-COMPARED_BYTES = 1e9  # of the largest layer's outputs, of which two copies are in memory
+COMPARED_BYTES = 1e9  # of the largest layer's outputs; two copies are in memory
 COMPARED = 256  # validation images at most, drawn at random
 
 

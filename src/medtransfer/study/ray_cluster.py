@@ -33,7 +33,7 @@ def join_ray(params: Params, needs: Needs, local: bool) -> None:
     try:
         host, _, port = address.removeprefix("ray://").rpartition(":")
         if host:
-            socket.create_connection((host, port), timeout=10).close()  # Ray itself tries for minutes
+            socket.create_connection((host, port), timeout=10).close()  # Ray itself keeps trying for minutes
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (OSError, ValueError) as error:
         raise UserError(

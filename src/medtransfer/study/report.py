@@ -35,7 +35,7 @@ def write_result_tables(folder: Path) -> None:
     Raises
     ------
     UserError
-        It holds no runs.
+        It contains no runs.
     """
     runs = read_runs(folder / "runs", folder / PARAMS)
     tables = compute_tables(runs)
@@ -88,7 +88,7 @@ def read_study(folder: Path) -> Study:
     Raises
     ------
     UserError
-        It holds no runs, or the tables are missing or of other runs.
+        It contains no runs, or its tables are missing or belong to other runs.
     """
     collected = (folder / "runs").is_dir()
     if collected:
@@ -99,7 +99,7 @@ def read_study(folder: Path) -> Study:
     remedy = f"run `medtransfer tables {folder}`" if collected else "run `dvc repro`"
     tables = read_tables(where, remedy)
     if not _is_of(tables.results, runs):
-        raise UserError(f"{where / 'results.csv'}: was computed from other models or seeds than these runs; {remedy}")
+        raise UserError(f"{where / 'results.csv'}: was computed from different models or seeds; {remedy}")
     layers = _read_layers(folder / "layers" if collected else folder / LAYERS, runs)
     pictures = [
         *_activations(folder.glob("*-activations.png") if collected else (folder / FIGURES).glob("*/activations.png")),

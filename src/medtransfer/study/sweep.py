@@ -61,7 +61,7 @@ def sweep(params: Params, name: str, fits: list[GridPoint], needs: Needs, local:
     """Run every fit that is not finished yet, under one parent run in the MLflow experiment `sweep <name>`.
 
     The returned table, also in sweep.csv, has one row per fit, with its scores or, in `problem`, why it failed. It is
-    a UserError if no cluster answers, no node is large enough, or the folder holds another sweep.
+    a UserError if no cluster answers, no node is large enough, or the folder contains another sweep.
     """
     root, experiment = (SWEEPS / name).resolve(), f"sweep {name}"
     join_ray(params, needs, local)
@@ -80,7 +80,7 @@ def sweep(params: Params, name: str, fits: list[GridPoint], needs: Needs, local:
 
 
 def lay_out(params: Params, root: Path, fits: list[GridPoint]) -> str:
-    """Write the project folder of each fit, unless `root` holds another sweep, and return the sweep's id."""
+    """Write the project folder of each fit, unless `root` contains another sweep, and return the sweep's id."""
     configurations = {fit.configuration: params.configurations[fit.configuration] for fit in fits}
     read = {fit: [PREPARED / fit.dataset] for fit in fits}
     for fit in fits:

@@ -35,7 +35,7 @@ def tune(
 ) -> pd.DataFrame:
     """Train every configuration with every learning rate and score each trial on the validation images.
 
-    Test images are not used. A trial that `output` already holds, with the same recipe and data, is not repeated. If
+    Test images are not used. A trial that is already in `output`, with the same recipe and data, is not repeated. If
     training diverges, the validation loss is infinite.
 
     Parameters
