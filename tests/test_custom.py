@@ -237,7 +237,7 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(project: Path) -> Non
     wrong: list[tuple[Any, dict[str, Any], str]] = [
         (lambda: None, {"name": "ham10000"}, "ham10000: the study's own data set; choose another name"),
         (lambda: None, {"name": "My-Scans"}, "'My-Scans': not a name for a data set; expected small letters"),
-        (lambda: None, {"columns": Columns(label="x")}, "no column 'x'; there are image, label, patient"),
+        (lambda: None, {"columns": Columns(label="x")}, "no column 'x'; its columns are image, label, patient"),
         (lambda: None, {"columns": Columns(group="person")}, "no column 'person'"),
         (lambda: None, {"images": Path("data")}, "data: no image; expected files that end in .jpg"),
         (lambda: change_table(label="ill"), {}, "labels.csv: ill is the only label; a study needs two or more"),

@@ -61,7 +61,7 @@ def _remedy(folder: Path, differing: list[str], listed: dict[str, str]) -> str:
     """Return how to restore what DVC recorded: from its cache or, if that is damaged too, without it."""
     bad = [name for name in differing if name in listed and not _is_whole(listed[name])]
     if listed and not bad:
-        return f"DVC's cache holds it as it was: run `dvc checkout --force {POINTER if folder == DATA else folder}`"
+        return f"DVC's cache has the original: run `dvc checkout --force {POINTER if folder == DATA else folder}`"
     places = [str(folder / name) for name in bad] if folder == DATA and listed else [str(folder)]
     objects = [str(_cached(listed[name])) for name in bad]
     return f"remove {' '.join(places + objects)} and run `dvc {'pull data.dvc' if folder == DATA else 'repro'}`"
@@ -84,7 +84,7 @@ def warn_of_another_version() -> None:
         return
     if POINTER.exists() and POINTER.read_text() != shown.stdout:
         log.warning(
-            "%s: names other data than the last commit. If you changed the data, `git commit %s` keeps the change; if "
+            "%s: its data differ from the last commit's. If you changed the data, `git commit %s` keeps the change; if "
             "not, they are damaged, and `git checkout %s && dvc checkout --force %s` restores them",
             *[POINTER] * 4,
         )

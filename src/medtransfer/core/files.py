@@ -15,7 +15,7 @@ from medtransfer.core.errors import UserError
 
 
 def partial_beside(target: Path) -> Path:
-    """Return the path of an unfinished `target`: beside it, with a name that .dvcignore lists."""
+    """Return the path of a partial `target`: beside it, with a name that .dvcignore lists."""
     return target.with_name(f".partial-{target.name}")
 
 

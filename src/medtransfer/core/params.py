@@ -235,7 +235,7 @@ class Configuration(Section):
 
     @property
     def source(self) -> tuple[str, str] | None:
-        """The finished run that it begins from, as (data set, configuration), or None."""
+        """The finished run that training starts from, as (data set, configuration), or None."""
         dataset, _, configuration = self.weights.partition("/")
         return (dataset, configuration) if configuration else None
 

@@ -83,7 +83,7 @@ def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.Data
     found["path"] = f"{IMAGES}/" + found.path
     twins = found.id[found.id.duplicated()]
     if len(twins):
-        raise UserError(f"{images}: {twins.iloc[0]} is there twice, or with two suffixes; rename or remove one")
+        raise UserError(f"{images}: {twins.iloc[0]} occurs twice, or with two suffixes; rename or remove one")
     return found.sort_values("id", ignore_index=True)[[*COLUMNS, "file"]]
 
 

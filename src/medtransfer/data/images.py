@@ -32,7 +32,7 @@ class Decoded(NamedTuple):
 
 
 def load_rgb(source: Path | bytes, size: int | None = None, name: str = "", max_pixels: int = MAX_PIXELS) -> Decoded:
-    """Decode a JPEG or PNG to 8-bit RGB, turned as its EXIF orientation says.
+    """Decode a JPEG or PNG to 8-bit RGB, rotated according to its EXIF orientation.
 
     Sixteen bits are scaled to eight and rounded (Pillow's own conversion saturates grey and cuts colour), palettes,
     CMYK and opaque alpha are converted.
@@ -87,7 +87,7 @@ def _check(image: Image.Image, name: str, max_pixels: int) -> None:
     suffix = Path(name).suffix.lower()
     kind = "JPEG" if image.format == "MPO" else str(image.format)
     if suffix and suffix not in FORMATS[kind]:
-        raise UserError(f"{name}: a {kind} by its content; expected what {suffix} says, so rename it")
+        raise UserError(f"{name}: its content is {kind}; expected the format that {suffix} names, so rename it")
     frames = getattr(image, "n_frames", 1)
     if frames != 1:
         raise UserError(f"{name}: has {frames} frames; expected one image")

@@ -96,8 +96,8 @@ def _fill(dataset: Dataset, staging: Path, chosen: dict[PurePosixPath, Entry], p
     try:
         problems = dataset.read(staging).problems
     except UserError as error:
-        told = str(error).replace(f"{staging}/", "").replace(f"; {IMPORT_IT}", "")
-        raise UserError(f"{path}: {told}; nothing was imported") from None
+        message = str(error).replace(f"{staging}/", "").replace(f"; {IMPORT_IT}", "")
+        raise UserError(f"{path}: {message}; nothing was imported") from None
     if problems:
         first = problems[0].replace(f"{staging}/", "")
         raise UserError(f"{path}: {first} ({counted(len(problems), 'problem')} in all); nothing was imported")
@@ -120,7 +120,7 @@ def _choose(dataset: Dataset, entries: Iterator[Entry], path: Path) -> dict[Pure
                 f"{path}: {twin.path} and {entry.path} differ but would become one file; remove the wrong one"
             )
     if not chosen:
-        raise UserError(f"{path}: holds nothing of {dataset.title}; expected the layout of Kaggle's {dataset.kaggle}")
+        raise UserError(f"{path}: no files of {dataset.title}; expected the layout of Kaggle's {dataset.kaggle}")
     return chosen
 
 
@@ -139,7 +139,7 @@ def _copy_entry(entry: Entry, target: Path, path: Path) -> None:
     if target.exists() and target.stat().st_size == entry.size and _crc_of(target) == entry.crc():
         return
     try:
-        with entry.open() as reader, atomic_file(target) as unfinished, unfinished.open("wb") as writer:
+        with entry.open() as reader, atomic_file(target) as partial, partial.open("wb") as writer:
             shutil.copyfileobj(reader, writer)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise UserError(f"{path}: {entry.path} is damaged ({error}); nothing was imported, download it again") from None

@@ -19,5 +19,5 @@ def read_table(path: Path, columns: list[str], **options: Any) -> pd.DataFrame:
         raise UserError(f"{path}: cannot be read as CSV in UTF-8: {' '.join(str(error).split())}") from None
     for column in columns:
         if column not in table:
-            raise UserError(f"{path}: no column {column!r}; there are {', '.join(table.columns)}")
+            raise UserError(f"{path}: no column {column!r}; its columns are {', '.join(table.columns)}")
     return table
