@@ -38,7 +38,7 @@ def fit_temperature(validation: pd.DataFrame) -> float:
 def believable(temperature: float) -> bool:
     """Return whether a temperature is one that the validation images decided: not an end of the search.
 
-    Few images, all told right, are the more likely the surer the network is made.
+    If a few images are all predicted correctly, their likelihood grows with ever more confidence.
     """
     return BOUNDS[0] + MARGIN < float(np.log(temperature)) < BOUNDS[1] - MARGIN
 

@@ -1,4 +1,4 @@
-"""The nine claims of the talk, tested as docs/analysis-plan.md says."""
+"""The nine claims of the talk, tested as in docs/analysis-plan.md."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the talk, and the two models of which it says that the first has the higher macro F1."""
+    """A sentence of the talk, and two models: it claims that the first has the higher macro F1."""
 
     text: str
     dataset: str

@@ -1,6 +1,6 @@
 """Which question a model is there for: the talk's, or one of those that were added to it.
 
-A p-value is corrected for the comparisons of its own question, so that asking another one changes no answer.
+A p-value is corrected for the comparisons of its own question, so asking another question changes no answer.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 from medtransfer.core.params import BLOCKS, Configuration
 
 RECIPE = ("scaling", "balance", "optimizer")
-# The first holds the talk's models and the head alone; the others what differs from them in the name's thing alone.
+# The first has the talk's models and the head-only network; the others differ from them only in what they name.
 TALK, RECIPES, SIZES, LATTICE, WEIGHTS = "talk", "recipes", "sizes", "blocks", "weights"
 # The blocks that the talk's networks train, by the weights that they begin from.
 TALK_BLOCKS: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(

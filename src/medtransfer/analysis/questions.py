@@ -34,7 +34,7 @@ def block_counts(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
 
 
 def block_gains(runs: list[Run], pairs: Iterable[Comparison]) -> pd.Series:
-    """Return what training each block adds to macro F1: the mean over the pairs of networks that differ in it alone.
+    """Return what training each block adds to macro F1: the mean over the pairs of networks that differ only in it.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def block_gains(runs: list[Run], pairs: Iterable[Comparison]) -> pd.Series:
     Returns
     -------
     Series
-        One value per block, missing where no two networks differ in that block alone.
+        One value per block, missing where no two networks differ only in that block.
     """
     networks = {frozenset(trained): (dataset, model) for dataset, model, trained in _lattice(runs)}
     gains: dict[str, list[float]] = {block: [] for block in BLOCKS}
@@ -90,7 +90,7 @@ def data_sizes(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
 
 
 def chain(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
-    """Return macro F1 of networks that train whole, by the chain of weights that each begins from.
+    """Return macro F1 of fully trained networks, by the chain of weights that each starts from.
 
     Parameters
     ----------

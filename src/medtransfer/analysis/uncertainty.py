@@ -206,7 +206,7 @@ def interval_ends(value: float, error: float, degrees: float, *, bounded: bool =
 
 
 def _exact(f1: float, count: int) -> tuple[float, float]:
-    """Return bounds of the F1 of a class of `count` groups of which none was found, or all (Clopper and Pearson 1934).
+    """Return bounds of the F1 of a class of `count` groups if none or all were found (Clopper and Pearson 1934).
 
     A recall r bounds F1 by 2r / (1 + r), where precision is 1.
     """

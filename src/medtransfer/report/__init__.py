@@ -1,1 +1,1 @@
-"""Figures and tables, from files alone."""
+"""Figures and tables, made only from files."""

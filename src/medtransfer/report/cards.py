@@ -18,11 +18,11 @@ def model_card(
     Parameters
     ----------
     record : dict
-        What run.json holds.
+        The contents of run.json.
     metrics : dict
-        What metrics.json holds: scores of the test images.
+        The contents of metrics.json: scores on the test images.
     data : dict
-        What dataset.json holds.
+        The contents of dataset.json.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("medtransfer.report"), undefined=jinja2.StrictUndefined,

@@ -1,4 +1,4 @@
-"""The report: one HTML page with everything in it, made from files alone."""
+"""The report: one HTML page with everything in it, made only from files."""
 
 import base64
 import io
@@ -122,7 +122,7 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
 
 
 def _classes(study: Study, dataset: str) -> str:
-    """Return what each class stands for, where the name alone does not say it."""
+    """Return what each class stands for, where its name does not make this clear."""
     known = study.custom.get(dataset, {}).get("classes") or getattr(CATALOGUE.get(dataset), "classes", {})
     return "; ".join(f"{name}: {meaning}" for name, meaning in known.items() if meaning != name)
 

@@ -35,7 +35,7 @@ class Picture:
 class Study:
     """The runs of one study and their tables.
 
-    custom : what params.yaml says of custom data sets (title, group, licence, citation), by name
+    custom : the description of custom data sets in params.yaml (title, group, licence, citation), by name
     notes : paragraphs of notes.txt, what else a reader has to know of these runs
     """
 
@@ -53,7 +53,7 @@ class Study:
 def costs(models: Mapping[str, list[Run]], runs: list[Run]) -> dict[str, float]:
     """Return the seconds that one fit of each model took, for the first seed whose networks share one device.
 
-    They include the computation of features and the fit that a network begins from, out of `runs`. Seconds of several
+    They include the computation of features and the fit that a network starts from, from `runs`. Seconds of several
     devices are not comparable; without such a seed, the mean over all seeds is returned.
     """
     fitted = {(run.dataset, run.model, run.seed): run for run in runs}

@@ -19,7 +19,7 @@ KNOWN = {
 
 
 def words_for(dataset: str, custom: Mapping[str, Mapping[str, Any]] | None = None) -> Words:
-    """Return the words for a data set; `custom` is what params.yaml says of custom data sets, by name."""
+    """Return the words for a data set; `custom` describes custom data sets, by name, as in params.yaml."""
     if dataset in KNOWN:
         return KNOWN[dataset]
     entry = (custom or {}).get(dataset, {"title": dataset, "group": "group"})
