@@ -195,7 +195,7 @@ def test_collected_results_are_replaced_only_when_asked(tmp_path: Path, monkeypa
     refused = CliRunner().invoke(cli, ["collect", "mine"])
     assert "results/mine: exists; add to it with --add, remove it with --replace" in str(refused.exception)
     both = CliRunner().invoke(cli, ["collect", "mine", "--add", "--replace"])
-    assert "give one of them" in str(both.exception)
+    assert "--add and --replace" in str(both.exception)
     other = CliRunner().invoke(cli, ["collect", "README.md", "--replace"])
     assert "results/README.md: contains no collected results" in str(other.exception)
     assert Path("results/mine/results.md").exists()

@@ -124,7 +124,7 @@ def test_added_again_it_keeps_its_groups(project: Path) -> None:
 
 def test_a_group_that_comes_later_is_no_silent_one(project: Path) -> None:
     add(columns=Columns())
-    with pytest.raises(UserError, match=r"datasets\.mine\.split\.by: is image, but --group patient asks"):
+    with pytest.raises(UserError, match=r"datasets\.mine\.split\.by: is image, but --group patient"):
         add()
 
 
