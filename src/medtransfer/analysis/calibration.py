@@ -12,7 +12,14 @@ from scipy.special import expit, logit
 
 from medtransfer.analysis.families import family
 from medtransfer.analysis.runs import Run, by_model
-from medtransfer.analysis.uncertainty import FEWEST_GROUPS, Estimate, combine, groups_variance, interval_ends
+from medtransfer.analysis.uncertainty import (
+    FEWEST_GROUPS,
+    Estimate,
+    combine,
+    groups_variance,
+    interval_ends,
+    sum_by_group,
+)
 from medtransfer.core.predictions import classes_of, probability_columns
 from medtransfer.metrics.scores import BINS, bin_of, encode
 
@@ -101,19 +108,18 @@ def recalibration(predictions: pd.DataFrame, number: int, with_slope: bool) -> t
     x = logit(probabilities[:, number].clip(CLIPPED, 1 - CLIPPED))
     columns, offset = (np.column_stack([np.ones_like(x), x]), 0.0) if with_slope else (np.ones((len(x), 1)), x)
     weights = np.zeros(columns.shape[1])
-    groups = pd.factorize(predictions.group)[0]
-    changes = np.zeros((groups.max() + 1, len(weights)))
+    none = np.nan, np.zeros(predictions.group.nunique())
     for _ in range(STEPS):
         mean = expit(columns @ weights + offset)
         information = columns.T @ (columns * (mean * (1 - mean))[:, None])
         if np.linalg.cond(information) > 1 / SMALLEST:
-            return np.nan, changes[:, -1]
+            return none
         step = np.linalg.solve(information, columns.T @ (right - mean))
         weights = weights + step
         if np.abs(step).max() < SMALLEST**0.5:
-            np.add.at(changes, groups, -(columns * (right - mean)[:, None]) @ np.linalg.inv(information))
-            return float(weights[-1]), changes[:, -1]
-    return np.nan, changes[:, -1]
+            changes = -(columns * (right - mean)[:, None]) @ np.linalg.inv(information)
+            return float(weights[-1]), sum_by_group(predictions, changes)[:, -1]
+    return none
 
 
 def reliability(fits: list[Run]) -> pd.DataFrame:
@@ -130,10 +136,8 @@ def reliability(fits: list[Run]) -> pd.DataFrame:
         codes, probabilities = encode(run.predictions)
         confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == codes
         bins = np.eye(BINS)[bin_of(confidence)]
-        sums = np.zeros((run.jackknife.groups, 3 * BINS))
         terms = np.hstack([bins * right[:, None], bins * confidence[:, None], bins])
-        np.add.at(sums, pd.factorize(run.predictions.group)[0], terms)
-        parts.append(sums)
+        parts.append(sum_by_group(run.predictions, terms))
     hits, confidences, counts = np.split(np.sum(parts, axis=0), 3, axis=1)
     rows = []
     for hit, confidence, count in zip(hits.T, confidences.T, counts.T, strict=True):

@@ -88,7 +88,12 @@ def jackknife(predictions: pd.DataFrame) -> Jackknife:
 
 def group_sums(predictions: pd.DataFrame, metric: Metric) -> np.ndarray:
     """Return the sums of a metric's terms over each group, (groups, terms), in order of appearance."""
-    groups, terms = pd.factorize(predictions.group)[0], metric.terms(*encode(predictions))
+    return sum_by_group(predictions, metric.terms(*encode(predictions)))
+
+
+def sum_by_group(predictions: pd.DataFrame, terms: np.ndarray) -> np.ndarray:
+    """Add up what each image has, (images, terms), over each group: (groups, terms), in order of appearance."""
+    groups = pd.factorize(predictions.group)[0]
     sums = np.zeros((groups.max() + 1, terms.shape[1]))
     np.add.at(sums, groups, terms)
     return sums
