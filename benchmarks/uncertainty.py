@@ -7,8 +7,8 @@ Three tables, printed and written to benchmarks/results/uncertainty.json:
 coverage : a fit's test lesions or patients stand for the population and are drawn again with replacement; how often
     the 95% interval of each metric, and of the difference to another network, contains the population's value.
 false positives : two recipes that are equally good. Their lesions are drawn again as above, and to each of K fits per
-    recipe is added the noise of a seed, whose standard deviation is `ratio` times the standard error over lesions
-    (`uneven`: the variances of the two recipes are 9 to 1).
+    recipe is added the noise of a seed, whose standard deviation is `ratio` times the standard error over lesions.
+    `noise` says how it is divided: see NOISES.
 halves : six seeds of one recipe, three against the other three, in all ten ways. The splits of one network depend on
     each other, so their number is compared with what simulated normal seeds give.
 """
@@ -33,8 +33,17 @@ from medtransfer.metrics.scores import BY_NAME, MACRO, metrics_of
 RUNS = Path("results/real-64px-by-group/runs")
 OUTPUT = Path("benchmarks/results/uncertainty.json")
 DRAWS = 1000
-LESIONS, NOISES = 20_000, 5  # sets of lesions, and sets of seeds for each of them
-SEEDS, RATIOS, LEVELS = (3, 5, 6, 10), (1, 2, 4), (0.05, 0.05 / 9)
+LESIONS, REPEATS = 20_000, 5  # sets of lesions, and sets of seeds for each of them
+SEEDS, RATIOS, LEVELS = (3, 5, 6, 10), (1, 2, 4, 8), (0.05, 0.05 / 9)
+# The first recipe's share of the variance between seeds, and the share of its fits that collapse: all score the same
+# lower value. Without collapses, the noise is normal.
+NOISES = {
+    "equal": (1 / 2, 0.0),
+    "9 to 1": (9 / 10, 0.0),
+    "90 to 1": (90 / 91, 0.0),
+    "a third collapse": (90 / 91, 1 / 3),
+    "half collapse": (90 / 91, 1 / 2),
+}
 
 
 def coverage(dataset: str, rng: np.random.Generator) -> dict[str, float]:
@@ -82,17 +91,27 @@ def false_positives(dataset: str, rng: np.random.Generator) -> list[dict[str, An
         variances[place] = groups_variance((left[0] - left[1]) - (left[0] - left[1]).mean())
     tau = shifts.std()
     rows = []
-    for seeds, ratio, uneven in itertools.product(SEEDS, RATIOS, (False, True)):
-        shares = (0.9, 0.1) if uneven else (0.5, 0.5)
-        noise = [rng.normal(0, ratio * tau * np.sqrt(2 * share), (LESIONS, NOISES, seeds)) for share in shares]
+    for seeds, ratio, name in itertools.product(SEEDS, RATIOS, NOISES):
+        share, collapsing = NOISES[name]
+        size = (LESIONS, REPEATS, seeds)
+        drawn = _collapses(rng, collapsing, size) if collapsing else rng.normal(size=size)
+        noise = [
+            ratio * tau * np.sqrt(2 * part) * fits
+            for part, fits in ((share, drawn), (1 - share, rng.normal(size=size)))
+        ]
         parts = [(side.var(axis=2, ddof=1) / seeds, seeds) for side in noise]
         difference = shifts[:, None] + noise[0].mean(axis=2) - noise[1].mean(axis=2)
         total = variances[:, None] + parts[0][0] + parts[1][0]
         degrees = freedom(np.broadcast_to(variances[:, None], total.shape), count, parts)
         p_values = 2 * stats.t.sf(np.abs(difference) / np.sqrt(total), degrees)
         rates = {f"{level:.4f}": float((p_values < level).mean()) for level in LEVELS}
-        rows.append({"dataset": dataset, "seeds": seeds, "ratio": ratio, "uneven": uneven, **rates})
+        rows.append({"dataset": dataset, "seeds": seeds, "ratio": ratio, "noise": name, **rates})
     return rows
+
+
+def _collapses(rng: np.random.Generator, share: float, size: tuple[int, ...]) -> np.ndarray:
+    """Return scores of fits of which a share collapse, with mean 0 and standard deviation 1."""
+    return (share - (rng.random(size) < share)) / np.sqrt(share * (1 - share))
 
 
 def halves(runs: list[Run], rng: np.random.Generator) -> list[dict[str, Any]]:

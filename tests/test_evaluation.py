@@ -130,26 +130,32 @@ def test_a_leak_is_measured_by_class_on_the_same_images() -> None:
     wrong = clean.label == "b"
     clean.loc[wrong, ["p_a", "p_b", "p_c"]] = [0.9, 0.05, 0.05]
     shared = {"d": pd.DataFrame({"id": leaky.id[wrong], "split": "train"})}
-    found = measure_leakage([run(leaky), run(leaky, model="alone")], [run(clean)], shared)
+    sides = [[run(table, seed=seed) for seed in range(3)] for table in (leaky, clean)]
+    found = measure_leakage([*sides[0], run(leaky, model="alone")], sides[1], shared)
     assert set(found.model) == {"m"}
     by_images = found[found["class"] == MICRO].set_index("images")
-    assert by_images.tested.to_dict() == {"all": 90, "shared": wrong.sum(), "others": 90 - wrong.sum()}
+    contrast = by_images.loc["shared less others"]
+    assert by_images.tested.to_dict() == {
+        "all": 90, "shared": wrong.sum(), "others": 90 - wrong.sum(), "shared less others": 90,
+    }  # fmt: skip
     assert by_images.clean["shared"] == 0
     assert by_images.difference["others"] == 0
-    assert by_images.low["shared"] > 0
+    assert contrast.difference == pytest.approx(by_images.difference["shared"])
+    assert 0 < contrast.low < contrast.difference < contrast.high
+    assert np.isnan(by_images.low["shared"])  # no hit at all: the groups do not show how sure that is
+    assert by_images.interval["shared"] == "none: no hit"
     table = found[found.images == "all"].set_index("class")
     assert table.clean["b"] == 0
     assert table.difference["b"] == pytest.approx(score(leaky)["b"])
-    assert table.low["b"] > 0
+    assert table.interval.drop("b").eq("groups and seeds").all()
     validated = {"d": shared["d"].assign(split="validation")}
-    assert set(measure_leakage([run(leaky)], [run(clean)], validated).images) == {"all", "shared", "others"}
+    assert set(measure_leakage([run(leaky)], [run(clean)], validated).images) == {*by_images.index}
     network = [run(table, kind="network") for table in (leaky, clean)]
     assert set(measure_leakage(network[:1], network[1:], validated).images) == {"all", "others"}  # not fitted on it
-    more = measure_leakage([run(leaky), run(clean, seed=1)], [run(clean)], shared)
-    assert set(more.leaky_seeds) == {2}
-    assert set(more.interval) == {"groups"}
-    same = measure_leakage([run(leaky)], [run(leaky)], shared)
-    assert (same[["difference", "low", "high"]] == 0).all(axis=None)
+    fewer = measure_leakage(sides[0], sides[1][:2], shared)
+    assert set(fewer.clean_seeds) == {2}
+    assert set(fewer.interval) == {"none: fewer than 3 seeds"}
+    assert fewer.low.isna().all()
     with pytest.raises(UserError, match="different images"):
         measure_leakage([run(leaky)], [run(clean.assign(id=clean.id + "x"))], shared)
 

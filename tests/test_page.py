@@ -30,7 +30,7 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
         (0.6, 0.95, 6, "higher"),
         (0.95, 0.6, 6, "lower"),
         (0.8, 0.8, 6, "not shown"),
-        (0.6, 0.95, 5, "fewer than six seeds"),
+        (0.6, 0.95, 5, "fewer than 6 seeds"),
     ],
 )
 def test_a_verdict_follows_the_numbers_and_needs_six_seeds(

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from medtransfer.analysis.calibration import calibration_table, recalibration, reliability
-from medtransfer.analysis.claims import CLAIMS, correct, judge
+from medtransfer.analysis.claims import CLAIMS, Evidence, compare_claims, correct, judge
 from medtransfer.analysis.differences import Comparison, as_table, compare_models, read_comparisons
 from medtransfer.analysis.power import detectable, seeds_needed
 from medtransfer.analysis.runs import Run
@@ -34,6 +34,12 @@ def predictions(n: int = 300, seed: int = 0, groups: int = 60, skill: float = 0.
 
 def run(table: pd.DataFrame, model: str = "m", seed: int = 0) -> Run:
     return Run({**TREE, "model": model, "seed": seed}, table, None)
+
+
+def network(table: pd.DataFrame) -> Run:
+    configuration = {"weights": "imagenet", "trainable": "all"}
+    record = {**TREE, "kind": "network", "model": "m", "seed": 0, "hyperparameters": {"configuration": configuration}}
+    return Run(record, table, None)
 
 
 def runs(model: str, seeds: int, skill: float = 0.6) -> list[Run]:
@@ -160,18 +166,18 @@ def test_seeds_alone_give_welchs_test() -> None:
 
 
 def test_a_comparison_uses_all_seeds_and_reverses() -> None:
-    [pair] = compare_models([*runs("good", 3, skill=0.9), *runs("bad", 2, skill=0.3)])
+    [pair] = compare_models([*runs("good", 3, skill=0.9), *runs("bad", 4, skill=0.3)])
     means = [
-        np.mean([score(fit.predictions)[MACRO] for fit in side]) for side in (runs("good", 3, 0.9), runs("bad", 2, 0.3))
+        np.mean([score(fit.predictions)[MACRO] for fit in side]) for side in (runs("good", 3, 0.9), runs("bad", 4, 0.3))
     ]
     assert pair.difference == pytest.approx(means[0] - means[1])
-    assert (pair.first_seeds, pair.second_seeds, pair.interval) == (3, 2, BOTH)
+    assert (pair.first_seeds, pair.second_seeds, pair.interval) == (3, 4, BOTH)
     assert 0 < pair.ends[0] < pair.difference < pair.ends[1]
     back = pair.reversed()
     assert back.ends == (-pair.ends[1], -pair.ends[0])
     assert back.p == pair.p
     assert back.reversed() == pair
-    [single] = compare_models([*runs("good", 3), *runs("bad", 1)])
+    [single] = compare_models([*runs("good", 3), *runs("bad", 2)])
     assert single.interval == GROUPS
     assert np.isnan(single.p)
     [same] = compare_models([*runs("good", 1), *[run(fit.predictions, "copy") for fit in runs("good", 1)]])
@@ -204,23 +210,44 @@ def test_holms_correction_counts_claims_that_cannot_be_judged() -> None:
     [
         ({}, "holds"),
         ({"difference": -0.1}, "does not hold"),
-        ({"difference": 0.01}, "not shown"),
-        ({"second_seeds": 5}, "fewer than six seeds"),
+        ({"difference": 0.02, "groups_sd": 0.03}, "not shown"),
+        ({"difference": 0.001, "groups_sd": 0.001, "first_sd": 0.001, "second_sd": 0.001}, "difference below .02"),
+        ({"second_seeds": 5}, "fewer than 6 seeds"),
         ({"few": "none: 4 groups"}, "none: 4 groups"),
     ],
 )
 def test_a_claim_is_judged_as_planned(changes: dict[str, object], verdict: str) -> None:
-    [forward] = judge([comparison(**changes)]).to_dict("records")
-    [backward] = judge([comparison(**changes).reversed()]).to_dict("records")  # the pair may be in either order
-    assert forward["verdict"] == backward["verdict"] == verdict
-    assert backward["difference"] == forward["difference"]
-    tested = verdict in ("holds", "does not hold", "not shown")
-    assert np.isfinite(forward["p"]) == tested
-    if tested:
-        assert forward["p_corrected"] == pytest.approx(min(len(CLAIMS) * forward["p"], 1))
-    [by_image] = judge([comparison(**changes)], ["ham10000"]).to_dict("records")
+    tested = Evidence(CLAIMS[3], comparison(**changes))
+    [found] = judge([tested]).to_dict("records")
+    assert found["verdict"] == verdict
+    judged = "seeds" not in verdict and "groups" not in verdict
+    assert np.isfinite(found["p"]) == judged
+    if judged:
+        assert found["p_corrected"] == pytest.approx(min(len(CLAIMS) * found["p"], 1))
+        assert found["simultaneous_low"] < found["low"] < found["high"] < found["simultaneous_high"]
+    [by_image] = judge([tested], ["ham10000"]).to_dict("records")
     assert by_image["verdict"] == "not tested: split by image"
     assert np.isnan(by_image["p"])
+
+
+def test_the_first_batch_of_seeds_counts_until_the_second_is_whole() -> None:
+    def counts(first: int, second: int) -> tuple[int, int, int]:
+        fits = [*runs("imagenet_all", first), *runs("imagenet_last_block", second)]
+        [found] = compare_claims(fits[::-1])
+        unseen = found.unseen.first_seeds if found.unseen else 0
+        return found.pair.first_seeds, found.pair.second_seeds, unseen
+
+    assert counts(3, 4) == (3, 4, 0)
+    assert counts(9, 12) == (6, 6, 3)
+    assert counts(10, 12) == (10, 10, 7)
+
+
+def test_a_network_that_collapses_in_some_seeds_is_judged_with_ten() -> None:
+    for claim in CLAIMS:
+        [found] = judge([Evidence(claim, comparison(dataset=claim.dataset))]).to_dict("records")
+        collapses = (claim.dataset, "cnn_random") in ((claim.dataset, claim.first), (claim.dataset, claim.second))
+        few = claim.dataset == "ham10000" and collapses
+        assert (found["verdict"] == "fewer than 10 seeds") == few
 
 
 def test_false_positives_are_as_rare_as_the_level_says() -> None:
@@ -264,9 +291,10 @@ def test_the_detectable_difference_is_found_four_times_in_five() -> None:
     first, second = rng.normal(size, 0.02, (4000, 6)), rng.normal(0, 0.02, (4000, 6))
     found = stats.ttest_ind(first, second, axis=1, equal_var=False).pvalue < level
     assert np.mean(found) == pytest.approx(0.8, abs=0.03)
-    assert seeds_needed(pair, size * 1.001, level) == 6
-    assert seeds_needed(pair, size * 0.9, level) > 6
-    assert seeds_needed(comparison(groups_sd=0.05), 0.05, level) == np.inf  # no number of seeds helps
+    assert seeds_needed(pair, size * 1.001, level, 2) == 6
+    assert seeds_needed(pair, size * 1.001, level, 10) == 10
+    assert seeds_needed(pair, size * 0.9, level, 2) > 6
+    assert seeds_needed(comparison(groups_sd=0.05), 0.05, level, 2) == np.inf  # no number of seeds helps
     assert np.isnan(detectable(comparison(first_seeds=1), level))
 
 
@@ -281,11 +309,12 @@ def test_calibration_finds_the_slope_and_intercept_that_were_planted() -> None:
     slope, changes = recalibration(table, 1, with_slope=True)
     assert slope == pytest.approx(0.5, abs=0.05)
     assert changes.shape == (n,)
-    frame = calibration_table([run(table)]).set_index("class")
+    frame = calibration_table([network(table), run(table)]).set_index("class")
+    assert len(frame) == 2  # trees have no table
     assert frame.slope_low["b"] < 0.5 < frame.slope_high["b"]
     assert frame.intercept["b"] == pytest.approx(-frame.intercept["a"], abs=1e-6)
     honest = as_predictions(samples, np.column_stack([1 / (1 + np.exp(logits)), 1 / (1 + np.exp(-logits))]), ["a", "b"])
-    frame = calibration_table([run(honest)]).set_index("class")
+    frame = calibration_table([network(honest)]).set_index("class")
     assert frame.slope["b"] == pytest.approx(1, abs=0.1)
     assert frame.intercept["b"] == pytest.approx(0, abs=0.1)
     band = reliability([run(honest)])

@@ -64,7 +64,9 @@ def temper(probabilities: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def calibration_table(runs: list[Run]) -> pd.DataFrame:
-    """Return the calibration intercept and slope of every model and class, one class against the rest.
+    """Return the calibration intercept and slope of every network and class, one class against the rest.
+
+    A tree's probabilities are shares of training images, many of them exactly 0 or 1, which have no logit.
 
     Both are 0 and 1 for honest probabilities. The intercept is fitted with the slope fixed at 1: it is negative where
     the class is predicted with too high a probability on average. A slope below 1 means that probabilities are too
@@ -77,14 +79,16 @@ def calibration_table(runs: list[Run]) -> pd.DataFrame:
         it covers), seeds. Where a fit separates the class from all others, the slope is missing.
     """
     rows = []
-    for dataset, model, fits in by_model(runs):
+    networks = [run for run in runs if run.record["kind"] == "network"]
+    for dataset, model, fits in by_model(networks):
         for number, name in enumerate(classes_of(fits[0].predictions)):
             row: dict[str, Any] = {"dataset": dataset, "model": model, "family": family(fits[0].record), "class": name}
             for measure, with_slope in (("intercept", False), ("slope", True)):
                 found = _recalibrate(fits, number, with_slope)
                 row |= {measure: found.value, f"{measure}_low": found.low, f"{measure}_high": found.high}
             rows.append({**row, "interval": found.covers, "seeds": found.seeds})
-    return pd.DataFrame(rows)
+    measured = [f"{measure}{end}" for measure in ("intercept", "slope") for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=["dataset", "model", "family", "class", *measured, "interval", "seeds"])
 
 
 def _recalibrate(fits: list[Run], number: int, with_slope: bool) -> Estimate:

@@ -1,89 +1,136 @@
 """The nine claims of the talk, tested as in docs/analysis-plan.md."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from medtransfer.analysis.differences import Comparison, find_pair
+from medtransfer.analysis.differences import Comparison, compare
+from medtransfer.analysis.families import TALK
 from medtransfer.analysis.power import detectable, seeds_needed
-from medtransfer.analysis.uncertainty import LEVEL
+from medtransfer.analysis.runs import Run, by_model
+from medtransfer.analysis.uncertainty import FEWEST_FITS, LEVEL
 
-FEWEST_SEEDS = 6
+BATCHES = 6, 10  # seeds per model of the first verdict, and of the last
+FIRST_UNSEEN = 3  # the plan was committed after the seeds before this one
+MARGIN = 0.02
 PLANNED = (0.02, 0.05, 0.10)  # differences for which the seeds needed are given
-HOLDS, FAILS, NOT_SHOWN = "holds", "does not hold", "not shown"
-TOO_FEW_SEEDS, BY_IMAGE = "fewer than six seeds", "not tested: split by image"
+HOLDS, FAILS, NOT_SHOWN, SMALL = "holds", "does not hold", "not shown", "difference below .02"
+TOO_FEW_SEEDS, BY_IMAGE = "fewer than {} seeds", "not tested: split by image"
 COLUMNS = [
-    "claim", "dataset", "first", "second", "first_seeds", "second_seeds", "difference", "low", "high", "interval", "p",
-    "p_corrected", "verdict", "detectable", *(f"seeds_for_{difference:.2f}" for difference in PLANNED),
+    "claim", "dataset", "first", "second", "first_seeds", "second_seeds", "difference", "low", "high", "interval",
+    "simultaneous_low", "simultaneous_high", "p", "p_corrected", "verdict", "unseen_difference", "unseen_low",
+    "unseen_high", "detectable", *(f"seeds_for_{difference:.2f}" for difference in PLANNED),
 ]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the talk, and two models: it claims that the first has the higher macro F1."""
+    """A sentence of the talk, and two models: it claims that the first has the higher macro F1.
+
+    seeds : per model, without which there is no verdict
+    """
 
     text: str
     dataset: str
     first: str
     second: str
+    seeds: int = BATCHES[0]
 
 
 CLAIMS = (
-    Claim("A target task can benefit from an unrelated source task", "ham10000", "imagenet_all", "cnn_random"),
+    Claim("A target task can benefit from an unrelated source task", "ham10000", "imagenet_all", "cnn_random", 10),
     Claim("A target task can benefit from an unrelated source task", "chest_xray", "imagenet_all", "cnn_random"),
     Claim("Later layers matter more than beginning layers", "ham10000", "imagenet_last_block", "imagenet_first_block"),
     Claim("Best accuracy using ImageNet weights with all layers", "ham10000", "imagenet_all", "imagenet_first_last"),
     Claim("Best accuracy using ImageNet weights with all layers", "ham10000", "imagenet_all", "imagenet_last_block"),
-    Claim("CNN with random weights is the best of the baselines", "ham10000", "cnn_random", "random_forest"),
+    Claim("CNN with random weights is the best of the baselines", "ham10000", "cnn_random", "random_forest", 10),
     Claim("CNN models outperform decision tree and random forest", "chest_xray", "cnn_random", "random_forest"),
     Claim("HAM10000 weights outperform random weights", "chest_xray", "ham10000_all", "cnn_random"),
     Claim("ImageNet weights got the best accuracy", "chest_xray", "imagenet_all", "ham10000_all"),
 )
 
 
-def judge(pairs: Iterable[Comparison], by_image: Iterable[str] = ()) -> pd.DataFrame:
-    """Return every claim whose two models were compared.
+@dataclass(frozen=True)
+class Evidence:
+    """A claim with the comparison that judges it.
+
+    pair : of the seeds that the plan names
+    unseen : of the seeds that were fitted after the plan only, or None
+    """
+
+    claim: Claim
+    pair: Comparison
+    unseen: Comparison | None = None
+
+
+def compare_claims(runs: Iterable[Run]) -> list[Evidence]:
+    """Compare the two models of every claim that these fits contain.
+
+    The first batch of seeds counts until both models have all seeds.
+    """
+    models = {(dataset, model): sorted(fits, key=lambda fit: fit.seed) for dataset, model, fits in by_model(runs)}
+    found = []
+    for claim in CLAIMS:
+        sides = [models.get((claim.dataset, name), []) for name in (claim.first, claim.second)]
+        if all(sides):
+            batch = max((size for size in BATCHES if min(map(len, sides)) >= size), default=BATCHES[0])
+            first, second = (side[:batch] for side in sides)
+            newer = [[fit for fit in side if fit.seed >= FIRST_UNSEEN] for side in (first, second)]
+            unseen = compare(newer[0], newer[1], TALK) if min(map(len, newer)) >= FEWEST_FITS else None
+            found.append(Evidence(claim, compare(first, second, TALK), unseen))
+    return found
+
+
+def judge(evidence: Sequence[Evidence], by_image: Iterable[str] = ()) -> pd.DataFrame:
+    """Return the verdict on every claim.
 
     Parameters
     ----------
-    pairs : iterable of Comparison
-        From `compare_models`.
+    evidence : sequence of Evidence
+        From `compare_claims`.
     by_image : iterable of str
         Data sets that are split by image, on which the plan tests nothing.
 
     Returns
     -------
     DataFrame
-        COLUMNS: p and p_corrected (Holm) only where the claim can be judged, verdict, detectable (the smallest
-        difference that would be found with a power of 80%), and the seeds per model needed to find each of PLANNED.
+        COLUMNS: the difference with its 95% interval, and with one that covers all claims at once (simultaneous); p and
+        p_corrected (Holm) only where the claim can be judged; verdict; the difference of the unseen seeds; detectable
+        (the smallest difference that would be found with a power of 80%); and the seeds per model needed to find each
+        of PLANNED.
     """
-    pairs = list(pairs)
-    found = [(claim, find_pair(pairs, claim.dataset, claim.first, claim.second)) for claim in CLAIMS]
-    compared = [(claim, pair) for claim, pair in found if pair]
-    untested = {claim: _untested(pair, set(by_image)) for claim, pair in compared}
-    p_values = np.array([np.nan if untested[claim] else pair.p for claim, pair in compared])
+    untested = [_untested(one, set(by_image)) for one in evidence]
+    p_values = np.array([np.nan if reason else one.pair.p for one, reason in zip(evidence, untested, strict=True)])
     corrected = correct(p_values, len(CLAIMS))
     rows = [
         {
-            "claim": claim.text,
-            **{name: getattr(pair, name) for name in COLUMNS[1:7]},
-            "low": pair.ends[0],
-            "high": pair.ends[1],
-            "interval": pair.interval,
+            **_row(one),
             "p": p,
             "p_corrected": p_corrected,
-            "verdict": untested[claim] or verdict(pair.difference, p_corrected),
-            "detectable": detectable(pair, LEVEL / len(CLAIMS)),
-            **{
-                f"seeds_for_{difference:.2f}": seeds_needed(pair, difference, LEVEL / len(CLAIMS))
-                for difference in PLANNED
-            },
+            "verdict": reason or verdict(one.pair, p_corrected),
         }
-        for (claim, pair), p, p_corrected in zip(compared, p_values, corrected, strict=True)
+        for one, reason, p, p_corrected in zip(evidence, untested, p_values, corrected, strict=True)
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _row(evidence: Evidence) -> dict[str, Any]:
+    pair, unseen, level = evidence.pair, evidence.unseen, LEVEL / len(CLAIMS)
+    row = {
+        "claim": evidence.claim.text,
+        **{name: getattr(pair, name) for name in COLUMNS[1:7]},
+        "interval": pair.interval,
+    }
+    row |= zip(("low", "high"), pair.ends, strict=True)
+    row |= zip(("simultaneous_low", "simultaneous_high"), pair.ends_at(level), strict=True)
+    if unseen:
+        ends = unseen.ends
+        row |= {"unseen_difference": unseen.difference, "unseen_low": ends[0], "unseen_high": ends[1]}
+    needed = {f"seeds_for_{size:.2f}": seeds_needed(pair, size, level, evidence.claim.seeds) for size in PLANNED}
+    return {**row, "detectable": detectable(pair, level), **needed}
 
 
 def correct(p_values: np.ndarray, count: int) -> np.ndarray:
@@ -97,16 +144,16 @@ def correct(p_values: np.ndarray, count: int) -> np.ndarray:
     return np.minimum(corrected, 1)
 
 
-def verdict(difference: float, p_corrected: float) -> str:
-    """Return HOLDS, FAILS or NOT_SHOWN."""
-    if p_corrected >= LEVEL:
-        return NOT_SHOWN
-    return HOLDS if difference > 0 else FAILS
+def verdict(pair: Comparison, p_corrected: float) -> str:
+    """Return HOLDS, FAILS, SMALL (the simultaneous interval lies within ±MARGIN) or NOT_SHOWN."""
+    if p_corrected < LEVEL:
+        return HOLDS if pair.difference > 0 else FAILS
+    return SMALL if max(map(abs, pair.ends_at(LEVEL / len(CLAIMS)))) < MARGIN else NOT_SHOWN
 
 
-def _untested(pair: Comparison, by_image: set[str]) -> str | None:
-    if pair.dataset in by_image:
+def _untested(evidence: Evidence, by_image: set[str]) -> str | None:
+    if evidence.pair.dataset in by_image:
         return BY_IMAGE
-    if pair.fewest_seeds < FEWEST_SEEDS:
-        return TOO_FEW_SEEDS
-    return pair.few or None
+    if evidence.pair.fewest_seeds < evidence.claim.seeds:
+        return TOO_FEW_SEEDS.format(evidence.claim.seeds)
+    return evidence.pair.few or None

@@ -13,7 +13,16 @@ from scipy import stats
 
 from medtransfer.analysis.families import family_of_pair
 from medtransfer.analysis.runs import Run, by_model, check_same_images
-from medtransfer.analysis.uncertainty import BOTH, GROUPS, LEVEL, Jackknife, freedom, groups_variance, too_few
+from medtransfer.analysis.uncertainty import (
+    BOTH,
+    FEWEST_FITS,
+    GROUPS,
+    LEVEL,
+    Jackknife,
+    freedom,
+    groups_variance,
+    too_few,
+)
 from medtransfer.metrics.scores import BY_NAME, MACRO, Metric
 
 
@@ -50,12 +59,12 @@ class Comparison:
 
     @property
     def interval(self) -> str:
-        """What the interval covers: BOTH, GROUPS where a model has one seed, or why there is none."""
-        return self.few or (BOTH if self.fewest_seeds > 1 else GROUPS)
+        """What the interval covers: BOTH, GROUPS with fewer than FEWEST_FITS seeds, or why there is none."""
+        return self.few or (BOTH if self.fewest_seeds >= FEWEST_FITS else GROUPS)
 
     @property
     def _parts(self) -> list[tuple[float, int]]:
-        if self.fewest_seeds == 1:
+        if self.fewest_seeds < FEWEST_FITS:
             return []
         sides = ((self.first_sd, self.first_seeds), (self.second_sd, self.second_seeds))
         return [(sd**2 / seeds, seeds) for sd, seeds in sides]
@@ -70,17 +79,21 @@ class Comparison:
         """Welch and Satterthwaite's degrees of freedom."""
         return float(freedom(self.groups_sd**2, self.groups, self._parts))
 
-    @cached_property
+    @property
     def ends(self) -> tuple[float, float]:
         """The ends of the 95% interval; NaN with too few groups."""
+        return self.ends_at(LEVEL)
+
+    def ends_at(self, level: float) -> tuple[float, float]:
+        """Return the ends of the interval that covers the truth with a probability of 1 - `level`."""
         if self.few:
             return np.nan, np.nan
-        width = float(stats.t.ppf(1 - LEVEL / 2, self.freedom)) * self.error
+        width = float(stats.t.ppf(1 - level / 2, self.freedom)) * self.error
         return self.difference - width, self.difference + width
 
     @property
     def p(self) -> float:
-        """The two-sided p-value of no difference between the recipes; NaN with one seed or too few groups."""
+        """The two-sided p-value of no difference between the recipes; NaN with too few seeds or groups."""
         if self.interval != BOTH:
             return np.nan
         return float(2 * stats.t.sf(abs(self.difference) / self.error, self.freedom)) if self.error else 1.0
@@ -106,13 +119,14 @@ def compare_models(runs: list[Run]) -> list[Comparison]:
     """Compare all pairs of models of a data set that answer a question, each with all of its seeds."""
     models = by_model(runs)
     return [
-        _compare(first, second, family)
+        compare(first, second, family)
         for (dataset, _, first), (other, _, second) in combinations(models, 2)
         if dataset == other and (family := family_of_pair(first[0].record, second[0].record))
     ]
 
 
-def _compare(first: list[Run], second: list[Run], family: str) -> Comparison:
+def compare(first: list[Run], second: list[Run], family: str) -> Comparison:
+    """Compare two models by the macro F1 of these fits."""
     check_same_images([*first, *second])
     ours, theirs = ([run.jackknife for run in side] for side in (first, second))
     return Comparison(

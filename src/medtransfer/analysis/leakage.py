@@ -8,15 +8,16 @@ import pandas as pd
 
 from medtransfer.analysis.differences import Comparison, compare_scores
 from medtransfer.analysis.runs import Run, by_model, check_same_images
-from medtransfer.analysis.uncertainty import jackknife
+from medtransfer.analysis.uncertainty import FEWEST_FITS, GROUPS, Jackknife, jackknife
 from medtransfer.core.predictions import classes_of
-from medtransfer.metrics.scores import MACRO, MICRO, metrics_of
+from medtransfer.metrics.scores import MACRO, MICRO, Metric, metrics_of
 
 COLUMNS = [
     "dataset", "model", "leaky_seeds", "clean_seeds", "images", "class", "tested", "leaky", "clean", "difference",
     "low", "high", "interval",
 ]  # fmt: skip
-ALL, SHARED, OTHERS = "all", "shared", "others"
+ALL, SHARED, OTHERS, CONTRAST = "all", "shared", "others", "shared less others"
+TOO_FEW_FITS, NO_HIT = f"none: fewer than {FEWEST_FITS} seeds", "none: no hit"
 # What a model is fitted on.
 SEEN = {"network": ("train",), "baseline": ("train", "validation")}
 
@@ -34,10 +35,11 @@ def measure_leakage(leaky: list[Run], clean: list[Run], shared: Mapping[str, pd.
     Returns
     -------
     DataFrame
-        COLUMNS: images (ALL, SHARED with what the model was fitted on where it leaks, OTHERS), class (of all images
-        each class and MACRO; MICRO of each), tested (their number), leaky and clean (F1, mean over seeds), their
-        difference with its 95% interval and what that covers. Only the shared images can be flattered; on the others
-        the two fits differ because they saw other images. A model without a fit on both sides is left out.
+        COLUMNS: images (ALL, SHARED with what the model was fitted on where it leaks, OTHERS, CONTRAST), class (of all
+        images each class and MACRO; MICRO of each), tested (their number), leaky and clean (F1, mean over seeds), their
+        difference with its 95% interval and what that covers. The two sides were trained on different images, so
+        there is no interval without the variance between fits. Only the shared images can be flattered: CONTRAST is
+        their difference less that of the others. A model without a fit on both sides is left out.
     """
     others = {(dataset, model): fits for dataset, model, fits in by_model(clean)}
     rows = []
@@ -52,33 +54,43 @@ def _by_images(leaky: list[Run], clean: list[Run], shared: pd.DataFrame) -> list
     check_same_images([*leaky, *clean])
     tested = leaky[0].predictions
     leaks = tested.id.isin(shared.id[shared.split.isin(SEEN[leaky[0].record["kind"]])])
-    every = pd.Series(True, index=leaks.index)
-    return [
-        {"images": images, **row}
-        for images, kept in ((ALL, every), (SHARED, leaks), (OTHERS, ~leaks))
+    classes = classes_of(tested)
+    sides = {
+        images: [[jackknife(run.predictions[kept]) for run in side] for side in (leaky, clean)]
+        for images, kept in ((ALL, leaks | True), (SHARED, leaks), (OTHERS, ~leaks))
         if kept.any()
-        for row in _differences(leaky, clean, kept, {*classes_of(tested), MACRO, MICRO} if images == ALL else {MICRO})
+    }
+    if SHARED in sides and OTHERS in sides:
+        pairs = zip(sides[SHARED], sides[OTHERS], strict=True)
+        sides[CONTRAST] = [[_less(one, other) for one, other in zip(*pair, strict=True)] for pair in pairs]
+    counts = {ALL: len(leaks), SHARED: int(leaks.sum()), OTHERS: int((~leaks).sum()), CONTRAST: len(leaks)}
+    return [
+        {"images": images, "tested": counts[images], **_difference(ours, theirs, metric)}
+        for images, (ours, theirs) in sides.items()
+        for metric in metrics_of(classes)
+        if metric.name in ({*classes, MACRO, MICRO} if images == ALL else {MICRO})
     ]
 
 
-def _differences(leaky: list[Run], clean: list[Run], kept: pd.Series, names: set[str]) -> list[dict[str, Any]]:
-    ours, theirs = ([jackknife(run.predictions[kept]) for run in side] for side in (leaky, clean))
-    rows = []
-    for metric in metrics_of(classes_of(leaky[0].predictions)):
-        if metric.name in names:
-            pair = Comparison(leaky[0].dataset, "", "", "", **compare_scores(ours, theirs, metric))
-            rows.append(
-                {
-                    "leaky_seeds": pair.first_seeds,
-                    "clean_seeds": pair.second_seeds,
-                    "class": metric.name,
-                    "tested": int(kept.sum()),
-                    "leaky": np.mean([fit.of(metric.name)[0] for fit in ours]),
-                    "clean": np.mean([fit.of(metric.name)[0] for fit in theirs]),
-                    "difference": pair.difference,
-                    "low": pair.ends[0],
-                    "high": pair.ends[1],
-                    "interval": pair.interval,
-                }
-            )
-    return rows
+def _less(one: Jackknife, other: Jackknife) -> Jackknife:
+    """Return one fit's metrics on some groups less those on other groups."""
+    without = np.concatenate([one.without, -other.without])
+    return Jackknife(one.names, one.values - other.values, without, np.minimum(one.holders, other.holders))
+
+
+def _difference(ours: list[Jackknife], theirs: list[Jackknife], metric: Metric) -> dict[str, Any]:
+    pair = Comparison("", "", "", "", **compare_scores(ours, theirs, metric))
+    leaky, clean = (float(np.mean([fit.of(metric.name)[0] for fit in side])) for side in (ours, theirs))
+    missing = pair.few or (TOO_FEW_FITS if pair.interval == GROUPS else NO_HIT if 0 in (leaky, clean) else "")
+    low, high = (np.nan, np.nan) if missing else pair.ends
+    return {
+        "leaky_seeds": pair.first_seeds,
+        "clean_seeds": pair.second_seeds,
+        "class": metric.name,
+        "leaky": leaky,
+        "clean": clean,
+        "difference": pair.difference,
+        "low": low,
+        "high": high,
+        "interval": missing or pair.interval,
+    }

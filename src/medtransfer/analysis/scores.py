@@ -13,7 +13,19 @@ from medtransfer.core.predictions import classes_of
 from medtransfer.metrics.scores import MACRO, METRICS, MICRO, Metric, metrics_of
 
 INTERVAL = ["low", "high", "interval", "seeds", "sd"]
-RESULTS = ["dataset", "model", "family", "class", "support", "f1", *INTERVAL, "published", "test_images", "synthetic"]
+RESULTS = [
+    "dataset",
+    "model",
+    "family",
+    "class",
+    "support",
+    "groups",
+    "f1",
+    *INTERVAL,
+    "published",
+    "test_images",
+    "synthetic",
+]
 SUMMARY = ["dataset", "model", "family", "measure", "value", *INTERVAL]
 
 
@@ -23,20 +35,25 @@ def f1_table(runs: list[Run]) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        RESULTS: class (or an average), support (test images of the class), f1 (mean over seeds), the 95% interval and
-        what it covers (see Estimate), published (missing where the talk has none).
+        RESULTS: class (or an average), support (test images of the class) and groups (their lesions or patients), f1
+        (mean over seeds), the 95% interval and what it covers (see Estimate), published (missing where the talk has
+        none).
     """
     rows = []
     for dataset, model, fits in by_model(runs):
         classes = classes_of(fits[0].predictions)
         wanted = {*classes, MICRO, MACRO}
         about = {"test_images": len(fits[0].predictions), "synthetic": fits[0].record["synthetic"]}
-        support = fits[0].predictions.label.value_counts()
+        tested = fits[0].predictions
+        support, groups = tested.label.value_counts(), tested.groupby("label").group.nunique()
         for metric in metrics_of(classes):
             if metric.name in wanted:
                 names = {"dataset": dataset, "model": model, "family": family(fits[0].record), "class": metric.name}
-                names["support"] = support.get(metric.name, about["test_images"])
-                rows.append({**names, **_columns(estimate_of(fits, metric), "f1"), **about})
+                sizes = {
+                    "support": support.get(metric.name, len(tested)),
+                    "groups": groups.get(metric.name, tested.group.nunique()),
+                }
+                rows.append({**names, **sizes, **_columns(estimate_of(fits, metric), "f1"), **about})
     return pd.DataFrame(rows).merge(published_f1(), how="left", on=["dataset", "model", "class"])[RESULTS]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from medtransfer.analysis.calibration import calibration_table
-from medtransfer.analysis.claims import judge
+from medtransfer.analysis.claims import compare_claims, judge
 from medtransfer.analysis.differences import Comparison, as_table, compare_models, read_comparisons
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.scores import f1_table, summarise
@@ -40,7 +40,9 @@ def compute_tables(runs: list[Run]) -> Tables:
     """Return the tables of a study."""
     pairs = compare_models(runs)
     by_image = {run.dataset for run in runs if split_of(run.record).by != "group"}
-    return Tables(f1_table(runs), summarise(runs), calibration_table(runs), pairs, judge(pairs, by_image))
+    return Tables(
+        f1_table(runs), summarise(runs), calibration_table(runs), pairs, judge(compare_claims(runs), by_image)
+    )
 
 
 def write_tables(tables: Tables, folder: Path) -> None:

@@ -18,6 +18,7 @@ from medtransfer.metrics.scores import ALL, NONE, Metric, encode, metrics_of
 
 LEVEL = 0.05
 FEWEST_GROUPS = 10
+FEWEST_FITS = 3  # two can be alike by chance, and the interval would be too narrow
 RESAMPLES = 1000
 AT_ONCE = 100  # resamples held in memory
 # What an interval covers.
@@ -31,7 +32,8 @@ class Estimate:
 
     value : mean over seeds
     low, high : 95% interval; NaN if there are too few groups
-    covers : BOTH, GROUPS (with one seed), EXACT (of a class without a hit or without a miss) or why there is none
+    covers : BOTH, GROUPS (with fewer than FEWEST_FITS seeds: of these fits), EXACT (of a class without a hit or without
+        a miss) or why there is none
     seeds : number of fits
     sd : standard deviation between the fits; NaN for one
     """
@@ -195,10 +197,10 @@ def combine(
         return Estimate(value, *_exact(value, int(counted.holders[needs])), EXACT, seeds, sd)
     if few or not variance > 0:
         return Estimate(value, np.nan, np.nan, few or ALIKE, seeds, sd)
-    parts = [(float(values.var(ddof=1)) / seeds, seeds)] if seeds > 1 else []
+    parts = [(float(values.var(ddof=1)) / seeds, seeds)] if seeds >= FEWEST_FITS else []
     error = float(np.sqrt(variance + sum(part for part, _ in parts)))
     ends = interval_ends(value, error, freedom(variance, counted.groups, parts), bounded=bounded)
-    return Estimate(value, *ends, BOTH if seeds > 1 else GROUPS, seeds, sd)
+    return Estimate(value, *ends, BOTH if parts else GROUPS, seeds, sd)
 
 
 def interval_ends(value: float, error: float, degrees: float, *, bounded: bool = True) -> tuple[float, float]:

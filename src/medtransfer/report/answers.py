@@ -6,8 +6,9 @@ import pandas as pd
 
 from medtransfer.analysis.claims import FAILS, HOLDS
 from medtransfer.analysis.differences import Comparison, find_pair
+from medtransfer.analysis.uncertainty import GROUPS
 from medtransfer.report.study import Study
-from medtransfer.report.tables import difference, p_value
+from medtransfer.report.tables import difference, interval_text, p_value
 from medtransfer.report.words import words_for
 
 HIGHER, LOWER, NOT_TESTED = "higher", "lower", "not tested"
@@ -46,32 +47,35 @@ def answers(study: Study) -> pd.DataFrame:
         for dataset in study.tables.results.dataset.drop_duplicates():
             pair = find_pair(study.tables.pairs, dataset, question.first, question.second)
             if pair:
-                verdict, p = judged(study.tables.claims, pair)
-                rows.append(
-                    {
-                        "change": question.change,
-                        "data set": words_for(dataset).title,
-                        "verdict": f"**{verdict}**",
-                        "macro F1": difference(pair),
-                        "seeds": f"{pair.first_seeds} and {pair.second_seeds}",
-                        "p, corrected": p_value(p),
-                    }
-                )
+                found = judged(study.tables.claims, pair)
+                rows.append({"change": question.change, "data set": words_for(dataset).title, **found})
     columns = ["change", "data set", "verdict", "macro F1", "seeds", "p, corrected"]
     return pd.DataFrame(rows, columns=columns).set_index("change")
 
 
-def judged(claims: pd.DataFrame, pair: Comparison) -> tuple[str, float]:
-    """Return the verdict on a comparison, from the talk's claim about its two models, and the claim's corrected p.
+def judged(claims: pd.DataFrame, pair: Comparison) -> dict[str, str]:
+    """Return verdict, difference, seeds and corrected p of a comparison.
 
-    The verdict is HIGHER or LOWER (the first model's macro F1), NOT_TESTED where the talk claims nothing, or the
-    claim's own where it is not shown or cannot be judged.
+    They are those of the talk's claim about the two models, with the seeds that the plan names for it. The verdict is
+    HIGHER or LOWER (the first model's macro F1), NOT_TESTED where the talk claims nothing, or the claim's own where it
+    is not shown or cannot be judged.
     """
     models = {pair.first, pair.second}
     about = claims[(claims.dataset == pair.dataset) & claims["first"].isin(models) & claims["second"].isin(models)]
     if about.empty:
-        return NOT_TESTED, float("nan")
+        row = {"verdict": f"**{NOT_TESTED}**", "macro F1": difference(pair), "p, corrected": "-"}
+        return {**row, "seeds": f"{pair.first_seeds} and {pair.second_seeds}"}
     claim = about.iloc[0]
-    if claim.verdict in (HOLDS, FAILS):
-        return (HIGHER if pair.difference > 0 else LOWER), claim.p_corrected
-    return claim.verdict, claim.p_corrected
+    seeds = claim.first_seeds, claim.second_seeds
+    value, low, high = claim.difference, claim.low, claim.high
+    if claim["first"] != pair.first:
+        value, low, high = -value, -high, -low
+        seeds = seeds[::-1]
+    verdict = (HIGHER if value > 0 else LOWER) if claim.verdict in (HOLDS, FAILS) else claim.verdict
+    star = " *" if claim.interval == GROUPS else ""
+    return {
+        "verdict": f"**{verdict}**",
+        "macro F1": interval_text(value, low, high) + star,
+        "seeds": "{} and {}".format(*seeds),
+        "p, corrected": p_value(claim.p_corrected),
+    }

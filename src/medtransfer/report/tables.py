@@ -14,7 +14,7 @@ from medtransfer.analysis.published import is_the_talks
 from medtransfer.analysis.questions import chain, data_sizes, recipe_changes
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.tables import Tables
-from medtransfer.analysis.uncertainty import BOTH, EXACT, GROUPS
+from medtransfer.analysis.uncertainty import BOTH, EXACT, FEWEST_FITS, GROUPS
 from medtransfer.core.run_record import split_of
 from medtransfer.report.words import words_for
 
@@ -23,13 +23,15 @@ SYNTHETIC_NOTE = (
 )
 CLAIMS_NOTE = (
     "The talk's claims, tested as docs/analysis-plan.md says: the first model's macro F1 is higher than the second's. "
-    "The 95% interval and p include the variance between training runs; p is corrected for nine claims (Holm). "
+    "The 95% interval and p include the variance between training runs, for this one training set and test set; p is "
+    "corrected for nine claims (Holm). The simultaneous interval covers all nine at once. Unseen seeds: those fitted "
+    "after the plan only. "
     "Detectable: the smallest difference that these seeds and test images find with a power of 80%. "
-    "Seeds for .02, .05, .10: how many seeds per model would find such a difference."
+    "Seeds for .02, .05, .10: how many seeds per model would find such a difference; never: too few test images for it."
 )
 CELL_NOTE = (
-    "Each cell: F1 and its 95% interval. Of a class without a hit: the number of its test images and the highest F1 "
-    "that is compatible with it. The last row says what the intervals cover."
+    "Each cell: F1 and its 95% interval. Of a class without a hit: its number of {groups} in the test set, and the "
+    "highest F1 that is compatible with it; macro F1 counts it as 0. The last row says what the intervals cover."
 )
 MEASURES_NOTE = (
     "Averages, ranking and probabilities: ± is the standard deviation between seeds, and the last column says what the "
@@ -37,12 +39,12 @@ MEASURES_NOTE = (
     "error is corrected."
 )
 CALIBRATION_NOTE = (
-    "Calibration per class, one class against the rest: intercept (0 is right, above 0 the class is predicted too "
-    "rarely) and slope (1 is right, below 1 the probabilities are too extreme)."
+    "Calibration of the networks per class, one class against the rest: intercept (0 is right, above 0 the class is "
+    "predicted too rarely) and slope (1 is right, below 1 the probabilities are too extreme)."
 )
 DIFFERENCES_NOTE = (
     "Differences in macro F1, the row's model less the column's, with 95% intervals. A star marks an interval that "
-    "does not include the variance between training runs, because one of the two models has one seed."
+    "does not include the variance between training runs, because one of the two models has fewer than three seeds."
 )
 SHOWN = 0.005  # less is printed as 0.00
 FINE = 0.05  # where an interval lies this near to 0, two decimals do not show it
@@ -57,9 +59,11 @@ def claims(judged: pd.DataFrame) -> pd.DataFrame:
             "first": row["first"],
             "second": row["second"],
             "verdict": f"**{row['verdict']}**",
-            "difference": _difference(row["difference"], row["low"], row["high"]),
+            "difference": interval_text(row["difference"], row["low"], row["high"]),
+            "simultaneous": _range(row["simultaneous_low"], row["simultaneous_high"]),
             "seeds": f"{row['first_seeds']} and {row['second_seeds']}",
             "p, corrected": p_value(row["p_corrected"]),
+            "unseen seeds": _unseen(row),
             "detectable": _known(row["detectable"], ".3f"),
             **{f"seeds for {planned:.2f}": _seeds(row[f"seeds_for_{planned:.2f}"]) for planned in PLANNED},
         }
@@ -68,12 +72,20 @@ def claims(judged: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("claim")
 
 
+def _unseen(row: dict[Any, Any]) -> str:
+    if pd.isna(row["unseen_difference"]):
+        return "-"
+    return interval_text(row["unseen_difference"], row["unseen_low"], row["unseen_high"])
+
+
 def _known(value: float, style: str) -> str:
     return "-" if pd.isna(value) else f"{value:{style}}"
 
 
 def _seeds(value: float) -> str:
-    return "over 100" if value == float("inf") else _known(value, ".0f")
+    if value == float("inf"):
+        return "never"
+    return "over 100" if value > 100 else _known(value, ".0f")
 
 
 def in_front(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
@@ -90,7 +102,7 @@ def pivot(results: pd.DataFrame, dataset: str) -> pd.DataFrame:
     frame = frame.loc[part["class"].drop_duplicates(), part.model.drop_duplicates()]
     seeds = part.drop_duplicates("model").seeds
     frame.loc["seeds"] = seeds.map(str).to_list()
-    frame.loc["intervals"] = [_covers(dataset, BOTH if count > 1 else GROUPS) for count in seeds]
+    frame.loc["intervals"] = [_covers(dataset, BOTH if count >= FEWEST_FITS else GROUPS) for count in seeds]
     return frame
 
 
@@ -101,7 +113,7 @@ def _cell(row: pd.Series) -> str:
 
 def _interval(row: Mapping[Any, Any] | pd.Series) -> str:
     if row["interval"] == EXACT and row["high"] < 1:
-        return f"0 of {row['support']}, at most {short(row['high'])}"
+        return f"0 of {row['groups']}, at most {short(row['high'])}"
     if pd.isna(row["low"]):
         return str(row["interval"]).removeprefix("none: ")
     return f"[{short(row['low'])}, {short(row['high'])}]"
@@ -120,12 +132,12 @@ def measures(summary: pd.DataFrame, dataset: str, *, talk: bool = True) -> pd.Da
     frame = frame.loc[part.model.drop_duplicates(), part.measure.drop_duplicates()]
     seeds = part.drop_duplicates("model").seeds
     frame["seeds"] = seeds.map(str).to_list()
-    frame["intervals"] = [_covers(dataset, BOTH if count > 1 else GROUPS) for count in seeds]
+    frame["intervals"] = [_covers(dataset, BOTH if count >= FEWEST_FITS else GROUPS) for count in seeds]
     return frame
 
 
 def _measure(row: dict[Any, Any]) -> str:
-    deviation = f" ± {short(row['sd'])}" if row["seeds"] > 1 else ""
+    deviation = f" ± {_known(row['sd'], '.3f').removeprefix('0')}" if row["seeds"] > 1 else ""
     return f"{short(row['value'])}{deviation}\n{_interval(row)}"
 
 
@@ -157,12 +169,18 @@ def differences(pairs: Sequence[Comparison], dataset: str, family: str = TALK) -
 
 def difference(pair: Comparison) -> str:
     """Return a difference and, in a second line, its 95% interval, with a star if that leaves out training."""
-    return _difference(pair.difference, *pair.ends) + (" *" if pair.interval == GROUPS else "")
+    return interval_text(pair.difference, *pair.ends) + (" *" if pair.interval == GROUPS else "")
 
 
-def _difference(value: float, low: float, high: float) -> str:
+def interval_text(value: float, low: float, high: float) -> str:
+    """Return a difference and, in a second line, its interval."""
     digits = 3 if max(abs(low), abs(high)) < FINE else 2
-    return f"{value:+.{digits}f}\n" + ("-" if pd.isna(low) else f"[{low:+.{digits}f}, {high:+.{digits}f}]")
+    return f"{value:+.{digits}f}\n{_range(low, high)}"
+
+
+def _range(low: float, high: float) -> str:
+    digits = 3 if max(abs(low), abs(high)) < FINE else 2
+    return "-" if pd.isna(low) else f"[{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def short(value: float) -> str:
@@ -208,7 +226,7 @@ def sections(tables: Tables, runs: list[Run], dataset: str) -> list[tuple[str, p
     """
     talks = " The talk's F1 stands in round brackets." if is_the_talks(dataset) else ""
     found = [
-        (CELL_NOTE + talks, pivot(tables.results, dataset)),
+        (CELL_NOTE.format(groups=words_for(dataset).groups) + talks, pivot(tables.results, dataset)),
         (MEASURES_NOTE, measures(tables.summary, dataset)),
         (CALIBRATION_NOTE, calibration(tables.calibration, dataset)),
         (DIFFERENCES_NOTE, differences(tables.pairs, dataset)),
@@ -268,7 +286,7 @@ def recipes(changes: pd.DataFrame) -> pd.DataFrame:
             "model": row["model"],
             "instead of": row["base"],
             "change": row["change"],
-            "macro F1": _difference(row["difference"], row["low"], row["high"]),
+            "macro F1": interval_text(row["difference"], row["low"], row["high"]),
             "interval": _covers(row["dataset"], row["interval"]),
             "micro F1": f"{row['micro']:+.2f}",
         }
@@ -301,7 +319,7 @@ def _score(row: Mapping[Any, Any]) -> str:
 
 def leakage(found: pd.DataFrame) -> pd.DataFrame:
     """Return how much leakage changes F1: one row per class, one column per model, from `measure_leakage`."""
-    text = [_difference(row["difference"], row["low"], row["high"]) for row in found.to_dict("records")]
+    text = [interval_text(row["difference"], row["low"], row["high"]) for row in found.to_dict("records")]
     frame = found.assign(text=text).pivot(index="class", columns="model", values="text")
     frame = frame.loc[found["class"].drop_duplicates(), found.model.drop_duplicates()]
     interval = found[found.interval.isin([BOTH, GROUPS])].drop_duplicates("model").set_index("model").interval
