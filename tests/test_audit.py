@@ -37,6 +37,8 @@ NETWORK = "imagenet_head"
 TRAIN = {"dropout": 0.5, "dense_units": [16], "precision": "float32", "scaling": "caffe", "learning_rate": 0.1}
 ADDRESSES = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
 SAMPLES = "id,label,group,split\na,nv,1,train\nb,mel,2,train\nc,nv,3,validation\nd,mel,4,test\n"
+VERSION, OTHER_VERSION = (f"{digit * 32}.dir" for digit in "01")
+POINTER = "outs:\n- md5: {}\n  size: 1\n  nfiles: 1\n  path: data\n"
 IMAGES = np.arange(4 * 3, dtype=np.uint8).reshape(4, 1, 1, 3)
 
 
@@ -48,7 +50,7 @@ def write_fit(model: str, commit: str) -> None:
     place(model).mkdir(parents=True)
     hyperparameters: dict[str, Any] = {model: {"max_depth": 2}, "seed": 0}
     record = {"dataset": "ham10000", "model": model, "seed": 0, "fit": f"fit-{model}", "kind": "baseline"}
-    record |= {"data_version": "abc.dir", "data_source": "here", "image_size": 1, "git_commit": commit, "seconds": 1.5}
+    record |= {"data_version": VERSION, "data_source": "here", "image_size": 1, "git_commit": commit, "seconds": 1.5}
     if model == NETWORK:
         record |= {"kind": "network", "epochs": 2}
         configuration = {"trainable": ["head"], "learning_rate": 0.1}
@@ -104,7 +106,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         use_store(folder, empty_store, patch)
-        Path("data.dvc").write_text("outs:\n- md5: abc.dir\n  path: data\n")
+        Path("data.dvc").write_text(POINTER.format(VERSION))
         who = ("-c", "user.name=test", "-c", "user.email=test@localhost")
         for command in (("init", "--quiet"), ("add", "data.dvc"), (*who, "commit", "--quiet", "--message", "start")):
             subprocess.run(["git", *command], check=True)
@@ -261,7 +263,7 @@ def lose_run(client: mlflow.MlflowClient) -> None:
 
 
 def change_data(client: mlflow.MlflowClient) -> None:
-    Path("data.dvc").write_text("outs:\n- md5: other.dir\n  path: data\n")
+    Path("data.dvc").write_text(POINTER.format(OTHER_VERSION))
 
 
 def change_commit(client: mlflow.MlflowClient) -> None:
@@ -316,16 +318,16 @@ def register_other(client: mlflow.MlflowClient) -> None:
         (change_metric, "test_f1_macro_avg is 0.9, metrics.json has 0.5"),
         (log_epoch, "has loss for the epochs [1, 2, 3], history.csv has [1, 2]"),
         (change_epoch, "loss of epoch 2 is 0.3, history.csv has 0.25"),
-        (change_tag("data_version"), "tag data_version is other, run.json has abc.dir"),
+        (change_tag("data_version"), f"tag data_version is other, run.json has {VERSION}"),
         (change_tag("git_commit"), "tag git_commit is other, run.json has"),
-        (lose_tag, "tag data_version is None, run.json has abc.dir"),
+        (lose_tag, f"tag data_version is None, run.json has {VERSION}"),
         (lose_model, "has no model"),
         (flip_bit, "has a model whose file is not the one that was logged"),
         (lose_model_file, "has a model without model.keras or model.skops"),
         (lose_store_of_files, "has a model whose files cannot be read"),
         (lose_figure, "lacks curves.png of reports/figures/ham10000"),
         (lose_run, f"MLflow has no run of this fit (fit-{NETWORK})"),
-        (change_data, "data_version is abc.dir, data.dvc has other.dir"),
+        (change_data, f"data_version is {VERSION}, data.dvc has {OTHER_VERSION}"),
         (change_commit, f"made by git commit {'0' * 40}"),
         (leave_running, "(left) is RUNNING but its process has ended"),
         (leave_running_elsewhere, "(far) is RUNNING on elsewhere since 1970-01-01 00:00 UTC"),

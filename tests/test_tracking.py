@@ -20,9 +20,9 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from attacks import attack, free_port, kill, started
 from conftest import use_store
 from medtransfer.audit import push as track_push
+from medtransfer.core.dvc import data_version
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import Params, TrainParams
-from medtransfer.core.provenance import data_version
 from medtransfer.models import vgg16
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 from medtransfer.training.batches import Batches
@@ -123,7 +123,7 @@ def test_what_runs_under_a_run_is_ended_and_nothing_else(store: mlflow.MlflowCli
         running, other = (store.create_run(experiment, tags=tags).info.run_id for tags in (target.tags, {}))
         finished = store.create_run(experiment, tags=target.tags).info.run_id
         store.set_terminated(finished, "FINISHED")
-        parent.send(mlflow_runs.close_children)
+        parent.close_children()
         found = [store.get_run(run or "").info.status for run in (running, other, finished, parent.run_id)]
         assert found == ["KILLED", "RUNNING", "FINISHED", "RUNNING"]
 
@@ -173,10 +173,12 @@ def test_files_are_added_to_a_known_run_and_an_unknown_one_is_said(store: mlflow
     assert mlflow_runs.attach("nowhere", "f1", [tmp_path / "f.txt"]) is False
 
 
-def test_the_data_version_is_dvcs(tmp_path: Path) -> None:
-    (tmp_path / "data.dvc").write_text("outs:\n- md5: abc.dir\n  path: data\n")
-    assert data_version(tmp_path / "data.dvc") == "abc.dir"
-    assert data_version(tmp_path / "none.dvc") == "unknown"
+def test_the_data_version_is_dvcs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert data_version() == "unknown"
+    version = f"{'0' * 32}.dir"
+    Path("data.dvc").write_text(f"outs:\n- md5: {version}\n  size: 1\n  nfiles: 1\n  path: data\n")
+    assert data_version() == version
 
 
 def test_an_unfinished_run_is_taken_up_again_and_each_point_arrives_once(store: mlflow.MlflowClient) -> None:

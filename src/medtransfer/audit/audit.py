@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medtransfer.core.dvc import POINTER, check_unchanged, read_lock
+from medtransfer.core.dvc import POINTER, check_unchanged, data_version, read_lock
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import digest_of_folder, sha256_of
 from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
 from medtransfer.core.params import AUTO, current_scaling
 from medtransfer.core.prepared import data_of
-from medtransfer.core.provenance import data_version
 from medtransfer.core.run_record import find_fits, read_record
 from medtransfer.metrics.scores import mlflow_name
 from medtransfer.pipeline.outputs import log_to_mlflow
@@ -55,11 +54,10 @@ def audit() -> list[str]:
 def others() -> list[str]:
     """Return one line per experiment with finished runs whose fits are not in this folder.
 
-    That is not a difference: a fit that ran again leaves its earlier run, and a server has the runs of other projects.
+    They are no differences: a fit that ran again leaves its earlier run, and a server has the runs of other projects.
     """
     client = mlflow_store.reach()
-    here = {fit for fit, _ in _fits()}
-    lines = []
+    here, lines = _folders_by_fit(), []
     for name, runs in mlflow_runs.fits_of(client, "FINISHED").items():
         ids = [run.info.run_id for run in runs if run.data.tags[mlflow_store.FIT] not in here]
         if ids:
@@ -94,7 +92,7 @@ def _check_data() -> Iterator[str]:
 
 
 def in_words(changes: list[Any]) -> str:
-    """Summarise a stage's entry of `dvc status --json`: files grouped by state, at most NAMED of each by name."""
+    """Summarise a stage's entry of `dvc status --json`: files grouped by state, with at most NAMED names each."""
     parts = []
     for change in changes:
         if not isinstance(change, dict):
@@ -120,15 +118,17 @@ def _locked() -> dict[str, dict[str, Any]]:
     }
 
 
-def _fits() -> Iterator[tuple[str, Path]]:
-    """Yield the id and folder of each fit with a readable run.json."""
+def _folders_by_fit() -> dict[str, Path]:
+    """Return the folder of each fit with a readable run.json, by the id of the fit."""
+    found = {}
     for folder in find_fits(RUNS):
         with suppress(ValueError, KeyError, TypeError):
-            yield read_record(folder)["fit"], folder
+            found[read_record(folder)["fit"]] = folder
+    return found
 
 
 def _differences(where: Any, source: str, values: Iterable[tuple[str, Any, Any]]) -> list[str]:
-    """Return one line for each (key, found, expected) whose values differ; `source` names where the expected one is."""
+    """Return one line for each (key, found, expected) that differ; `source` is the file with the expected value."""
     return [
         f"{where}: {key} is {found}, {source} has {expected}" for key, found, expected in values if found != expected
     ]
@@ -168,7 +168,7 @@ def _check_locked(folder: Path, record: dict[str, Any], locked: dict[str, Any]) 
 
 
 def differs(locked: Any, recorded: Any) -> bool:
-    """Return whether a parameter in dvc.lock, which may be AUTO, differs from run.json's."""
+    """Return whether a parameter in dvc.lock, which may be AUTO, differs from that in run.json."""
     if isinstance(locked, dict) and isinstance(recorded, dict):
         return any(differs(value, recorded.get(key)) for key, value in locked.items())
     return current_scaling(locked) not in (current_scaling(recorded), AUTO)
@@ -254,7 +254,7 @@ def _check_twins(client: Any) -> Iterator[str]:
 
 
 def _check_registered(client: Any) -> Iterator[str]:
-    here = dict(_fits())
+    here = _folders_by_fit()
     for version in mlflow_models.registered(client):
         name = f"MLflow's registered model {version.name} version {version.version}"
         folder = here.get(version.tags.get(mlflow_store.FIT, ""))
@@ -274,14 +274,9 @@ def repair(host: str | None = None, read_models: bool = True) -> list[str]:
     Parameters
     ----------
     host : str, optional
-        Another machine, on which nothing runs any more: its running runs are ended too.
+        Another machine, on which nothing runs any more: the runs that are RUNNING there are ended too.
     read_models : bool
         Download the logged models and log damaged ones again; otherwise check only that they exist.
-
-    Raises
-    ------
-    UserError
-        MLflow does not answer.
     """
     client = mlflow_store.reach()
     ended = mlflow_runs.close_stale(client, host)

@@ -15,8 +15,9 @@ from ruamel.yaml import YAML
 
 from medtransfer.core.errors import UserError
 from medtransfer.tracking.mlflow_store import (
-    DEFAULT_URI,
     FIT,
+    OWN_STORE,
+    SQLITE,
     UNREACHABLE,
     address,
     every_run,
@@ -29,7 +30,7 @@ ORIGIN = "medtransfer.pushed_from"
 UNFINISHED = "medtransfer.push_unfinished"
 
 
-def push(source_uri: str = DEFAULT_URI) -> dict[str, int]:
+def push() -> dict[str, int]:
     """Copy every ended run with its params, tags, metrics, data, files, models, times and status.
 
     A run that is already on the server, pushed before or logged by `audit --repair`, is skipped. A child run, such as a
@@ -47,12 +48,11 @@ def push(source_uri: str = DEFAULT_URI) -> dict[str, int]:
     UserError
         There is no store to push, the server is this store, or it does not answer.
     """
-    path = Path(source_uri.removeprefix("sqlite:///"))
-    if not path.exists():
-        raise UserError(f"{path}: not found; there is nothing to push")
+    if not OWN_STORE.exists():
+        raise UserError(f"{OWN_STORE}: not found; there is nothing to push")
     target = reach()
-    own = f"sqlite:///{path.resolve()}"  # a relative address would break if the working folder changed
-    if mlflow.get_tracking_uri() in (source_uri, own):
+    own = f"{SQLITE}{OWN_STORE.resolve()}"
+    if mlflow.get_tracking_uri() == own:
         raise UserError("MLFLOW_TRACKING_URI: is this project's own store; set it to the server's address")
     source = mlflow.MlflowClient(tracking_uri=own)
     counts = {"copied": 0, "already": 0, "running": 0}

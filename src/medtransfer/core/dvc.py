@@ -40,11 +40,9 @@ def check_unchanged(folder: Path) -> None:
     Without a record, as when a stage runs outside `dvc repro`, nothing is compared.
     """
     recorded = recorded_digest(folder)
-    if recorded is None:
+    if recorded is None or recorded == digest_of(folder):
         return
-    found = file_digests(folder)
-    if _digest_of(found) == recorded:
-        return
+    found = _file_digests(folder)
     if folder == DATA and not found:
         raise UserError(f"{DATA}: not found, but {POINTER} names it; run `dvc pull {POINTER}`")
     listed = _listed(recorded)
@@ -69,11 +67,7 @@ def _remedy(folder: Path, differing: list[str], listed: dict[str, str]) -> str:
 
 def _is_whole(md5: str) -> bool:
     """Return whether DVC's cache has the file with this hash, undamaged."""
-    path = _cached(md5)
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest() == md5
+    return _cached(md5).is_file() and _md5_of(_cached(md5)) == md5
 
 
 def warn_of_another_version() -> None:
@@ -181,7 +175,7 @@ def read_lock() -> dict[str, Any]:
     try:
         # A second `dvc repro` (`medtransfer study` starts several) writes dvc.lock in place, under this lock.
         with FileLock(DVC_LOCK) if DVC_LOCK.parent.is_dir() else nullcontext():
-            lock = _read_whole(LOCK)
+            lock = _parse(LOCK.read_text())
         _require(lock, "schema")
         stages: dict[str, Any] = lock.get("stages", {})
         for stage in stages.values():
@@ -193,13 +187,6 @@ def read_lock() -> dict[str, Any]:
             f"{LOCK}: empty or cut; restore it (git checkout {LOCK}); finished stages come from DVC's cache"
         ) from None
     return stages
-
-
-def _read_whole(path: Path) -> Any:
-    text = path.read_text()
-    if not text.endswith("\n"):
-        raise ValueError("its last line is cut")
-    return _parse(text)
 
 
 def _require(values: Any, *keys: str) -> None:
@@ -217,12 +204,14 @@ def _check_entry(entry: Any) -> None:
 
 @lru_cache(maxsize=2)
 def _parse(text: str) -> Any:
-    """Parse YAML once for all folders that a stage compares."""
+    """Parse a whole YAML file, only once for all folders that a stage compares."""
+    if not text.endswith("\n"):
+        raise ValueError("its last line is cut")
     return YAML(typ="safe").load(text)
 
 
 def recorded_digest(folder: Path) -> str | None:
-    """Return the hash that DVC recorded for a folder, or None."""
+    """Return the hash that DVC recorded for a folder, or None if it recorded none."""
     if folder == DATA:
         return _pointed() if POINTER.exists() else None
     outs = {out["path"]: out["md5"] for stage in read_lock().values() for out in stage["outs"]}
@@ -231,33 +220,33 @@ def recorded_digest(folder: Path) -> str | None:
 
 def _pointed() -> str:
     try:
-        (entry,) = _read_whole(POINTER)["outs"]
+        (entry,) = _parse(POINTER.read_text())["outs"]
         _check_entry(entry)
     except (YAMLError, UnicodeDecodeError, ValueError, TypeError, KeyError):
         raise UserError(f"{POINTER}: empty or cut; restore it (git checkout {POINTER})") from None
     return str(entry["md5"])
 
 
-def file_digests(folder: Path) -> dict[str, str]:
-    """Return the MD5 of each finished file under a folder, by its path in the folder."""
-    found = {}
-    for path in files_under(folder):
-        name = path.relative_to(folder).as_posix()
-        if not any(part.startswith(".partial-") for part in path.parts):
-            with path.open("rb") as file:
-                found[name] = hashlib.file_digest(file, "md5").hexdigest()
-    return found
-
-
 def digest_of(folder: Path) -> str:
-    """Return a folder's hash as DVC computes it."""
-    return _digest_of(file_digests(folder))
-
-
-def _digest_of(files: dict[str, str]) -> str:
-    """Return DVC's hash of a folder: the MD5 of the JSON list of its files."""
-    listing = [{"md5": md5, "relpath": name} for name, md5 in sorted(files.items())]
+    """Return a folder's hash as DVC computes it: the MD5 of the JSON list of its files."""
+    listing = [{"md5": md5, "relpath": name} for name, md5 in sorted(_file_digests(folder).items())]
     return hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def data_version() -> str:
+    """Return DVC's hash of data/, the version of the raw data sets."""
+    return recorded_digest(DATA) or "unknown"
+
+
+def _file_digests(folder: Path) -> dict[str, str]:
+    """Return the MD5 of each finished file under a folder, by its path in the folder."""
+    paths = [path for path in files_under(folder) if not any(part.startswith(".partial-") for part in path.parts)]
+    return {path.relative_to(folder).as_posix(): _md5_of(path) for path in paths}
+
+
+def _md5_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def _cached(md5: str) -> Path:

@@ -1,9 +1,6 @@
-"""The versions of the code and data behind a result."""
+"""The version of the code behind a result."""
 
 import subprocess
-from pathlib import Path
-
-from ruamel.yaml import YAML
 
 
 def git_commit() -> str:
@@ -21,11 +18,3 @@ def git_commit() -> str:
 
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-
-
-def data_version(pointer: Path = Path("data.dvc")) -> str:
-    """Return DVC's hash of data/, the version of the raw data sets."""
-    try:
-        return str(YAML(typ="safe").load(pointer.read_text())["outs"][0]["md5"])
-    except (OSError, KeyError, IndexError, TypeError):
-        return "unknown"

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from medtransfer.core.dvc import data_version
 from medtransfer.core.files import digest_of_folder, write_json
 from medtransfer.core.predictions import read_predictions, write_predictions
-from medtransfer.core.provenance import data_version, git_commit
+from medtransfer.core.provenance import git_commit
 from medtransfer.core.run_record import read_record
 from medtransfer.metrics.scores import mlflow_name, score
 from medtransfer.tracking import mlflow_runs

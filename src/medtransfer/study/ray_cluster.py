@@ -11,7 +11,7 @@ import ray
 
 from medtransfer.core.errors import UserError, shortened
 from medtransfer.core.params import WEIGHTS_VARIABLE, Params
-from medtransfer.tracking.mlflow_store import absolute_uri
+from medtransfer.tracking.mlflow_store import store_uri
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def fit_environment(params: Params, needs: Needs) -> dict[str, str]:
     if weights := variables.get(WEIGHTS_VARIABLE) or params.weights.file:
         variables[WEIGHTS_VARIABLE] = str(Path(weights).resolve())
     return variables | {
-        "MLFLOW_TRACKING_URI": absolute_uri(),
+        "MLFLOW_TRACKING_URI": store_uri(),
         "TF_NUM_INTRAOP_THREADS": str(needs.cpus),
         "TF_NUM_INTEROP_THREADS": "1",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # for fits that share a GPU

@@ -71,7 +71,7 @@ def sweep(params: Params, name: str, fits: list[GridPoint], needs: Needs, local:
             table = run_all(fits, root, needs, experiment, parent.run_id)
         finally:
             ray.shutdown()
-            parent.send(mlflow_runs.close_children)  # a process that was killed could not close its run
+            parent.close_children()  # a process that was killed could not close its run
         with atomic_file(root / "sweep.csv") as path:
             table.to_csv(path, index=False)
         parent.log_metrics({"fits": sum(table.problem == ""), "failed": sum(table.problem != "")})

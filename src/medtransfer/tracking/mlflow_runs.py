@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import mlflow
 import pandas as pd
@@ -39,6 +40,8 @@ PROCESS = "medtransfer.process"
 ERROR = "medtransfer.error"
 OUTPUTS = "medtransfer.outputs"
 
+Arguments = ParamSpec("Arguments")
+
 
 @dataclass(frozen=True)
 class RunTarget:
@@ -54,21 +57,27 @@ class RunTarget:
         return {MLFLOW_PARENT_RUN_ID: self.parent} if self.parent else {}
 
 
+def _sent(method: Callable[Concatenate["MlflowRun", Arguments], None]) -> Callable[..., None]:
+    """Let a method of MlflowRun do nothing once MLflow does not answer."""
+
+    @wraps(method)
+    def send(run: "MlflowRun", *arguments: Arguments.args, **options: Arguments.kwargs) -> None:
+        if run.client is None or run.run_id is None:
+            return
+        try:
+            method(run, *arguments, **options)
+        except UNREACHABLE as error:
+            run.give_up(error)
+
+    return send
+
+
 @dataclass
 class MlflowRun:
     """The MLflow run of a fit; `client` is None once MLflow does not answer."""
 
-    client: mlflow.MlflowClient | None
+    client: Any = None
     run_id: str | None = None
-
-    def send(self, action: Callable[[mlflow.MlflowClient, str], Any]) -> None:
-        """Call `action` with the client and the run's id; if MLflow does not answer, warn once and go on without it."""
-        if self.client is None or self.run_id is None:
-            return
-        try:
-            action(self.client, self.run_id)
-        except UNREACHABLE as error:
-            self.give_up(error)
 
     def give_up(self, error: BaseException) -> None:
         """Warn that MLflow does not answer, and log nothing more; raise the error if it is a bug of this project."""
@@ -77,56 +86,53 @@ class MlflowRun:
         self.client = None
         warn_unreachable(error)
 
+    @_sent
     def log_epochs(self, rows: Sequence[Mapping[Any, float]]) -> None:
         """Log the rows of a history that MLflow does not have yet, with the epoch as the step."""
+        known = self.client.get_run(self.run_id).data.metrics
+        points = self.client.get_metric_history(self.run_id, "loss") if "loss" in known else ()
+        logged = {point.step for point in points}
+        for row in rows:
+            values = dict(row)
+            epoch = int(values.pop("epoch"))
+            if epoch not in logged:  # one call per epoch: its values arrive together or not at all
+                self.client.log_batch(self.run_id, _points(values, epoch))
 
-        def send(client: mlflow.MlflowClient, run_id: str) -> None:
-            known = client.get_run(run_id).data.metrics
-            logged = {point.step for point in client.get_metric_history(run_id, "loss")} if "loss" in known else set()
-            for row in rows:
-                values = dict(row)
-                epoch = int(values.pop("epoch"))
-                if epoch not in logged:  # one call per epoch: its values arrive together or not at all
-                    client.log_batch(run_id, _points(values, epoch))
-
-        self.send(send)
-
+    @_sent
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Log metrics of the whole run that MLflow does not have yet."""
+        known = self.client.get_run(self.run_id).data.metrics
+        missing = {key: value for key, value in metrics.items() if known.get(key) != value}
+        self.client.log_batch(self.run_id, _points(missing, 0))
 
-        def send(client: mlflow.MlflowClient, run_id: str) -> None:
-            known = client.get_run(run_id).data.metrics
-            missing = {key: value for key, value in metrics.items() if known.get(key) != value}
-            client.log_batch(run_id, _points(missing, 0))
-
-        self.send(send)
-
+    @_sent
     def log_data(self, samples: pd.DataFrame, name: str, record: Mapping[str, Any]) -> None:
         """Log the samples (one row per image) as the run's input, with the source and version in `record`."""
+        if not self.client.get_run(self.run_id).inputs.dataset_inputs:
+            source = CodeDatasetSource({key: record.get(key) for key in ("data_source", "data_version")})
+            dataset = mlflow.data.from_pandas(samples, source=source, targets="label", name=name)
+            mlflow.log_input(dataset, context="training")
 
-        def send(client: mlflow.MlflowClient, run_id: str) -> None:
-            if not client.get_run(run_id).inputs.dataset_inputs:
-                source = CodeDatasetSource({key: record.get(key) for key in ("data_source", "data_version")})
-                dataset = mlflow.data.from_pandas(samples, source=source, targets="label", name=name)
-                mlflow.log_input(dataset, context="training")
-
-        self.send(send)
-
+    @_sent
     def log_model(self, log_it: Callable[[], None]) -> None:
         """Log the fitted model by calling `log_it`, unless the run has it; remove a damaged one first."""
+        run = self.client.get_run(self.run_id)
+        if model_problem(self.client, run):
+            for model in models_of(self.client, run):
+                self.client.delete_logged_model(model.model_id)
+            log_it()
 
-        def send(client: mlflow.MlflowClient, run_id: str) -> None:
-            run = client.get_run(run_id)
-            if model_problem(client, run):
-                for model in models_of(client, run):
-                    client.delete_logged_model(model.model_id)
-                log_it()
-
-        self.send(send)
-
+    @_sent
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        self.send(lambda client, run_id: client.log_batch(run_id, tags=[RunTag(*item) for item in tags.items()]))
+        self.client.log_batch(self.run_id, tags=[RunTag(*item) for item in tags.items()])
+
+    @_sent
+    def close_children(self) -> None:
+        """End the RUNNING children of this run as KILLED, once their processes have ended."""
+        for run in list(_running(self.client)):
+            if run.data.tags.get(MLFLOW_PARENT_RUN_ID) == self.run_id:
+                self.client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _points(values: Mapping[Any, float], step: int) -> list[Metric]:
@@ -145,7 +151,7 @@ def run(
 ) -> Iterator[MlflowRun]:
     """Log one run; it ends as FINISHED, as KILLED after Ctrl-C, or as FAILED after another exception.
 
-    The tag ERROR then holds the exception.
+    The tag ERROR then names the exception.
 
     Parameters
     ----------
@@ -156,7 +162,7 @@ def run(
     sample_seconds : float
         The interval between samples of the system metrics; None turns them off.
     """
-    active, status = MlflowRun(None), "FAILED"
+    active, status = MlflowRun(), "FINISHED"
     labels = {**{key: str(value) for key, value in tags.items()}, FIT: fit, PROCESS: _this_process()}
     try:
         try:
@@ -164,7 +170,6 @@ def run(
         except UNREACHABLE as error:
             active.give_up(error)
         yield active
-        status = "FINISHED"
     except BaseException as error:
         status = "KILLED" if _is_interrupt(error) else "FAILED"
         active.tag({ERROR: redact(f"{type(error).__name__}: {error}")[:1000]})
@@ -191,7 +196,7 @@ def _start(
     sample_seconds: float | None,
 ) -> None:
     client = connect()
-    with store_lock(mlflow.get_tracking_uri()):
+    with store_lock():
         set_experiment(experiment)
     close_stale(client)
     if sample_seconds is not None:
@@ -278,13 +283,6 @@ def close_stale(client: mlflow.MlflowClient, host: str | None = None) -> list[An
     for run in stale:
         client.set_terminated(run.info.run_id, "KILLED")
     return stale
-
-
-def close_children(client: mlflow.MlflowClient, parent: str) -> None:
-    """End the RUNNING children of a run as KILLED, once their processes have ended."""
-    for run in list(_running(client)):
-        if run.data.tags.get(MLFLOW_PARENT_RUN_ID) == parent:
-            client.set_terminated(run.info.run_id, "KILLED")
 
 
 def fits_of(client: mlflow.MlflowClient, status: str | None = None) -> dict[str, list[Any]]:

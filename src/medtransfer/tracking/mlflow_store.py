@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from medtransfer.core.errors import UserError, shortened
 
 log = logging.getLogger(__name__)
-DEFAULT_URI = "sqlite:///mlruns/mlflow.db"
+SQLITE, OWN_STORE = "sqlite:///", Path("mlruns/mlflow.db")
 # DVC runs queued experiments here, in temporary copies of the project.
 COPIES = "/.dvc/tmp/exps/"
 FIT = "medtransfer.fit"
@@ -39,28 +39,37 @@ def connect() -> mlflow.MlflowClient:
     """Connect MLflow to the user's server or to the project's own store, which is created if missing."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or own_uri()
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # It prints the traceback of what it then raises, which we report in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns about every retry
-    mlflow.set_tracking_uri(uri)
-    with store_lock(uri):
+    mlflow.set_tracking_uri(store_uri())
+    with store_lock():
         client = mlflow.MlflowClient()  # creates the tables of a new store
         client.search_experiments(max_results=1)
     return client
 
 
-def own_uri() -> str:
-    """Return the project's own store; in a copy that DVC made for an experiment, the store of the original."""
-    project = copied_project()
-    return DEFAULT_URI.replace("mlruns", f"{project}/mlruns") if project else DEFAULT_URI
+def store_uri() -> str:
+    """Return the address of the user's store or else of the project's own; the path of a file is absolute.
+
+    In a copy of the project that DVC made for an experiment, the own store is that of the original.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{copied_project() or Path.cwd()}/{OWN_STORE}"
+    file = file_of(uri)
+    return f"{SQLITE}{file.resolve()}" if file else uri
+
+
+def file_of(uri: str) -> Path | None:
+    """Return the file of an SQLite store, or None if the address is not that of a file."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
 def is_there() -> bool:
-    """Return whether there is a store, without creating one: the user's server or the project's own file."""
-    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or Path(own_uri().removeprefix("sqlite:///")).exists()
+    """Return whether there is a store, without creating one: a server or a file that exists."""
+    file = file_of(store_uri())
+    return file is None or file.exists()
 
 
 def copied_project() -> str:
@@ -69,20 +78,13 @@ def copied_project() -> str:
     return project if copied else ""
 
 
-def store_lock(uri: str) -> Any:
+def store_lock() -> Any:
     """Return a lock for a store in a file: processes that create its tables at the same time would fail."""
-    path = uri.removeprefix("sqlite:///")
-    if path == uri:
+    file = file_of(mlflow.get_tracking_uri())
+    if file is None:
         return nullcontext()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(f"{path}.lock")
-
-
-def absolute_uri() -> str:
-    """Return the address of the store with an absolute path, for a process in another folder."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or own_uri()
-    path = uri.removeprefix("sqlite:///")
-    return uri if path == uri else f"sqlite:///{Path(path).resolve()}"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{file}.lock")
 
 
 def is_invalid_value(error: BaseException) -> bool:
@@ -133,7 +135,7 @@ def set_experiment(name: str) -> None:
     runs of that process would go to the default experiment.
     """
     if not living_experiment(mlflow.MlflowClient(), name):
-        project = copied_project() if mlflow.get_tracking_uri() == own_uri() else ""
+        project = copied_project() if file_of(mlflow.get_tracking_uri()) else ""
         with ignoring_existing():  # keep its files out of a temporary copy
             mlflow.create_experiment(name, artifact_location=f"{project}/mlruns/{name}" if project else None)
     mlflow.set_experiment(name)
