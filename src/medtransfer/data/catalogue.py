@@ -21,8 +21,8 @@ METADATA_COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "loc
 class Listing:
     """The contents of a raw data set's folder.
 
-    samples : DataFrame with the columns id, label, group and path (below the folder), sorted by id.
-    problems : one line per mistake.
+    samples : DataFrame with the columns id, label, group and path (below the folder), sorted by id
+    problems : one line per mistake
     """
 
     samples: pd.DataFrame
@@ -33,10 +33,10 @@ class Listing:
 class Dataset:
     """A catalogue entry.
 
-    classes : label in the files → its meaning, in the order of every table.
-    group : what several images can share, such as a patient; split by group, no group is in two splits.
-    select : path in the published layout → path below data/<name>, or None for a file that is not needed.
-    read : folder → Listing.
+    classes : label in the files → its meaning, in the order of every table
+    group : what several images can share, such as a patient; split by group, no group is in two splits
+    read : folder → Listing
+    select : path in the published layout → path below data/<name>, or None for a file that is not needed
     """
 
     name: str
@@ -51,7 +51,7 @@ class Dataset:
 
 
 def _select_ham10000(path: PurePosixPath) -> PurePosixPath | None:
-    # The published archive has the image folders twice, the second time in lower case.
+    # The published archive contains the image folders twice, the second time in lower case.
     if path.name.lower() == "ham10000_metadata.csv":
         return PurePosixPath("HAM10000_metadata.csv")
     part = re.fullmatch(r"ham10000_images_part_([12])", path.parent.name.lower())
@@ -64,7 +64,7 @@ IMPORT_IT = "import the data set with `medtransfer data import`"
 
 
 def or_pull(folder: Path) -> str:
-    """Return further advice for a message about missing data: how to get them from DVC, if it has them."""
+    """Return advice for a message about missing data: how to get them from DVC, if data.dvc names them."""
     pointer = folder.parent.with_name(f"{folder.parent.name}.dvc")
     return f", or run `dvc pull {pointer}`" if pointer.exists() else ""
 
@@ -94,15 +94,15 @@ def _read_ham10000(folder: Path) -> Listing:
     return list_samples(samples, problems, HAM10000.classes, metadata)
 
 
-_CHEST_FILE = r"(NORMAL|PNEUMONIA)/([^/]+\.(?:jpeg|jpg|png))"
+_CHEST_FILE = re.compile(r"(?:^|/)(?:(train|val|test)/)?(NORMAL|PNEUMONIA)/([^/]+\.(?:jpeg|jpg|png))$")
 _CHEST_PATIENT = re.compile(r"(person\d+|(?:NORMAL2-)?IM-\d+)[-_]")
 
 
 def _select_chest_xray(path: PurePosixPath) -> PurePosixPath | None:
-    # The published archive has the whole tree twice, and macOS's resource forks.
+    # The published archive contains the whole tree twice, and macOS's resource forks.
     if "__MACOSX" in path.parts or path.name.startswith("."):
         return None
-    found = re.search(rf"(?:^|/)(?:(train|val|test)/)?{_CHEST_FILE}$", path.as_posix())
+    found = _CHEST_FILE.search(path.as_posix())
     return PurePosixPath("chest_xray", *filter(None, found.groups())) if found else None
 
 
@@ -126,11 +126,12 @@ def _read_chest_xray(folder: Path) -> Listing:
 
 def list_samples(samples: pd.DataFrame, problems: list[str], classes: dict[str, str], where: Path) -> Listing:
     """Return the samples with a known label, sorted by id, and one problem for every other sample."""
-    unknown = samples[~samples.label.isin(list(classes))]
+    known = samples.label.isin(list(classes))
     problems += [
-        f"{where}: {row.id} has the label {row.label!r}; known: {', '.join(classes)}" for row in unknown.itertuples()
+        f"{where}: {row.id} has the label {row.label!r}; known: {', '.join(classes)}"
+        for row in samples[~known].itertuples()
     ]
-    samples = samples[samples.label.isin(list(classes))]
+    samples = samples[known]
     if samples.empty:
         problems.append(f"{where}: no labelled image found")
     # A CSV cell may contain line breaks.
@@ -165,8 +166,8 @@ CHEST_XRAY = Dataset(
     name="chest_xray",
     title="Chest X-Ray Images (Pneumonia)",
     classes={"NORMAL": "no finding", "PNEUMONIA": "bacterial or viral pneumonia"},
-    # The names do not say whether person<N> is the same patient in bacteria and virus images. Grouping by the number
-    # cannot leak.
+    # The names do not show whether person<N> is the same patient in bacteria and virus images. Treating them as one
+    # patient cannot leak.
     group="patient",
     kaggle="paultimothymooney/chest-xray-pneumonia",
     licence="CC BY 4.0",
@@ -188,7 +189,7 @@ def get_dataset(name: str) -> Dataset:
 
 
 def read_source(folder: Path) -> dict[str, Any]:
-    """Return where a raw data set came from, as its import noted it: `synthetic` and `source`.
+    """Return `synthetic` and `source` of a raw data set, as its import noted them.
 
     A folder without a note was put there by hand and counts as real data.
     """

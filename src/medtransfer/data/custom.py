@@ -9,7 +9,7 @@ import pandas as pd
 from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import atomic_folder, files_under, write_json
 from medtransfer.core.params import CatalogueEntry, Params
-from medtransfer.data.catalogue import CATALOGUE, SOURCE_FILE, Dataset, Listing, get_dataset, list_samples, or_pull
+from medtransfer.data.catalogue import CATALOGUE, SOURCE_FILE, Dataset, Listing, list_samples, or_pull
 from medtransfer.data.images import FORMATS
 from medtransfer.data.progress import progress
 from medtransfer.data.tables import read_table
@@ -21,7 +21,7 @@ SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of the user's table with the image's file name, its label and, if any, its group."""
+    """The columns of the user's table for the image's file name, its label and, if any, its group."""
 
     image: str = "image"
     label: str = "label"
@@ -36,20 +36,12 @@ def dataset_of(name: str, params: Params) -> Dataset:
     if name in params.datasets and name not in CATALOGUE:
         raise UserError(f"params.yaml: datasets.{name}.catalogue: missing; `medtransfer data add {name}` writes it")
     check_known("data sets", name, dict.fromkeys([*CATALOGUE, *params.datasets]))
-    return get_dataset(name)
+    return CATALOGUE[name]
 
 
 def custom_dataset(name: str, entry: CatalogueEntry) -> Dataset:
     """Return the catalogue entry of a custom data set."""
-    return Dataset(
-        name=name,
-        title=entry.title,
-        classes=dict(entry.classes),
-        group=entry.group,
-        licence=entry.licence,
-        citation=entry.citation,
-        read=lambda folder: _read(folder, dict(entry.classes)),
-    )
+    return Dataset(name, **entry.model_dump(), read=lambda folder: _read(folder, entry.classes))
 
 
 def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.DataFrame:
@@ -58,15 +50,14 @@ def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.Data
     Parameters
     ----------
     images : Path
-        A folder of JPEG and PNG files; without `labels`, with one folder per class.
+        A folder of JPEG and PNG files; without `labels`, one folder per class.
     labels : Path, optional
-        A CSV file with one row per image. It names images by file name or by path below `images`, with or without
-        suffix.
+        A CSV file with one row per image, named by file name or by path below `images`, with or without suffix.
 
     Returns
     -------
     DataFrame
-        COLUMNS and `file`, the image's present path; one row per image. An image without a group is its own group.
+        One row per image: COLUMNS, and `file`, its present path. An image without a group is its own group.
     """
     files = {
         file.relative_to(images).as_posix(): file for file in files_under(images) if file.suffix.lower() in SUFFIXES

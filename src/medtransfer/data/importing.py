@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from medtransfer.core.errors import UserError, counted, shortened
 from medtransfer.core.files import atomic_file, files_under, partial_beside, replace_folder, sha256_of, write_json
@@ -30,7 +30,7 @@ class Entry:
 
 
 def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None = None) -> int:
-    """Copy a data set in its published layout to `data`/<name>, replacing what is there.
+    """Copy a data set to `data`/<name>, replacing what is there, and return its number of files.
 
     The copy becomes visible when it is complete. An interrupted import continues: files that are already there with
     the right size and CRC-32 are kept.
@@ -39,20 +39,8 @@ def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None 
     ----------
     path : Path
         A zip file or a folder in the layout of the Kaggle data set.
-    data : Path
-        The folder of the raw data sets.
     source : str, optional
         The origin to note; by default the file's name and SHA-256, or the folder's name.
-
-    Returns
-    -------
-    int
-        The number of files copied or kept.
-
-    Raises
-    ------
-    UserError
-        `path` is missing or damaged, has entries that leave the target folder, or is another data set.
     """
     if path.is_dir():
         return _copy(dataset, _folder_entries(path), data, source or f"folder {path.name}", path)
@@ -61,7 +49,10 @@ def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None 
     with path.open("rb") as file:  # given a path, is_zipfile hides missing permissions
         if not zipfile.is_zipfile(file):
             raise UserError(f"{path}: neither a folder nor a whole zip file; download it again")
-        _refuse_many_entries(dataset, _count_entries(file), path)
+        # Counted before zipfile, which needs half a kilobyte of memory per entry, opens it.
+        file.seek(0)
+        entries = sum(block.count(b"PK\1\2") for block in iter(lambda: file.read(1 << 20), b""))
+        _check_count(entries, path)
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, NotImplementedError) as error:
@@ -75,7 +66,11 @@ def _copy(dataset: Dataset, entries: Iterator[Entry], data: Path, source: str, p
     chosen = _choose(dataset, entries, path)
     staging = partial_beside(data / dataset.name)
     staging.mkdir(parents=True, exist_ok=True)
-    _refuse_full_disk(staging, sum(entry.size for entry in chosen.values()))
+    needed, free = sum(entry.size for entry in chosen.values()), shutil.disk_usage(staging).free
+    if needed > free:
+        raise UserError(
+            f"{path}: needs {needed / 1e6:.0f} MB, but {staging} has {free / 1e6:.0f} MB free; make room there"
+        )
     try:
         _fill(dataset, staging, chosen, path)
     except UserError:
@@ -105,8 +100,7 @@ def _fill(dataset: Dataset, staging: Path, chosen: dict[PurePosixPath, Entry], p
 
 def _choose(dataset: Dataset, entries: Iterator[Entry], path: Path) -> dict[PurePosixPath, Entry]:
     chosen: dict[PurePosixPath, Entry] = {}
-    for number, entry in enumerate(entries):
-        _refuse_many_entries(dataset, number + 1, path)
+    for entry in entries:
         target = dataset.select(entry.path)
         if target is None:
             continue
@@ -124,15 +118,9 @@ def _choose(dataset: Dataset, entries: Iterator[Entry], path: Path) -> dict[Pure
     return chosen
 
 
-def _refuse_many_entries(dataset: Dataset, entries: int, path: Path) -> None:
+def _check_count(entries: int, path: Path) -> None:
     if entries > MAX_ENTRIES:
-        raise UserError(f"{path}: more than {MAX_ENTRIES:,} entries, which {dataset.title} does not have")
-
-
-def _count_entries(file: IO[bytes]) -> int:
-    """Count the entries of a zip file before zipfile, which needs half a kilobyte of memory per entry, opens it."""
-    file.seek(0)
-    return sum(block.count(b"PK\1\2") for block in iter(lambda: file.read(1 << 20), b""))
+        raise UserError(f"{path}: more than {MAX_ENTRIES:,} entries, which no data set of the study has")
 
 
 def _copy_entry(entry: Entry, target: Path, path: Path) -> None:
@@ -157,8 +145,9 @@ def _zip_entries(archive: zipfile.ZipFile, path: Path) -> Iterator[Entry]:
 
 
 def _folder_entries(folder: Path) -> Iterator[Entry]:
-    root = folder.resolve()
-    for file in files_under(folder):
+    root, files = folder.resolve(), files_under(folder)
+    _check_count(len(files), folder)
+    for file in files:
         if not file.resolve().is_relative_to(root):
             raise UserError(f"{file}: a link that leaves {folder}; nothing was imported")
         name = PurePosixPath(file.relative_to(folder).as_posix())
@@ -166,17 +155,7 @@ def _folder_entries(folder: Path) -> Iterator[Entry]:
 
 
 def _crc_of(file: Path) -> int:
-    crc = 0
-    with file.open("rb") as reader:
-        while block := reader.read(1 << 20):
-            crc = zlib.crc32(block, crc)
-    return crc
-
-
-def _refuse_full_disk(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(f"{folder}: {needed / 1e6:.0f} MB needed but {free / 1e6:.0f} MB free; make room on this disk")
+    return zlib.crc32(file.read_bytes())
 
 
 def fetch_dataset(dataset: Dataset, data: Path) -> int:
