@@ -33,7 +33,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Rename the folder `source` to `target`, in place of what stood there."""
+    """Rename the folder `source` to `target`, replacing an older one."""
     old = target.with_name(f".partial-old-{target.name}")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -55,7 +55,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def files_under(folder: Path) -> list[Path]:
-    """Return the files under a folder, sorted. Unlike with Path.rglob, an unreadable or linked folder is an error."""
+    """Return the files under a folder, sorted; unlike with Path.rglob, an unreadable or linked folder is an error."""
 
     def refuse(error: OSError) -> None:
         if isinstance(error, PermissionError):
@@ -71,7 +71,7 @@ def files_under(folder: Path) -> list[Path]:
 
 
 def write_array_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """Begin a .npy file to which rows are then appended: unlike with a memory map, a full disk raises an error."""
+    """Start a .npy file to which rows are then appended: unlike with a memory map, a full disk raises an error."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
 

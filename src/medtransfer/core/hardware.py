@@ -28,10 +28,7 @@ def gpu_capabilities() -> list[tuple[int, int]]:
 
 
 def _backend_has_cuda() -> bool:
-    """Return whether the backend finds NVIDIA's libraries, without which it cannot use a GPU.
-
-    They are installed by pip or, in NVIDIA's images, with the system.
-    """
+    """Return whether the backend finds NVIDIA's libraries, installed by pip or, in NVIDIA's images, with the system."""
     needed = "jax-cuda" if os.environ.get("KERAS_BACKEND") == "jax" else "nvidia-cudnn"
     packages = (found.metadata["Name"] or "" for found in importlib.metadata.distributions())
     return any(name.lower().startswith(needed) for name in packages) or ctypes.util.find_library("cudnn") is not None

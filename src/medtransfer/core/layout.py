@@ -24,7 +24,7 @@ FIGURES = REPORTS / "figures"
 
 
 def run_folder(dataset: str, model: str, seed: int) -> Path:
-    """Return the folder of one fit."""
+    """Return the folder of a fit's outputs."""
     return RUNS / dataset / run_name(model, seed)
 
 
@@ -34,12 +34,12 @@ def checkpoints_folder(dataset: str, model: str, seed: int) -> Path:
 
 
 def run_name(model: str, seed: int) -> str:
-    """Return the name of one fit, the same on disk and in MLflow."""
+    """Return a fit's name, the same on disk and in MLflow."""
     return f"{model}-seed{seed}"
 
 
 def check_name(name: str, of: str) -> None:
-    """Check that a name chosen by a user is safe as a folder's name; `of` is the thing that it names."""
+    """Check that a name chosen by a user is safe as a folder's name; `of` is what it names."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(
             f"{name!r}: not a name for {of}; expected letters, digits, '.', '_' and '-', with a letter or digit first"

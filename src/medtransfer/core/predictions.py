@@ -28,19 +28,13 @@ def as_predictions(samples: pd.DataFrame, probabilities: np.ndarray, classes: Se
 
 
 def write_predictions(path: Path, samples: pd.DataFrame, probabilities: np.ndarray, classes: list[str]) -> None:
-    """Write `as_predictions`, as float32 with as many digits as it takes to read the same bits back."""
+    """Write `as_predictions` in float32, with enough digits to read the same bits back."""
     with atomic_file(path) as partial:
         as_predictions(samples, probabilities.astype(np.float32), classes).to_csv(partial, index=False)
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """Read predictions.csv and check its columns, labels and probabilities.
-
-    Raises
-    ------
-    UserError
-        The file is missing, lacks a column, has an unknown label, or its probabilities do not add up to 1.
-    """
+    """Read predictions.csv; a UserError if it is missing or its columns, labels or probabilities are wrong."""
     try:
         table = pd.read_csv(path, dtype=dict.fromkeys(SAMPLE, str), keep_default_na=False)
     except FileNotFoundError:
@@ -71,7 +65,7 @@ def probabilities_of(table: pd.DataFrame) -> np.ndarray:
 
 
 def predicted_labels(table: pd.DataFrame) -> pd.Series:
-    """Return the most probable class of each row, the first one in a tie."""
+    """Return the most probable class of each row, or the first of several that are equally probable."""
     return pd.Series(np.array(classes_of(table))[probabilities_of(table).argmax(axis=1)], index=table.index)
 
 

@@ -1,4 +1,4 @@
-"""run.json, the record of a finished fit: the one place that reads and writes it."""
+"""run.json, the record of a finished fit. Only this module reads and writes it."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ from medtransfer.core.files import write_json
 from medtransfer.core.params import TrainParams
 
 RECORD = "run.json"
-# What the words for a split add where images are left out of training; older records hold these words.
+# What a description of a split adds if images are left out of training; older records contain these words.
 LEAK_WORDS = {"keep": "", "remove": ", leak removed", "match": ", as many images left out"}
 
 
 class SplitRule(NamedTuple):
-    """How the images of a fit were divided: `split.by` and `split.leak` of params.yaml."""
+    """How the images of a fit were split: `split.by` and `split.leak` of params.yaml."""
 
     by: str
     leak: str
@@ -39,12 +39,12 @@ def find_fits(runs: Path) -> list[Path]:
 
 
 def recipe_of(record: dict[str, Any]) -> TrainParams:
-    """Return how a network was trained, in today's names."""
+    """Return the training recipe of a network, with today's names."""
     return TrainParams.model_validate(record["hyperparameters"]["train"])
 
 
 def split_of(record: dict[str, Any]) -> SplitRule:
-    """Return how the images of a fit were divided."""
+    """Return how the images of a fit were split."""
     if "split_leak" in record:
         return SplitRule(record["split_by"], record["split_leak"])
     return next(

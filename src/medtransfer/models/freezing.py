@@ -1,4 +1,4 @@
-"""Which layers train: a freezing configuration is a list of blocks; all others are frozen."""
+"""Which layers train: a freezing configuration lists the trainable blocks; all others are frozen."""
 
 import keras
 
@@ -10,10 +10,7 @@ HEAD = "head"
 def set_trainable(model: keras.Model, blocks: tuple[str, ...]) -> list[str]:
     """Freeze everything except the given blocks and the head; return the names of the trainable layers.
 
-    Raises
-    ------
-    ValueError
-        The network lacks one of the blocks, or has a layer of none.
+    It is a ValueError if the network lacks one of the blocks.
     """
     for layer in weighted_layers(model):
         layer.trainable = block_of(layer.name) in (*blocks, HEAD)

@@ -1,7 +1,6 @@
-"""VGG16, its classification head, and what each freezing configuration trains.
+"""VGG16 and its classification head.
 
-Simonyan and Zisserman: Very Deep Convolutional Networks for Large-Scale Image Recognition,
-ICLR 2015, configuration D.
+Simonyan and Zisserman: Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015, configuration D.
 """
 
 from pathlib import Path
@@ -28,8 +27,7 @@ def build_vgg16(image_size: int, classes: int, train: TrainParams, seed: int) ->
     Returns
     -------
     keras.Model
-        Input (batch, image_size, image_size, 3), uint8 pixels 0-255; output (batch, classes),
-        float32 probabilities.
+        Input (batch, image_size, image_size, 3), uint8 pixels 0-255; output (batch, classes), float32 probabilities.
     """
     keras.config.set_dtype_policy(train.precision)
     keras.utils.set_random_seed(seed)
@@ -80,6 +78,6 @@ def get_base_weights(model: keras.Model) -> list[np.ndarray]:
 
 
 def set_base_weights(model: keras.Model, tensors: list[np.ndarray]) -> None:
-    """Set the base's 26 tensors, in the order of `get_base_weights`."""
+    """Set the base's 26 tensors, given in the order of `get_base_weights`."""
     for layer, kernel, bias in zip(base_layers(model), tensors[::2], tensors[1::2], strict=True):
         layer.set_weights([kernel, bias])

