@@ -124,7 +124,7 @@ def test_a_split_by_group_that_shares_a_group_stops_prepare(
     by_image = assign_splits(HAM10000.read(demo / "ham10000").samples, split("image"), "x")
     monkeypatch.setattr(medtransfer.data.preparation, "assign_splits", lambda *_: by_image)
     settings = params.datasets["ham10000"].model_copy(update={"split": split("group")})
-    shared = r"^ham10000: \d+ of 68 test images share a lesion with training or validation, as ISIC_"
+    shared = r"^ham10000: \d+ of 68 test images share a lesion with training or validation, such as ISIC_"
     with pytest.raises(UserError, match=shared):
         prepare_dataset(HAM10000, demo / "ham10000", settings, tmp_path)
     assert list(tmp_path.iterdir()) == []

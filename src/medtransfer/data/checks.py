@@ -46,29 +46,25 @@ def validate(dataset: Dataset, folder: Path) -> dict[str, Any]:
         of `describe`.
     """
     listing = dataset.read(folder)
-    samples = listing.samples
-    problems = list(listing.problems)
-    digests: dict[str, list[str]] = {}
+    samples, undecodable = listing.samples, list[str]()
+
+    def digest(path: Path) -> str:
+        try:
+            load_rgb(path)
+        except UserError as error:
+            undecodable.append(str(error))
+        return sha256_of(path)
+
     paths = [folder / path for path in samples.path]
     with ThreadPoolExecutor() as pool:
-        results = progress(pool.map(_decode_and_digest, paths), f"validating {dataset.name}", len(paths))
-        for identity, (digest, problem) in zip(samples.id, results, strict=True):
-            digests.setdefault(digest, []).append(identity)
-            if problem:
-                problems.append(problem)
-    labels = samples.set_index("id").label
+        digests = list(progress(pool.map(digest, paths), f"validating {dataset.name}", len(paths)))
     duplicates = [
-        {"ids": ids, "crosses_labels": bool(labels[ids].nunique() > 1)} for ids in digests.values() if len(ids) > 1
+        {"ids": list(same.id), "crosses_labels": same.label.nunique() > 1}
+        for _, same in samples.assign(digest=digests).groupby("digest", sort=False)
+        if len(same) > 1
     ]
+    problems = [*listing.problems, *sorted(undecodable)]
     return {**describe(dataset, folder), "problems": problems, "duplicates": duplicates}
-
-
-def _decode_and_digest(path: Path) -> tuple[str, str | None]:
-    try:
-        load_rgb(path)
-    except UserError as error:
-        return sha256_of(path), str(error)
-    return sha256_of(path), None
 
 
 def class_counts(description: dict[str, Any]) -> pd.Series:

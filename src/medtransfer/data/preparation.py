@@ -2,8 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,15 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
     """Verify, split, decode and resize a raw data set, and return the content of dataset.json.
 
     Writes into `target`: `images.npy`, uint8 of shape (n, size, size, 3); `samples.csv`, in the same order (id, label,
-    group, split, sha256 of the raw file); `duplicates.csv` (pairs of near-duplicates in two splits); `dataset.json`.
+    group, split, sha256 of the raw file); `duplicates.csv`, pairs of near-duplicates in two splits; `dataset.json`.
     """
     samples = read_samples(dataset, raw)
-    samples["split"] = leave_out(samples, assign_splits(samples, params.split, dataset.name), params.split)
-    _check_classes(samples, samples.split, params.split, dataset.name)
+    samples["split"] = assign_splits(samples, params.split, dataset.name)
     shared = shared_with_training(samples)
     if params.split.by == "group" and shared.any():
         raise UserError(
             f"{dataset.name}: {shared.sum()} of {len(shared)} test images share a {dataset.group} with training or "
-            f"validation, as {samples.id[shared.index[shared]].iloc[0]}; expected none with split.by: group, so "
+            f"validation, such as {samples.id[shared.index[shared]].iloc[0]}; expected none with split.by: group, so "
             "change split.seed"
         )
     paths = [raw / path for path in samples.path]
@@ -72,11 +71,17 @@ def _write_images(
     paths: list[Path], params: DatasetParams, name: str, target: Path
 ) -> tuple[list[str], np.ndarray, Counter[str]]:
     """Write the decoded images to `target`; return the files' SHA-256, thumbnails and the number of each conversion."""
-    size = params.image_size
+    size, workers = params.image_size, os.cpu_count() or 1
+    batch = 64 * workers  # the pool would keep every decoded image in memory
+
+    def decode(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
+        image, converted = load_rgb(path, size)
+        return resize(image, size, params.resize_filter), thumbnail(image), converted, sha256_of(path)
+
     digests, thumbnails, conversions = [], [], Counter[str]()
-    decoded = _decode_all(paths, size, params.resize_filter)
-    with target.open("wb") as file:
+    with target.open("wb") as file, ThreadPoolExecutor(workers) as pool:
         write_array_header(file, np.dtype(np.uint8), (len(paths), size, size, 3))
+        decoded = chain.from_iterable(pool.map(decode, paths[i : i + batch]) for i in range(0, len(paths), batch))
         for pixels, small, converted, digest in progress(decoded, f"preparing {name}", len(paths)):
             file.write(pixels.tobytes())
             digests.append(digest)
@@ -86,7 +91,7 @@ def _write_images(
 
 
 def read_samples(dataset: Dataset, raw: Path) -> pd.DataFrame:
-    """Return the samples of a raw data set, with the columns of `Listing`, without opening an image."""
+    """Return the samples of a raw data set (the columns of `Listing`) without opening an image."""
     listing = dataset.read(raw)
     if listing.problems:
         more = f"{counted(len(listing.problems), 'problem')} in all; see `medtransfer data validate {dataset.name}`"
@@ -100,34 +105,12 @@ def read_samples(dataset: Dataset, raw: Path) -> pd.DataFrame:
     return samples
 
 
-def _decode_all(paths: list[Path], size: int, resize_filter: str) -> Iterator[tuple[np.ndarray, np.ndarray, str, str]]:
-    """Yield each image's pixels, its thumbnail, its conversions, and the SHA-256 of its file."""
-
-    def decode(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
-        image, converted = load_rgb(path, size)
-        return resize(image, size, resize_filter), thumbnail(image), converted, sha256_of(path)
-
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        # In batches, or the pool would hold every decoded image.
-        for start in range(0, len(paths), 64 * workers):
-            yield from pool.map(decode, paths[start : start + 64 * workers])
-
-
 def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
-    """Divide samples into train, validation and test, stratified by label.
+    """Divide samples (columns label and group) into SPLITS, stratified by label, and return the split of each.
 
     The test part is cut first, so that trees (training + validation) and networks are tested on the same images.
     A split by image, as in the talk, uses train_test_split; one by group StratifiedGroupKFold, so that no group is in
-    two splits.
-
-    Parameters
-    ----------
-    samples : DataFrame with the columns label and group, one row per image.
-
-    Returns
-    -------
-    Series of str, one of SPLITS, with the index of `samples`
+    two splits. Images that `split.leak` leaves out are LEFT_OUT.
     """
     unit = samples.groupby("label").size() if split.by == "image" else samples.groupby("label").group.nunique()
     if unit.min() < 5:
@@ -145,28 +128,24 @@ def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
     splits = pd.Series("validation", index=samples.index)
     splits[train] = "train"
     splits[test] = "test"
-    _check_classes(samples, splits, split, name)
-    return splits
-
-
-def _check_classes(samples: pd.DataFrame, splits: pd.Series, split: Split, name: str) -> None:
-    """Raise UserError if a split has no image of a class, whose F1 would then count as 0."""
+    splits = leave_out(samples, splits, split)
     for part in SPLITS:
         there = set(samples.label[splits == part])
         missing = [label for label in dict.fromkeys(samples.label) if label not in there]
-        if missing:
+        if missing:  # its F1 would count as 0
             raise UserError(
                 f"{name}: no image of {', '.join(missing)} among the {part} images; expected every class in each "
                 f"split; enlarge the parts in datasets.{name}.split, or change its seed from {split.seed}"
             )
+    return splits
 
 
 def leave_out(samples: pd.DataFrame, splits: pd.Series, split: Split) -> pd.Series:
-    """Mark as LEFT_OUT the images that the split's `leak` leaves out of training and validation, to measure leakage.
+    """Mark as LEFT_OUT the images that `split.leak` leaves out of training and validation, to measure leakage.
 
     `remove` leaves out every image that shares a lesion or patient with a test image. `match` leaves out as many
-    images of each class and split at random, so that the leakage stays. Either way a network has the same test images
-    and as many training images of each class.
+    images of each class and split at random, so that the leakage stays. Both leave the same test images and equally
+    many training images of each class.
     """
     if split.leak == "keep":
         return splits
@@ -191,6 +170,6 @@ def _cut(samples: pd.DataFrame, part: float, split: Split) -> tuple[pd.Index, pd
 
 
 def shared_with_training(samples: pd.DataFrame) -> pd.Series:
-    """Return for each test image, as a Series, whether training or validation has an image of its lesion or patient."""
+    """Return for each test image whether training or validation contains an image of its lesion or patient."""
     test = samples[samples.split == "test"]
     return test.group.isin(samples.group[samples.split.isin(FITTED)])
