@@ -42,11 +42,6 @@ def push() -> dict[str, int]:
     dict
         The number of runs that were `copied`, that were there `already`, and that were skipped because they or their
         parents are still `running`.
-
-    Raises
-    ------
-    UserError
-        There is no store to push, the server is this store, or it does not answer.
     """
     if not OWN_STORE.exists():
         raise UserError(f"{OWN_STORE}: not found; there is nothing to push")
@@ -67,7 +62,7 @@ def push() -> dict[str, int]:
     except UNREACHABLE as error:
         raise UserError(
             f"MLflow at {address()} stopped answering after {counts['copied']} runs ({reason(error)}); "
-            "push again to resume"
+            "push again to copy the rest"
         ) from None
     return counts
 
@@ -94,7 +89,7 @@ def _push_run(
     run_id = made.info.run_id
     params = [Param(*item) for item in run.data.params.items()]
     points = [point for key in run.data.metrics for point in source.get_metric_history(run.info.run_id, key)]
-    # Without the id of a model, which the server does not know.
+    # Left out: the ids of models, which the server does not know.
     metrics = [Metric(point.key, point.value, point.timestamp, point.step) for point in points]
     target.log_batch(run_id, metrics, params)
     if run.inputs and run.inputs.dataset_inputs:

@@ -42,7 +42,7 @@ def registered(client: mlflow.MlflowClient) -> list[Any]:
 def model_problem(client: mlflow.MlflowClient, run: Any, read: bool = True) -> str:
     """Return what is wrong with the run's logged model, or an empty string; `read` checks its files too."""
     ready = [model for model in models_of(client, run) if model.status == "READY"]
-    # "" if one of several is undamaged
+    # The empty string, if one of several is undamaged, is the smallest.
     return min((_problem_of(model) if read else "" for model in ready), default="has no model")
 
 
@@ -64,7 +64,7 @@ def _digests_of_model(folder: Path) -> list[str]:
 
 
 def models_of(client: mlflow.MlflowClient, run: Any) -> list[Any]:
-    """Return the models of the fit; the run may also have classifiers for the registry."""
+    """Return the fit's models; the run may also have classifiers for the registry."""
     models = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
     return [model for model in models if model.name == MODEL]
 
@@ -80,7 +80,7 @@ def log_keras_model(model: Any, images: np.ndarray) -> None:
         signature=infer_signature(images, model.predict_on_batch(images)),
         input_example=images,
         pip_requirements=_pinned("mlflow", "keras", "numpy", keras.backend.backend()),
-        # Validation would load the network again after every fit; the tests compare a loaded one's predictions.
+        # Validation would load the network again after every fit; a test compares a loaded network's predictions.
         validate_serving_input=False,
     )
 
@@ -128,9 +128,9 @@ def _log_model(save: Callable[..., None], flavor: str, **arguments: Any) -> None
 def register_classifier(
     client: mlflow.MlflowClient, name: str, run_id: str, folder: Path, facts: Mapping[str, Any], backend: str
 ) -> str:
-    """Log a folder CLASSIFIER with the run of its fit, register it with the alias BEST and return its version.
+    """Log the folder of a classifier with the run of its fit, register it with the alias BEST and return its version.
 
-    An undamaged version that is already registered is reused.
+    A version that is already registered and undamaged is reused.
     """
     tags = {FIT: facts["fit"], **{tag: sha256_of(folder / file) for file, tag in REGISTERED.items()}}
     with ignoring_existing():
@@ -178,16 +178,7 @@ def fetch_classifier(uri: str, folder: Path) -> tuple[Path, dict[str, str]]:
     """Download a registered classifier into a folder; return its path and the SHA-256 of its files by name.
 
     The digests come from the registry, so changed files cannot change them. Older versions have only the network's.
-
-    Parameters
-    ----------
-    uri : str
-        `models:/ham10000@best` or `models:/ham10000/2`.
-
-    Raises
-    ------
-    UserError
-        MLflow does not answer or has no such classifier.
+    `uri` is, for example, `models:/ham10000@best` or `models:/ham10000/2`.
     """
     parts = re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))", uri)
     if not parts:

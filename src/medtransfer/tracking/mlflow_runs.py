@@ -130,7 +130,7 @@ class MlflowRun:
     @_sent
     def close_children(self) -> None:
         """End the RUNNING children of this run as KILLED, once their processes have ended."""
-        for run in list(_running(self.client)):
+        for run, _ in _running(self.client):
             if run.data.tags.get(MLFLOW_PARENT_RUN_ID) == self.run_id:
                 self.client.set_terminated(run.info.run_id, "KILLED")
 
@@ -246,13 +246,8 @@ def _this_process() -> str:
     return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
 
 
-def _host_of(run: Any) -> str:
-    """Return the machine of a run's process; empty if this project did not start the run."""
-    return str(run.data.tags.get(PROCESS, "")).partition(" ")[0]
-
-
 def _is_gone(run: Any) -> bool:
-    """Return whether the process of a run of this machine has ended."""
+    """Return whether the process of a run on this machine has ended."""
     pid, created = run.data.tags[PROCESS].split()[1:]
     try:
         return f"{psutil.Process(int(pid)).create_time():.0f}" != created
@@ -260,19 +255,21 @@ def _is_gone(run: Any) -> bool:
         return True
 
 
-def _running(client: mlflow.MlflowClient) -> Iterator[Any]:
+def _running(client: mlflow.MlflowClient) -> list[tuple[Any, str]]:
+    """Return the RUNNING runs, each with the machine of its process; empty if this project did not start it."""
     experiments = [entry.experiment_id for entry in client.search_experiments()]
-    return every_run(client, experiments, "attributes.status = 'RUNNING'")
+    runs = every_run(client, experiments, "attributes.status = 'RUNNING'")
+    return [(run, run.data.tags.get(PROCESS, "").partition(" ")[0]) for run in runs]
 
 
 def stale_runs(client: mlflow.MlflowClient) -> list[Any]:
     """Return the runs that are RUNNING in MLflow although their process on this machine has ended."""
-    return [run for run in _running(client) if _host_of(run) == socket.gethostname() and _is_gone(run)]
+    return [run for run, host in _running(client) if host == socket.gethostname() and _is_gone(run)]
 
 
 def runs_elsewhere(client: mlflow.MlflowClient) -> list[tuple[Any, str]]:
     """Return the runs that are RUNNING on other machines, with the machine's name."""
-    return [(run, host) for run in _running(client) if (host := _host_of(run)) not in ("", socket.gethostname())]
+    return [(run, host) for run, host in _running(client) if host not in ("", socket.gethostname())]
 
 
 def close_stale(client: mlflow.MlflowClient, host: str | None = None) -> list[Any]:

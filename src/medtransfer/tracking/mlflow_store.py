@@ -1,4 +1,4 @@
-"""The MLflow store: its address, connecting to it, its experiments, and the messages if it does not answer.
+"""The MLflow store: its address, its experiments, and what happens if it does not answer.
 
 Runs go to the server that MLFLOW_TRACKING_URI names or to an SQLite store under mlruns/.
 """
@@ -88,7 +88,7 @@ def store_lock() -> Any:
 
 
 def is_invalid_value(error: BaseException) -> bool:
-    """Return whether MLflow refused an invalid value, which is a bug of this project."""
+    """Return whether MLflow refused an invalid value, which would be a bug of this project."""
     return isinstance(error, MlflowException) and error.error_code == INVALID_VALUE
 
 
@@ -118,7 +118,7 @@ def warn_unreachable(error: BaseException) -> None:
 
 
 def living_experiment(client: mlflow.MlflowClient, name: str) -> Any:
-    """Return an experiment, or None; a UserError if it was deleted: its name is taken, but it accepts no runs."""
+    """Return an experiment or None; a UserError if it was deleted, since its name is taken but it accepts no runs."""
     known = client.get_experiment_by_name(name)
     if known and known.lifecycle_stage == "deleted":
         raise UserError(
@@ -151,24 +151,24 @@ def ignoring_existing() -> Iterator[None]:
             raise
 
 
-def reach() -> mlflow.MlflowClient:
-    """Connect, for a command that cannot work without MLflow: a UserError if it does not answer."""
-    try:
-        return connect()
-    except UNREACHABLE as error:
-        remedy = "; start it, or correct MLFLOW_TRACKING_URI" if os.environ.get("MLFLOW_TRACKING_URI") else ""
-        raise UserError(f"MLflow at {address()} does not answer ({reason(error)}){remedy}") from None
-
-
 @contextmanager
 def answering() -> Iterator[None]:
-    """Raise a UserError if MLflow stops answering: a traceback would show the password in its address."""
+    """Raise a UserError if MLflow does not answer: a traceback would show the password in its address."""
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         if is_invalid_value(error):
             raise
-        raise UserError(f"MLflow at {address()} stopped answering ({reason(error)}); run again") from None
+        raise UserError(
+            f"MLflow at {address()} does not answer ({reason(error)}); start it or correct MLFLOW_TRACKING_URI, and "
+            "run again"
+        ) from None
+
+
+@answering()
+def reach() -> mlflow.MlflowClient:
+    """Connect, for a command that cannot work without MLflow."""
+    return connect()
 
 
 def every_run(client: mlflow.MlflowClient, experiment_ids: list[str], condition: str = "") -> Iterator[Any]:
