@@ -43,7 +43,7 @@ def test_a_file_with_foreign_types_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"other\.skops: not a tree saved by this project \(.*PosixPath"):
         load_tree(path)
     skops.io.dump({"a": 1}, path)
-    with pytest.raises(UserError, match="it holds a dict"):
+    with pytest.raises(UserError, match="it contains a dict"):
         load_tree(path)
     Path(path).write_bytes(b"no archive")
     with pytest.raises(UserError, match="not a tree saved by this project"):

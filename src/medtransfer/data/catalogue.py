@@ -1,4 +1,4 @@
-"""The data sets that the study knows: classes, layout, licence, source and grouping."""
+"""The study's data sets: classes, layout, licence, source and grouping."""
 
 import json
 import re

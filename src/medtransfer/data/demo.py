@@ -1,7 +1,8 @@
 """A small synthetic version of both data sets, so that the study runs without a download.
 
-The images are drawn and say nothing about medicine. Like the real data sets they have several images per lesion or
-patient and imbalanced classes, which differ in shape, colour and texture but overlap; layout and metadata are the same.
+The images are drawn and mean nothing medically. Layout and metadata are those of the real data sets. So is the
+structure: several images per lesion or patient, and imbalanced classes that differ in shape, colour and texture but
+overlap.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ LESION_SIZE = (100, 75)  # width and height in pixels, the 4:3 of the real image
 CHEST_SIZE = 96
 JPEG_QUALITY = 85
 
-# Images per class: in the order of the real imbalance, with enough lesions of each class to split.
+# Images per class: imbalanced in the order of the real data sets, with enough lesions of each class to split.
 LESIONS = {"akiec": 20, "bcc": 26, "bkl": 46, "df": 14, "mel": 46, "nv": 174, "vasc": 14}
 CHESTS = {"NORMAL": 64, "PNEUMONIA": 156}
 

@@ -10,11 +10,11 @@ import pandas as pd
 from PIL import Image
 
 HASH_SIDE = 16  # a hash has 16² bits
-MAX_BITS = 48  # that differ in a candidate: changed copies differ in up to 40, other images in 90 and more
+MAX_BITS = 48  # a candidate differs in at most so many: changed copies differ in up to 40, other images in 90 or more
 SIDE = 32  # of a thumbnail
-MIN_CORRELATION = 0.94  # changed copies reach 0.95, other images do not
+MIN_CORRELATION = 0.94  # changed copies have at least 0.95, other images less
 FLIPS = {"": (1, 1), "left-right": (1, -1), "top-bottom": (-1, 1), "both": (-1, -1)}  # the steps along each axis
-# Each split's images are searched for in these splits, so that each pair is found once.
+# Copies of each split's images are searched in these splits, so that each pair is found once.
 SEARCHED = {"test": ("train", "validation"), "validation": ("train",)}
 
 

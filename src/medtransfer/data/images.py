@@ -1,4 +1,4 @@
-"""Decoding an image file to pixels, in one way for training, evaluation and serving."""
+"""Decoding an image file to pixels, in the same way for training, evaluation and serving."""
 
 import struct
 from io import BytesIO
@@ -14,8 +14,8 @@ FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
 # Colour and grey need no conversion; every other mode is converted and counted.
 DIRECT_MODES = ("RGB", "L")
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
-# Pillow decodes only the high bytes of 16-bit colour in a PNG. Given these layouts it decodes the low bytes, into these
-# channels: grey with alpha comes as the four bytes of a pixel.
+# Pillow decodes only the high bytes of a PNG with 16-bit colour. With these layouts it decodes the low bytes instead,
+# into these channels: grey with alpha arrives as the four bytes of a pixel.
 LOW_BYTES = {
     "RGB;16B": ("RGB;16L", [0, 1, 2]),
     "RGBA;16B": ("RGBA;16L", [0, 1, 2, 3]),
@@ -34,8 +34,9 @@ class Decoded(NamedTuple):
 def load_rgb(source: Path | bytes, size: int | None = None, name: str = "", max_pixels: int = MAX_PIXELS) -> Decoded:
     """Decode a JPEG or PNG to 8-bit RGB, rotated according to its EXIF orientation.
 
-    Sixteen bits are scaled to eight and rounded (Pillow's own conversion saturates grey and cuts colour), palettes,
-    CMYK and opaque alpha are converted.
+    Sixteen bits are scaled to eight and rounded, since Pillow's own conversion saturates grey and truncates colour.
+    Palettes, CMYK and opaque alpha are converted. It is a UserError if the content is not a complete JPEG or PNG, does
+    not match the suffix, or has several frames, transparent pixels or more than `max_pixels` pixels.
 
     Parameters
     ----------
@@ -46,12 +47,6 @@ def load_rgb(source: Path | bytes, size: int | None = None, name: str = "", max_
         if both sides stay at least three times as long, which saves work and leaves the filter enough pixels.
     name : str, optional
         The image's name in messages; the path by default.
-
-    Raises
-    ------
-    UserError
-        The content is not a complete JPEG or PNG, does not match the suffix, or has several frames, transparent
-        pixels or more than `max_pixels` pixels.
     """
     name = name or str(source if isinstance(source, Path) else "image")
     try:

@@ -1,4 +1,4 @@
-"""The talk's picture of the first convolution layer's activations for one image."""
+"""The activations of the first convolution layer for one image, which the talk shows."""
 
 import keras
 import numpy as np

@@ -1,6 +1,6 @@
 """Where a network looked: Grad-CAM (Selvaraju et al., ICCV 2017, equations 1 and 2).
 
-Implemented here because the libraries for it need TensorFlow and Keras 2; this runs on TensorFlow and JAX.
+The libraries for it need TensorFlow and Keras 2; this also runs on JAX.
 """
 
 import keras
@@ -14,15 +14,8 @@ LAYER = "block5_conv3"
 def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray, layer: str = LAYER) -> np.ndarray:
     """Return how strongly each position of the images (n, size, size, 3), uint8, supports its class in `classes` (n,).
 
-    Parameters
-    ----------
-    layer : str
-        The convolution whose maps are weighted; the heat maps have its resolution.
-
-    Returns
-    -------
-    ndarray of shape (n, h, w), float32
-        From 0 to 1; the maximum of each image is 1, or 0 if nothing supports the class.
+    The heat maps (n, h, w), float32, have the resolution of the convolution `layer`, whose maps are weighted. They are
+    from 0 to 1: the maximum of each image is 1, or 0 if nothing supports the class.
     """
     maps = keras.Model(model.inputs, model.get_layer(layer).output)
     # The scores before the softmax: a probability close to 1 has hardly any gradient.
@@ -38,7 +31,7 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray, layer:
 
 
 def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:
-    """Return the image in grey, as RGB, with a heat map (h, w), from 0 to 1, over it in colour."""
+    """Return the image in grey, as RGB, overlaid with a heat map (h, w), from 0 to 1, in colour."""
     colors = (matplotlib.colormaps["inferno"](heat)[..., :3] * 255).astype(np.uint8)
     stretched = Image.fromarray(colors).resize(image.size, Image.Resampling.BILINEAR)
     return Image.blend(image.convert("L").convert("RGB"), stretched, 0.5)

@@ -22,13 +22,12 @@ BATCH = 32
 def rewind_blocks(
     tuned: keras.Model, start: keras.Model, score: Callable[[keras.Model], dict[str, float]]
 ) -> pd.DataFrame:
-    """Reset one block at a time to its initial weights, and score the network each time.
+    """Reset one block at a time to its initial weights; return one row per block, with the network's scores.
 
     The loss in score shows how much the network depends on what that block learned (module criticality without
     noise: Neyshabur et al., What is being transferred in transfer learning?, NeurIPS 2020, section 4; Chatterji et al.,
-    The intriguing role of module criticality, ICLR 2020).
-
-    `tuned` is restored before this returns one row per block, the first called `none`: block and what `score` returned.
+    The intriguing role of module criticality, ICLR 2020). The first row, `none`, has the scores of `tuned`, which is
+    restored at the end.
     """
     rows = [{"block": "none", **score(tuned)}]
     for block in BLOCKS:
@@ -43,15 +42,12 @@ def rewind_blocks(
 
 
 def compare_layers(tuned: keras.Model, start: keras.Model, images: np.ndarray) -> pd.DataFrame:
-    """Return how much each convolution layer changed, in its outputs and in its weights.
+    """Return one row per convolution layer: how much its outputs and its weights changed.
 
     Two copies of the largest layer's outputs for all images (n, size, size, 3), uint8, must fit into memory.
 
-    Returns
-    -------
-    DataFrame
-        One row per layer: layer, block, cka (`linear_cka` of its outputs before and after), distance (of its kernel
-        and bias, Frobenius norm, over their norm before).
+    The columns are layer, block, cka (`linear_cka` of its outputs before and after) and distance (the Frobenius norm
+    of the change in its kernel and bias, divided by their norm before).
     """
     rows = []
     for layer in base_layers(tuned):
@@ -65,8 +61,9 @@ def compare_layers(tuned: keras.Model, start: keras.Model, images: np.ndarray) -
 def linear_cka(first: np.ndarray, second: np.ndarray) -> float:
     """Return the linear centred kernel alignment of two representations (n, features) of the same n images.
 
-    1 where one is a rotation and scaling of the other (Kornblith et al., Similarity of neural network
-    representations revisited, ICML 2019, equations 2 and 4, by Gram matrices: n is smaller than the features).
+    It is 1 if one is a rotation and scaling of the other (Kornblith et al., Similarity of neural network
+    representations revisited, ICML 2019, equations 2 and 4, by Gram matrices, since there are fewer images than
+    features).
     """
     grams = []
     for outputs in (first, second):
@@ -85,8 +82,8 @@ def probe_blocks(
 ) -> pd.DataFrame:
     """Fit a linear classifier on each block's output; return one row per block with its test scores.
 
-    Alain and Bengio: Understanding intermediate layers using linear classifier probes, 2016. A block's output
-    is averaged over its pixels first, so that every probe has at most 512 features.
+    Alain and Bengio: Understanding intermediate layers using linear classifier probes, 2016. A block's output is first
+    averaged over its pixels, so that every probe has at most 512 features.
 
     Parameters
     ----------

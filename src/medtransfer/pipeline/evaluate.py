@@ -1,4 +1,4 @@
-"""evaluate: the folders of all fits → tables and figures in reports/, also added to the MLflow runs."""
+"""evaluate: the folders of all fits → tables and figures in reports/; the figures are also added to the MLflow runs."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from medtransfer.report.cards import model_card
 from medtransfer.report.tables import markdown
 from medtransfer.tracking import mlflow_runs
 
-# The two networks whose learning the talk compares.
+# The two networks whose training accuracy the talk compares.
 LEARNING = {"cnn_random": "random weights", "imagenet_all": "ImageNet weights"}
 
 
@@ -62,7 +62,7 @@ def nest(results: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def first_histories(runs: list[Run], dataset: str) -> dict[str, pd.DataFrame]:
-    """Return the histories of a data set's random and ImageNet networks by name, of the first seed each."""
+    """Return the histories of the networks in LEARNING on a data set, each of its first seed, by network."""
     found = {}
     for model in LEARNING:
         fits = [run for run in runs if (run.dataset, run.model) == (dataset, model)]

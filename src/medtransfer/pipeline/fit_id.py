@@ -1,4 +1,4 @@
-"""What a fit needs to resume, kept until DVC has recorded its outputs."""
+"""A fit's id and checkpoints, which are kept until DVC has recorded its outputs."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from medtransfer.core.layout import CHECKPOINTS, RUNS
 
 
 def claim_fit(folder: Path, made_from: dict[str, Any]) -> str:
-    """Return the id of the fit with checkpoints in `folder`; an interrupted one with this `made_from` keeps its id."""
+    """Return the id of the fit with checkpoints in `folder`: that of an interrupted fit with the same `made_from`."""
     path = folder / "fit.json"
     made_from = json.loads(json.dumps(made_from))
     try:
@@ -32,8 +32,8 @@ def claim_fit(folder: Path, made_from: dict[str, Any]) -> str:
 def end_fit(folder: Path, outputs: Path) -> None:
     """Remove a fit's checkpoints; within a DVC stage, leave that to `remove_recorded_checkpoints`.
 
-    DVC records the outputs after the stage has ended. If it is killed before that, it removes them and runs the stage
-    again, which must be the same fit.
+    DVC records the outputs after the stage has ended. If DVC is killed before that, it later removes them and runs the
+    stage again, which must continue the same fit.
     """
     if "DVC_STAGE" not in os.environ:
         shutil.rmtree(folder)

@@ -17,7 +17,7 @@ from medtransfer.tracking import mlflow_runs
 
 
 def describe_fit(dataset: dict[str, Any], model: str, seed: int) -> dict[str, Any]:
-    """Return the tags that every fit carries in MLflow and in run.json."""
+    """Return what run.json and the tags of the MLflow run say about every fit."""
     return {
         "dataset": dataset["name"],
         "model": model,
@@ -35,10 +35,7 @@ def describe_fit(dataset: dict[str, Any], model: str, seed: int) -> dict[str, An
 def write_scores(
     folder: Path, samples: pd.DataFrame, probabilities: np.ndarray, classes: list[str]
 ) -> dict[str, float]:
-    """Write predictions.csv and metrics.json and return the test scores.
-
-    The scores are computed from the file as evaluation will read it.
-    """
+    """Write predictions.csv and metrics.json, and return the test scores as computed from the written file."""
     write_predictions(folder / "predictions.csv", samples, probabilities, classes)
     predictions = read_predictions(folder / "predictions.csv")
     metrics = score(predictions[predictions.split == "test"])

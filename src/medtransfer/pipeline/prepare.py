@@ -12,7 +12,7 @@ from medtransfer.data.preparation import prepare_dataset
 
 
 def prepare(params: Params, dataset: str) -> None:
-    """Prepare one data set; a UserError if it is unknown, unusable or has changed since DVC recorded it."""
+    """Prepare one data set; a UserError if it is unknown, unusable or changed since DVC recorded it."""
     check_known("params.yaml: datasets", dataset, params.datasets)
     warn_of_another_version()
     check_unchanged(DATA)

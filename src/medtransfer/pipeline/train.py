@@ -44,12 +44,6 @@ def train(
         Where MLflow keeps the run; by default in the data set's experiment.
     origin : mapping, optional
         Entries of run.json that replace those found in this folder, such as `git_commit`.
-
-    Raises
-    ------
-    UserError
-        The configuration or its initial weights are missing, or the data or weights have changed since DVC
-        recorded them.
     """
     check_known("params.yaml: configurations", name, params.configurations)
     remove_recorded_checkpoints()
@@ -132,7 +126,7 @@ def describe_outcome(ready: Experiment, history: pd.DataFrame) -> dict[str, Any]
 def describe_inputs(
     network: keras.Model, images: np.ndarray, dataset: str, hyperparameters: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return everything that decides the result of a fit; an interrupted fit resumes only if all of it is the same."""
+    """Return everything that decides the result of a fit: an interrupted fit resumes only if nothing has changed."""
     backend = keras.backend.backend()
     return {
         "hyperparameters": hyperparameters,

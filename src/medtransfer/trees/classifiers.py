@@ -12,13 +12,13 @@ from medtransfer.core.errors import UserError, shortened
 from medtransfer.core.params import DecisionTreeParams
 
 Tree: TypeAlias = DecisionTreeClassifier | RandomForestClassifier
-# What a fitted tree or forest needs in addition to skops's own list. Names, not packages: NumPy has functions that
-# run any code.
+# The types in a fitted tree or forest that skops's own list lacks. Not whole packages: NumPy has functions that run
+# any code.
 TRUSTED_TYPES = ("sklearn.tree._tree.Tree",)
 
 
 def build_tree(settings: DecisionTreeParams, seed: int) -> Tree:
-    """Return an unfitted forest or tree, by the type of its settings; the forest uses every core."""
+    """Return an unfitted forest if `settings` are those of a forest, else a tree; the forest uses every core."""
     values = settings.model_dump()
     if "n_estimators" in values:
         return RandomForestClassifier(**values, random_state=seed, n_jobs=-1)
@@ -31,10 +31,7 @@ def flatten_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def predict_probabilities(tree: Tree, images: np.ndarray, classes: int) -> np.ndarray:
-    """Return probabilities (n, classes), float64, for images (n, size, size, 3), uint8.
-
-    0 for a class that training never saw.
-    """
+    """Return probabilities (n, classes), float64, for images (n, size, size, 3), uint8; 0 for a class never seen."""
     probabilities = np.zeros((len(images), classes))
     probabilities[:, tree.classes_] = tree.predict_proba(flatten_pixels(images))
     return probabilities
@@ -46,11 +43,11 @@ def save_tree(tree: Tree, path: str) -> None:
 
 
 def load_tree(path: str) -> Tree:
-    """Read a tree that `save_tree` wrote; a UserError, before anything is built, if the file has other types."""
+    """Read a tree that `save_tree` wrote; a UserError, before anything is built, if the file contains other types."""
     try:
         tree = skops.io.load(path, trusted=list(TRUSTED_TYPES))
         if not isinstance(tree, DecisionTreeClassifier | RandomForestClassifier):
-            raise TypeError(f"it holds a {type(tree).__name__}")
+            raise TypeError(f"it contains a {type(tree).__name__}")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, BadZipFile) as error:
         raise UserError(f"{path}: not a tree saved by this project ({shortened(error)}); run `dvc repro`") from None
     return tree
