@@ -151,7 +151,7 @@ def test_what_dvc_says_of_a_stage_is_told_shortly() -> None:
     ]
     assert audit.in_words(changes) == (
         "changed deps: modified src/a.py, src/b.py, src/c.py and 3 more; changed deps: deleted data/x; "
-        "changed deps: new seeds; changed command"
+        "changed deps: new params.yaml.seeds; changed command"
     )
 
 

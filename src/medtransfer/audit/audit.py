@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.core.dvc import POINTER, check_unchanged, data_version, read_lock
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import UserError, first_three
 from medtransfer.core.files import digest_of_folder, sha256_of
 from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
 from medtransfer.core.params import AUTO, current_scaling
@@ -27,7 +27,6 @@ from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 
 # The tags of every fit's run.
 REQUIRED_TAGS = ("dataset", "model", "seed", "data_version", "git_commit")
-NAMED = 3  # how many files a line lists by name
 
 
 def is_there_anything() -> bool:
@@ -63,7 +62,7 @@ def others() -> list[str]:
         if ids:
             lines.append(
                 f"MLflow's experiment {name} has {len(ids)} finished runs of fits that are not here (from earlier "
-                f"fits, a sweep or another project): {', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''}"
+                f"fits, a sweep or another project): {first_three(ids)}"
             )
     return lines
 
@@ -92,20 +91,17 @@ def _check_data() -> Iterator[str]:
 
 
 def in_words(changes: list[Any]) -> str:
-    """Summarise a stage's entry of `dvc status --json`: files grouped by state, with at most NAMED names each."""
+    """Summarise a stage's entry of `dvc status --json`: files and parameters grouped by state."""
     parts = []
     for change in changes:
-        if not isinstance(change, dict):
-            parts.append(str(change))
+        if isinstance(change, str):
+            parts.append(change)
             continue
         for kind, states in change.items():
             by_state = defaultdict(list)
-            for name, state in states.items():
-                for key, found in (state if isinstance(state, dict) else {name: state}).items():
-                    by_state[str(found)].append(key)
-            for state, names in by_state.items():
-                more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-                parts.append(f"{kind}: {state} {', '.join(names[:NAMED])}{more}")
+            for name, state in mlflow_runs.flatten(states).items():
+                by_state[state].append(name)
+            parts += [f"{kind}: {state} {first_three(names)}" for state, names in by_state.items()]
     return "; ".join(parts)
 
 

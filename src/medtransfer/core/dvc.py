@@ -18,7 +18,7 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from medtransfer.core.errors import UserError, shortened
+from medtransfer.core.errors import UserError, first_three, shortened
 from medtransfer.core.files import files_under
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import Params, read_params
@@ -47,11 +47,11 @@ def check_unchanged(folder: Path) -> None:
         raise UserError(f"{DATA}: not found, but {POINTER} names it; run `dvc pull {POINTER}`")
     listed = _listed(recorded)
     differing = sorted(name for name in found.keys() | listed.keys() if listed and found.get(name) != listed.get(name))
-    named = ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
     where = POINTER if folder == DATA else LOCK
+    names = f": {first_three(differing)}" if differing else ""
     raise UserError(
-        f"{folder}: not what {where} names ({recorded}){': ' + named if named else ''}; it was damaged or changed on "
-        f"disk: {_remedy(folder, differing, listed)}"
+        f"{folder}: not what {where} names ({recorded}){names}; it was damaged or changed on disk: "
+        f"{_remedy(folder, differing, listed)}"
     )
 
 

@@ -1,6 +1,6 @@
 """The exception for a user's mistake, and helpers for its message."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -15,6 +15,11 @@ def shortened(text: object, width: int = 200) -> str:
     """Return a foreign exception's message on one line of at most `width` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
+def first_three(names: Sequence[str]) -> str:
+    """Return `a, b, c and 2 more`, or all names if there are at most three."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def unknown(where: str, name: str, known: Iterable[str]) -> str:

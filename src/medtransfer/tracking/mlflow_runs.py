@@ -5,7 +5,6 @@ unreachable. So everything here can be logged twice without a duplicate, and the
 identifies the run.
 """
 
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -163,7 +162,7 @@ def run(
         The interval between samples of the system metrics; None turns them off.
     """
     active, status = MlflowRun(), "FINISHED"
-    labels = {**{key: str(value) for key, value in tags.items()}, FIT: fit, PROCESS: _this_process()}
+    labels = {**{key: str(value) for key, value in tags.items()}, FIT: fit, PROCESS: _identify(psutil.Process())}
     try:
         try:
             _start(active, experiment, name, labels, flatten(params), sample_seconds)
@@ -242,15 +241,15 @@ def find(client: mlflow.MlflowClient, experiment: str, fit: str) -> str | None:
     return found[0].info.run_id if found else None
 
 
-def _this_process() -> str:
-    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
+def _identify(process: psutil.Process) -> str:
+    return f"{socket.gethostname()} {process.pid} {process.create_time():.0f}"
 
 
 def _is_gone(run: Any) -> bool:
     """Return whether the process of a run on this machine has ended."""
-    pid, created = run.data.tags[PROCESS].split()[1:]
+    tag = run.data.tags[PROCESS]
     try:
-        return f"{psutil.Process(int(pid)).create_time():.0f}" != created
+        return _identify(psutil.Process(int(tag.split()[1]))) != tag
     except psutil.NoSuchProcess:
         return True
 
