@@ -333,7 +333,7 @@ def register_other(client: mlflow.MlflowClient) -> None:
         (leave_running_elsewhere, "(far) is RUNNING on elsewhere since 1970-01-01 00:00 UTC"),
         (lose_lock, "not in dvc.lock"),
         (change_lock, "'dropout': 0.25"),
-        (cut_record, "not what dvc.lock names"),
+        (cut_record, "differs from dvc.lock"),
         (add_twin, f"2 runs of one fit (fit-{NETWORK})"),
         (register_other, "registered model ham10000 version 1 differs from its fit's artifacts/runs"),
         (register_other, "run `medtransfer register ham10000` and delete this version"),
@@ -391,7 +391,7 @@ def test_a_damaged_fit_is_left_out_and_the_others_are_logged(study: mlflow.Mlflo
     study.delete_run(run_of(study, second))
     shown = CliRunner().invoke(cli, ["audit", "--repair"])
     assert shown.exit_code == 1
-    assert f"{place(first)}: not logged: {place(first)}: not what dvc.lock names" in shown.output
+    assert f"{place(first)}: not logged: {place(first)}: differs from dvc.lock" in shown.output
     assert f"logged {place(second)} from its files" in shown.output
     kept = study.get_run(run_of(study, first))
     assert kept.info.status == "FAILED"

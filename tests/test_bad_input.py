@@ -390,17 +390,17 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
     "an absolute path": (lambda path: archive_of({f"/{IMAGE}": JPEG}, path), "would leave the target folder"),
     "a backslash path": (lambda path: archive_of({f"..\\{IMAGE}": JPEG}, path), "would leave the target folder"),
     "a drive": (lambda path: archive_of({"C:\\HAM10000_images_part_1\\a.jpg": JPEG}, path), "would leave the target"),
-    "no zip": (lambda path: path.write_bytes(b"x" * 100), "neither a folder nor a whole zip"),
-    "an empty file": (lambda path: path.write_bytes(b""), "neither a folder nor a whole zip"),
+    "no zip": (lambda path: path.write_bytes(b"x" * 100), "neither a folder nor a complete zip"),
+    "an empty file": (lambda path: path.write_bytes(b""), "neither a folder nor a complete zip"),
     "an empty zip": (lambda path: archive_of({}, path), "no files of HAM10000"),
     "another data set": (lambda path: archive_of({"train/cat.jpg": JPEG}, path), "no files of HAM10000"),
     "a symbolic link": (lambda path: zip_of_kind(path, stat.S_IFLNK), "is a link or a device"),
     "a character device": (lambda path: zip_of_kind(path, stat.S_IFCHR), "is a link or a device"),
     "a block device": (lambda path: zip_of_kind(path, stat.S_IFBLK), "is a link or a device"),
     "a named pipe": (lambda path: zip_of_kind(path, stat.S_IFIFO), "is a link or a device"),
-    "a tar with a symbolic link": (lambda path: tar_of(path, tarfile.SYMTYPE), "neither a folder nor a whole zip"),
-    "a tar with a hard link": (lambda path: tar_of(path, tarfile.LNKTYPE), "neither a folder nor a whole zip"),
-    "a tar with a device": (lambda path: tar_of(path, tarfile.CHRTYPE), "neither a folder nor a whole zip"),
+    "a tar with a symbolic link": (lambda path: tar_of(path, tarfile.SYMTYPE), "neither a folder nor a complete zip"),
+    "a tar with a hard link": (lambda path: tar_of(path, tarfile.LNKTYPE), "neither a folder nor a complete zip"),
+    "a tar with a device": (lambda path: tar_of(path, tarfile.CHRTYPE), "neither a folder nor a complete zip"),
     "an encrypted zip": (encrypt, "is damaged"),
     "two different files of one name": (
         lambda path: archive_of({f"a/{IMAGE}": JPEG, f"b/{IMAGE}": PNG}, path), "differ but would become one file"),
@@ -446,7 +446,7 @@ def test_a_zip_cut_anywhere_is_refused(demo: Path, tmp_path: Path) -> None:
     old.write_text("old")
     for end in range(0, len(content) - 1, 97):
         (tmp_path / "a.zip").write_bytes(content[:end])
-        with pytest.raises(UserError, match=r"neither a folder nor a whole zip|is damaged"):
+        with pytest.raises(UserError, match=r"neither a folder nor a complete zip|is damaged"):
             import_dataset(HAM10000, tmp_path / "a.zip", tmp_path / "data")
         assert sorted((tmp_path / "data").rglob("*")) == [old.parent, old]
         assert old.read_text() == "old"

@@ -38,7 +38,7 @@ def project(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["stage", "prepare", "nowhere"], "datasets: 'nowhere' is unknown; there are ham10000, chest_xray"),
+        (["stage", "prepare", "nowhere"], "datasets: 'nowhere' is unknown; choose one of ham10000, chest_xray"),
         (["stage", "prepare", "ham10000"], "HAM10000_metadata.csv: not found"),
         (["stage", "baseline", "ham10000", "decision_tree", "--seed", "0"], "then run `dvc repro prepare@ham10000`"),
         (["tune", "ham10000"], "get the data (`dvc pull data.dvc`"),
@@ -47,7 +47,7 @@ def project(tmp_path: Path) -> Path:
         (["results"], "reports/results.csv: not found; run `medtransfer study`"),
         (["check"], "HAM10000_metadata.csv: not found; import the data set"),
         (["data", "import", "ham10000", "none.zip"], "none.zip: not found"),
-        (["data", "import", "moles", "none.zip"], "'moles' is unknown; there are ham10000, chest_xray"),
+        (["data", "import", "moles", "none.zip"], "'moles' is unknown; choose one of ham10000, chest_xray"),
         (["data", "validate", "chest_xray"], "data/chest_xray: not found"),
         (["data", "describe", "ham10000"], "HAM10000_metadata.csv: not found"),
         (["data", "describe"], "HAM10000_metadata.csv: not found"),

@@ -253,8 +253,8 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing(project: Path) -> Non
         (lambda: Path("labels.csv").write_bytes(b"image,label,patient\n\xff,x,y\n"), {}, "read as CSV in UTF-8"),
         (lambda: Path("labels.csv").write_text(""), {}, "cannot be read as CSV"),
         (lambda: Path("labels.csv").write_text("image,label,patient\n"), {}, "labels.csv: no row below the header"),
-        (lambda: shutil.copy(f"mine/p0/{first}", f"mine/p1/{first}"), {}, f"'{first}' means p0/{first} and p1/{first}"),
-        (lambda: shutil.copy(f"mine/p0/{first}", "mine"), folders, f"mine/{first}: in no class's folder"),
+        (lambda: shutil.copy(f"mine/p0/{first}", f"mine/p1/{first}"), {}, f"matches p0/{first} and p1/{first}"),
+        (lambda: shutil.copy(f"mine/p0/{first}", "mine"), folders, f"mine/{first}: not in the folder of a class"),
     ]  # fmt: skip
     before = {path: path.read_text() for path in (Path("params.yaml"), Path("dvc.yaml"))}
     Path("data").mkdir()

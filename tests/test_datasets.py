@@ -203,7 +203,7 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path, bad: str) -> None:
     (tmp_path / "text.zip").write_text("no zip")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "readme.txt").touch()
-    with pytest.raises(UserError, match=r"not found|neither a folder nor a whole zip|no files of"):
+    with pytest.raises(UserError, match=r"not found|neither a folder nor a complete zip|no files of"):
         import_dataset(HAM10000, tmp_path / bad, tmp_path / "data")
 
 

@@ -115,7 +115,7 @@ def test_a_damaged_object_of_the_cache_stops_the_stage_that_reads_it(
             read(params)
     finally:
         cached.write_bytes(whole)
-    assert str(caught.value).startswith(f"{'data' if name.startswith('data') else Path(name).parent}: not what ")
+    assert str(caught.value).startswith(f"{'data' if name.startswith('data') else Path(name).parent}: differs from ")
     assert Path(name).name in str(caught.value)
     assert str(cached.relative_to(recorded)) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -136,7 +136,7 @@ def test_an_audit_reads_the_data(
     }
 
     def damaged() -> list[str]:
-        return [line.partition(": not what ")[0] for line in audit.audit() if ": not what " in line]
+        return [line.partition(": differs from ")[0] for line in audit.audit() if ": differs from " in line]
 
     assert damaged() == []
     whole = {}
@@ -169,7 +169,7 @@ def test_a_fit_that_lost_a_file_is_not_left_out_in_silence(
     cached = path.readlink()
     path.unlink()
     try:
-        with pytest.raises(UserError, match=rf"{path.parent}: not what dvc\.lock names .*: {path.name}; "):
+        with pytest.raises(UserError, match=rf"{path.parent}: differs from dvc\.lock .*: {path.name}; "):
             read()
     finally:
         path.symlink_to(cached)
@@ -254,8 +254,8 @@ def test_a_cut_record_of_who_reads_and_writes_is_refused_at_every_place(
 @pytest.mark.parametrize(
     ("dataset", "name", "line"),
     [
-        ("nope", "imagenet_all", "params.yaml: datasets: 'nope' is unknown; there are ham10000, chest_xray"),
-        ("ham10000", "nope", "params.yaml: configurations: 'nope' is unknown; there are cnn_random, "),
+        ("nope", "imagenet_all", "params.yaml: datasets: 'nope' is unknown; choose one of ham10000, chest_xray"),
+        ("ham10000", "nope", "params.yaml: configurations: 'nope' is unknown; choose one of cnn_random, "),
         ("ham10000", "decision_tree", "decision_tree: a tree, not a network; the networks are cnn_random, "),
         ("chest_xray", "imagenet_all", "artifacts/runs/chest_xray/imagenet_all-seed0/model.keras: not found; run"),
     ],

@@ -48,7 +48,7 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
             "by: group, validation: 0.2, test: 0.2, seed: 0, leak: remove",
             "leak: remove is for by: image; a split by group has no leakage",
         ),
-        ("- imagenet_head", "- imagenet_heads", "'imagenet_heads' is unknown; there are cnn_random"),
+        ("- imagenet_head", "- imagenet_heads", "'imagenet_heads' is unknown; choose one of cnn_random"),
         ("ham10000/imagenet_all", "ham10000/other", "'ham10000/other' is not trained by this study"),
         ("train: [cnn_random, imagenet_all]", "train: [ham10000_all]", "list it under study.chest_xray.transfer"),
         ("image_size: 32", "image_size: 16", "datasets.ham10000.image_size: found 16 (int)"),
@@ -62,7 +62,7 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
         ("  cnn_random: {", "  My Network: {", "configurations.My Network: found 'My Network' (str), expected small"),
         ("trainable: head", "trainable: head, learning_rate: fast", "imagenet_head.learning_rate: found 'fast'"),
         ("trainable: head", "trainable: head, learning_rate: {ham10000: 0}", "learning_rate.ham10000: found 0 (int)"),
-        ("trainable: head", "trainable: head, learning_rate: {ham: 0.1}", "'ham' is unknown; there are ham10000"),
+        ("trainable: head", "trainable: head, learning_rate: {ham: 0.1}", "'ham' is unknown; choose one of ham10000"),
     ],
 )
 def test_a_mistake_is_one_clear_line(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -329,7 +329,7 @@ def test_planted_drifts_are_found(copy: Path) -> None:
         path.write_text(path.read_text().replace(old, new, 1))
     found = run(copy, "medtransfer", "audit", code=1).splitlines()
     for fit, *_ in drifts:
-        assert [line for line in found if fit in line and "not what dvc.lock names" in line], (fit, found)
+        assert [line for line in found if fit in line and "differs from dvc.lock" in line], (fit, found)
 
 
 def test_a_damaged_input_is_named_before_anything_is_trained(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,7 +347,7 @@ def test_a_damaged_input_is_named_before_anything_is_trained(copy: Path, monkeyp
             offset = int(rng.integers(len(content)))
             path.chmod(0o644)
             path.write_bytes(content[:offset] + bytes([content[offset] ^ 1 << rng.integers(8)]) + content[offset + 1 :])
-            with pytest.raises(UserError, match=rf"{folder}: not what .* names .*{re.escape(path.name)}.*checkout"):
+            with pytest.raises(UserError, match=rf"{folder}: differs from .*{re.escape(path.name)}.*checkout"):
                 check_unchanged(folder)
             path.write_bytes(content)
         check_unchanged(folder)
@@ -440,7 +440,7 @@ def test_params_that_change_while_a_stage_runs_are_not_taken_for_its_own(copy: P
     change_params(copy, {"train": {"dropout": 0.25}})
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert re.search(r"params.yaml: train: changed from .*0.5.* to .*0.25.* while this ran", stderr.splitlines()[-1])
+    assert re.search(r"params.yaml: train: changed from .*0.5.* to .*0.25.* while the stage", stderr.splitlines()[-1])
     assert kills.fingerprints(copy) == kept
 
 

@@ -333,8 +333,8 @@ def test_a_weights_file_is_found_from_every_project_folder(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--dataset", "mnist"], "params.yaml: study: 'mnist' is unknown; there are ham10000, chest_xray"),
-        (["--configuration", "none"], "params.yaml: configurations: 'none' is unknown; there are random_head"),
+        (["--dataset", "mnist"], "params.yaml: study: 'mnist' is unknown; choose one of ham10000, chest_xray"),
+        (["--configuration", "none"], "params.yaml: configurations: 'none' is unknown; choose one of random_head"),
         (["--seed", "0"], "no Ray cluster answers at 127.0.0.1:9 "),
     ],
 )

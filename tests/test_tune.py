@@ -170,7 +170,7 @@ def test_transfers_are_tuned_as_well(params: Params, tmp_path: Path, monkeypatch
 
 
 def test_an_unknown_configuration_is_named(params: Params, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"configurations: 'nothing' is unknown; there are cnn_random"):
+    with pytest.raises(UserError, match=r"configurations: 'nothing' is unknown; choose one of cnn_random"):
         stage.tune(params, "chest_xray", ["nothing"], [1e-3], 1.0, 1, tmp_path / "a.csv")
 
 

@@ -48,7 +48,7 @@ def push() -> dict[str, int]:
     target = reach()
     own = f"{SQLITE}{OWN_STORE.resolve()}"
     if mlflow.get_tracking_uri() == own:
-        raise UserError("MLFLOW_TRACKING_URI: is this project's own store; set it to the server's address")
+        raise UserError("MLFLOW_TRACKING_URI: names this project's own store; set it to the server's address")
     source = mlflow.MlflowClient(tracking_uri=own)
     counts = {"copied": 0, "already": 0, "running": 0}
     ids: dict[str, str | None] = {}

@@ -1,6 +1,6 @@
 """Checks against what DVC recorded.
 
-DVC silently checks out a damaged object of its cache and calls it up to date, so every stage hashes its inputs and
+DVC silently checks out a damaged object of its cache and calls it up to date. So every stage hashes its inputs and
 compares them with dvc.lock.
 """
 
@@ -50,13 +50,13 @@ def check_unchanged(folder: Path) -> None:
     where = POINTER if folder == DATA else LOCK
     names = f": {first_three(differing)}" if differing else ""
     raise UserError(
-        f"{folder}: not what {where} names ({recorded}){names}; it was damaged or changed on disk: "
+        f"{folder}: differs from {where} ({recorded}){names}; it was damaged or changed on disk; "
         f"{_remedy(folder, differing, listed)}"
     )
 
 
 def _remedy(folder: Path, differing: list[str], listed: dict[str, str]) -> str:
-    """Return how to restore what DVC recorded: from its cache or, if that is damaged too, without it."""
+    """Return how to restore what DVC recorded: from its cache or, if that is also damaged, by making it again."""
     bad = [name for name in differing if name in listed and not _is_whole(listed[name])]
     if listed and not bad:
         return f"DVC's cache has the original: run `dvc checkout --force {POINTER if folder == DATA else folder}`"
@@ -78,8 +78,8 @@ def warn_of_another_version() -> None:
         return
     if POINTER.exists() and POINTER.read_text() != shown.stdout:
         log.warning(
-            "%s: its data differ from the last commit's. If you changed the data, `git commit %s` keeps the change; if "
-            "not, they are damaged, and `git checkout %s && dvc checkout --force %s` restores them",
+            "%s: its data differ from those of the last commit. If you changed them, `git commit %s` keeps the change; "
+            "if not, they are damaged, and `git checkout %s && dvc checkout --force %s` restores them",
             *[POINTER] * 4,
         )
 
@@ -99,7 +99,7 @@ def check_dvc_files() -> None:
 
 
 def check_params_unchanged(params: Params, *keys: str) -> None:
-    """Check that params.yaml still has the values with which a stage began.
+    """Check that params.yaml still has the values with which a stage started.
 
     DVC records in dvc.lock the values that the file has when the stage ends. A key is a section or a dotted name.
     """
@@ -107,8 +107,8 @@ def check_params_unchanged(params: Params, *keys: str) -> None:
         given, found = (_value_of(values.model_dump(), key) for values in (params, read_params(PARAMS)))
         if given != found:
             raise UserError(
-                f"{PARAMS}: {key}: changed from {given} to {found} while this ran, so dvc.lock would name values "
-                "that it was not made with; run `dvc repro` again"
+                f"{PARAMS}: {key}: changed from {given} to {found} while the stage ran; its outputs belong to the old "
+                "value, but DVC would record the new one; run `dvc repro` again"
             )
 
 

@@ -24,7 +24,7 @@ def first_three(names: Sequence[str]) -> str:
 
 def unknown(where: str, name: str, known: Iterable[str]) -> str:
     """Return the message for an unknown name; `where` is the key or file that it is in."""
-    return f"{where}: {name!r} is unknown; there are {', '.join(known)}"
+    return f"{where}: {name!r} is unknown; choose one of {', '.join(known)}"
 
 
 def check_known(where: str, name: str, known: Iterable[str]) -> None:

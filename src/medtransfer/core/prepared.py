@@ -18,7 +18,7 @@ def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, d
     """Return the memory-mapped images (n, size, size, 3), uint8, the samples and dataset.json."""
     check_known("params.yaml: datasets", name, params.datasets)
     folder, description = PREPARED / name, _read_description(name)
-    # Validated like params.yaml, so that a key that is newer than the prepared data has its default.
+    # Validated like params.yaml: a key that is newer than the prepared data gets its default.
     prepared = DatasetParams.model_validate(
         {key: description[key] for key in DatasetParams.model_fields if key in description}
     ).model_dump()
@@ -37,13 +37,12 @@ def _read_description(name: str) -> dict[str, Any]:
     """Return dataset.json of a prepared data set, which must be what DVC recorded."""
     folder = PREPARED / name
     if not (folder / "dataset.json").exists():
-        get_data = "get the data (`dvc pull data.dvc`, or add your own with `medtransfer data`), then "
+        get_data = "get the data (`dvc pull data.dvc`, or `medtransfer data` for your own), then "
         raise UserError(
             f"{folder}: not found; {'' if (DATA / name).is_dir() else get_data}run `dvc repro prepare@{name}`"
         )
     check_unchanged(folder)
-    description: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
-    return description
+    return json.loads((folder / "dataset.json").read_text())
 
 
 def finished_network(params: Params, dataset: str, name: str, seed: int) -> Path:

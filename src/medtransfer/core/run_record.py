@@ -24,8 +24,7 @@ class SplitRule(NamedTuple):
 
 def read_record(fit: Path) -> dict[str, Any]:
     """Return the record in the folder of a finished fit."""
-    record: dict[str, Any] = json.loads((fit / RECORD).read_text())
-    return record
+    return json.loads((fit / RECORD).read_text())
 
 
 def write_record(fit: Path, record: dict[str, Any], hyperparameters: dict[str, Any]) -> None:

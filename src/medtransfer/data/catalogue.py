@@ -197,7 +197,7 @@ def read_source(folder: Path) -> dict[str, Any]:
     if not note.exists():
         return {"synthetic": False, "source": "unknown"}
     try:
-        source: dict[str, Any] = json.loads(note.read_text())
+        source = json.loads(note.read_text())
         return {"synthetic": bool(source["synthetic"]), "source": str(source["source"])}
     except (ValueError, KeyError, TypeError):
         raise UserError(

@@ -81,7 +81,7 @@ def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.Data
 def _from_folders(files: dict[str, Path], images: Path) -> pd.DataFrame:
     loose = [path for path in files if "/" not in path]
     if loose:
-        raise UserError(f"{images / loose[0]}: in no class's folder; make one folder per class, or give --labels")
+        raise UserError(f"{images / loose[0]}: not in the folder of a class; make one per class, or give --labels")
     return pd.DataFrame({"path": list(files), "label": [path.split("/")[0] for path in files], "group": ""})
 
 
@@ -90,7 +90,7 @@ def _from_table(files: dict[str, Path], labels: Path, columns: Columns) -> pd.Da
     table = read_table(labels, named)
     if table.empty:
         raise UserError(f"{labels}: no row below the header; expected one per image")
-    # Nobody sees a blank at the end of a cell, but it would make two patients or classes of one.
+    # A blank at the end of a cell is invisible, but would turn one patient or class into two.
     table = table.apply(lambda column: column.str.strip())
     for column in named:
         empty = table.index[table[column] == ""]
@@ -101,7 +101,7 @@ def _from_table(files: dict[str, Path], labels: Path, columns: Columns) -> pd.Da
     for number, name in enumerate(table[columns.image], start=2):
         matching = known.get(name.removeprefix("./"), [])
         if len(matching) != 1:
-            reason = f"means {' and '.join(matching[:2])}" if matching else "is not among the images"
+            reason = f"matches {' and '.join(matching[:2])}" if matching else "is not among the images"
             raise UserError(
                 f"{labels}: row {number}: {name!r} {reason}; expected the path of one image below the folder"
             )

@@ -1,8 +1,7 @@
 """A small synthetic version of both data sets, so that the study runs without a download.
 
-The images are drawn and mean nothing medically. Layout and metadata are those of the real data sets. So is the
-structure: several images per lesion or patient, and imbalanced classes that differ in shape, colour and texture but
-overlap.
+The images are drawn and mean nothing medically. Layout and metadata are those of the real data sets, which also have
+several images per lesion or patient and imbalanced classes. Shape, colour and texture of the classes overlap.
 """
 
 from collections.abc import Callable

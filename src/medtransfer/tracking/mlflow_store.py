@@ -24,7 +24,6 @@ SQLITE, OWN_STORE = "sqlite:///", Path("mlruns/mlflow.db")
 # DVC runs queued experiments here, in temporary copies of the project.
 COPIES = "/.dvc/tmp/exps/"
 FIT = "medtransfer.fit"
-INVALID_VALUE = "INVALID_PARAMETER_VALUE"
 UNREACHABLE = (MlflowException, RequestException, SQLAlchemyError, OSError)
 # MLflow's own defaults would delay a fit for minutes and draw progress bars.
 DEFAULTS = {
@@ -89,7 +88,7 @@ def store_lock() -> Any:
 
 def is_invalid_value(error: BaseException) -> bool:
     """Return whether MLflow refused an invalid value, which would be a bug of this project."""
-    return isinstance(error, MlflowException) and error.error_code == INVALID_VALUE
+    return isinstance(error, MlflowException) and error.error_code == "INVALID_PARAMETER_VALUE"
 
 
 def redact(text: str) -> str:
