@@ -89,7 +89,7 @@ def test_predictions_come_back_to_the_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.drop(columns="group"), "column group is missing"),
+        (lambda t: t.drop(columns="group"), "no column 'group'"),
         (lambda t: t.assign(label=t.label.mask(t.index == 0, "z")), "label z without a probability column"),
         (lambda t: t.assign(p_a=t.p_a + 1), "add up to 1"),
     ],

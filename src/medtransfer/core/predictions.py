@@ -11,6 +11,7 @@ import pandas as pd
 
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
+from medtransfer.core.tables import read_table
 
 SAMPLE = ["id", "group", "split", "label"]
 _PREFIX = "p_"
@@ -36,12 +37,9 @@ def write_predictions(path: Path, samples: pd.DataFrame, probabilities: np.ndarr
 def read_predictions(path: Path) -> pd.DataFrame:
     """Read predictions.csv; a UserError if it is missing or its columns, labels or probabilities are wrong."""
     try:
-        table = pd.read_csv(path, dtype=dict.fromkeys(SAMPLE, str), keep_default_na=False)
+        table = read_table(path, SAMPLE, dtype=dict.fromkeys(SAMPLE, str))
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run `dvc repro`") from None
-    missing = set(SAMPLE) - set(table.columns)
-    if missing:
-        raise UserError(f"{path}: column {', '.join(sorted(missing))} is missing")
     classes = classes_of(table)
     unknown = set(table.label) - set(classes)
     if len(classes) < 2 or unknown:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import files_under
-from medtransfer.data.tables import read_table
+from medtransfer.core.tables import read_table
 
 SOURCE_FILE = "source.json"
 METADATA_COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]

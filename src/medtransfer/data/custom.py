@@ -9,10 +9,10 @@ import pandas as pd
 from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import atomic_folder, files_under, write_json
 from medtransfer.core.params import CatalogueEntry, Params
+from medtransfer.core.tables import read_table
 from medtransfer.data.catalogue import CATALOGUE, SOURCE_FILE, Dataset, Listing, list_samples, or_pull
 from medtransfer.data.images import FORMATS
 from medtransfer.data.progress import progress
-from medtransfer.data.tables import read_table
 
 LABELS, IMAGES = "labels.csv", "images"
 COLUMNS = ["id", "label", "group", "path"]

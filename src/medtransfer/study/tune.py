@@ -16,7 +16,7 @@ from medtransfer.core.layout import PREPARED, TUNING_KEY, run_folder
 from medtransfer.core.params import OLD_SCALING, TF, Params, TrainParams
 from medtransfer.core.predictions import as_predictions
 from medtransfer.core.prepared import read_dataset
-from medtransfer.data.tables import read_table
+from medtransfer.core.tables import read_table
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.training.device import device_name, keep_freed_memory, make_deterministic
 from medtransfer.training.experiment import build_network, cache_features

@@ -1,4 +1,4 @@
-"""Reading the CSV files of a raw data set, with a message for each kind of mistake."""
+"""Reading CSV files, with a message for each kind of mistake in them."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from medtransfer.core.errors import UserError
 
 
 def read_table(path: Path, columns: list[str], **options: Any) -> pd.DataFrame:
-    """Read a CSV file in UTF-8 as text, or as pandas' `options` demand; an empty cell is an empty string.
+    """Read a CSV file in UTF-8 as text, unless pandas' `options` differ; an empty cell is an empty string.
 
     A missing file is a FileNotFoundError; a file that is not CSV or lacks one of the columns is a UserError.
     """
