@@ -68,7 +68,7 @@ def fitted() -> DecisionTreeClassifier:
 
 
 def write_lock() -> None:
-    """Write dvc.lock as DVC would of what lies here."""
+    """Write dvc.lock as DVC would for the files here."""
     params = {
         NETWORK: {"train": {**TRAIN, "learning_rate": 0.5}, f"configurations.{NETWORK}": {"trainable": ["head"]}},
         **{model: {f"trees.{model}": {"max_depth": 2}} for model in TREES},
@@ -123,7 +123,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
 
 @pytest.fixture
 def study(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
-    """The client of a copy that a test may damage; dvc itself is asked in test_pipeline.py."""
+    """The client of a copy that a test may damage; test_pipeline.py runs dvc itself."""
     folder = shutil.copytree(made, tmp_path / "study")
     with sqlite3.connect(folder / "mlruns" / "mlflow.db") as store:  # the copy's files, not those of `made`
         for table, column in ADDRESSES.items():
@@ -143,7 +143,7 @@ def experiment(client: mlflow.MlflowClient) -> str:
     return str(client.get_experiment_by_name("ham10000").experiment_id)
 
 
-def test_what_dvc_says_of_a_stage_is_told_shortly() -> None:
+def test_the_status_of_a_stage_is_summarised() -> None:
     files = {f"src/{name}.py": "modified" for name in "abcde"}
     changes = [
         {"changed deps": {**files, "data/x": "deleted", "params.yaml": {"train": "modified", "seeds": "new"}}},
@@ -177,7 +177,7 @@ def test_nothing_differs_in_a_study_that_agrees(study: mlflow.MlflowClient) -> N
     assert audit.repair() == []
 
 
-def test_a_fit_with_precision_auto_agrees_with_the_precision_that_it_stood_for(study: mlflow.MlflowClient) -> None:
+def test_precision_auto_agrees_with_the_precision_that_was_used(study: mlflow.MlflowClient) -> None:
     lock = Path("dvc.lock").read_text()
     assert lock.count("precision: float32") == 1
     for precision, differences in (("auto", 0), ("mixed_bfloat16", 1)):
@@ -197,7 +197,7 @@ def log_other_files(client: mlflow.MlflowClient) -> None:
 
 
 def change_param(client: mlflow.MlflowClient) -> None:
-    """MLflow itself refuses to."""
+    """MLflow itself refuses to change one."""
     with sqlite3.connect("mlruns/mlflow.db") as store:
         where = (run_of(client, NETWORK), "train.dropout")
         assert store.execute("UPDATE params SET value = '0.9' WHERE run_uuid = ? AND key = ?", where).rowcount == 1
@@ -347,7 +347,7 @@ def test_a_planted_drift_is_found(
     assert [line for line in found if message in line], found
 
 
-def test_a_run_of_a_fit_that_is_not_here_is_named_and_is_no_difference(study: mlflow.MlflowClient) -> None:
+def test_runs_of_fits_that_are_not_here_are_listed_but_are_no_difference(study: mlflow.MlflowClient) -> None:
     with mlflow_runs.run("ham10000", "old", "before", {}, {}, sample_seconds=None) as run:
         pass
     [line] = audit.others()
@@ -373,8 +373,8 @@ def damage(model: str, file: str) -> None:
     path.write_bytes(path.read_bytes().replace(b"0.5", b"0.9") + b" ")
 
 
-def test_a_stopped_fit_that_nothing_takes_up_again_is_left_alone(study: mlflow.MlflowClient) -> None:
-    """As docs/reliability.md says of one whose stage DVC's run cache serves."""
+def test_a_stopped_fit_that_nothing_resumes_is_left_alone(study: mlflow.MlflowClient) -> None:
+    """As docs/reliability.md describes for a stage that DVC's run cache serves."""
     stopped = study.create_run(experiment(study), tags={mlflow_store.FIT: "stopped"}).info.run_id
     study.set_terminated(stopped, "KILLED")
     write_json(Path("artifacts/checkpoints/ham10000/imagenet_head-seed0/fit.json"), {"fit": "stopped"})
@@ -384,7 +384,7 @@ def test_a_stopped_fit_that_nothing_takes_up_again_is_left_alone(study: mlflow.M
 
 
 def test_a_damaged_fit_is_left_out_and_the_others_are_logged(study: mlflow.MlflowClient) -> None:
-    """The damaged one comes first, and its run is one that would be logged again."""
+    """The damaged one comes first, and its run would be logged again."""
     first, second = sorted(TREES)
     damage(first, "metrics.json")
     study.set_terminated(run_of(study, first), "FAILED")
@@ -418,9 +418,7 @@ def test_a_damaged_fit_is_left_out_and_the_others_are_logged(study: mlflow.Mlflo
         log_other_files,
     ],
 )
-def test_what_the_repair_can_mend_is_mended(
-    study: mlflow.MlflowClient, plant: Callable[[mlflow.MlflowClient], None]
-) -> None:
+def test_the_repair_fixes_what_it_can(study: mlflow.MlflowClient, plant: Callable[[mlflow.MlflowClient], None]) -> None:
     plant(study)
     assert f"logged {place(NETWORK)} from its files" in audit.repair()
     assert audit.audit() == []
@@ -428,7 +426,7 @@ def test_what_the_repair_can_mend_is_mended(
 
 @pytest.mark.usefixtures("log_a_tree_for_the_network")
 @pytest.mark.parametrize("plant", [change_epoch, log_epoch, change_metric])
-def test_what_mlflow_does_not_let_mend_is_said_with_what_does(
+def test_what_mlflow_refuses_to_change_is_named_with_a_remedy(
     study: mlflow.MlflowClient, plant: Callable[[mlflow.MlflowClient], None]
 ) -> None:
     plant(study)
@@ -440,7 +438,7 @@ def test_what_mlflow_does_not_let_mend_is_said_with_what_does(
     assert audit.audit() == []
 
 
-def test_a_store_of_before_the_digests_differs_only_where_a_file_is_lost(study: mlflow.MlflowClient) -> None:
+def test_an_older_store_without_digests_differs_only_if_a_file_is_lost(study: mlflow.MlflowClient) -> None:
     for model in study.search_logged_models([experiment(study)]):
         study.delete_logged_model_tag(model.model_id, mlflow_models.MODEL_DIGEST)
     flip_bit(study)
@@ -449,7 +447,7 @@ def test_a_store_of_before_the_digests_differs_only_where_a_file_is_lost(study: 
     assert len(audit.audit()) == 3
 
 
-def test_nothing_is_logged_with_data_that_were_prepared_otherwise(study: mlflow.MlflowClient) -> None:
+def test_nothing_is_logged_with_data_that_were_prepared_differently(study: mlflow.MlflowClient) -> None:
     lose_run(study)
     for change, told in (({"image_size": 2}, "has image_size 2, but artifacts/runs/"), ({"source": "there"}, "source")):
         write_json(Path("artifacts/prepared/ham10000/dataset.json"), {"image_size": 1, "source": "here", **change})
@@ -497,7 +495,7 @@ def test_a_run_whose_parameters_were_changed_does_not_stop_the_later_ones(study:
     assert f"logged {place(TREES[1])} from its files" in done
 
 
-def test_runs_of_another_machine_are_ended_where_it_is_named(study: mlflow.MlflowClient) -> None:
+def test_runs_of_another_machine_are_ended_if_it_is_named(study: mlflow.MlflowClient) -> None:
     leave_running_elsewhere(study)
     assert audit.repair() == []
     assert audit.repair("nowhere") == ["no run was RUNNING on nowhere"]
@@ -507,7 +505,7 @@ def test_runs_of_another_machine_are_ended_where_it_is_named(study: mlflow.Mlflo
     assert study.get_run(mlflow_runs.find(study, "ham10000", "far")).info.status == "KILLED"
 
 
-def test_naming_this_machine_ends_no_run_that_lives(study: mlflow.MlflowClient) -> None:
+def test_naming_this_machine_ends_no_living_run(study: mlflow.MlflowClient) -> None:
     with mlflow_runs.run("ham10000", "alive", "alive", {}, {}, sample_seconds=None) as run:
         audit.repair(socket.gethostname())
         assert study.get_run(run.run_id).info.status == "RUNNING"
@@ -525,16 +523,16 @@ def test_a_server_that_stops_answering_is_one_line_without_its_password(
         ask()
 
 
-def test_a_fit_that_does_not_arrive_is_not_called_logged(
+def test_a_fit_that_does_not_arrive_is_not_reported_as_logged(
     study: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lose_run(study)
-    monkeypatch.setattr(audit, "_log_again", lambda folder, record: None)  # as where MLflow is away for a moment
+    monkeypatch.setattr(audit, "_log_again", lambda folder, record: None)  # as if MLflow were away for a moment
     (line,) = audit.repair()
     assert line.startswith(f"{place(NETWORK)}: not logged: MLflow at sqlite://")
 
 
-def test_a_machine_is_named_only_to_repair() -> None:
+def test_a_machine_can_be_named_only_for_a_repair() -> None:
     with pytest.raises(UserError, match="--host: given without --repair"):
         cli(["audit", "--host", "elsewhere"], standalone_mode=False)
 
@@ -543,7 +541,7 @@ def test_a_machine_is_named_only_to_repair() -> None:
 
 
 def write_four_epochs() -> list[dict[str, float]]:
-    """Let the network's fit have four epochs and return them."""
+    """Give the network's fit four epochs and return them."""
     rows = [{"epoch": epoch, "loss": 1 / epoch} for epoch in range(1, 5)]
     lines = [f"{row['epoch']},{row['loss']!r}" for row in rows]
     (place(NETWORK) / "history.csv").write_text("\n".join(["epoch,loss", *lines, ""]))
@@ -552,7 +550,7 @@ def write_four_epochs() -> list[dict[str, float]]:
 
 
 def train_network(rows: list[dict[str, float]], stalls: Callable[[int], None] = lambda epoch: None) -> float:
-    """Tell MLflow of a fit as training does, epoch by epoch, and return the seconds that it took."""
+    """Log a fit as training does, epoch by epoch, and return the seconds that it took."""
     begin = time.monotonic()
     record = json.loads((place(NETWORK) / "run.json").read_text())
     tags = {key: record[key] for key in audit.REQUIRED_TAGS}
@@ -586,7 +584,7 @@ def check_each_point_arrived_once(client: mlflow.MlflowClient) -> None:
 
 
 @pytest.mark.usefixtures("log_a_tree_for_the_network")
-def test_a_server_that_never_answers_holds_no_fit_up_and_the_repair_logs_it(
+def test_a_server_that_never_answers_delays_no_fit_and_the_repair_logs_it(
     study: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows, alive = write_four_epochs(), mlflow.get_tracking_uri()
@@ -606,7 +604,7 @@ def test_a_server_that_never_answers_holds_no_fit_up_and_the_repair_logs_it(
 def test_a_server_that_stalls_within_a_fit_has_every_point_once_after_the_repair(
     study: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """It is stopped as a machine that swaps: it has the request of the third epoch, and does it when it goes on."""
+    """It is stopped like a machine that swaps: it has the third epoch's request, and handles it when it continues."""
     rows, port = write_four_epochs(), free_port()
     with server(tmp_path, port) as running:
         answer_quickly_or_not_at_all(monkeypatch, f"http://127.0.0.1:{port}")

@@ -50,7 +50,7 @@ JPEG, PNG = encoded(PICTURE, "JPEG"), encoded(PICTURE, "PNG")
 
 
 def png_of(width: int, height: int, depth: int = 8, colour: int = 2, rows: bytes = b"", more: bytes = b"") -> bytes:
-    """A PNG of any header and rows; by default one that claims a size and holds nothing."""
+    """A PNG with any header and rows; by default one that claims a size but contains no pixels."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     body = png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + header + more + body
@@ -75,7 +75,7 @@ transparent = PICTURE.convert("RGBA")
 transparent.putpixel((3, 3), (0, 0, 0, 10))
 palette = PICTURE.convert("P")
 
-# Values of every kind: many are not what their high byte alone says.
+# Values of every kind: for many, the high byte is not enough.
 WIDE = np.random.default_rng(1).integers(0, 65536, (40, 48, 4))
 WIDE_OPAQUE = np.where(np.arange(4) == 3, 65535, WIDE)
 
@@ -131,7 +131,7 @@ def test_a_bad_image_is_one_clear_line(tmp_path: Path, case: str) -> None:
 
 
 def exif_of(orientation: int) -> bytes:
-    """The EXIF data of a picture that say this and nothing else."""
+    """The EXIF data of a picture with only this entry."""
     entry = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
     return b"MM\0*" + struct.pack(">IH", 8, 1) + entry + struct.pack(">I", 0)
 
@@ -154,7 +154,7 @@ CONVERTED = {
 
 
 @pytest.mark.parametrize("case", CONVERTED)
-def test_what_merely_needs_converting_is_converted_and_named(tmp_path: Path, case: str) -> None:
+def test_what_needs_converting_is_converted_and_named(tmp_path: Path, case: str) -> None:
     name, content, kind = CONVERTED[case]
     (tmp_path / name).write_bytes(content)
     image, converted = load_rgb(tmp_path / name)
@@ -163,7 +163,7 @@ def test_what_merely_needs_converting_is_converted_and_named(tmp_path: Path, cas
     assert image.size == ((40, 48) if kind == "EXIF orientation" else (48, 40))
 
 
-# How the rows and columns that a camera wrote become the picture, by EXIF's definition.
+# How the rows and columns that a camera wrote become the picture, as EXIF defines it.
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda pixels: pixels,
     2: lambda pixels: pixels[:, ::-1],
@@ -190,7 +190,7 @@ def test_every_orientation_gives_the_pixels_that_exif_defines(orientation: int) 
         assert ("EXIF orientation" in found.converted) == (orientation != 1)
 
 
-def test_ink_and_palettes_become_the_colours_that_they_stand_for() -> None:
+def test_cmyk_and_palettes_become_their_colours() -> None:
     found = np.asarray(load_rgb(encoded(palette, "PNG")).image)
     assert (found == np.reshape(palette.getpalette() or [], (-1, 3))[np.asarray(palette)]).all()
     ramp = np.linspace(0, 255, 48, dtype=np.uint8) + np.zeros((40, 1), np.uint8)
@@ -316,7 +316,7 @@ def test_another_order_of_columns_changes_nothing(demo: Path, tmp_path: Path) ->
     assert HAM10000.read(raw).samples.equals(HAM10000.read(demo / "ham10000").samples)
 
 
-def test_one_group_that_holds_a_whole_class_cannot_be_divided(demo: Path, tmp_path: Path) -> None:
+def test_a_class_in_a_single_group_cannot_be_divided(demo: Path, tmp_path: Path) -> None:
     raw = Path(shutil.copytree(demo / "ham10000", tmp_path / "raw"))
     one_lesion_for("df")(raw)
     split = Split.model_validate({"by": "group", "validation": 0.2, "test": 0.2, "seed": 0})
@@ -453,7 +453,7 @@ def test_a_zip_cut_anywhere_is_refused(demo: Path, tmp_path: Path) -> None:
 
 
 def zip_of_empty_entries(path: Path, count: int) -> None:
-    """A zip's directory alone, which is what is read when one is opened, in the format for many entries."""
+    """Only a zip's directory, which is read when the file is opened, in the format for many entries."""
     fields = struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0)
     directory = b"".join(fields + b"%08d" % number for number in range(count))
     size = len(directory)
@@ -464,7 +464,7 @@ def zip_of_empty_entries(path: Path, count: int) -> None:
 
 
 def peak_of_refusing(source: Path, data: Path, message: str) -> int:
-    """Return the bytes that Python held at most while an import was refused with this message."""
+    """Return Python's peak memory in bytes while an import was refused with this message."""
     tracemalloc.start()
     try:
         with pytest.raises(UserError, match=message):
@@ -475,7 +475,7 @@ def peak_of_refusing(source: Path, data: Path, message: str) -> int:
         assert not data.exists()
 
 
-def test_a_million_entries_are_refused_before_they_are_held(tmp_path: Path) -> None:
+def test_a_million_entries_are_refused_before_they_are_in_memory(tmp_path: Path) -> None:
     zip_of_empty_entries(tmp_path / "a.zip", 100)
     assert len(zipfile.ZipFile(tmp_path / "a.zip").infolist()) == 100
     zip_of_empty_entries(tmp_path / "a.zip", 1_000_000)
@@ -557,7 +557,7 @@ def command(folder: Path, *arguments: str, prefix: list[str]) -> subprocess.Comp
     )
 
 
-# Root may read and write everything: without these capabilities it has its own files' rights alone, like any user.
+# Root may read and write everything; without these capabilities it has only the rights of an ordinary user.
 AS_A_USER = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
 FORBIDDEN: dict[str, tuple[str, list[str]]] = {
     "an image": ("data/ham10000/HAM10000_images_part_1/ISIC_9000001.jpg", ["stage", "prepare", "ham10000"]),
@@ -571,7 +571,7 @@ FORBIDDEN: dict[str, tuple[str, list[str]]] = {
 
 @pytest.mark.skipif(AS_A_USER != [] and shutil.which("setpriv") is None, reason="as root this needs setpriv")
 @pytest.mark.parametrize("case", FORBIDDEN)
-def test_a_missing_right_is_one_line_that_names_it(demo: Path, tmp_path: Path, case: str) -> None:
+def test_a_missing_permission_is_one_line_that_names_the_file(demo: Path, tmp_path: Path, case: str) -> None:
     name, arguments = FORBIDDEN[case]
     shutil.copytree(demo, tmp_path / "data")
     shutil.copy(PROJECT / "params.yaml", tmp_path)
@@ -592,8 +592,8 @@ def test_a_missing_right_is_one_line_that_names_it(demo: Path, tmp_path: Path, c
 
 
 @pytest.mark.skipif(AS_A_USER != [] and shutil.which("setpriv") is None, reason="as root this needs setpriv")
-def test_a_zip_that_may_not_be_read_is_not_called_damaged(tmp_path: Path) -> None:
-    """The command line asks for the right first; a download from Kaggle comes without that."""
+def test_a_zip_without_read_permission_is_not_called_damaged(tmp_path: Path) -> None:
+    """The command line checks the permission first, but a download from Kaggle does not."""
     archive_of({IMAGE: JPEG}, tmp_path / "a.zip")
     (tmp_path / "a.zip").chmod(0)
     code = (

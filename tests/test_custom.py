@@ -1,4 +1,4 @@
-"""A custom data set: what the files say is what is studied, and what does not fit is named."""
+"""A custom data set: its files are studied as they are, and mistakes in them are named."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ ABOUT = {"title": "My scans"}
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with 20 patients' images in `mine`, two a patient, every second patient ill, and their table."""
+    """A project with 20 patients' images in `mine`, two per patient, every second patient ill, and their table."""
     monkeypatch.chdir(tmp_path)
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(PROJECT / name, tmp_path)
@@ -90,7 +90,7 @@ def test_a_data_set_is_copied_and_enters_the_study(project: Path) -> None:
     assert all(labels[f"{row.id}.png".split("/")[-1]] == row.label for row in samples.itertuples())
 
 
-def test_added_again_it_takes_the_place_of_the_one_before(project: Path) -> None:
+def test_added_again_it_replaces_the_earlier_one(project: Path) -> None:
     add()
     once = {name: (project / name).read_text() for name in ("params.yaml", "dvc.yaml")}
     table = pd.read_csv("labels.csv")
@@ -100,7 +100,7 @@ def test_added_again_it_takes_the_place_of_the_one_before(project: Path) -> None
     assert len(list(Path("data/mine/images").rglob("*.png"))) == 30
 
 
-def test_added_again_it_keeps_what_was_written_of_it(project: Path) -> None:
+def test_added_again_it_keeps_its_description(project: Path) -> None:
     add(about={})
     text = Path("params.yaml").read_text()
     for written, edited in ((" ill: ill", " ill: pneumonia"), ("title: mine", "title: Scans"), ("unknown", "CC0")):
@@ -122,13 +122,13 @@ def test_added_again_it_keeps_its_groups(project: Path) -> None:
     assert Path("params.yaml").read_text() == before
 
 
-def test_a_group_that_comes_later_is_no_silent_one(project: Path) -> None:
+def test_a_group_that_is_added_later_is_refused(project: Path) -> None:
     add(columns=Columns())
     with pytest.raises(UserError, match=r"datasets\.mine\.split\.by: is image, but --group patient"):
         add()
 
 
-def test_a_blank_at_the_end_makes_no_second_patient_or_class(project: Path) -> None:
+def test_a_trailing_blank_makes_no_second_patient_or_class(project: Path) -> None:
     table = pd.read_csv("labels.csv")
     for column in ("label", "patient"):
         table.loc[::3, column] += " "
@@ -139,7 +139,7 @@ def test_a_blank_at_the_end_makes_no_second_patient_or_class(project: Path) -> N
     assert set(copied.label) == {"ill", "well"}
 
 
-def test_data_that_are_named_but_not_there_are_had_first(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_that_data_dvc_names_are_pulled_first(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`dvc add data` would leave the demonstration out of data.dvc."""
     called: list[tuple[str, ...]] = []
 
@@ -165,7 +165,7 @@ def test_data_that_are_named_but_not_there_are_had_first(project: Path, monkeypa
     assert called == [("add", "data")]
 
 
-def test_it_can_be_the_only_one(project: Path) -> None:
+def test_it_can_be_the_only_data_set(project: Path) -> None:
     add(only=True)
     assert list(read_params(Path("params.yaml")).study) == ["mine"]
     assert {name.split("@")[0] for name in stages()} == {"prepare", "baseline", "train-mine", "explain", "evaluate"}
@@ -174,7 +174,7 @@ def test_it_can_be_the_only_one(project: Path) -> None:
     assert "train-another@another-imagenet_all-0" in stages()
 
 
-def test_a_folder_a_class_needs_no_table(project: Path) -> None:
+def test_one_folder_per_class_needs_no_table(project: Path) -> None:
     assert add(labels=None, columns=Columns()) == 40
     params = read_params(Path("params.yaml"))
     assert params.datasets["mine"].split.by == "image"
@@ -184,7 +184,7 @@ def test_a_folder_a_class_needs_no_table(project: Path) -> None:
     assert listing.samples.group.nunique() == 40
 
 
-def test_the_command_line_says_what_comes_next(project: Path) -> None:
+def test_the_command_says_what_to_do_next(project: Path) -> None:
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
     done = CliRunner().invoke(
         cli, ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
@@ -231,7 +231,7 @@ def change_table(**columns: Any) -> None:
     pd.read_csv("labels.csv").assign(**columns).to_csv("labels.csv", index=False)
 
 
-def test_what_does_not_fit_is_one_line_and_changes_nothing(project: Path) -> None:
+def test_a_mistake_is_one_line_and_changes_nothing(project: Path) -> None:
     table = Path("labels.csv").read_text()
     first, folders = "scan 0-0.png", {"labels": None, "columns": Columns()}
     wrong: list[tuple[Any, dict[str, Any], str]] = [

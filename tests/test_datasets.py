@@ -199,7 +199,7 @@ def test_a_failed_import_leaves_the_old_data_alone(demo: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("bad", ["missing.zip", "text.zip", "other"])
-def test_what_is_no_data_set_is_refused(tmp_path: Path, bad: str) -> None:
+def test_a_source_that_is_no_data_set_is_refused(tmp_path: Path, bad: str) -> None:
     (tmp_path / "text.zip").write_text("no zip")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "readme.txt").touch()
@@ -256,7 +256,7 @@ def edit_metadata(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) 
         (empty_group, "has no lesion_id"),
     ],
 )
-def test_validation_finds_each_fault_once(
+def test_validation_finds_each_problem_once(
     raw: Callable[[str], Path], damage: Callable[[Path], None], message: str
 ) -> None:
     folder = raw("ham10000")
@@ -290,7 +290,7 @@ def test_the_description_counts_images_and_groups(demo: Path) -> None:
 # --- pixels
 
 
-def test_resizing_gives_the_asked_square_of_uint8(tmp_path: Path) -> None:
+def test_resizing_gives_a_square_of_uint8(tmp_path: Path) -> None:
     Image.new("L", (10, 6), 200).save(tmp_path / "a.png")
     pixels = load_pixels(tmp_path / "a.png", 32, "lanczos")
     assert pixels.shape == (32, 32, 3)

@@ -24,13 +24,13 @@ REAL = "needs the real data and hours; its kind is run on the demonstration data
 ENGINE = "needs a Docker engine (tests/test_containers.py looks at what can be seen without one)"
 MACHINES = "needs several machines (tests/test_sweep.py: several nodes on one)"
 SERVED = "test_serving.py::test_the_command_line_the_served_model_and_the_page_give_one_answer"
-PASSWORDS = "test_tracking.py::test_a_server_with_passwords_lets_nobody_in_without"
+PASSWORDS = "test_tracking.py::test_a_server_with_passwords_refuses_requests_without_one"
 LEAK = "test_collect.py::test_the_leak_is_measured_between_two_folders_and_shown"
 REAL_PARAMS = "test_cli.py::test_the_params_for_the_real_data_are_those_of_the_results"
 IMPORT = "test_datasets.py::test_the_command_imports_one_after_the_other_under_dvc"
 COLLECT = "test_collect.py::test_results_are_collected_and_reported_without_the_models"
 BUCKET = "test_bucket.py::test_data_come_back_from_a_bucket"
-LAYERS = "test_pipeline.py::test_a_finished_network_is_asked_which_layers_matter_and_the_page_shows_it"
+LAYERS = "test_pipeline.py::test_the_layers_that_matter_are_found_and_the_page_shows_them"
 SWEEP = "test_sweep.py::test_a_sweep_fits_everything_once"
 
 NOT_RUN = {
@@ -126,8 +126,8 @@ ELSEWHERE = {
     "--artifacts-destination mlruns/artifacts": PASSWORDS,
     "export MLFLOW_TRACKING_USERNAME=admin": PASSWORDS,
     "export MLFLOW_TRACKING_PASSWORD=...": PASSWORDS,
-    "export MLFLOW_TRACKING_URI=http://127.0.0.1:5000": "test_track_push.py::test_every_run_arrives_whole_and_once",
-    "medtransfer track push": "test_track_push.py::test_every_run_arrives_whole_and_once",
+    "export MLFLOW_TRACKING_URI=http://127.0.0.1:5000": "test_track_push.py::test_every_run_arrives_complete_and_once",
+    "medtransfer track push": "test_track_push.py::test_every_run_arrives_complete_and_once",
     "python tools/tracking_server.py ~/medtransfer-server --port 5000": "test_server.py::"
     "test_eight_processes_at_once_lose_nothing_and_a_restart_keeps_it",
     "medtransfer sweep rates --local --dataset ham10000 --configuration imagenet_head --seed 0 --seed 1 --rate 1e-4 "

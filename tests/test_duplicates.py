@@ -1,4 +1,4 @@
-"""Near-duplicates: the same picture again is found however it was changed, and other pictures are not."""
+"""Near-duplicates: changed copies of a picture are found, and other pictures are not."""
 
 import io
 import json
@@ -67,7 +67,7 @@ def test_every_pair_of_splits_is_searched(pictures: list[Image.Image], between: 
     ]
 
 
-def test_within_a_split_or_left_out_is_no_pair(pictures: list[Image.Image]) -> None:
+def test_pairs_within_a_split_or_with_left_out_images_do_not_count(pictures: list[Image.Image]) -> None:
     for between in (("train", "train"), ("test", "test"), ("left out", "test"), ("test", "left out")):
         assert search(pictures[:2], pictures[:2], between).empty
 
@@ -88,7 +88,7 @@ def test_a_pair_says_how_it_differs(pictures: list[Image.Image]) -> None:
     }  # fmt: skip
 
 
-def test_planted_pictures_are_in_what_prepare_writes(demo: Path, params: Params, tmp_path: Path) -> None:
+def test_prepare_reports_planted_duplicates(demo: Path, params: Params, tmp_path: Path) -> None:
     settings = params.datasets["ham10000"]
     raw, target = Path(shutil.copytree(demo / "ham10000", tmp_path / "raw")), tmp_path / "target"
     target.mkdir()

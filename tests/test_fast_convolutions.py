@@ -1,4 +1,4 @@
-"""Convolutions and gradients in bfloat16: faster where the processor allows it, and the same to rounding."""
+"""Convolutions and gradients in bfloat16: faster if the processor allows it, and equal up to rounding."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def norm_apart(one: tf.Tensor, other: tf.Tensor) -> float:
 
 
 @pytest.mark.parametrize("size", [32, 64])
-def test_the_fast_gradients_are_keras_own_to_rounding(
+def test_the_fast_gradients_equal_keras_up_to_rounding(
     tiny: TrainParams, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_processor(monkeypatch, slow=False)
@@ -48,7 +48,9 @@ def test_the_fast_gradients_are_keras_own_to_rounding(
         assert np.dot(plain, fast_one) > 0.999 * np.linalg.norm(plain) * np.linalg.norm(fast_one)
 
 
-def test_convolutions_in_float32_are_bfloat16s_to_rounding(tiny: TrainParams, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convolutions_in_float32_equal_bfloat16_up_to_rounding(
+    tiny: TrainParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Layer by layer: through the whole network, ReLU by ReLU, roundings grow.
     params = tiny.model_copy(update={"precision": "mixed_bfloat16"})
     found = []
@@ -61,7 +63,7 @@ def test_convolutions_in_float32_are_bfloat16s_to_rounding(tiny: TrainParams, mo
 
 
 def convolve(layer: keras.Layer) -> list[tf.Tensor]:
-    """Return what a layer makes of random features, and the gradients of features and kernel for a random upstream."""
+    """Return a layer's output for random features, and the gradients of features and kernel for a random upstream."""
     draw = tf.random.Generator.from_seed(0)
     features = tf.cast(draw.normal((2, *layer.input.shape[1:])), tf.bfloat16)
     upstream = tf.cast(draw.normal((2, *layer.output.shape[1:])), tf.bfloat16)
@@ -84,7 +86,7 @@ def test_a_processor_that_is_slow_in_bfloat16_has_no_fast_gradients(
 
 
 @pytest.mark.parametrize("slow", [False, True])
-def test_faster_convolutions_change_neither_float32_nor_what_is_saved(
+def test_faster_convolutions_change_neither_float32_nor_the_saved_file(
     tiny: TrainParams, tmp_path: Path, slow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_processor(monkeypatch, slow)

@@ -1,4 +1,4 @@
-"""Downloading from Kaggle, against a server on this machine that speaks the part of its API in use."""
+"""Downloading from Kaggle, against a local server with the part of its API that is used."""
 
 import http.server
 import json
@@ -79,7 +79,7 @@ def test_a_data_set_comes_from_its_kaggle_handle(kaggle: type[Kaggle], demo: Pat
     assert read_source(dvc_project / "data" / "ham10000")["source"] == "kaggle kmader/skin-cancer-mnist-ham10000"
 
 
-def test_a_refusal_is_one_line_that_names_the_other_way(kaggle: type[Kaggle], tmp_path: Path) -> None:
+def test_a_refusal_is_one_line_that_names_the_alternative(kaggle: type[Kaggle], tmp_path: Path) -> None:
     kaggle.status = 403
     with pytest.raises(UserError, match="medtransfer data import ham10000 FILE") as caught:
         fetch_dataset(HAM10000, tmp_path / "data")

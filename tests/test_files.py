@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all."""
+"""Files and folders appear complete or not at all."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from medtransfer.core.files import atomic_file, atomic_folder, sha256_of, write_json
 
 
-def test_a_folder_replaces_the_old_one_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_complete_folder_replaces_the_old_one(tmp_path: Path) -> None:
     target = tmp_path / "runs" / "x"
     for text in ("first", "second"):
         with atomic_folder(target) as folder:

@@ -1,4 +1,4 @@
-"""What a fit keeps is there until DVC has recorded its outputs, and no longer."""
+"""A fit's checkpoints are kept until DVC has recorded its outputs, and no longer."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ FIT = ("ham10000", "imagenet_head", 0)
 
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fit whose outputs are there, and what it kept."""
+    """The checkpoints of a fit that has written its outputs."""
     monkeypatch.chdir(tmp_path)
     outputs, kept = run_folder(*FIT), checkpoints_folder(*FIT)
     outputs.mkdir(parents=True)
@@ -29,13 +29,13 @@ def record(md5: str) -> None:
     YAML().dump({"schema": "2.0", "stages": {"train": {"cmd": "train", "outs": outs}}}, Path("dvc.lock"))
 
 
-def test_without_dvc_it_goes_at_the_end(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_dvc_they_are_removed_at_the_end(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_STAGE", raising=False)
     end_fit(kept, run_folder(*FIT))
     assert not kept.exists()
 
 
-def test_with_dvc_it_goes_when_the_outputs_are_recorded(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_dvc_they_are_removed_when_the_outputs_are_recorded(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_STAGE", "train")
     fit = claim_fit(kept, {"seed": 0})
     record("0" * 32 + ".dir")  # of an earlier fit
@@ -50,7 +50,7 @@ def test_with_dvc_it_goes_when_the_outputs_are_recorded(kept: Path, monkeypatch:
     assert not kept.exists()
 
 
-def test_a_fit_that_has_not_ended_keeps_what_it_needs(kept: Path) -> None:
+def test_a_fit_that_has_not_ended_keeps_them(kept: Path) -> None:
     record(digest_of(run_folder(*FIT)))
     remove_recorded_checkpoints()
     assert (kept / "epoch-00001.npz").exists()

@@ -1,4 +1,4 @@
-"""Fuzzing: whatever comes in, there is an answer or one clear line, and nothing lands outside the target."""
+"""Fuzzing: any input gives a result or one clear line, and nothing is written outside the target."""
 
 import io
 import os
@@ -182,7 +182,7 @@ OWN_COLUMNS = st.lists(st.one_of(st.sampled_from(["file", "dx", "who", "id", "pa
     group=st.sampled_from(["", "who"]),
     junk=st.binary(max_size=12),
 )
-def test_a_table_of_ones_own_is_read_or_named(
+def test_a_custom_table_is_read_or_named(
     tmp_path: Path, rows: list[list[str]], more: list[str], group: str, junk: bytes
 ) -> None:
     images = tmp_path / "own"

@@ -1,4 +1,4 @@
-"""Where a network looked: the gradient is the slope of the score, and the surest answers are shown."""
+"""Where a network looked: the gradient is the slope of the score, and the most confident answers are shown."""
 
 import keras
 import numpy as np
@@ -16,13 +16,13 @@ pytestmark = pytest.mark.usefixtures("narrow")
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
 
 
-def test_the_map_is_what_the_paper_says(tiny: TrainParams) -> None:
+def test_the_map_is_that_of_the_paper(tiny: TrainParams) -> None:
     model = vgg16.build_vgg16(32, 3, tiny, seed=0)
     classes = np.array([2, 0])
     found = grad_cam(model, PIXELS, classes)
     assert found.shape == (2, 2, 2)
     assert found.max() == 1
-    # The slopes once more, by moving each value of the map a little; only channels that are not 0 have one.
+    # The slopes again, by changing each value of the map a little; only channels that are not 0 have one.
     maps = keras.Model(model.inputs, model.get_layer("block5_conv3").output).predict_on_batch(PIXELS)
     rest = keras.Model(model.get_layer("block5_conv3").output, model.get_layer("head_dropout2").output)
     kernel = model.get_layer("head_output").get_weights()[0]
@@ -49,7 +49,7 @@ def test_the_heat_colours_its_own_corner_of_the_image() -> None:
     assert pixels[0, -1, 0] - pixels[0, -1, 2] > 30  # inferno's yellow
 
 
-def test_the_surest_right_and_wrong_answer_of_each_class_is_chosen() -> None:
+def test_the_most_confident_correct_and_wrong_prediction_of_each_class_is_chosen() -> None:
     table = pd.DataFrame(
         [
             ("1", "a", 0.9, 0.1), ("2", "a", 0.6, 0.4), ("3", "a", 0.3, 0.7), ("4", "a", 0.1, 0.9),

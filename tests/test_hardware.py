@@ -1,4 +1,4 @@
-"""What `precision: auto` stands for on processors and GPUs with and without bfloat16."""
+"""The meaning of `precision: auto` on processors and GPUs with and without bfloat16."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from medtransfer.core.params import parse_params
         ([(9, 0), (7, 5)], "fpu", "tensorflow", "float32"),
     ],
 )
-def test_auto_is_what_the_machine_computes_in(
+def test_auto_is_the_precision_of_the_machine(
     gpus: list[tuple[int, int]],
     flags: str,
     backend: str,
@@ -55,7 +55,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    """Let this be the only package from pip."""
+    """Pretend that this is the only package from pip."""
     found = [SimpleNamespace(metadata={"Name": package})]
     monkeypatch.setattr("importlib.metadata.distributions", lambda: found)
 
@@ -78,7 +78,7 @@ def test_a_hidden_gpu_does_not_count(gpu: None, monkeypatch: pytest.MonkeyPatch)
         ("tensorflow", "numpy", None, False),
     ],
 )
-def test_a_gpu_counts_only_where_the_backend_finds_nvidias_libraries(
+def test_a_gpu_counts_only_if_the_backend_finds_nvidias_libraries(
     gpu: None, backend: str, package: str, system: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KERAS_BACKEND", backend)
@@ -87,14 +87,14 @@ def test_a_gpu_counts_only_where_the_backend_finds_nvidias_libraries(
     assert hardware.gpu_capabilities() == ([(9, 0)] if expected else [])
 
 
-def test_a_processor_that_tells_nothing_has_no_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_processor_has_no_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "none")
     monkeypatch.setattr(hardware, "gpu_capabilities", list)
     assert hardware.native_precision() == "float32"
     assert hardware.processor_has_slow_bfloat16()
 
 
-def test_no_processor_is_slow_beside_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_gpu_the_processor_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "none")
     monkeypatch.setattr(hardware, "gpu_capabilities", lambda: [(7, 5)])
     assert not hardware.processor_has_slow_bfloat16()

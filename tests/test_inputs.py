@@ -1,4 +1,4 @@
-"""What a stage reads is what DVC recorded: an object damaged in DVC's cache stops every stage that reads it."""
+"""A stage reads only what DVC recorded: a damaged object in DVC's cache stops every stage that reads it."""
 
 import io
 import json
@@ -100,7 +100,7 @@ READERS: dict[str, tuple[str, Callable[[Params], object]]] = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_damaged_object_of_the_cache_stops_the_stage_that_reads_it(
+def test_a_damaged_object_in_the_cache_stops_the_stage_that_reads_it(
     recorded: Path, params: Params, monkeypatch: pytest.MonkeyPatch, reader: str
 ) -> None:
     name, read = READERS[reader]
@@ -125,7 +125,7 @@ def test_a_damaged_object_of_the_cache_stops_the_stage_that_reads_it(
 def test_an_audit_reads_the_data(
     recorded: Path, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DVC alone would not notice: the files' times and sizes stay what they were."""
+    """DVC itself would not notice: the files' times and sizes stay the same."""
     monkeypatch.chdir(recorded)
     shutil.copy(empty_store, tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/{empty_store.name}")
@@ -160,7 +160,7 @@ def test_an_audit_reads_the_data(
         ("imagenet_head-seed0/model.keras", lambda: best_fit(read_params(PROJECT / "params.yaml"), "ham10000")),
     ],
 )
-def test_a_fit_that_lost_a_file_is_not_left_out_in_silence(
+def test_a_fit_that_lost_a_file_is_not_silently_left_out(
     recorded: Path, monkeypatch: pytest.MonkeyPatch, lost: str, read: Callable[[], object]
 ) -> None:
     monkeypatch.chdir(recorded)
@@ -199,7 +199,7 @@ def small_lock(recorded: Path) -> str:
     return text.getvalue()
 
 
-def test_a_cut_lock_is_refused_or_what_is_left_of_it_is_whole(
+def test_a_cut_lock_is_refused_unless_the_rest_is_complete(
     small_lock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -235,9 +235,7 @@ def test_a_cut_pointer_is_refused_at_every_place(
         check_unchanged(Path("data"))
 
 
-def test_a_cut_record_of_who_reads_and_writes_is_refused_at_every_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cut_rwlock_is_refused_at_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     DVC_LOCK.parent.mkdir(parents=True)
     held = {"pid": 1, "cmd": "repro"}
@@ -260,7 +258,7 @@ def test_a_cut_record_of_who_reads_and_writes_is_refused_at_every_place(
         ("chest_xray", "imagenet_all", "artifacts/runs/chest_xray/imagenet_all-seed0/model.keras: not found; run"),
     ],
 )
-def test_a_network_that_cannot_be_asked_is_named(
+def test_a_network_that_cannot_be_used_is_named(
     recorded: Path,
     params: Params,
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""Which layers matter: what was planted in one block is found there."""
+"""Which layers matter: a change planted in one block is found there."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uin
 
 @pytest.fixture(scope="module")
 def pair(tiny: TrainParams) -> Iterator[tuple[keras.Model, keras.Model]]:
-    """A network, and one that differs from it in block 3 alone."""
+    """A network, and one that differs from it only in block 3."""
     start, tuned = (vgg16.build_vgg16(32, 3, tiny, seed=0) for _ in range(2))
     rng = np.random.default_rng(1)
     layer = tuned.get_layer("block3_conv2")
@@ -45,7 +45,7 @@ def test_rewinding_finds_the_block_that_learned_and_leaves_the_network_as_it_was
     assert all((one == other).all() for one, other in zip(before, tuned.get_weights(), strict=True))
 
 
-def test_only_the_layer_that_moved_has_a_distance_and_similarity_falls_behind_it(
+def test_only_the_changed_layer_has_a_distance_and_similarity_falls_after_it(
     pair: tuple[keras.Model, keras.Model],
 ) -> None:
     start, tuned = pair
@@ -58,7 +58,7 @@ def test_only_the_layer_that_moved_has_a_distance_and_similarity_falls_behind_it
     assert (table.cka[["block3_conv2", "block3_conv3"]] < 0.995).all()
 
 
-def test_cka_knows_rotations_and_strangers() -> None:
+def test_cka_is_1_for_rotations_and_low_for_unrelated_features() -> None:
     rng = np.random.default_rng(0)
     first = rng.normal(size=(40, 60))
     rotation = np.linalg.qr(rng.normal(size=(60, 60)))[0]
@@ -70,7 +70,7 @@ def test_cka_knows_rotations_and_strangers() -> None:
     assert linear_cka(few, first[:, :3]) < 0.3
 
 
-def test_probes_find_a_class_that_can_be_seen(tiny: TrainParams) -> None:
+def test_probes_find_a_visible_class(tiny: TrainParams) -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(40) % 2
     images = np.clip(rng.normal(80 + 90 * labels[:, None, None, None], 20, (40, 32, 32, 3)), 0, 255).astype(np.uint8)

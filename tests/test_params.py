@@ -74,7 +74,7 @@ def test_a_mistake_is_one_clear_line(tmp_path: Path, old: str, new: str, message
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path) -> None:
+def test_a_missing_file_is_named_with_its_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run medtransfer in the project's folder"):
         read_params(tmp_path / "params.yaml")
 
@@ -83,7 +83,7 @@ def test_numbers_are_numbers(params: Params) -> None:
     assert params.train.learning_rate == 1e-4
 
 
-def test_a_configurations_own_values_stand_in_for_the_common_ones(params: Params) -> None:
+def test_the_values_of_a_configuration_replace_the_common_ones(params: Params) -> None:
     plain = params.configurations["imagenet_all"]
     own = plain.model_copy(
         update={"learning_rate": 3e-4, "optimizer": "sgd", "scaling": "caffe", "balance": "sampling", "fraction": 0.1}
@@ -95,7 +95,7 @@ def test_a_configurations_own_values_stand_in_for_the_common_ones(params: Params
     assert recipe.epochs == params.train.epochs
 
 
-def test_a_learning_rate_may_be_one_data_sets_own(params: Params) -> None:
+def test_a_learning_rate_may_depend_on_the_data_set(params: Params) -> None:
     own = params.configurations["imagenet_all"].model_copy(update={"learning_rate": {"ham10000": 3e-4}})
     assert own.recipe(params.train, "ham10000").learning_rate == 3e-4
     assert own.recipe(params.train, "chest_xray") == params.train

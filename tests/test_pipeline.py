@@ -1,4 +1,4 @@
-"""The real pipeline: what depends on what, and one run of all of it on a reduced study."""
+"""The real pipeline: what depends on what, and one complete run of a reduced study."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ STAGES = {
 }
 
 
-# A message, and what MLflow is told, change no result: editing these refits nothing.
+# Messages and MLflow logging change no result: editing these refits nothing.
 DECIDE_NO_RESULT = tuple(f"src/medtransfer/{name}" for name in (MESSAGES, "tracking/"))
 
 
@@ -49,11 +49,11 @@ def test_every_stage_is_known() -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_the_code_that_it_imports_and_on_no_other(stage: str) -> None:
+def test_a_stage_depends_only_on_the_code_that_it_imports(stage: str) -> None:
     graph = grimp.build_graph("medtransfer")
     module = f"medtransfer.pipeline.{STAGES[stage]}"
     imported = {module, *graph.find_upstream_modules(module)}
-    # Packages' own files hold a docstring and nothing else.
+    # The __init__.py of a package contains only a docstring.
     files = {"src/" + name.replace(".", "/") + ".py" for name in imported}
     files = {file for file in files if (PROJECT / file).exists() and not file.startswith(DECIDE_NO_RESULT)}
     declared = {dep for dep in pipeline()[stage]["deps"] if dep.startswith("src/")}
@@ -83,7 +83,7 @@ def test_dvc_yaml_lists_what_params_yaml_studies() -> None:
     assert fits == [("chest_xray", name) for name in params["study"]["chest_xray"]["transfer"]]
 
 
-# --- the whole of it, once
+# --- the complete study, once
 
 
 REDUCED = {
@@ -163,7 +163,7 @@ def test_trees_and_networks_share_the_test_images(study: Path) -> None:
         assert len(tested) == 1
 
 
-def test_the_reports_are_whole(study: Path) -> None:
+def test_the_reports_are_complete(study: Path) -> None:
     table = pd.read_csv(study / "reports" / "results.csv")
     assert len(table) == 4 * 9 + 4 * 4
     assert table.published.isna().sum() == 9  # head only, which the talk does not have
@@ -176,10 +176,8 @@ def test_the_reports_are_whole(study: Path) -> None:
     assert (study / "reports" / "metrics.json").exists()
 
 
-def test_a_finished_network_is_asked_which_layers_matter_and_the_page_shows_it(
-    study: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The smaller data set's network that begins from a finished run, in this process: Keras is loaded already."""
+def test_the_layers_that_matter_are_found_and_the_page_shows_them(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the smaller data set's network that starts from a finished run, in this process: Keras is already loaded."""
     monkeypatch.chdir(study)
 
     def ask(*arguments: str) -> None:
@@ -213,7 +211,7 @@ def runs_by_fit(client: mlflow.MlflowClient) -> dict[str, Any]:
     return by_fit
 
 
-def test_mlflow_has_one_finished_run_a_fit_with_everything(study: Path) -> None:
+def test_mlflow_has_one_complete_run_per_fit(study: Path) -> None:
     client = store(study)
     by_fit = runs_by_fit(client)
     assert set(by_fit) == {fit["fit"] for fit in fits(study)}
@@ -246,9 +244,7 @@ def test_mlflow_has_one_finished_run_a_fit_with_everything(study: Path) -> None:
                 assert steps == [1]
 
 
-def test_logged_models_give_the_written_predictions_from_raw_pixels(
-    study: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logged_models_predict_from_raw_pixels_what_was_written(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(study)  # the store keeps its artifacts' addresses
     by_fit = runs_by_fit(store(study))
     for fit in fits(study):
@@ -265,7 +261,7 @@ def test_logged_models_give_the_written_predictions_from_raw_pixels(
         np.testing.assert_allclose(model.predict(pixels), probabilities, atol=1e-6)
 
 
-def test_transfer_began_from_the_finished_run(study: Path) -> None:
+def test_transfer_started_from_the_finished_run(study: Path) -> None:
     fit = next(fit for fit in fits(study) if fit["model"] == "ham10000_all")
     assert fit["weights"] == "ham10000/imagenet_all"
     lock = YAML(typ="safe").load((study / "dvc.lock").read_text())["stages"]
@@ -354,7 +350,9 @@ def test_a_damaged_input_is_named_before_anything_is_trained(copy: Path, monkeyp
 
 
 @pytest.mark.parametrize("cached", [True, False], ids=["the cache is whole", "the cache is damaged too"])
-def test_damaged_data_are_mended_as_the_line_says(copy: Path, monkeypatch: pytest.MonkeyPatch, cached: bool) -> None:
+def test_damaged_data_are_restored_by_the_advice_in_the_message(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
     monkeypatch.chdir(copy)
     path = next(path for path in sorted(Path("data/ham10000").rglob("*.jpg")))
     content = path.read_bytes()
@@ -376,7 +374,7 @@ def test_damaged_data_are_mended_as_the_line_says(copy: Path, monkeypatch: pytes
     check_unchanged(Path("data"))
 
 
-def test_data_that_changed_under_dvc_are_told_from_those_of_the_last_commit(
+def test_data_that_differ_from_the_last_commit_get_a_warning(
     copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(copy)
@@ -393,7 +391,7 @@ def test_data_that_changed_under_dvc_are_told_from_those_of_the_last_commit(
 @pytest.mark.parametrize(
     "content", ["", "schema: '2.0'\nstages:\n  prepare@ham10000:\n    outs:\n    - path: arti", "[", "{}"]
 )
-def test_a_cut_dvc_file_gets_a_line_that_says_how_to_mend_it(
+def test_a_cut_dvc_file_gets_a_line_that_says_how_to_restore_it(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
     large = shutil.ignore_patterns("artifacts", "cache", "mlruns", "results")
@@ -420,14 +418,14 @@ def failing(folder: Path, *command: str) -> str:
     return result.stderr.strip().splitlines()[-1]
 
 
-def test_data_that_were_prepared_otherwise_are_not_trained_on(copy: Path) -> None:
+def test_data_that_were_prepared_differently_are_not_trained_on(copy: Path) -> None:
     change_params(copy, {"datasets": {"ham10000": {"image_size": 48}}})
     said = failing(copy, "medtransfer", "stage", "baseline", "ham10000", "random_forest", "--seed", "0")
     assert "prepared with image_size 32, but params.yaml has 48" in said
 
 
 @pytest.mark.slow
-def test_params_that_change_while_a_stage_runs_are_not_taken_for_its_own(copy: Path) -> None:
+def test_params_that_change_while_a_stage_runs_stop_it(copy: Path) -> None:
     """DVC would write the new values into dvc.lock, beside outputs that were made with the old ones."""
     kept = kills.fingerprints(copy)
     process = subprocess.Popen(
@@ -474,7 +472,7 @@ def test_the_same_seed_gives_the_same_predictions_to_the_bit(study: Path) -> Non
 
 
 @pytest.mark.slow
-def test_swapping_data_sets_is_a_version_to_go_back_to(study: Path) -> None:
+def test_an_earlier_version_of_the_data_can_be_restored(study: Path) -> None:
     pointer = (study / "data.dvc").read_text()
     commit(study, "finished")
     before = (study / "data" / "ham10000" / "HAM10000_metadata.csv").read_bytes()
@@ -488,7 +486,7 @@ def test_swapping_data_sets_is_a_version_to_go_back_to(study: Path) -> None:
     assert not changed(study)
 
 
-def test_changing_one_configuration_reruns_only_it(study: Path) -> None:
+def test_changing_a_configuration_reruns_only_its_fits(study: Path) -> None:
     change_params(study, {"configurations": {"imagenet_head": {"trainable": ["block5"]}}})
     status = changed(study)
     assert set(status) == {"train-ham10000@ham10000-imagenet_head-0"}

@@ -52,20 +52,20 @@ def test_fractions_and_classes_are_kept(samples: pd.DataFrame, by: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_no_group_crosses_splits_in_group_mode(samples: pd.DataFrame, seed: int) -> None:
+def test_splitting_by_group_keeps_each_group_in_one_split(samples: pd.DataFrame, seed: int) -> None:
     samples["split"] = assign_splits(samples, split("group", seed), "x")
     assert (samples.groupby("group").split.nunique() == 1).all()
     assert not shared_with_training(samples).any()
 
 
-def test_splitting_by_image_lets_groups_cross_and_says_how_many(samples: pd.DataFrame) -> None:
+def test_splitting_by_image_divides_groups_and_counts_them(samples: pd.DataFrame) -> None:
     samples["split"] = assign_splits(samples, split("image"), "x")
     test = samples[samples.split == "test"]
     others = set(samples.group[samples.split != "test"])
     assert shared_with_training(samples).sum() == sum(group in others for group in test.group) > 50
 
 
-def test_the_leak_is_measured_on_the_same_test_images_with_as_many_training_images(samples: pd.DataFrame) -> None:
+def test_leakage_is_measured_on_the_same_test_images_with_as_many_training_images(samples: pd.DataFrame) -> None:
     plain = assign_splits(samples, split("image"), "x")
     found = {leak: leave_out(samples, plain, split("image", leak=leak)) for leak in ("keep", "remove", "match")}
     assert found["keep"].equals(plain)

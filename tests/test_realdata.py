@@ -1,4 +1,4 @@
-"""The two real data sets, where they lie beside the checkout."""
+"""The two real data sets, if they are beside the checkout."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def test_chest_xray_has_the_published_counts(data: Path) -> None:
 
 
 @pytest.mark.parametrize("dataset", [HAM10000, CHEST_XRAY], ids=lambda dataset: dataset.name)
-def test_both_are_sound(data: Path, dataset: object) -> None:
+def test_both_are_valid(data: Path, dataset: object) -> None:
     report = validate(dataset, data / dataset.name)  # type: ignore[arg-type, attr-defined]
     assert report["problems"] == []
 

@@ -1,4 +1,4 @@
-"""run.json: written and read in one place, records of older versions included."""
+"""run.json: written and read in one place, including records of older versions."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""No key and no password is in the repository, and the files that hold them stay out of it and of the image."""
+"""The repository contains no key or password, and files with passwords stay out of it and of the image."""
 
 import re
 import shutil
@@ -22,20 +22,20 @@ PATTERNS = {
     "variable": r"(?m)^\s*(?:export\s+)?[A-Z_]*(?:PASSWORD|SECRET|SECRET_KEY|TOKEN)[A-Z_]*=([^\s'\"$][^\s'\"]{3,})",
     "address": r"\w://[^\s/:@'\"]+:([^\s/@'\"]{3,})@",
 }
-# What stands for a password where one is explained or tested.
+# Placeholders for passwords in explanations and tests.
 PLACEHOLDERS = {
     "SECRET", "a long password", "any secret", "any long random text", "correct horse battery",
     "of no use through a socket",
     "password", "...",
 }  # fmt: skip
-# A value that is made or asked for when it is needed: f"{...}", ${...}, %s.
+# A value that is computed when it is needed: f"{...}", ${...}, %s.
 FILLED_IN = re.compile(r"[{}$%<>]|^\.\.\.$")
 SECRET_FILES = (".env", ".dvc/config.local")
 CACHES = (".grimp_cache", ".hypothesis", ".import_linter_cache", ".mypy_cache", ".pytest_cache", ".ruff_cache")
 
 
 def secrets_in(text: str) -> list[str]:
-    """Return what looks like a secret, with the kind of it."""
+    """Return what looks like a secret, with its kind."""
     found = []
     for kind, pattern in PATTERNS.items():
         for match in re.finditer(pattern, text):
@@ -51,7 +51,7 @@ def git(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 @pytest.fixture(scope="module")
 def tracked() -> list[Path]:
-    """The files that git knows."""
+    """The files that git tracks."""
     if not shutil.which("git"):
         pytest.skip("there is no git")
     listed = git("ls-files", "-z")
@@ -60,7 +60,7 @@ def tracked() -> list[Path]:
     return [PROJECT / name for name in listed.stdout.split("\0") if name]
 
 
-def test_no_tracked_file_holds_a_key_or_a_password(tracked: list[Path]) -> None:
+def test_no_tracked_file_contains_a_key_or_a_password(tracked: list[Path]) -> None:
     found = {}
     for path in tracked:
         content = path.read_bytes() if path.is_file() else b""
@@ -88,7 +88,7 @@ def test_a_planted_secret_is_found(text: str) -> None:
     assert len(secrets_in(f"a line\n{text}\n")) >= 1
 
 
-def test_the_files_that_hold_passwords_are_ignored(tracked: list[Path]) -> None:
+def test_the_files_with_passwords_are_ignored(tracked: list[Path]) -> None:
     for name in SECRET_FILES:
         assert git("check-ignore", "--quiet", name).returncode == 0, f"git would add {name}"
         assert name in left_out_of_the_image(), f"the image would hold {name}"
@@ -100,7 +100,7 @@ def left_out_of_the_image() -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def test_the_image_holds_nothing_that_git_ignores_and_no_cache_of_a_tool() -> None:
+def test_the_image_contains_nothing_that_git_ignores_and_no_cache_of_a_tool() -> None:
     lines = [line for line in (PROJECT / ".gitignore").read_text().split("\n") if line and line[0] not in "#!"]
     left_out = [name.removeprefix("**/") for name in left_out_of_the_image()]
     assert {line.strip("/") for line in lines} | set(CACHES) <= set(left_out)

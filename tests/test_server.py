@@ -1,4 +1,4 @@
-"""The tracking server on PostgreSQL: many at once lose nothing, a restart keeps it all, strangers stay outside."""
+"""The tracking server on PostgreSQL: many clients lose nothing, a restart keeps everything, strangers get no access."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def folder() -> Iterator[Path]:
 
 @contextmanager
 def served_by_the_command(folder: Path) -> Iterator[str]:
-    """Run `python tools/tracking_server.py FOLDER --port …`, which prints its address, and end it by Ctrl-C."""
+    """Run `python tools/tracking_server.py FOLDER --port …`, which prints its address, and end it with Ctrl-C."""
     program = PROJECT / "tools" / "tracking_server.py"
     command: list[str | Path] = [sys.executable, program, folder, "--port", str(free_port())]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

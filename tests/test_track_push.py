@@ -1,4 +1,4 @@
-"""Pushing runs to a server: each arrives whole and once, whatever interrupted the push before."""
+"""Pushing runs to a server: each arrives complete and once, even after an interrupted push."""
 
 import re
 import shutil
@@ -50,7 +50,7 @@ def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def described(client: mlflow.MlflowClient) -> dict[str, dict[str, object]]:
-    """What is to be the same on both sides, by the run's name."""
+    """What must be the same on both sides, by the run's name."""
     experiment = client.get_experiment_by_name("ham10000")
     found = {}
     for run in client.search_runs([experiment.experiment_id]):
@@ -73,7 +73,7 @@ def described(client: mlflow.MlflowClient) -> dict[str, dict[str, object]]:
     return found
 
 
-def test_every_run_arrives_whole_and_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_run_arrives_complete_and_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = described(mlflow_store.connect())
     port = free_port()
     with server(project, port):
@@ -92,7 +92,7 @@ def test_every_run_arrives_whole_and_once(project: Path, monkeypatch: pytest.Mon
 
 
 def names_by_parent(client: mlflow.MlflowClient) -> dict[str, list[str]]:
-    """The names of the runs of the experiment `sweep grid`, by the name of the run that each lies under."""
+    """The names of the runs of the experiment `sweep grid`, by the name of their parent."""
     experiment = client.get_experiment_by_name("sweep grid")
     found = client.search_runs([experiment.experiment_id]) if experiment else []
     names = {"": "", **{run.info.run_id: run.info.run_name for run in found}}
@@ -102,7 +102,9 @@ def names_by_parent(client: mlflow.MlflowClient) -> dict[str, list[str]]:
     return {parent: sorted(children) for parent, children in parents.items()}
 
 
-def test_the_fits_of_a_sweep_lie_under_the_copy_of_its_run(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fits_of_a_sweep_are_children_of_the_copy_of_its_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours = mlflow_store.connect()
     sweep = ours.create_experiment("sweep grid")
 
@@ -128,7 +130,7 @@ def test_the_fits_of_a_sweep_lie_under_the_copy_of_its_run(project: Path, monkey
     assert names_by_parent(mlflow_store.connect()) == {"": ["alone", "grid"], "grid": ["fit 1", "fit 2", "fit 3"]}
 
 
-def test_an_interrupted_push_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_push_continues(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = described(mlflow_store.connect())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/other.db")
 
@@ -142,14 +144,14 @@ def test_an_interrupted_push_goes_on(project: Path, monkeypatch: pytest.MonkeyPa
     assert described(mlflow_store.connect()) == ours
 
 
-def test_what_the_server_has_of_a_fit_is_left_alone(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fit_that_the_server_already_has_is_left_alone(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/other.db")
     with mlflow_runs.run("ham10000", "finished", "fit-finished", {"a": {"b": 1}}, {}, sample_seconds=None):
         pass
     assert track_push.push() == {"copied": 2, "already": 1, "running": 0}
 
 
-def test_where_there_is_nothing_to_push_one_line_says_so(
+def test_one_line_says_that_there_is_nothing_to_push(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")

