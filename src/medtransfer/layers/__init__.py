@@ -1,1 +1,1 @@
-"""Which layers matter: probes, rewinding, similarity, Grad-CAM and activations."""
+"""Which layers matter (probes, rewinding, similarity), and where a network looked (Grad-CAM)."""
