@@ -129,34 +129,32 @@ def check_pipeline(params: Params) -> None:
         for name in names
     }
     trained = _read_trained(params)
-    for dataset, name in trained:
-        if (dataset, name) not in studied:
-            raise UserError(
-                f"{PARAMS}: study.{dataset}: has no {name}, but a stage of {PIPELINE} trains it; add it, or remove it "
-                f"from {PIPELINE}"
-            )
-    for (dataset, name), key in studied.items():
-        if (dataset, name) not in trained:
-            raise UserError(
-                f"{PIPELINE}: no stage trains {name} on {dataset}, but {PARAMS} lists it under {key}; add it to the "
-                "pipeline (docs/freezing.md), or remove it there"
-            )
+    for dataset, name in sorted(trained - studied.keys(), key=str):
+        raise UserError(
+            f"{PARAMS}: study.{dataset}: has no {name}, but a stage of {PIPELINE} trains it; add it, or remove it "
+            f"from {PIPELINE}"
+        )
+    for dataset, name in sorted(studied.keys() - trained):
+        raise UserError(
+            f"{PIPELINE}: no stage trains {name} on {dataset}, but {PARAMS} lists it under {studied[dataset, name]}; "
+            "add it to the pipeline (docs/freezing.md), or remove it there"
+        )
 
 
-def _read_trained(params: Params) -> list[tuple[str, str]]:
+def _read_trained(params: Params) -> set[tuple[str, str]]:
     """Return the (data set, configuration) pairs that the stages of dvc.yaml train."""
-    trained = []
+    trained = set()
     try:
         for name, stage in YAML(typ="safe").load(PIPELINE.read_text())["stages"].items():
             if not isinstance(stage, dict):
                 raise ValueError(f"the stage {name} is empty")
             matrix = stage.get("matrix", {})
-            trained += [(fit["dataset"], fit["configuration"]) for fit in matrix.get("fit", ())]
+            trained |= {(fit["dataset"], fit["configuration"]) for fit in matrix.get("fit", ())}
             for dataset in matrix["dataset"] if "configuration" in matrix else ():
                 names = matrix["configuration"]
                 if dataset in params.study and names == f"${{study.{dataset}.train}}":
                     names = params.study[dataset].train
-                trained += [(dataset, name) for name in ([names] if isinstance(names, str) else names)]
+                trained |= {(dataset, name) for name in ([names] if isinstance(names, str) else names)}
     except (YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{PIPELINE}: cannot be read as a pipeline: {shortened(error)}; fix or restore it (git checkout {PIPELINE})"

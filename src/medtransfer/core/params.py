@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 BLOCKS = ("block1", "block2", "block3", "block4", "block5")
 TREES = ("decision_tree", "random_forest")
-WEIGHTS_VARIABLE = "MEDTRANSFER_WEIGHTS"  # goes before `weights.file`
+WEIGHTS_VARIABLE = "MEDTRANSFER_WEIGHTS"  # takes precedence over `weights.file`
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -62,7 +62,7 @@ OLD_SCALING, TF = "talk", "tf"
 
 
 def current_scaling(name: Any) -> Any:
-    """Return Keras's name for a way to scale pixels; files of older versions say `talk` for `tf`."""
+    """Return Keras's name for a way to scale pixels; files of older versions have `talk` for `tf`."""
     return TF if name == OLD_SCALING else name
 
 
@@ -80,7 +80,7 @@ Precision = Annotated[
 def _each_once(values: list[Any]) -> list[Any]:
     for value in values:
         if values.count(value) > 1:
-            raise ValueError(f"expected each once, but {value} is there {values.count(value)} times")
+            raise ValueError(f"expected each value once, but {value} occurs {values.count(value)} times")
     return values
 
 
@@ -289,7 +289,7 @@ class Params(Section):
         if transferred != (source is not None):
             dataset, other = key.split(".")[1], "train" if transferred else "transfer"
             hint = "a finished run" if transferred else "random or imagenet weights"
-            raise ValueError(f"{key}: '{name}' must begin from {hint}; list it under study.{dataset}.{other}")
+            raise ValueError(f"{key}: '{name}' must start from {hint}; list it under study.{dataset}.{other}")
         if source and (source[0] not in self.study or source[1] not in self.study[source[0]].train):
             raise ValueError(
                 f"configurations.{name}.weights: '{'/'.join(source)}' is not trained by this study; "
@@ -316,7 +316,7 @@ def parse_params(text: str, path: Path) -> Params:
     try:
         raw = YAML(typ="safe").load(text)
     except (YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        # ruamel does not catch what Python raises at a strange date or key.
+        # A strange date or key raises an error of Python, which ruamel does not catch.
         raise UserError(f"{path}: cannot be read as YAML: {_yaml_reason(error)}") from None
     if raw is None:
         raise UserError(f"{path}: empty; restore it (git checkout {path})")
