@@ -54,7 +54,7 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
         ("image_size: 32", "image_size: 16", "datasets.ham10000.image_size: found 16 (int)"),
         ("seeds: [0]", "seeds: []", "seeds: found [] (list)"),
         ("seeds: [0]", "seeds: [0", "cannot be read as YAML"),
-        ("seeds: [0]", "seeds: [0, 1, 0]", "seeds: found [0, 1, 0] (list), expected each value once, but 0 occurs 2 times"),
+        ("seeds: [0]", "seeds: [0, 1, 0]", "expected each value once, but 0 occurs 2 times"),
         ("[decision_tree, random_forest]", "[decision_tree, decision_tree]", "baselines: found ['decision_tree'"),
         ("train: [cnn_random, imagenet_all]", "train: [cnn_random, cnn_random]", "study.chest_xray.train: found"),
         ("  cnn_random: {", "  random_forest: {", "this name belongs to a baseline"),

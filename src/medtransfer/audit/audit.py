@@ -5,7 +5,7 @@ import math
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -123,11 +123,11 @@ def _folders_by_fit() -> dict[str, Path]:
     return found
 
 
-def _differences(where: Any, source: str, values: Iterable[tuple[str, Any, Any]]) -> list[str]:
-    """Return one line for each (key, found, expected) that differ; `source` is the file with the expected value."""
-    return [
-        f"{where}: {key} is {found}, {source} has {expected}" for key, found, expected in values if found != expected
-    ]
+def _differences(where: str, found: Mapping[str, Any], source: str, expected: Mapping[str, Any]) -> Iterator[str]:
+    """Yield one line for each key whose value is not the one expected by the file `source`."""
+    for key, value in expected.items():
+        if found.get(key) != value:
+            yield f"{where} {key} is {found.get(key)}, {source} has {value}"
 
 
 def _check_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -142,7 +142,7 @@ def _check_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> It
         yield from _check_locked(folder, record, lock[str(folder)])
     else:
         yield f"{folder}: not in dvc.lock; run `dvc repro`"
-    yield from _differences(folder, "data.dvc", [("data_version", record["data_version"], data_version())])
+    yield from _differences(f"{folder}:", record, "data.dvc", {"data_version": data_version()})
     commit = record["git_commit"].removesuffix("-modified")
     if not _knows_commit(commit):
         yield f"{folder}: made by git commit {commit}, which is not in this repository"
@@ -190,14 +190,12 @@ def _check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read
         yield f"{name} was logged from other files than those in the folder"
     # Some keys of run.json are known only at the end of a fit, and are no tags.
     tags = [key for key in record if key != "hyperparameters" and (key in data.tags or key in REQUIRED_TAGS)]
-    yield from _differences(name, "run.json", ((f"tag {key}", data.tags.get(key), str(record[key])) for key in tags))
-    params = mlflow_runs.flatten(record["hyperparameters"])
-    keys = sorted(params.keys() | data.params.keys())
-    yield from _differences(name, "run.json", ((key, data.params.get(key), params.get(key)) for key in keys))
-    scores = {mlflow_name(key): value for key, value in json.loads((folder / "metrics.json").read_text()).items()}
-    yield from _differences(
-        name, "metrics.json", ((key, data.metrics.get(key), value) for key, value in scores.items())
-    )
+    yield from _differences(f"{name}: tag", data.tags, "run.json", {key: str(record[key]) for key in tags})
+    params = dict.fromkeys(data.params) | mlflow_runs.flatten(record["hyperparameters"])
+    yield from _differences(f"{name}:", data.params, "run.json", params)
+    scores = json.loads((folder / "metrics.json").read_text())
+    logged = {mlflow_name(key): value for key, value in scores.items()}
+    yield from _differences(f"{name}:", data.metrics, "metrics.json", logged)
     if record["kind"] == "network":
         yield from _check_history(client, folder, name, run.info.run_id)
     if problem := mlflow_models.model_problem(client, run, read_models):
