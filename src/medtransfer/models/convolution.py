@@ -7,8 +7,8 @@ import keras
 from medtransfer.core.hardware import processor_has_slow_bfloat16
 
 
-def use_fast_convolutions(model: keras.Model) -> int:
-    """Let a bfloat16 network convolve in float32 if that is faster; return the number of layers that do.
+def use_fast_convolutions(model: keras.Model) -> None:
+    """Let a bfloat16 network convolve in float32 if the processor is faster that way.
 
     A product of two bfloat16 values is exact in float32, and sums are in float32 either way, so the values differ only
     by rounding. Saving and loading do not change.
@@ -16,11 +16,9 @@ def use_fast_convolutions(model: keras.Model) -> int:
     layers = [
         layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D) and layer.compute_dtype == "bfloat16"
     ]
-    if not layers or not processor_has_slow_bfloat16():
-        return 0
-    for layer in layers:
-        layer.convolution_op = _convolve
-    return len(layers)
+    if layers and processor_has_slow_bfloat16():
+        for layer in layers:
+            layer.convolution_op = _convolve
 
 
 def _convolve(inputs: Any, kernel: Any) -> Any:
