@@ -8,18 +8,17 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
-LAYER = "block5_conv3"
 
-
-def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray, layer: str = LAYER) -> np.ndarray:
+def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Return how strongly each position of the images (n, size, size, 3), uint8, supports its class in `classes` (n,).
 
-    The heat maps (n, h, w), float32, have the resolution of the convolution `layer`, whose maps are weighted. They are
-    from 0 to 1: the maximum of each image is 1, or 0 if nothing supports the class.
+    The heat maps (n, h, w), float32, have the resolution of the last convolution. Their values are from 0 to 1: the
+    maximum of each image is 1, or 0 if nothing supports the class.
     """
-    maps = keras.Model(model.inputs, model.get_layer(layer).output)
+    last = model.get_layer("block5_conv3").output
+    maps = keras.Model(model.inputs, last)
     # The scores before the softmax: a probability close to 1 has hardly any gradient.
-    rest = keras.Model(model.get_layer(layer).output, model.get_layer("head_dropout2").output)
+    rest = keras.Model(last, model.get_layer("head_dropout2").output)
     kernel, bias = (np.asarray(weights, np.float32) for weights in model.get_layer("head_output").get_weights())
     outputs = keras.ops.convert_to_tensor(maps.predict_on_batch(np.asarray(images)))
     gradients = _gradients(rest, outputs, kernel, bias, classes)
