@@ -68,7 +68,7 @@ def _build(size: int, blocks: tuple[str, ...], precision: str, slow: bool) -> ke
     ):
         model = vgg16.build_vgg16(size, 7, settings, seed=0)
         freezing.set_trainable(model, blocks)
-        compile_network(model, settings)
+        compile_network(model, settings, 1)
     return model
 
 

@@ -14,7 +14,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 
-from medtransfer.core.params import BLOCKS, TrainParams, read_params
+from medtransfer.core.params import BLOCKS, read_params
+from medtransfer.core.recipe import TrainParams
 from medtransfer.models import freezing, vgg16
 from medtransfer.training.device import device_name
 

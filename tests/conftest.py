@@ -17,7 +17,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from medtransfer.core.files import atomic_folder
-from medtransfer.core.params import Params, TrainParams, read_params
+from medtransfer.core.params import Params, read_params
+from medtransfer.core.recipe import TrainParams
 from medtransfer.data.demo import draw_demo
 
 # As `medtransfer` itself does it (cli.main).

@@ -40,7 +40,7 @@ def run(dataset: str, model: str, right: float, images: int = 200, **changes: ob
         "git_commit": "0123456789", "epochs": 2, "best_epoch": 1, "kind": "network",
         "training_images": int(100 * (configuration.fraction or 1)),
         "hyperparameters": {
-            "train": configuration.recipe(TRAIN, dataset).model_dump(),
+            "train": configuration.settings(TRAIN, dataset).model_dump(),
             "configuration": configuration.model_dump(exclude_none=True),
         },
     }  # fmt: skip

@@ -26,7 +26,8 @@ from PIL import Image
 from conftest import PROJECT
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import files_under
-from medtransfer.core.params import Params, Split, TrainParams
+from medtransfer.core.params import Params, Split
+from medtransfer.core.recipe import TrainParams
 from medtransfer.data.catalogue import CHEST_XRAY, HAM10000
 from medtransfer.data.images import load_pixels, load_rgb
 from medtransfer.data.importing import import_dataset

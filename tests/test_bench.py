@@ -9,7 +9,8 @@ from limit import matmul_rate, multiply_adds
 from sides import make_sample
 from speed import NOTEBOOK, available_sides, column_seconds, compare, table
 
-from medtransfer.core.params import BLOCKS, Params, TrainParams
+from medtransfer.core.params import BLOCKS, Params
+from medtransfer.core.recipe import TrainParams
 from medtransfer.models import vgg16
 
 # VGG16's 13 convolutions at 224 px: 15.3 billion multiply-adds (Canziani et al. 2016, figure 2: 31 G operations).

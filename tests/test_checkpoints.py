@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medtransfer.core.errors import UserError
-from medtransfer.core.params import TrainParams
+from medtransfer.core.recipe import TrainParams
 from medtransfer.models import freezing, vgg16
 from medtransfer.training import checkpoints, loop
 from medtransfer.training.batches import Batches

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import pytest
 
-from medtransfer.core.params import TrainParams
+from medtransfer.core.recipe import TrainParams
 from medtransfer.models import freezing, vgg16
 from medtransfer.training.loop import compile_network
 
@@ -38,6 +38,6 @@ def test_a_network_is_built_as_asked(tiny: TrainParams, change: dict[str, Any]) 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
 def test_a_network_is_compiled_as_asked(tiny: TrainParams, optimizer: str) -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
-    compile_network(model, tiny.model_copy(update={"optimizer": optimizer, "learning_rate": 0.25}))
+    compile_network(model, tiny.model_copy(update={"optimizer": optimizer, "learning_rate": 0.25}), 1)
     assert type(model.optimizer).__name__.lower() == optimizer
     assert float(model.optimizer.learning_rate) == 0.25

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medtransfer.core.params import BLOCKS, TrainParams
+from medtransfer.core.params import BLOCKS
+from medtransfer.core.recipe import TrainParams
 from medtransfer.models import freezing, vgg16
 from medtransfer.training import feature_cache as features
 from medtransfer.training.batches import Batches

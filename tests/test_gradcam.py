@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from medtransfer.core.params import TrainParams
+from medtransfer.core.recipe import TrainParams
 from medtransfer.layers.gradcam import grad_cam, overlay
 from medtransfer.models import vgg16
 from medtransfer.study.gradcam import choose

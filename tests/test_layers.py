@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from medtransfer.core.params import TrainParams
+from medtransfer.core.recipe import TrainParams
 from medtransfer.layers.probes import compare_layers, linear_cka, probe_blocks, rewind_blocks
 from medtransfer.models import vgg16
 from medtransfer.study.layers import draw_rows

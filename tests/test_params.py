@@ -23,12 +23,34 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
         (
             "  epochs: 8",
             "  epochs: 8\n  lerning_rate: 1",
-            "train.lerning_rate: unknown key; did you mean learning_rate? allowed here: balance,",
+            "train.lerning_rate: unknown key; did you mean learning_rate? allowed here: augment,",
         ),
-        ("  epochs: 8", "  epochz: 8", "train.epochz: unknown key; did you mean epochs? allowed here: balance,"),
+        ("  epochs: 8", "  epochz: 8", "train.epochz: unknown key; did you mean epochs? allowed here: augment,"),
         ("  epochs: 8", "  epochs: ten", "train.epochs: found 'ten' (str), input should be a valid integer"),
+        (
+            "  epochs: 8",
+            "  schedule: cosin\n  epochs: 8",
+            "train.schedule: found 'cosin' (str), input should be 'none', 'co",
+        ),
+        (
+            "  epochs: 8",
+            "  weight_decay: 0.1\n  epochs: 8",
+            "train: weight_decay: 0.1 is for optimizer: adamw, not adam",
+        ),
+        ("  epochs: 8", "  warmup: 2\n  epochs: 8", "train: warmup: 2 is for schedule: cosine, not none"),
+        ("  epochs: 8", "  head_first: 8\n  epochs: 8", "must be less than epochs, which is 8"),
+        (
+            "trainable: all}\n  imagenet_last",
+            "trainable: all, augment: {mixup: 0.2}, balance: class_weights}\n  imagenet_last",
+            "configurations.imagenet_all: augment.mixup mixes labels",
+        ),
+        (
+            "trainable: all}\n  imagenet_last",
+            "trainable: all, augment: {crp: 0.2}}\n  imagenet_last",
+            "configurations.imagenet_all.augment.crp: unknown key; did you mean crop?",
+        ),
         ("  epochs: 8", "  epochs: 0", "train.epochs: found 0 (int), input should be greater than or equal to 1"),
-        ("  epochs: 8\n", "", "train.epochs: missing"),
+        ("  batch_size: 32\n", "", "train.batch_size: missing"),
         (
             "precision: auto",
             "precision: float16",
@@ -88,8 +110,8 @@ def test_the_values_of_a_configuration_replace_the_common_ones(params: Params) -
     own = plain.model_copy(
         update={"learning_rate": 3e-4, "optimizer": "sgd", "scaling": "caffe", "balance": "sampling", "fraction": 0.1}
     )
-    assert plain.recipe(params.train, "ham10000") == params.train
-    recipe = own.recipe(params.train, "ham10000")
+    assert plain.settings(params.train, "ham10000") == params.train
+    recipe = own.settings(params.train, "ham10000")
     assert (recipe.learning_rate, recipe.scaling, recipe.balance, recipe.fraction) == (3e-4, "caffe", "sampling", 0.1)
     assert recipe.optimizer == "sgd"
     assert recipe.epochs == params.train.epochs
@@ -97,8 +119,8 @@ def test_the_values_of_a_configuration_replace_the_common_ones(params: Params) -
 
 def test_a_learning_rate_may_depend_on_the_data_set(params: Params) -> None:
     own = params.configurations["imagenet_all"].model_copy(update={"learning_rate": {"ham10000": 3e-4}})
-    assert own.recipe(params.train, "ham10000").learning_rate == 3e-4
-    assert own.recipe(params.train, "chest_xray") == params.train
+    assert own.settings(params.train, "ham10000").learning_rate == 3e-4
+    assert own.settings(params.train, "chest_xray") == params.train
 
 
 def test_configurations_name_their_blocks_and_source(params: Params) -> None:
@@ -123,5 +145,5 @@ def test_the_old_name_of_a_scaling_is_read_and_reported_once(
     path = edited(tmp_path, old, new)
     with caplog.at_level("WARNING"):
         found = [read_params(path) for _ in range(2)]
-    assert {entry.configurations["cnn_random"].recipe(entry.train, "ham10000").scaling for entry in found} == {"tf"}
+    assert {entry.configurations["cnn_random"].settings(entry.train, "ham10000").scaling for entry in found} == {"tf"}
     assert caplog.text.count("scaling: talk is now called tf") == 1

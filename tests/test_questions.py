@@ -32,7 +32,7 @@ def fit(params: Params, model: str, *, right: int = 1, **configuration: object) 
         "dataset": "ham10000", "model": model, "seed": 0, "kind": "network",
         "training_images": int(1000 * (chosen.fraction or 1)),
         "hyperparameters": {
-            "train": chosen.recipe(params.train, "ham10000").model_dump(),
+            "train": chosen.settings(params.train, "ham10000").model_dump(),
             "configuration": chosen.model_dump(exclude_none=True),
         },
     }  # fmt: skip
@@ -138,13 +138,14 @@ def test_a_recipe_is_compared_with_what_differs_from_it_in_one_thing(params: Par
     names = [run.model for run in runs]
     pairs = [pair_of(one, two, 0.2) for one in names for two in names if one < two]
     table = recipe_changes(runs, pairs).set_index("model")
-    assert table.base.to_dict() == {"caffe": "all", "weighted": "all", "head_sgd": "head"}
+    assert table.base.to_dict() == {"caffe": "all", "weighted": "all", "both": "caffe", "head_sgd": "head"}
     assert table["change"].to_dict() == {
-        "caffe": "scaling: caffe", "weighted": "balance: class_weights", "head_sgd": "optimizer: sgd",
+        "caffe": "scaling: caffe", "weighted": "balance: class_weights", "both": "balance: sampling",
+        "head_sgd": "optimizer: sgd",
     }  # fmt: skip
     assert table.difference["weighted"] == -0.2  # the pair has `all` first
     assert table.low["weighted"] < -0.2 < table.high["weighted"] < 0
-    assert table.micro.to_dict() == {"caffe": 0.0, "weighted": 0.5, "head_sgd": 0.0}
+    assert table.micro.to_dict() == {"caffe": 0.0, "weighted": 0.5, "both": 0.0, "head_sgd": 0.0}
     assert find_pair(pairs, "ham10000", "all", "nothing") is None
     same = find_pair([pair_of("all", "weighted", 0.0)], "ham10000", "weighted", "all")
     assert same is not None
@@ -165,6 +166,9 @@ def test_each_pair_answers_one_question_or_none(params: Params) -> None:
         "first_two": fit(params, "first_two", trainable=["block1", "block2"]),
         "caffe": fit(params, "caffe", scaling="caffe"),
         "both": fit(params, "both", scaling="caffe", balance="sampling"),
+        "modern": fit(params, "modern", recipe="modern"),
+        "modern_random": fit(params, "modern_random", recipe="modern", weights="random", learning_rate=1e-3),
+        "modern_plain": fit(params, "modern_plain", recipe="modern", augment={}),
         "all_10": fit(params, "all_10", fraction=0.1),
         "random_10": fit(params, "random_10", weights="random", fraction=0.1),
         "random_5": fit(params, "random_5", weights="random", fraction=0.05),
@@ -183,6 +187,11 @@ def test_each_pair_answers_one_question_or_none(params: Params) -> None:
         frozenset(("random_last", "random")): LATTICE,
         frozenset(("random_last", "last")): WEIGHTS,
         frozenset(("all", "caffe")): RECIPES,
+        frozenset(("caffe", "both")): RECIPES,
+        frozenset(("modern", "modern_random")): RECIPES,
+        frozenset(("modern", "modern_plain")): RECIPES,
+        frozenset(("all", "modern")): RECIPES,
+        frozenset(("random", "modern_random")): RECIPES,
         frozenset(("all_10", "random_10")): SIZES,
     }
     assert {family(runs[name].record) for name in talk} == {TALK}

@@ -32,7 +32,7 @@ def run(model: str, synthetic: bool, network: bool) -> Run:
         "git_commit": "0123456789abcdef-modified", "epochs": 4, "training_images": 100, "best_epoch": 2,
         "kind": "network" if network else "baseline",
         "hyperparameters": {
-            "train": CONFIGURATION.recipe(TRAIN, "chest_xray").model_dump(),
+            "train": CONFIGURATION.settings(TRAIN, "chest_xray").model_dump(),
             "configuration": CONFIGURATION.model_dump(exclude_none=True),
         },
     }  # fmt: skip

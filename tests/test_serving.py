@@ -30,8 +30,8 @@ from conftest import PROJECT, QUIET, use_store
 from medtransfer.cli import cli
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of, write_json
-from medtransfer.core.params import TrainParams
 from medtransfer.core.predictions import write_predictions
+from medtransfer.core.recipe import TrainParams
 from medtransfer.data.catalogue import CHEST_XRAY
 from medtransfer.models import vgg16
 from medtransfer.serving import app as server_page

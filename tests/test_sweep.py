@@ -303,7 +303,7 @@ def test_the_grid_has_a_fit_for_every_combination(project: Path) -> None:
     first = stage.lay_out(small, root, fits)
     for fit in fits:
         written = read_params(root / fit.name / "params.yaml")
-        recipe = written.configurations[fit.configuration].recipe(written.train, "chest_xray")
+        recipe = written.configurations[fit.configuration].settings(written.train, "chest_xray")
         assert recipe.learning_rate == fit.learning_rate
         assert written.seeds == [fit.seed]
     named = small.model_copy(update={"weights": small.weights.model_copy(update={"file": "here.h5"})})

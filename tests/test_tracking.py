@@ -22,7 +22,8 @@ from conftest import use_store
 from medtransfer.audit import push as track_push
 from medtransfer.core.dvc import data_version
 from medtransfer.core.errors import UserError
-from medtransfer.core.params import Params, TrainParams
+from medtransfer.core.params import Params
+from medtransfer.core.recipe import TrainParams
 from medtransfer.models import vgg16
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 from medtransfer.training.batches import Batches

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from medtransfer.core.errors import UserError
-from medtransfer.core.params import BLOCKS, TrainParams
+from medtransfer.core.params import BLOCKS
+from medtransfer.core.recipe import TrainParams
 from medtransfer.models import freezing, vgg16
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import make_deterministic
-from medtransfer.training.loop import HISTORY_COLUMNS, build_optimizer, fit, predict
+from medtransfer.training.loop import HISTORY_COLUMNS, fit, predict
+from medtransfer.training.optimizers import build_optimizer
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
@@ -183,7 +185,7 @@ def test_a_loss_that_is_no_number_stops_the_run(data: tuple[np.ndarray, np.ndarr
 
 def test_every_optimizer_gets_the_learning_rate(tiny: TrainParams) -> None:
     for name in ("adam", "sgd", "rmsprop"):
-        optimizer = build_optimizer(tiny.model_copy(update={"optimizer": name}))
+        optimizer = build_optimizer(tiny.model_copy(update={"optimizer": name}), 1)
         assert isinstance(optimizer, keras.optimizers.Optimizer)
         assert float(optimizer.learning_rate) == pytest.approx(tiny.learning_rate)
 

@@ -225,7 +225,7 @@ def test_a_claim_is_judged_as_planned(changes: dict[str, object], verdict: str) 
     if judged:
         assert found["p_corrected"] == pytest.approx(min(len(CLAIMS) * found["p"], 1))
         assert found["simultaneous_low"] < found["low"] < found["high"] < found["simultaneous_high"]
-    [by_image] = judge([tested], ["ham10000"]).to_dict("records")
+    [by_image] = judge([tested], {"ham10000": "split by image"}).to_dict("records")
     assert by_image["verdict"] == "not tested: split by image"
     assert np.isnan(by_image["p"])
 

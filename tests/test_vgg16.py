@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from medtransfer.core.params import BLOCKS, Configuration, Params, TrainParams
+from medtransfer.core.params import BLOCKS, Configuration, Params
+from medtransfer.core.recipe import TrainParams
 from medtransfer.models import freezing, vgg16
 from medtransfer.training.batches import Batches
 from medtransfer.training.loop import fit

@@ -20,7 +20,8 @@ from click.testing import CliRunner
 from conftest import SHARED
 from medtransfer.cli import cli
 from medtransfer.core.errors import UserError
-from medtransfer.core.params import WEIGHTS_VARIABLE, TrainParams
+from medtransfer.core.params import WEIGHTS_VARIABLE
+from medtransfer.core.recipe import TrainParams
 from medtransfer.models import vgg16, weights
 
 BASE_SHAPES = [(3, 3, 3, 64), (64,), (3, 3, 64, 64), (64,), (3, 3, 64, 128), (128,), (3, 3, 128, 128), (128,),

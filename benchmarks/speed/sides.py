@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from PIL import Image
 
-from medtransfer.core.params import TrainParams
+from medtransfer.core.recipe import TrainParams
 from medtransfer.models import freezing, vgg16
 from medtransfer.training.batches import Batches, feed
 from medtransfer.training.device import make_deterministic, place_on_device
@@ -87,7 +87,7 @@ def ours(
         begin = time.perf_counter()
         network, inputs, _ = use_cached_features(model, trainable, settings, sample.images, MAX_GB)
         seconds = time.perf_counter() - begin
-        compile_network(network, settings)
+        compile_network(network, settings, 1)
     inputs, rows = place_on_device(inputs), np.arange(len(sample.images))
     training = Batches(inputs, rows[: sample.training], sample.labels, settings.batch_size, seed)
     validation = Batches(inputs, rows[sample.training :], sample.labels, settings.batch_size)

@@ -27,9 +27,10 @@ from rich.table import Table
 
 from medtransfer.core.files import write_json
 from medtransfer.core.layout import PARAMS
-from medtransfer.core.params import Configuration, TrainParams, read_params
+from medtransfer.core.params import Configuration, read_params
 from medtransfer.core.prepared import encode_labels, read_dataset
 from medtransfer.core.provenance import git_commit
+from medtransfer.core.recipe import TrainParams
 from medtransfer.models.weights import imagenet_weights
 from medtransfer.training.device import accelerators, device_name
 from medtransfer.training.prefix import frozen_prefix

@@ -1,7 +1,8 @@
 """The nine claims of the talk, tested as in docs/analysis-plan.md."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ FIRST_UNSEEN = 3  # the plan was committed after the seeds before this one
 MARGIN = 0.02
 PLANNED = (0.02, 0.05, 0.10)  # differences for which the seeds needed are given
 HOLDS, FAILS, NOT_SHOWN, SMALL = "holds", "does not hold", "not shown", "difference below .02"
-TOO_FEW_SEEDS, BY_IMAGE = "fewer than {} seeds", "not tested: split by image"
+TOO_FEW_SEEDS = "fewer than {} seeds"
 COLUMNS = [
     "claim", "dataset", "first", "second", "first_seeds", "second_seeds", "difference", "low", "high", "interval",
     "simultaneous_low", "simultaneous_high", "p", "p_corrected", "verdict", "unseen_difference", "unseen_low",
@@ -84,15 +85,15 @@ def compare_claims(runs: Iterable[Run]) -> list[Evidence]:
     return found
 
 
-def judge(evidence: Sequence[Evidence], by_image: Iterable[str] = ()) -> pd.DataFrame:
+def judge(evidence: Sequence[Evidence], outside: Mapping[str, str] = MappingProxyType({})) -> pd.DataFrame:
     """Return the verdict on every claim.
 
     Parameters
     ----------
     evidence : sequence of Evidence
         From `compare_claims`.
-    by_image : iterable of str
-        Data sets that are split by image, on which the plan tests nothing.
+    outside : mapping of str
+        The data sets on which the plan tests nothing, and why.
 
     Returns
     -------
@@ -102,7 +103,7 @@ def judge(evidence: Sequence[Evidence], by_image: Iterable[str] = ()) -> pd.Data
         (the smallest difference that would be found with a power of 80%); and the seeds per model needed to find each
         of PLANNED.
     """
-    untested = [_untested(one, set(by_image)) for one in evidence]
+    untested = [_untested(one, outside) for one in evidence]
     p_values = np.array([np.nan if reason else one.pair.p for one, reason in zip(evidence, untested, strict=True)])
     corrected = correct(p_values, len(CLAIMS))
     rows = [
@@ -151,9 +152,9 @@ def verdict(pair: Comparison, p_corrected: float) -> str:
     return SMALL if max(map(abs, pair.ends_at(LEVEL / len(CLAIMS)))) < MARGIN else NOT_SHOWN
 
 
-def _untested(evidence: Evidence, by_image: set[str]) -> str | None:
-    if evidence.pair.dataset in by_image:
-        return BY_IMAGE
+def _untested(evidence: Evidence, outside: Mapping[str, str]) -> str | None:
+    if reason := outside.get(evidence.pair.dataset):
+        return f"not tested: {reason}"
     if evidence.pair.fewest_seeds < evidence.claim.seeds:
         return TOO_FEW_SEEDS.format(evidence.claim.seeds)
     return evidence.pair.few or None

@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 from medtransfer.core.params import BLOCKS, Configuration
+from medtransfer.core.recipe import Augmentation
 
-RECIPE = ("scaling", "balance", "optimizer")
 # The first has the talk's models and the head-only network; the others differ from them only in what they name.
 TALK, RECIPES, SIZES, LATTICE, WEIGHTS = "talk", "recipes", "sizes", "blocks", "weights"
 # The blocks that the talk's networks train, by the weights that they begin from.
@@ -32,9 +32,8 @@ def overrides(record: dict[str, Any]) -> dict[str, Any]:
 
     The recipe in run.json is the one that was used, so it cannot tell.
     """
-    found = configuration_of(record)
-    own = {name: getattr(found, name) for name in (*RECIPE, "fraction")}
-    return {name: value for name, value in own.items() if value is not None}
+    given = configuration_of(record).model_dump(exclude_none=True)
+    return {name: value for name, value in given.items() if name not in ("weights", "trainable", "learning_rate")}
 
 
 def family(record: dict[str, Any]) -> str:
@@ -43,7 +42,7 @@ def family(record: dict[str, Any]) -> str:
         return TALK
     changed = overrides(record)
     if changed:
-        return RECIPES if set(changed) & set(RECIPE) else SIZES
+        return SIZES if set(changed) == {"fraction"} else RECIPES
     found = configuration_of(record)
     if found.blocks in TALK_BLOCKS.get(found.weights, ()):
         return TALK
@@ -60,26 +59,33 @@ def family_of_pair(one: dict[str, Any], other: dict[str, Any]) -> str | None:
         return TALK
     if "baseline" in (one["kind"], other["kind"]):
         return None
+    ours, theirs = configuration_of(one), configuration_of(other)
+    same_part = ours.weights == theirs.weights or ours.blocks == theirs.blocks
+    if families == {RECIPES} and overrides(one) == overrides(other) and same_part:
+        return RECIPES
     if changed_recipe(one, other) or changed_recipe(other, one):
         return RECIPES
     if families == {SIZES} and _same_images_other_weights(one, other):
         return SIZES
     if families & {RECIPES, SIZES}:
         return None
-    ours, theirs = configuration_of(one), configuration_of(other)
     if ours.weights == theirs.weights:
         return LATTICE
     return WEIGHTS if ours.blocks == theirs.blocks else None
 
 
 def changed_recipe(record: dict[str, Any], base: dict[str, Any]) -> str | None:
-    """Say what a network's recipe has and its base's has not, where that is one of RECIPE and all else is the same."""
+    """Say what one key a network's configuration gives and its base's does not, where all else is the same."""
     ours, theirs = configuration_of(record), configuration_of(base)
-    changed = overrides(record)
+    mine, its = overrides(record), overrides(base)
+    changed = [name for name in mine if name not in its]
     same = (ours.weights, ours.blocks) == (theirs.weights, theirs.blocks)
-    if not same or overrides(base) or len(changed) != 1 or not set(changed) <= set(RECIPE):
+    if not same or len(changed) != 1 or changed == ["fraction"] or mine != {**its, changed[0]: mine[changed[0]]}:
         return None
-    return ", ".join(f"{name}: {value}" for name, value in changed.items())
+    value = mine[changed[0]]
+    if isinstance(value, dict):
+        value = ", ".join(f"{name} {part}" for name, part in value.items() if part != getattr(Augmentation(), name))
+    return f"{changed[0]}: {value or 'off'}"
 
 
 def _same_images_other_weights(one: dict[str, Any], other: dict[str, Any]) -> bool:

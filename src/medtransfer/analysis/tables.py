@@ -8,11 +8,12 @@ import pandas as pd
 from medtransfer.analysis.calibration import calibration_table
 from medtransfer.analysis.claims import compare_claims, judge
 from medtransfer.analysis.differences import Comparison, as_table, compare_models, read_comparisons
+from medtransfer.analysis.families import overrides
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.scores import f1_table, summarise
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
-from medtransfer.core.run_record import split_of
+from medtransfer.core.run_record import recipe_of, split_of
 
 FILES = ("results", "summary", "calibration", "differences", "claims")
 DIGITS = 6
@@ -39,10 +40,13 @@ class Tables:
 def compute_tables(runs: list[Run]) -> Tables:
     """Return the tables of a study."""
     pairs = compare_models(runs)
-    by_image = {run.dataset for run in runs if split_of(run.record).by != "group"}
-    return Tables(
-        f1_table(runs), summarise(runs), calibration_table(runs), pairs, judge(compare_claims(runs), by_image)
-    )
+    outside = {}
+    for run in runs:
+        if split_of(run.record).by != "group":
+            outside[run.dataset] = "split by image"
+        elif run.record["kind"] == "network" and recipe_of(run.record).recipe != "talk" and not overrides(run.record):
+            outside[run.dataset] = "not the talk's recipe"
+    return Tables(f1_table(runs), summarise(runs), calibration_table(runs), pairs, judge(compare_claims(runs), outside))
 
 
 def write_tables(tables: Tables, folder: Path) -> None:

@@ -18,8 +18,8 @@ from medtransfer.core.dvc import POINTER, check_unchanged, data_version, read_lo
 from medtransfer.core.errors import UserError, first_three
 from medtransfer.core.files import digest_of_folder, sha256_of
 from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
-from medtransfer.core.params import AUTO, current_scaling
 from medtransfer.core.prepared import data_of
+from medtransfer.core.recipe import AUTO, current_scaling
 from medtransfer.core.run_record import find_fits, read_record
 from medtransfer.metrics.scores import mlflow_name
 from medtransfer.pipeline.outputs import log_to_mlflow

@@ -12,7 +12,8 @@ from medtransfer.cli.app import cli
 from medtransfer.cli.shared import AT_LEAST_1, FILE, PATH, RATE, SEED, as_dataset, many, of_fit, quiet_start
 from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.layout import PARAMS, SWEEPS, TUNING, check_name
-from medtransfer.core.params import TrainParams, read_params
+from medtransfer.core.params import read_params
+from medtransfer.core.recipe import TrainParams
 
 OPTIMIZERS = get_args(TrainParams.model_fields["optimizer"].annotation)
 

@@ -4,6 +4,7 @@ import difflib
 import logging
 import types
 import typing
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,8 +12,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -24,7 +23,16 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from medtransfer.core.errors import UserError, unknown
-from medtransfer.core.hardware import native_precision
+from medtransfer.core.recipe import (
+    OLD_SCALING,
+    RECIPES,
+    TF,
+    Overrides,
+    PositiveInt,
+    Rate,
+    Section,
+    TrainParams,
+)
 
 log = logging.getLogger(__name__)
 
@@ -47,33 +55,13 @@ IN_WORDS = {
     LINE_PATTERN: "one line that is not empty",
     WEIGHTS_PATTERN: "random, imagenet or a finished run, <data set>/<configuration>",
 }
-PositiveInt = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Part = Annotated[float, Field(gt=0, le=1)]
-Rate = Annotated[float, Field(gt=0)]
 # One rate, or one per data set. The tags keep a mistake in one form from being reported as the other.
 RATE, RATES = "<rate>", "<rates>"
 Rates = Annotated[
     Annotated[Rate, Tag(RATE)] | Annotated[dict[Name, Rate], Tag(RATES)],
     Discriminator(lambda value: RATES if isinstance(value, dict) else RATE),
-]
-OLD_SCALING, TF = "talk", "tf"
-
-
-def current_scaling(name: Any) -> Any:
-    """Return Keras's name for a way to scale pixels; files of older versions have `talk` for `tf`."""
-    return TF if name == OLD_SCALING else name
-
-
-Scaling = Annotated[Literal["tf", "caffe"], BeforeValidator(current_scaling)]
-Optimizer = Literal["adam", "sgd", "rmsprop"]
-Balance = Literal["none", "class_weights", "sampling"]
-AUTO = "auto"
-# `auto` is replaced by this machine's precision, so that no other module knows it.
-Precision = Annotated[
-    Literal["float32", "mixed_bfloat16", "auto"],
-    AfterValidator(lambda asked: native_precision() if asked == AUTO else asked),
 ]
 
 
@@ -85,12 +73,6 @@ def _each_once(values: list[Any]) -> list[Any]:
 
 
 EachOnce = AfterValidator(_each_once)
-
-
-class Section(BaseModel):
-    """A part of params.yaml: unknown keys are refused, values are not converted and cannot be changed."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Split(Section):
@@ -147,7 +129,7 @@ class StudyParams(Section):
     """The freezing configurations that one data set is studied with."""
 
     train: Annotated[list[Name], EachOnce]
-    transfer: Annotated[list[Name], EachOnce] = []
+    transfer: Annotated[list[Name], EachOnce] = Field(default_factory=list)
 
 
 class DecisionTreeParams(Section):
@@ -172,22 +154,6 @@ class TreesParams(Section):
     random_forest: RandomForestParams
 
 
-class TrainParams(Section):
-    """The common training recipe of all networks."""
-
-    batch_size: PositiveInt
-    epochs: PositiveInt
-    patience: PositiveInt
-    optimizer: Optimizer
-    learning_rate: Rate
-    dense_units: Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    scaling: Scaling
-    balance: Balance
-    fraction: Part
-    precision: Precision
-
-
 class WeightsParams(Section):
     """Where the ImageNet weights come from; `file` takes precedence over every other source."""
 
@@ -200,21 +166,18 @@ class CacheParams(Section):
     max_gb: Annotated[float, Field(ge=0)]
 
 
-class Configuration(Section):
+class Configuration(Overrides):
     """A freezing configuration: the initial weights of a network and the blocks that it trains.
 
     `weights` is `random`, `imagenet` or a finished run, `<data set>/<configuration>`.
     `trainable` is `all`, `head` or a list of blocks; the classification head always trains.
-    The other keys replace those of `train`. The learning rate may be one per data set; `medtransfer tune` finds it.
+    The other keys replace those of `train`; `recipe` replaces all that it names. The learning rate may be one per data
+    set; `medtransfer tune` finds it.
     """
 
     weights: Annotated[str, Field(pattern=WEIGHTS_PATTERN)]
     trainable: str | list[str]
     learning_rate: Rates | None = None
-    optimizer: Optimizer | None = None
-    scaling: Scaling | None = None
-    balance: Balance | None = None
-    fraction: Part | None = None
 
     @field_validator("trainable", mode="before")
     @classmethod
@@ -226,12 +189,14 @@ class Configuration(Section):
             return value
         raise ValueError(f"must be 'all', 'head' or a list of different blocks out of {', '.join(BLOCKS)}")
 
-    def recipe(self, train: TrainParams, dataset: str) -> TrainParams:
+    def settings(self, train: TrainParams, dataset: str) -> TrainParams:
         """Return the training recipe of this configuration on a data set."""
-        overrides = self.model_dump(exclude={"weights", "trainable"}, exclude_none=True)
+        own = {name: getattr(self, name) for name in self.model_fields_set if name in TrainParams.model_fields}
+        found = {**dict(train), **(RECIPES[self.recipe] if self.recipe else {})}
+        found |= {name: value for name, value in own.items() if value is not None}
         if isinstance(self.learning_rate, dict):
-            overrides["learning_rate"] = self.learning_rate.get(dataset, train.learning_rate)
-        return train.model_copy(update=overrides)
+            found["learning_rate"] = self.learning_rate.get(dataset, train.learning_rate)
+        return TrainParams(**found).on(dataset)
 
     @property
     def source(self) -> tuple[str, str] | None:
@@ -268,6 +233,7 @@ class Params(Section):
             if name in TREES:
                 raise ValueError(f"configurations.{name}: this name belongs to a baseline; choose another")
             self._check_rates(name)
+            self._check_recipe(name)
         for dataset, study in self.study.items():
             if dataset not in self.datasets:
                 raise ValueError(unknown("study", dataset, self.datasets))
@@ -281,6 +247,12 @@ class Params(Section):
         for dataset in rate if isinstance(rate, dict) else ():
             if dataset not in self.datasets:
                 raise ValueError(unknown(f"configurations.{name}.learning_rate", dataset, self.datasets))
+
+    def _check_recipe(self, name: str) -> None:
+        try:
+            self.configurations[name].settings(self.train, "")
+        except ValidationError as error:
+            raise ValueError(f"configurations.{name}: {_message(error.errors()[0])}") from None
 
     def _check_configuration(self, key: str, name: str, *, transferred: bool) -> None:
         if name not in self.configurations:
@@ -352,13 +324,17 @@ def _one_line(path: Path, error: ValidationError) -> str:
         return f"{where}: unknown key; {meant}allowed here: {', '.join(allowed)}"
     if first["type"] == "missing":
         return f"{where}: missing; add it"
-    message, found = first["msg"].removeprefix("Value error, "), first["input"]
+    message, found = _message(first), first["input"]
     if first["type"] == "string_pattern_mismatch":
         message = f"expected {IN_WORDS[first['ctx']['pattern']]}"
     message = message[:1].lower() + message[1:]
     if isinstance(found, Section | dict):
         return f"{where}: {message}"
     return f"{where}: found {found!r} ({type(found).__name__}), {message}"
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:

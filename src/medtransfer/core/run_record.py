@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medtransfer.core.files import write_json
-from medtransfer.core.params import TrainParams
+from medtransfer.core.recipe import TrainParams
 
 RECORD = "run.json"
 # What a description of a split adds if images are left out of training; older records contain these words.

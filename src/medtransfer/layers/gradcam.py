@@ -18,7 +18,7 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.
     last = model.get_layer("block5_conv3").output
     maps = keras.Model(model.inputs, last)
     # The scores before the softmax: a probability close to 1 has hardly any gradient.
-    rest = keras.Model(last, model.get_layer("head_dropout2").output)
+    rest = keras.Model(last, model.get_layer("head_output").input)
     kernel, bias = (np.asarray(weights, np.float32) for weights in model.get_layer("head_output").get_weights())
     outputs = keras.ops.convert_to_tensor(maps.predict_on_batch(np.asarray(images)))
     gradients = _gradients(rest, outputs, kernel, bias, classes)

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from medtransfer.core.errors import UserError, shortened
-from medtransfer.core.params import TrainParams
+from medtransfer.core.recipe import TrainParams
 from medtransfer.models.convolution import use_fast_convolutions
 from medtransfer.models.freezing import HEAD, block_of, weighted_layers
 
@@ -21,8 +21,9 @@ IMAGENET_MEANS_BGR = (103.939, 116.779, 123.68)
 def build_vgg16(image_size: int, classes: int, train: TrainParams, seed: int) -> keras.Model:
     """Build VGG16 with a new classification head, all weights drawn from `seed`.
 
-    The head is the talk's: flatten, two dense layers, each followed by dropout, and a dense softmax layer. The names
-    of its layers start with `head_`; the base has the names of `keras.applications` (`block5_conv3`).
+    The talk's head: flatten, two dense layers, each followed by dropout, and a dense softmax layer. The pooled head:
+    global average, dropout and the softmax layer. The names of the head's layers start with `head_`; the base has the
+    names of `keras.applications` (`block5_conv3`).
 
     Returns
     -------
@@ -34,10 +35,14 @@ def build_vgg16(image_size: int, classes: int, train: TrainParams, seed: int) ->
     pixels = keras.Input((image_size, image_size, 3), dtype="uint8", name="pixels")  # (B, S, S, 3) uint8
     x = _scale(pixels, train.scaling)  # (B, S, S, 3)
     base = keras.applications.VGG16(include_top=False, weights=None, input_tensor=x)
-    x = keras.layers.Flatten(name="head_flatten")(base.output)  # (B, (S // 32)² · 512)
-    for number, units in enumerate(train.dense_units, start=1):
-        x = keras.layers.Dense(units, activation="relu", name=f"head_dense{number}")(x)
-        x = keras.layers.Dropout(train.dropout, name=f"head_dropout{number}")(x)
+    if train.head == "pooled":
+        x = keras.layers.GlobalAveragePooling2D(name="head_pool")(base.output)  # (B, 512)
+        x = keras.layers.Dropout(train.dropout, name="head_dropout")(x)
+    else:
+        x = keras.layers.Flatten(name="head_flatten")(base.output)  # (B, (S // 32)² · 512)
+        for number, units in enumerate(train.dense_units, start=1):
+            x = keras.layers.Dense(units, activation="relu", name=f"head_dense{number}")(x)
+            x = keras.layers.Dropout(train.dropout, name=f"head_dropout{number}")(x)
     # Always float32: bfloat16 has too few digits for a softmax.
     x = keras.layers.Dense(classes, activation="softmax", dtype="float32", name="head_output")(x)  # (B, classes)
     model = keras.Model(pixels, x, name="vgg16")

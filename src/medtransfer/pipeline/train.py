@@ -14,6 +14,7 @@ from medtransfer.core.files import atomic_folder, sha256_of
 from medtransfer.core.layout import PREPARED, checkpoints_folder, run_folder, run_name
 from medtransfer.core.params import Params
 from medtransfer.core.prepared import read_dataset
+from medtransfer.core.recipe import TrainParams
 from medtransfer.core.run_record import write_record
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.models import freezing, vgg16
@@ -25,7 +26,7 @@ from medtransfer.training.code import code_digest
 from medtransfer.training.device import device_name, every_device, keep_freed_memory, make_deterministic
 from medtransfer.training.experiment import Experiment, build_network, cache_features
 from medtransfer.training.feature_cache import hash_array
-from medtransfer.training.loop import fit, predict
+from medtransfer.training.loop import best_epoch, fit, predict
 
 
 def train(
@@ -59,7 +60,7 @@ def _train(
     params: Params, dataset: str, name: str, seed: int, target: mlflow_runs.RunTarget, origin: Mapping[str, Any]
 ) -> None:
     configuration, outputs = params.configurations[name], run_folder(dataset, name, seed)
-    settings = configuration.recipe(params.train, dataset)
+    settings = configuration.settings(params.train, dataset)
     images, samples, description = read_dataset(params, dataset)
     classes, size = description["classes"], description["image_size"]
     network, trained = build_network(configuration, settings, size, len(classes), seed, params.weights.file)
@@ -96,14 +97,14 @@ def _train(
         inputs["stored_features"] = ready.uses_cached_features
         history = fit(ready.network, ready.training, ready.validation, settings, run.log_epochs, checkpoints, inputs)
         scored = np.concatenate([np.flatnonzero(samples.split == split) for split in ("validation", "test")])
-        probabilities = predict(ready.network, ready.inputs, scored, settings.batch_size)
+        probabilities = predict(ready.network, ready.inputs, scored, settings.batch_size, settings.flips)
         check_params_unchanged(params, "train", f"configurations.{name}", "weights")
         metrics = write_scores(folder, samples.iloc[scored], probabilities, classes)
         history.to_csv(folder / "history.csv", index=False)
         # Without the optimizer, which would triple the size of the file.
         saved = keras.Model(network.inputs, network.outputs, name=network.name)
         saved.save(folder / "model.keras")
-        outcome = {"fit": fit_id, **describe_outcome(ready, history)}
+        outcome = {"fit": fit_id, **describe_outcome(ready, history, settings)}
         write_record(folder, {**record, **outcome, **counts}, hyperparameters)
         log_to_mlflow(run, folder)
         run.log_model(lambda: mlflow_models.log_keras_model(saved, np.asarray(images[:1])))
@@ -111,7 +112,7 @@ def _train(
     print(f"test images: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}")
 
 
-def describe_outcome(ready: Experiment, history: pd.DataFrame) -> dict[str, Any]:
+def describe_outcome(ready: Experiment, history: pd.DataFrame, settings: TrainParams) -> dict[str, Any]:
     """Return what run.json records about the course of the fit."""
     return {
         "stored_features": ready.uses_cached_features,
@@ -119,7 +120,7 @@ def describe_outcome(ready: Experiment, history: pd.DataFrame) -> dict[str, Any]
         "training_images": len(ready.training.rows),
         "seconds": ready.setup_seconds + float(history.seconds.sum()),
         "epochs": len(history),
-        "best_epoch": int(history.val_loss.to_numpy().argmin()) + 1,
+        "best_epoch": best_epoch(history, settings),
     }
 
 

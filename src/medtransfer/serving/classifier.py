@@ -19,7 +19,7 @@ from medtransfer.analysis.calibration import believable, fit_temperature, temper
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of, write_json
 from medtransfer.core.predictions import read_predictions
-from medtransfer.core.run_record import read_record
+from medtransfer.core.run_record import read_record, recipe_of
 from medtransfer.data.images import MAX_PIXELS, load_pixels, load_rgb
 from medtransfer.layers.gradcam import grad_cam, overlay
 from medtransfer.metrics.scores import MACRO, score
@@ -37,7 +37,7 @@ class Classifier:
     facts : dict
         dataset, title, synthetic, classes (in the order of the probabilities), meanings, calibrated (whether the
         validation images decide a temperature), temperature (1 if not calibrated), image_size, resize_filter,
-        network_sha256, model, seed, fit, validation_macro_f1
+        network_sha256, flips (axes, for a mean of predictions), model, seed, fit, validation_macro_f1
     """
 
     network: keras.Model
@@ -60,6 +60,7 @@ def write_classifier(fit: Path, description: dict[str, Any], folder: Path) -> di
         **{key: description[key] for key in ("title", "classes", "meanings", "image_size", "resize_filter")},
         "calibrated": calibrated,
         "temperature": temperature if calibrated else 1.0,
+        "flips": recipe_of(record).flips,
         "validation_macro_f1": score(validation)[MACRO],
         "network_sha256": sha256_of(folder / NETWORK),
     }
@@ -87,8 +88,8 @@ def load_classifier(folder: Path, registered: dict[str, str] | None = None) -> C
                 f"{folder / file}: SHA-256 {found[file]}, expected {digest}; run `medtransfer register` again"
             )
     keras.config.disable_interactive_logging()
-    # Older classifiers lack the key; all of them were calibrated.
-    return Classifier(load_network(folder / NETWORK), {"calibrated": True, **facts})
+    # Older classifiers lack the keys; all of them were calibrated.
+    return Classifier(load_network(folder / NETWORK), {"calibrated": True, "flips": [[]], **facts})
 
 
 def read_image(classifier: Classifier, content: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -100,7 +101,13 @@ def read_image(classifier: Classifier, content: bytes, name: str = "", max_pixel
 def ask(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
     """Return calibrated probabilities (n, classes), float64, of images (n, size, size, 3), uint8."""
     raw = [
-        np.asarray(classifier.network.predict_on_batch(pixels[start : start + BATCH]))
+        np.mean(
+            [
+                classifier.network.predict_on_batch(np.flip(pixels[start : start + BATCH], axes))
+                for axes in map(tuple, classifier.facts["flips"])
+            ],
+            axis=0,
+        )
         for start in range(0, len(pixels), BATCH)
     ]
     return temper(np.concatenate(raw), classifier.facts["temperature"])

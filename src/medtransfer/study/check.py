@@ -9,6 +9,7 @@ from medtransfer.core.dvc import PIPELINE, check_dvc_files, check_pipeline
 from medtransfer.core.errors import UserError, counted
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import WEIGHTS_VARIABLE, Params, read_params
+from medtransfer.core.recipe import TALK, TrainParams
 from medtransfer.data.catalogue import read_source
 from medtransfer.data.custom import dataset_of
 from medtransfer.data.preparation import read_samples
@@ -39,6 +40,9 @@ def describe_study(params: Params) -> Iterator[str]:
             f"{name}: {images:,} {kind}, {settings.image_size} x {settings.image_size} px, split by {split}; "
             f"{counted(fits, 'fit')}"
         )
+        for configuration in (*study.train, *study.transfer):
+            if changed := _changes(params, configuration, name):
+                yield f"{name}: {configuration} differs from the talk's recipe in {changed}"
         for configuration in study.transfer:
             source = params.configurations[configuration].source
             if source and _is_synthetic(source[0]) and not _is_synthetic(name):
@@ -46,6 +50,17 @@ def describe_study(params: Params) -> Iterator[str]:
                     f"{name}: {configuration} would start from a network trained on SYNTHETIC images of {source[0]}; "
                     f"import {source[0]}, or remove {configuration} from study.{name}.transfer and from {PIPELINE}"
                 )
+
+
+def _changes(params: Params, configuration: str, dataset: str) -> str:
+    """Return the keys of a network's recipe that are not the talk's; its rate and epochs are those of the data."""
+    found = params.configurations[configuration].settings(params.train, dataset).model_dump()
+    talk = TrainParams(**{**found, **TALK}).model_dump()
+    talk |= {key: found[key] for key in ("recipe", "learning_rate", "epochs", "patience")}
+    for key, value in found["augment"].items():
+        found[f"augment.{key}"], talk[f"augment.{key}"] = value, talk["augment"][key]
+    changed = [key for key in found if key != "augment" and found[key] != talk[key]]
+    return ", ".join(f"{key} {found[key]}" for key in changed)
 
 
 def _is_synthetic(name: str) -> bool:

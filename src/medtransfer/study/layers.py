@@ -54,7 +54,7 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
         return {"macro_f1": found.value, "low": found.low, "high": found.high}
 
     def score_network(model: keras.Model) -> dict[str, float]:
-        return score_probabilities(predict(model, images, rows["test"], settings.batch_size))
+        return score_probabilities(predict(model, images, rows["test"], settings.batch_size, settings.flips))
 
     probed = rows["train"]
     if len(probed) > PROBED:

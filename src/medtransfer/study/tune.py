@@ -13,9 +13,10 @@ import pandas as pd
 from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import atomic_file, sha256_of
 from medtransfer.core.layout import PREPARED, TUNING_KEY, run_folder
-from medtransfer.core.params import OLD_SCALING, TF, Params, TrainParams
+from medtransfer.core.params import Params
 from medtransfer.core.predictions import as_predictions
 from medtransfer.core.prepared import read_dataset
+from medtransfer.core.recipe import OLD_SCALING, TF, TrainParams
 from medtransfer.core.tables import read_table
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.training.device import device_name, keep_freed_memory, make_deterministic
@@ -62,7 +63,7 @@ def tune(
     changes = {key: value for key, value in asked.items() if value is not None}
     found = []
     for name in names:
-        recipe = params.configurations[name].recipe(params.train, dataset).model_copy(update=changes)
+        recipe = params.configurations[name].settings(params.train, dataset).model_copy(update=changes)
         key = {
             "dataset": dataset, "configuration": name, "optimizer": recipe.optimizer, "fraction": recipe.fraction,
             "epochs": epochs, "seed": params.seeds[0], "made_from": _origin(params, data[2], name, recipe),

@@ -22,10 +22,14 @@ class Batches(keras.utils.PyDataset):
     labels : ndarray of shape (n,), int
     seed : int, optional
         Reshuffle every epoch with this seed; without it, keep the order of `rows`.
+    power : float
+        See `balance`.
+    flipped : tuple of int
+        Axes of a batch along which its images are flipped.
     balance : str
         `class_weights`: batches have a third part, the weights of their images, inversely proportional to the size
-        of the class and 1 on average. `sampling`: an epoch draws as many images as `rows` has, with replacement and
-        each class equally often.
+        of the class and 1 on average. `sampling`: an epoch draws as many images as `rows` has, with replacement, each
+        with a weight of its class's size to the power of minus `power`; with 1, each class is drawn equally often.
 
     Attributes
     ----------
@@ -41,14 +45,17 @@ class Batches(keras.utils.PyDataset):
         batch_size: int,
         seed: int | None = None,
         balance: str = "none",
+        power: float = 1.0,
+        flipped: tuple[int, ...] = (),
     ):
         # Several workers change the order of JAX's random numbers, and with it the result.
         super().__init__(workers=1, use_multiprocessing=False)
         self.inputs, self.rows, self.labels = inputs, rows, labels
         self.on_batch: Callable[[], None] = lambda: None
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.flipped = batch_size, seed, flipped
         weights = compute_sample_weight("balanced", labels[rows])
-        self.sampling_weights = weights / weights.sum() if balance == "sampling" else None
+        sampled = weights**power
+        self.sampling_weights = sampled / sampled.sum() if balance == "sampling" else None
         self.weights: np.ndarray | None = None
         if balance == "class_weights":
             self.weights = np.zeros(len(labels), np.float32)
@@ -65,6 +72,10 @@ class Batches(keras.utils.PyDataset):
         else:
             self._order = rng.permutation(self.rows)
 
+    def encode_labels(self, classes: int) -> None:
+        """Make the labels one-hot, float32."""
+        self.labels = np.eye(classes, dtype=np.float32)[self.labels]
+
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.batch_size)
 
@@ -75,8 +86,10 @@ class Batches(keras.utils.PyDataset):
             batch = np.asarray(batch)
             # Pages that were read count as this process's memory until released; the system's file cache keeps them.
             self.inputs._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
+        if self.flipped:
+            batch = np.flip(batch, self.flipped)
         self.on_batch()
-        labels = self.labels[rows]  # (B,) int
+        labels = self.labels[rows]  # (B,) int, or (B, classes) float32
         return (batch, labels) if self.weights is None else (batch, labels, self.weights[rows])
 
 

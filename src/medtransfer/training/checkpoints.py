@@ -30,21 +30,70 @@ class Fit:
 
     network: keras.Model
     stopping: "ResumableStopping"
+    plateau: "ResumablePlateau | None" = None
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-class ResumableStopping(keras.callbacks.EarlyStopping):
-    """Keras's early stopping on the validation loss, with a state that can be restored."""
+class _Resumable(keras.callbacks.Callback):
+    """A callback whose state can be kept and restored."""
 
-    def __init__(self, patience: int):
-        super().__init__("val_loss", patience=patience, restore_best_weights=True)
-        self.remembered: dict[str, Any] = {}
+    STATE: tuple[str, ...] = ()
+    remembered: Mapping[str, Any] = {}
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         """Reset the state, as Keras does, then apply the restored one."""
         super().on_train_begin(logs)
         for name, value in self.remembered.items():
             setattr(self, name, value)
+
+    def state(self) -> dict[str, Any]:
+        """Return what `remembered` must be to go on from here."""
+        return {name: getattr(self, name) for name in self.STATE}
+
+
+class ResumableStopping(_Resumable, keras.callbacks.EarlyStopping):
+    """Keras's early stopping, which keeps the best weights; with `averaged`, those of the moving average.
+
+    The average is in the network while it is scored, and the trained weights are in it at all other times.
+    """
+
+    STATE = ("wait", "best", "best_epoch", "stopped_epoch")
+
+    def __init__(self, monitor: str, patience: int, averaged: bool):
+        mode = "min" if monitor == "val_loss" else "max"
+        super().__init__(monitor, patience=patience, mode=mode, restore_best_weights=True)
+        self.averaged = averaged
+
+    def _swap(self) -> None:
+        if self.averaged:
+            optimizer = self.model.optimizer
+            # Keras's SwapEMAWeights adds and subtracts on TensorFlow, which rounds.
+            for weight, average in zip(
+                self.model.trainable_variables, optimizer._model_variables_moving_average, strict=True
+            ):
+                value = keras.ops.convert_to_numpy(weight)
+                weight.assign(average)
+                average.assign(value)
+
+    def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
+        """Put the average into the network."""
+        self._swap()
+
+    def on_test_end(self, logs: dict[str, float] | None = None) -> None:
+        """Put the trained weights back."""
+        self._swap()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Keep the scored weights if they are the best."""
+        self._swap()
+        super().on_epoch_end(epoch, logs)
+        self._swap()
+
+
+class ResumablePlateau(_Resumable, keras.callbacks.ReduceLROnPlateau):
+    """Keras's reduction of the learning rate; the rate itself is a variable of the optimizer."""
+
+    STATE = ("wait", "best", "cooldown_counter")
 
 
 def changing_variables(network: keras.Model) -> dict[str, list[Any]]:
@@ -73,11 +122,12 @@ def collect(fit: Fit) -> tuple[Arrays, dict[str, Any]]:
         for part, variables in changing_variables(fit.network).items()
         for number, variable in enumerate(variables)
     }
-    if fit.stopping.wait:  # otherwise this epoch is the best
+    if fit.stopping.wait or fit.stopping.averaged:  # otherwise this epoch's weights are the best
         best = fit.stopping.best_weights
         arrays |= {f"best/{position}": best[position] for position in _trainable_positions(fit.network)}
     facts = {
-        "stopping": {name: getattr(fit.stopping, name) for name in ("wait", "best", "best_epoch", "stopped_epoch")},
+        "stopping": fit.stopping.state(),
+        "plateau": fit.plateau.state() if fit.plateau else {},
         "history": fit.history,
     }
     return arrays, facts
@@ -89,10 +139,12 @@ def restore(fit: Fit, arrays: Arrays, facts: dict[str, Any]) -> None:
         for number, variable in enumerate(variables):
             variable.assign(arrays[f"{part}/{number}"])
     best = fit.network.get_weights()
-    if facts["stopping"]["wait"]:
+    if facts["stopping"]["wait"] or fit.stopping.averaged:
         for position in _trainable_positions(fit.network):
             best[position] = arrays[f"best/{position}"]
     fit.stopping.remembered = {**facts["stopping"], "best_weights": best}
+    if fit.plateau:
+        fit.plateau.remembered = facts["plateau"]
     fit.history.extend(facts["history"])
 
 

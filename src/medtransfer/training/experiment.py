@@ -11,8 +11,9 @@ from sklearn.model_selection import train_test_split
 from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError
 from medtransfer.core.layout import run_folder
-from medtransfer.core.params import Configuration, TrainParams
+from medtransfer.core.params import Configuration
 from medtransfer.core.prepared import encode_labels
+from medtransfer.core.recipe import TrainParams
 from medtransfer.models import freezing, vgg16
 from medtransfer.models.weights import imagenet_weights
 from medtransfer.training.batches import Batches
@@ -95,7 +96,7 @@ def cache_features(
     return Experiment(
         network=network,
         inputs=inputs,
-        training=Batches(inputs, rows, labels, settings.batch_size, seed, settings.balance),
+        training=Batches(inputs, rows, labels, settings.batch_size, seed, settings.balance, settings.sampling_power),
         validation=Batches(inputs, validation, labels, settings.batch_size),
         uses_cached_features=network is not model,
         setup_seconds=seconds,

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,26 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from medtransfer.core.errors import UserError
-from medtransfer.core.params import TrainParams
+from medtransfer.core.recipe import Augmentation, TrainParams
+from medtransfer.training.augmentation import AugmentedNetwork
 from medtransfer.training.batches import Batches, feed
-from medtransfer.training.checkpoints import Fit, ResumableStopping, collect, load, restore, save
+from medtransfer.training.checkpoints import (
+    Fit,
+    ResumablePlateau,
+    ResumableStopping,
+    collect,
+    load,
+    restore,
+    save,
+)
 from medtransfer.training.gradients import use_fast_gradients
+from medtransfer.training.macro_f1 import MacroF1
+from medtransfer.training.optimizers import PLATEAU_FACTOR, build_optimizer
 
 log = logging.getLogger(__name__)
 
-HISTORY_COLUMNS = ["epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds", "images_per_second"]
+SCORES = ["loss", "accuracy", "macro_f1", "val_loss", "val_accuracy", "val_macro_f1"]
+HISTORY_COLUMNS = ["epoch", *SCORES, "seconds", "images_per_second"]
 HEAD_STEPS = 32
 
 
@@ -38,7 +50,7 @@ def fit(
     checkpoints: Path | None = None,
     made_from: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
-    """Train until the validation loss has not fallen for `patience` epochs; keep the best weights.
+    """Train until the validation score has not improved for `patience` epochs; keep the best weights.
 
     The whole state is written to `checkpoints` after every epoch. If that folder has a checkpoint of the same fit,
     training resumes from it and ends with the same weights.
@@ -62,8 +74,15 @@ def fit(
     DivergedError, UserError
         The loss is no longer a finite number, or a checkpoint cannot be written.
     """
-    compile_network(model, params)
-    state = Fit(model, ResumableStopping(params.patience))
+    classes = model.output_shape[-1]
+    if params.augment != Augmentation():
+        model = AugmentedNetwork(model, params.augment, training.seed or 0)
+        model.build(training.inputs.shape)
+    for batches in (training, validation):
+        if mixes_labels(params):
+            batches.encode_labels(classes)
+    compile_network(model, params, len(training))
+    state = _start(model, params)
     if checkpoints and (found := load(checkpoints, made_from or {})):
         restore(state, *found)
         log.info("resuming after epoch %d of %s", len(state.history), checkpoints)
@@ -82,7 +101,12 @@ def fit(
         validation_data=feed(validation),
         initial_epoch=begin,
         epochs=begin if state.stopping.remembered.get("stopped_epoch") else params.epochs,
-        callbacks=[recorder, state.stopping, keras.callbacks.LambdaCallback(on_epoch_end=keep)],
+        callbacks=[
+            recorder,
+            state.stopping,
+            *([state.plateau] if state.plateau else []),
+            keras.callbacks.LambdaCallback(on_epoch_end=keep),
+        ],
         # Batches are already shuffled by (seed, epoch); Keras would shuffle them again.
         shuffle=False,
         verbose=0,
@@ -90,14 +114,37 @@ def fit(
     return pd.DataFrame(state.history, columns=HISTORY_COLUMNS)
 
 
-def compile_network(model: keras.Model, params: TrainParams) -> None:
-    """Compile a network with the loss, the optimizer and the metrics of every fit."""
-    use_fast_gradients(model)
-    convolves = any(isinstance(layer, keras.layers.Conv2D) for layer in model.layers)
+def best_epoch(history: pd.DataFrame, params: TrainParams) -> int:
+    """Return the epoch, from 1, whose weights are kept."""
+    scores = history[f"val_{params.stop_on}"].to_numpy()
+    return int(scores.argmin() if params.stop_on == "loss" else scores.argmax()) + 1
+
+
+def _start(model: keras.Model, params: TrainParams) -> Fit:
+    monitor = f"val_{params.stop_on}"
+    stopping = ResumableStopping(monitor, params.patience, averaged=params.average > 0)
+    if params.schedule != "plateau":
+        return Fit(model, stopping)
+    patience = max(1, params.patience // 2)
+    plateau = ResumablePlateau(monitor, factor=PLATEAU_FACTOR, patience=patience, mode=stopping.mode)
+    return Fit(model, stopping, plateau)
+
+
+def mixes_labels(params: TrainParams) -> bool:
+    """Return whether an image's label is not one class only."""
+    return params.label_smoothing > 0 or params.augment.mixup > 0
+
+
+def compile_network(model: keras.Model, params: TrainParams, steps: int) -> None:
+    """Compile a network with the loss, the optimizer and the metrics of every fit; `steps` are those of an epoch."""
+    network = model.network if isinstance(model, AugmentedNetwork) else model
+    use_fast_gradients(network)
+    convolves = any(isinstance(layer, keras.layers.Conv2D) for layer in network.layers)
+    smoothed = keras.losses.CategoricalCrossentropy(label_smoothing=params.label_smoothing)
     model.compile(
-        optimizer=build_optimizer(params),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
+        optimizer=build_optimizer(params, steps),
+        loss=smoothed if mixes_labels(params) else "sparse_categorical_crossentropy",
+        metrics=["accuracy", MacroF1(network.output_shape[-1])],
         # TensorFlow has no deterministic XLA.
         jit_compile=keras.backend.backend() == "jax",
         # A step through dense layers takes less time than the Python around it. Ctrl-C waits for one execution.
@@ -105,19 +152,18 @@ def compile_network(model: keras.Model, params: TrainParams) -> None:
     )
 
 
-def build_optimizer(params: TrainParams) -> keras.optimizers.Optimizer:
-    """Return the optimizer named in params.yaml; SGD has a momentum of 0.9."""
-    if params.optimizer == "sgd":
-        return keras.optimizers.SGD(params.learning_rate, momentum=0.9)
-    kind = {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[params.optimizer]
-    return kind(params.learning_rate)
+def predict(
+    model: keras.Model, inputs: Any, rows: np.ndarray, batch_size: int, flips: Sequence[tuple[int, ...]] = ((),)
+) -> np.ndarray:
+    """Return probabilities (len(rows), classes), float32, for these rows of the pixels or features.
 
-
-def predict(model: keras.Model, inputs: Any, rows: np.ndarray, batch_size: int) -> np.ndarray:
-    """Return probabilities (len(rows), classes), float32, for these rows of the pixels or features."""
-    batches = Batches(inputs, rows, np.zeros(len(inputs), np.int32), batch_size)
-    probabilities: np.ndarray = model.predict(feed(batches), verbose=0)
-    return probabilities
+    They are the mean over `flips`, each a tuple of axes.
+    """
+    found = []
+    for flipped in flips:
+        batches = Batches(inputs, rows, np.zeros(len(inputs), np.int32), batch_size, flipped=flipped)
+        found.append(model.predict(feed(batches), verbose=0))
+    return found[0] if len(found) == 1 else np.mean(found, axis=0)
 
 
 class _Recorder(keras.callbacks.Callback):
@@ -150,7 +196,7 @@ class _Recorder(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         seconds = time.perf_counter() - self.begin
-        row = {name: float((logs or {})[name]) for name in HISTORY_COLUMNS[1:5]}
+        row = {name: float((logs or {})[name]) for name in SCORES}
         if not all(math.isfinite(value) for value in row.values()):
             self.bar.stop()
             raise DivergedError(
@@ -159,6 +205,6 @@ class _Recorder(keras.callbacks.Callback):
             )
         speed = len(self.training.rows) / (self.trained - self.begin)
         self.rows.append({"epoch": epoch + 1, **row, "seconds": seconds, "images_per_second": speed})
-        values = "  ".join(f"{name} {value:.{3 if 'accuracy' in name else 4}f}" for name, value in row.items())
+        values = "  ".join(f"{name} {value:.{4 if 'loss' in name else 3}f}" for name, value in row.items())
         line = f"epoch {epoch + 1}/{self.epochs}  {values}  {speed:.0f} images/s"
         self.console.print(line, highlight=False, soft_wrap=True)

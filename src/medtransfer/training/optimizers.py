@@ -1,0 +1,76 @@
+"""The optimizer of a recipe: its learning rate over time and by block, weight decay and a moving average."""
+
+from typing import Any
+
+import keras
+
+from medtransfer.core.params import BLOCKS
+from medtransfer.core.recipe import TrainParams
+from medtransfer.models.freezing import HEAD, block_of
+
+KINDS = {
+    "adam": keras.optimizers.Adam,
+    "adamw": keras.optimizers.AdamW,
+    "sgd": keras.optimizers.SGD,
+    "rmsprop": keras.optimizers.RMSprop,
+}
+PLATEAU_FACTOR = 0.2
+
+
+def build_optimizer(params: TrainParams, steps: int) -> keras.optimizers.Optimizer:
+    """Return the optimizer of a recipe; SGD has a momentum of 0.9.
+
+    Parameters
+    ----------
+    steps : int
+        Per epoch.
+    """
+    settings: dict[str, Any] = {"learning_rate": learning_rate(params, steps)}
+    if params.optimizer == "sgd":
+        settings["momentum"] = 0.9
+    if params.optimizer == "adamw":
+        settings["weight_decay"] = params.weight_decay
+    if params.average:
+        settings |= {"use_ema": True, "ema_momentum": params.average}
+    if params.block_rate == 1 and not params.head_first:
+        return KINDS[params.optimizer](**settings)
+    decay = settings.pop("weight_decay", 0.0)
+    kind = "adam" if params.optimizer == "adamw" else params.optimizer
+    return _by_block(KINDS[kind])(params.block_rate, params.head_first * steps, decay, **settings)
+
+
+def learning_rate(params: TrainParams, steps: int) -> Any:
+    """Return the learning rate, or its schedule over training steps."""
+    warmup, rate = params.warmup * steps, params.learning_rate
+    if params.schedule == "cosine":
+        start = {"initial_learning_rate": 0.0, "warmup_target": rate, "warmup_steps": warmup}
+        settings = start if warmup else {"initial_learning_rate": rate}
+        return keras.optimizers.schedules.CosineDecay(decay_steps=params.epochs * steps - warmup, **settings)
+    return rate
+
+
+def rate_of(block: str, block_rate: float) -> float:
+    """Return a block's share of the learning rate (Howard and Ruder, ULMFiT, ACL 2018, section 3.2)."""
+    return float(block_rate ** ([*BLOCKS, HEAD][::-1].index(block)))
+
+
+def _by_block(kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
+    """Return a kind of optimizer with a rate and a decay per block, at first 0 for all but the head."""
+
+    class ByBlock(kind):
+        def __init__(self, block_rate: float, head_only: int, decay: float, **settings: Any):
+            super().__init__(**settings)
+            self.block_rate, self.head_only, self.decay = block_rate, head_only, decay
+
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            # On TensorFlow `variable` is not Keras's, and has no path.
+            path = self._trainable_variables[self._get_variable_index(variable)].path
+            block = block_of(path.split("/")[-2])
+            rate = learning_rate * rate_of(block, self.block_rate)
+            if block != HEAD:
+                rate = keras.ops.where(self.iterations < self.head_only, 0.0, rate)
+            if self.decay:
+                variable.assign(variable - variable * rate * self.decay)
+            super().update_step(gradient, variable, rate)
+
+    return ByBlock
