@@ -27,6 +27,7 @@ from medtransfer.core.dvc import digest_of
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import write_json
 from medtransfer.core.provenance import git_commit
+from medtransfer.core.recipe import TrainParams
 from medtransfer.pipeline.outputs import log_to_mlflow
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 from medtransfer.trees.classifiers import TRUSTED_TYPES, Tree, load_tree, save_tree
@@ -34,7 +35,9 @@ from test_tracking import server
 
 TREES = ("decision_tree", "random_forest")
 NETWORK = "imagenet_head"
-TRAIN = {"dropout": 0.5, "dense_units": [16], "precision": "float32", "scaling": "caffe", "learning_rate": 0.1}
+COMMON: dict[str, Any] = {"batch_size": 8, "scaling": "caffe", "fraction": 1.0, "precision": "float32", "dropout": 0.5}
+TRAIN = TrainParams(**COMMON, learning_rate=0.1).model_dump()
+CONFIGURATION = {"weights": "random", "trainable": "head"}
 ADDRESSES = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
 SAMPLES = "id,label,group,split\na,nv,1,train\nb,mel,2,train\nc,nv,3,validation\nd,mel,4,test\n"
 VERSION, OTHER_VERSION = (f"{digit * 32}.dir" for digit in "01")
@@ -53,7 +56,7 @@ def write_fit(model: str, commit: str) -> None:
     record |= {"data_version": VERSION, "data_source": "here", "image_size": 1, "git_commit": commit, "seconds": 1.5}
     if model == NETWORK:
         record |= {"kind": "network", "epochs": 2}
-        configuration = {"trainable": ["head"], "learning_rate": 0.1}
+        configuration = {**CONFIGURATION, "learning_rate": 0.1}
         hyperparameters = {"train": TRAIN, "configuration": configuration, "trainable_layers": "head_dense1"}
         (place(model) / "history.csv").write_text("epoch,loss\n1,0.5\n2,0.25\n")
         (place(NETWORK) / "model.keras").write_bytes(b"a network")
@@ -70,7 +73,10 @@ def fitted() -> DecisionTreeClassifier:
 def write_lock() -> None:
     """Write dvc.lock as DVC would for the files here."""
     params = {
-        NETWORK: {"train": {**TRAIN, "learning_rate": 0.5}, f"configurations.{NETWORK}": {"trainable": ["head"]}},
+        NETWORK: {
+            "train": {**COMMON, "learning_rate": 0.5},
+            f"configurations.{NETWORK}": {**CONFIGURATION, "learning_rate": {"ham10000": 0.1, "chest_xray": 0.2}},
+        },
         **{model: {f"trees.{model}": {"max_depth": 2}} for model in TREES},
     }
     stages = {
@@ -332,7 +338,7 @@ def register_other(client: mlflow.MlflowClient) -> None:
         (leave_running, "(left) is RUNNING but its process has ended"),
         (leave_running_elsewhere, "(far) is RUNNING on elsewhere since 1970-01-01 00:00 UTC"),
         (lose_lock, "not in dvc.lock"),
-        (change_lock, "'dropout': 0.25"),
+        (change_lock, "dropout is 0.5, dvc.lock has 0.25"),
         (cut_record, "differs from dvc.lock"),
         (add_twin, f"2 runs of one fit (fit-{NETWORK})"),
         (register_other, "registered model ham10000 version 1 differs from its fit's artifacts/runs"),

@@ -18,9 +18,10 @@ from medtransfer.core.dvc import POINTER, check_unchanged, data_version, read_lo
 from medtransfer.core.errors import UserError, first_three
 from medtransfer.core.files import digest_of_folder, sha256_of
 from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
+from medtransfer.core.params import Configuration
 from medtransfer.core.prepared import data_of
-from medtransfer.core.recipe import AUTO, current_scaling
-from medtransfer.core.run_record import find_fits, read_record
+from medtransfer.core.recipe import AUTO, TrainParams
+from medtransfer.core.run_record import find_fits, read_record, recipe_of
 from medtransfer.metrics.scores import mlflow_name
 from medtransfer.pipeline.outputs import log_to_mlflow
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
@@ -154,20 +155,21 @@ def _check_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> It
 
 
 def _check_locked(folder: Path, record: dict[str, Any], locked: dict[str, Any]) -> Iterator[str]:
+    """Compare the parameters in dvc.lock with those that the fit recorded."""
     recorded, model = record["hyperparameters"], record["model"]
-    parts = {"train": "train", f"configurations.{model}": "configuration", f"trees.{model}": model}
-    overrides = {key: value for key, value in recorded.get("configuration", {}).items() if key in recorded["train"]}
-    for key, part in parts.items():
-        value = {**locked[key], **overrides} if key == "train" and key in locked else locked.get(key)
-        if key in locked and differs(value, recorded.get(part)):
-            yield f"{folder}: {key} is {recorded.get(part)}, dvc.lock has {value}"
-
-
-def differs(locked: Any, recorded: Any) -> bool:
-    """Return whether a parameter in dvc.lock, which may be AUTO, differs from that in run.json."""
-    if isinstance(locked, dict) and isinstance(recorded, dict):
-        return any(differs(value, recorded.get(key)) for key, value in locked.items())
-    return current_scaling(locked) not in (current_scaling(recorded), AUTO)
+    if record["kind"] == "baseline":
+        yield from _differences(f"{folder}:", recorded[model], "dvc.lock", locked[f"trees.{model}"])
+        return
+    configuration = Configuration.model_validate(locked[f"configurations.{model}"])
+    used = Configuration.model_validate(recorded["configuration"])
+    initial = {key: getattr(used, key) for key in ("weights", "blocks")}
+    yield from _differences(f"{folder}:", initial, "dvc.lock", {key: getattr(configuration, key) for key in initial})
+    train = TrainParams.model_validate(locked["train"])
+    recipe = recipe_of(record).model_dump()
+    expected = configuration.settings(train, record["dataset"]).model_dump()
+    if locked["train"]["precision"] == AUTO:
+        expected["precision"] = recipe["precision"]
+    yield from _differences(f"{folder}:", recipe, "dvc.lock", expected)
 
 
 def _knows_commit(commit: str) -> bool:
