@@ -1,4 +1,4 @@
-"""collect: artifacts/ of a finished study → results/<name>, small files only, which can be committed."""
+"""collect: the small files of a finished study in artifacts/ → results/<name>, ready to be committed."""
 
 import json
 import shutil
@@ -33,17 +33,17 @@ NETWORKS = "all networks"
 
 
 def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
-    """Copy predictions, histories, metrics and provenance of all finished fits; models and images stay.
+    """Copy predictions, histories, metrics and provenance of all finished fits, but no models and images.
 
-    What `tune`, `layers` and `gradcam` found comes along.
+    The results of `tune`, `layers` and `gradcam` are copied too.
 
     Parameters
     ----------
     add : bool
-        Keep what the folder contains, apart from its tables, which must then be recomputed. A fit that both have is
-        taken from here.
+        Keep the contents of the folder except its tables, which must then be recomputed. A fit that is in both places
+        is replaced by the one in artifacts/.
     replace : bool
-        Remove what the folder contains.
+        Remove the contents of the folder.
     """
     check_name(name, "collected results")
     _check_target(RESULTS / name, add, replace)
@@ -111,16 +111,16 @@ def _copy(fits: list[Path], folder: Path) -> None:
 
 
 def _shared(samples: pd.DataFrame) -> pd.DataFrame:
-    """Return a row for each test image and split (train, validation) that has images of its group: id, split."""
+    """Return id and split of each test image and each other split (train, validation) with images of its group."""
     groups = samples[samples.split.isin(["train", "validation"])][["group", "split"]].drop_duplicates()
     tested = samples[samples.split == "test"][["id", "group"]]
     return tested.merge(groups, on="group")[["id", "split"]]
 
 
 def _check_same_study(fits: list[Path], folder: Path) -> None:
-    """Check that fits can stand beside those of a folder: the same data, and the same recipe.
+    """Check that fits can be added to those in a folder: same data, same recipe of a model.
 
-    A model that both have was made alike; networks share the common recipe, which the report takes for granted.
+    All networks must share the common recipe, which the report takes for granted.
     """
     known: dict[tuple[str, ...], Any] = {}
     for fit in find_fits(folder / "runs"):
@@ -135,53 +135,45 @@ def _check_same_study(fits: list[Path], folder: Path) -> None:
 
 
 def _facts(record: dict[str, Any], prepared: Path) -> dict[tuple[str, ...], Any]:
-    """Return what decided a fit, by what shares it (a data set, one of its models or all its networks) and its key."""
-    dataset = record["dataset"]
-    shared = {(dataset,): _data_of(record, prepared / dataset), (dataset, record["model"]): _recipe(record)}
-    if record["kind"] == "network":
-        shared[dataset, NETWORKS] = _common_recipe(record)
-    return {(*scope, key): value for scope, facts in shared.items() for key, value in facts.items()}
+    """Return what decided a fit, apart from its seed.
 
-
-def _data_of(record: dict[str, Any], prepared: Path) -> dict[str, Any]:
-    """Return which data a fit was made from, and how they were divided."""
-    return {
-        **{key: record[key] for key in ("data_version", "image_size")},
-        "split_by": split_of(record).by,
-        "split_leak": split_of(record).leak,
-        "split": json.loads((prepared / "dataset.json").read_text())["split"],
+    A key names which fits share the value (those of a data set, of one of its models or all its networks), then what
+    it is.
+    """
+    dataset, model, split = record["dataset"], record["model"], split_of(record)
+    facts = {
+        (dataset, "data_version"): record["data_version"],
+        (dataset, "image_size"): record["image_size"],
+        (dataset, "split_by"): split.by,
+        (dataset, "split_leak"): split.leak,
+        (dataset, "split"): json.loads((prepared / dataset / "dataset.json").read_text())["split"],
+        (dataset, model, "weights from"): record.get("weights"),
     }
-
-
-def _common_recipe(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a network's recipe comes from `train` in params.yaml, not from its own configuration."""
-    own = {"learning_rate", *overrides(record)}
-    return {key: value for key, value in recipe_of(record).model_dump().items() if key not in own}
-
-
-def _recipe(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what decides a fit beside its data and seed, one level deep."""
-    found = {"weights from": record.get("weights")}
-    if record["kind"] == "network":
-        found |= recipe_of(record).model_dump()
     for key, value in record["hyperparameters"].items():
-        # The configuration may also hold rates for other data sets; what counts of it is in the recipe and the layers.
+        # The configuration may name rates for other data sets; the rest of it is in the recipe and the layers.
         if key not in ("seed", "configuration", "train"):
-            found |= value if isinstance(value, dict) else {key: value}
-    return found
+            values = value if isinstance(value, dict) else {key: value}
+            facts |= {(dataset, model, name): part for name, part in values.items()}
+    if record["kind"] == "network":
+        own = {"learning_rate", *overrides(record)}
+        for key, value in recipe_of(record).model_dump().items():
+            facts[dataset, model, key] = value
+            if key not in own:
+                facts[dataset, NETWORKS, key] = value
+    return facts
 
 
 def _join_trials(known: Path, added: Path) -> None:
-    """Write the trials of both files to `added`; of a trial that both have, the known one."""
-    tried = [path for path in (known, added) if path.exists()]
-    if tried:
-        # As text: no digit changes. Trials from before a part of the key existed lack it.
-        rows = pd.concat([pd.read_csv(path, dtype=str) for path in tried])
+    """Write the trials of both files to `added`; a trial in both is taken from `known`."""
+    files = [path for path in (known, added) if path.exists()]
+    if files:
+        # As text, so that no digit changes. Older trials lack columns of the key that are newer.
+        rows = pd.concat([pd.read_csv(path, dtype=str) for path in files])
         rows.drop_duplicates([name for name in TUNING_KEY if name in rows]).to_csv(added, index=False)
 
 
 def _join_params(known: Path, added: Path) -> None:
-    """Write what both files say to `added`: the seeds and configurations of either, all else as it is in `known`."""
+    """Write params.yaml of both to `added`: the seeds, configurations and models of either, all else from `known`."""
     yaml = YAML()
     yaml.width = 4096  # or it folds lines
     params, new = yaml.load(known), yaml.load(added)
@@ -190,7 +182,7 @@ def _join_params(known: Path, added: Path) -> None:
         params["configurations"].setdefault(name, configuration)
     for dataset, study in new["study"].items():
         params["datasets"].setdefault(dataset, new["datasets"][dataset])
-        own = params["study"].setdefault(dataset, study)
+        joined = params["study"].setdefault(dataset, study)
         for key, names in study.items():
-            own[key] = [*own.get(key, []), *(name for name in names if name not in own.get(key, []))]
+            joined[key] = list(dict.fromkeys([*joined.get(key, []), *names]))
     yaml.dump(params, added)
