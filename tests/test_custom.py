@@ -235,7 +235,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(project: Path) -> None:
     table = Path("labels.csv").read_text()
     first, folders = "scan 0-0.png", {"labels": None, "columns": Columns()}
     wrong: list[tuple[Any, dict[str, Any], str]] = [
-        (lambda: None, {"name": "ham10000"}, "ham10000: the study's own data set; choose another name"),
+        (lambda: None, {"name": "ham10000"}, "ham10000: the name of a built-in data set; choose another name"),
         (lambda: None, {"name": "My-Scans"}, "'My-Scans': not a name for a data set; expected small letters"),
         (lambda: None, {"columns": Columns(label="x")}, "no column 'x'; its columns are image, label, patient"),
         (lambda: None, {"columns": Columns(group="person")}, "no column 'person'"),

@@ -191,7 +191,7 @@ def test_folders_are_searched_and_a_file_that_is_no_image_stops_nothing(register
     assert Image.open(drawn[0]).size == (200, 150)
     shown = CliRunner().invoke(cli, ["predict", "chest_xray", str(images / "a.jpg")])
     assert re.search(r"a\.jpg +(NORMAL|PNEUMONIA) +[01]\.\d{3} +[01]\.\d{3}$", shown.output, re.MULTILINE)
-    assert "no medical device" in shown.output
+    assert "not a medical device" in shown.output
     assert "SYNTHETIC" in shown.output
     empty = registered / "empty"
     empty.mkdir()

@@ -17,12 +17,9 @@ from medtransfer.core.errors import UserError
 EXIT_USER_ERROR = 2
 # Errors of the machine that the user can fix.
 MACHINE_ERRORS = {
-    errno.ENOSPC: "free some space or use another disk",
-    errno.EDQUOT: "free some space or use another disk",
-    errno.EROFS: "free some space or use another disk",
-    errno.EACCES: "fix the permissions",
-    errno.EPERM: "fix the permissions",
-    errno.ENOTDIR: "use another path",  # a file stands where a folder must be
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), "free some space or use another disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "fix the permissions"),
+    errno.ENOTDIR: "use another path",  # there is a file where a folder must be
 }
 
 

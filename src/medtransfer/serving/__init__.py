@@ -1,1 +1,1 @@
-"""Classifying images with a trained network: on the command line, in MLflow and on a page."""
+"""Classify images with a trained network: on the command line, in MLflow and on a web page."""

@@ -8,19 +8,19 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
-import jinja2
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
 from medtransfer.core.errors import UserError
+from medtransfer.report.render import render
 from medtransfer.serving.classifier import NOTE, Classifier, ask, describe, read_image, show_where
 
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 20_000_000
-MAX_PIXELS = 30_000_000  # 16 bits of them take 1.8 GB to decode
+MAX_PIXELS = 30_000_000  # decoding as many with 16 bits takes 1.8 GB
 MAX_WAITING = 16  # images, each up to MAX_BYTES in memory
 LOOPBACK = ("127.0.0.1", "localhost")
 # The page is self-contained and talks only to this server.
@@ -38,12 +38,12 @@ def build_app(classifier: Classifier, hosts: tuple[str, ...] = LOOPBACK) -> Fast
     Parameters
     ----------
     hosts : tuple of str
-        The host names that requests may use; others are refused, so that no foreign page reaches the server.
+        The host names that requests may use; others are refused, so that pages of other sites cannot reach the server.
     """
     # FastAPI's documentation pages would load scripts from the internet.
     app = FastAPI(title="medtransfer", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts])
-    page = _render(classifier)
+    page = render("medtransfer.serving", "page.html.j2", facts=classifier.facts, note=NOTE, max_bytes=MAX_BYTES)
     one_at_a_time = anyio.CapacityLimiter(1)  # one request uses every core
     waiting = 0
 
@@ -70,7 +70,7 @@ def build_app(classifier: Classifier, hosts: tuple[str, ...] = LOOPBACK) -> Fast
         except UserError as error:
             raise HTTPException(422, str(error)) from None
         except ClientDisconnect:
-            raise HTTPException(400, "the connection ended before the whole image came") from None
+            raise HTTPException(400, "the connection ended before the whole image arrived") from None
         finally:
             waiting -= 1
 
@@ -81,7 +81,7 @@ def _refuse_foreign_page(request: Request) -> None:
     # Without the scheme, which only the browser knows if a proxy handles TLS.
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-        raise HTTPException(403, f"request from a page of {origin}; only this server's own page may send one")
+        raise HTTPException(403, f"request from a page of {origin}; only this server's own page may send requests")
 
 
 async def _read_body(request: Request) -> bytes:
@@ -110,10 +110,3 @@ def _answer(classifier: Classifier, content: bytes, overlay: bool) -> dict[str, 
         drawn.save(buffer, format="PNG")
         answer["overlay"] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     return answer
-
-
-def _render(classifier: Classifier) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("medtransfer.serving"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("page.html.j2").render(facts=classifier.facts, note=NOTE, max_bytes=MAX_BYTES)

@@ -1,6 +1,6 @@
-"""An image file's content → calibrated probabilities, and where the network looked.
+"""The content of an image file → calibrated probabilities, and where the network looked.
 
-A classifier is a folder with the network and, in classifier.json, everything else that an answer depends on. The
+A classifier is a folder with the network and, in classifier.json, everything else that determines an answer. The
 command line, the served model and the page share it.
 """
 
@@ -26,7 +26,7 @@ from medtransfer.metrics.scores import MACRO, score
 from medtransfer.models.vgg16 import load_network
 
 FACTS, NETWORK = "classifier.json", "model.keras"
-NOTE = "Research, no medical device: not for diagnosis or treatment."
+NOTE = "For research only, not a medical device: not for diagnosis or treatment."
 BATCH = 32
 
 
@@ -36,7 +36,7 @@ class Classifier:
 
     facts : dict
         dataset, title, synthetic, classes (in the order of the probabilities), meanings, calibrated (whether the
-        validation images decide a temperature), temperature (1 if not calibrated), image_size, resize_filter,
+        validation images determine a temperature), temperature (1 if not calibrated), image_size, resize_filter,
         network_sha256, flips (axes, for a mean of predictions), model, seed, fit, validation_macro_f1
     """
 
@@ -45,10 +45,7 @@ class Classifier:
 
 
 def write_classifier(fit: Path, description: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Write the classifier of a finished fit into a folder and return its facts.
-
-    The temperature is fitted on the predictions for the validation images; `description` is dataset.json's content.
-    """
+    """Write the classifier of a finished fit into a folder and return its facts; `description` is dataset.json."""
     record = read_record(fit)
     predictions = read_predictions(fit / "predictions.csv")
     validation = predictions[predictions.split == "validation"].reset_index(drop=True)
@@ -69,12 +66,12 @@ def write_classifier(fit: Path, description: dict[str, Any], folder: Path) -> di
 
 
 def load_classifier(folder: Path, registered: dict[str, str] | None = None) -> Classifier:
-    """Read a classifier's folder; the network is opened only after its digest is compared.
+    """Read a classifier's folder; the network is opened only after its digest was compared.
 
     Parameters
     ----------
     registered : dict, optional
-        The files' SHA-256 in MLflow's registry, which protect against changes in the folder.
+        The files' SHA-256 in MLflow's registry, which reveal changes in the folder.
     """
     try:
         facts = json.loads((folder / FACTS).read_text())

@@ -28,8 +28,8 @@ MODEL = ("dataset", "model", "seed", "fit", "synthetic", "calibrated", "network_
 
 def open_classifier(dataset: str, model: str | None) -> Classifier:
     """Return a classifier from MLflow's registry: a data set's best, or the one with the URI `model`."""
+    uri = model or f"models:/{dataset}@{mlflow_models.BEST}"
     with tempfile.TemporaryDirectory() as folder:
-        uri = model or f"models:/{dataset}@{mlflow_models.BEST}"
         found = load_classifier(*mlflow_models.fetch_classifier(uri, Path(folder)))
     if found.facts["dataset"] != dataset:
         raise UserError(f"{uri}: a network for {found.facts['dataset']}; expected one for {dataset}")
@@ -40,13 +40,12 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     """Return the given files, and the JPEG and PNG files in each given folder and its subfolders, sorted."""
     found: list[Path] = []
     for path in paths:
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        if not inside:
+        images = [path]
+        if path.is_dir():
+            images = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        if not images:
             raise UserError(f"{path}: no image; expected files that end in {', '.join(SUFFIXES)}")
-        found += inside
+        found += images
     return found
 
 

@@ -1,4 +1,4 @@
-"""register: a data set's best finished network → MLflow's registry, as a model that takes image files."""
+"""register: the best finished network of a data set → MLflow's registry, as a model that takes image files."""
 
 import logging
 import tempfile
@@ -32,11 +32,10 @@ def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
     fit = best_fit(params, dataset)
     only = only_prediction(_validation_rows(fit))
     if only:
-        log.warning("%s: predicts only %s for every validation image: no network does better", fit, only)
+        log.warning("%s: predicts only %s on the validation images, and no network does better", fit, only)
     description = data_of(fit)
     client = mlflow_store.reach()
-    record = read_record(fit)
-    run_id = mlflow_runs.find(client, dataset, record["fit"])
+    run_id = mlflow_runs.find(client, dataset, read_record(fit)["fit"])
     if run_id is None:
         raise UserError(f"{fit}: MLflow has no run of this fit; run `medtransfer audit --repair`")
     with tempfile.TemporaryDirectory() as temporary:
@@ -49,7 +48,7 @@ def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
 
 def best_fit(params: Params, dataset: str) -> Path:
     """Return the folder of the study's finished network with the highest macro F1 on the validation images."""
-    # Check every fit first: a damaged one could be the best, or could have lost its network.
+    # Check every fit first: a damaged one could be the best, or its network could be missing.
     fits = [path for path in studied(params) if path.parent == RUNS / dataset and path.exists()]
     for path in fits:
         check_unchanged(path)

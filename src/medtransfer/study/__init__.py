@@ -1,1 +1,1 @@
-"""What runs many stages or reads a whole study."""
+"""Commands that run many stages or read a whole study."""

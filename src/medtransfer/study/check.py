@@ -1,4 +1,4 @@
-"""check: what a study is about to do, and whether it can."""
+"""check: describe a study before it runs, and find mistakes in its files."""
 
 import os
 from collections.abc import Iterator

@@ -32,17 +32,19 @@ def add_custom(
     """Copy a data set to data/ and add it to params.yaml and dvc.yaml; return the number of images.
 
     It is prepared like the first data set in params.yaml, split by group if it has groups, and studied with every
-    configuration that does not begin from a finished run. The two files keep their comments and order.
+    configuration that does not start from a finished run. The two files keep their comments and order.
 
     Parameters
     ----------
     about : dict
-        Any of `title`, `licence` and `citation`; the others stay as they are in params.yaml.
+        Any of `title`, `licence` and `citation`; the others keep their values in params.yaml.
     only : bool
         Remove the other data sets from the study.
     """
     if name in CATALOGUE:
-        raise UserError(f"{name}: the study's own data set; choose another name, or `medtransfer data import {name}`")
+        raise UserError(
+            f"{name}: the name of a built-in data set; choose another name, or `medtransfer data import {name}`"
+        )
     if not re.fullmatch(NAME_PATTERN, name):
         raise UserError(f"{name!r}: not a name for a data set; expected {IN_WORDS[NAME_PATTERN]}")
     known = params.datasets.get(name)
@@ -71,7 +73,7 @@ def add_custom(
 
 
 def _meanings(samples: pd.DataFrame, known: Mapping[str, str], where: Path) -> dict[str, str]:
-    """Return each class and its meaning, in the order of params.yaml; a new class means its own name."""
+    """Return each class and its meaning, in the order of params.yaml; a new class has its name as its meaning."""
     classes = sorted(samples.label.unique())
     for label in classes:
         if not re.fullmatch(LABEL_PATTERN, label):

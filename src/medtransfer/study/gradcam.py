@@ -19,10 +19,10 @@ from medtransfer.training.device import make_deterministic
 
 
 def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> Path:
-    """Write gradcam.png, images.csv and gradcam.json of one finished fit, and return their folder.
+    """Write gradcam.png, images.csv and gradcam.json for one finished fit, and return their folder.
 
-    For each class: the test images with the most confident correct and the most confident wrong prediction, each with
-    the map of the predicted class.
+    They show the most confident correct and the most confident wrong prediction of each class on the test images, each
+    with the map of the predicted class.
     """
     fitted = finished_network(params, dataset, name, seed)
     keras.config.disable_interactive_logging()
@@ -30,14 +30,14 @@ def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> P
     images, samples, description = read_dataset(params, dataset)
     predictions = read_predictions(fitted / "predictions.csv")
     chosen = choose(predictions[predictions.split == "test"].reset_index(drop=True), description["classes"])
-    pixels = np.asarray(images[samples.reset_index().set_index("id")["index"][chosen.id].to_numpy()])
+    pixels = np.asarray(images[pd.Index(samples.id).get_indexer(chosen.id)])
     predicted = chosen.predicted.map(description["classes"].index).to_numpy()
     heat = grad_cam(vgg16.load_network(fitted / "model.keras"), pixels, predicted)
     record = read_record(fitted)
     with atomic_folder(GRADCAM / dataset / run_name(name, seed)) as folder:
         chosen.round(6).to_csv(folder / "images.csv", index=False)
         title = figures.mark(
-            f"{dataset}, {name}, seed {seed}: where it looked (Grad-CAM, {heat.shape[1]} × {heat.shape[2]} places)",
+            f"{dataset}, {name}, seed {seed}: where it looked (Grad-CAM, {heat.shape[1]} × {heat.shape[2]} positions)",
             record["synthetic"],
         )
         figures.gradcam(chosen, pixels, heat, description["classes"], title, folder / "gradcam.png")
@@ -46,14 +46,14 @@ def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> P
 
 
 def choose(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """Return the most confident correct and wrong prediction of each true class, if there is one.
+    """Return the most confident correct and wrong prediction of each true class, in the order of the classes.
 
-    Columns: id, label, predicted, probability (of what was predicted), right.
+    Columns: id, label, predicted, probability (of the predicted class), right.
     """
     table = predictions[["id", "label"]].assign(
         predicted=predicted_labels(predictions), probability=probabilities_of(predictions).max(axis=1)
     )
     table["right"] = table.label == table.predicted
-    best = table.sort_values("probability", ascending=False, kind="stable").groupby(["label", "right"]).head(1)
+    best = table.sort_values("probability", ascending=False, kind="stable").drop_duplicates(["label", "right"])
     order = best.label.map(classes.index)
     return best.assign(order=order).sort_values(["order", "right"], ascending=[True, False]).drop(columns="order")

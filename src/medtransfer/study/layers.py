@@ -24,13 +24,13 @@ from medtransfer.training.device import device_name, make_deterministic
 from medtransfer.training.experiment import load_initial_weights
 from medtransfer.training.loop import predict
 
-PROBED = 2000  # training images of a probe
-COMPARED_BYTES = 1e9  # of the largest layer's outputs; two copies are in memory
-COMPARED = 256  # validation images at most, drawn at random
+PROBED = 2000  # maximum number of training images for a probe
+COMPARED_BYTES = 1e9  # limit for the largest layer's outputs, of which two copies are in memory
+COMPARED = 256  # maximum number of validation images, drawn at random
 
 
 def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
-    """Write rewinding.csv, similarity.csv, probes.csv and layers.json of one finished fit, and return their folder.
+    """Write rewinding.csv, similarity.csv, probes.csv and layers.json for one finished fit, and return their folder.
 
     Rewinding and probes are scored on the test images, with 95% intervals over lesions or patients; the probes are
     fitted on up to `PROBED` training images. The initial weights are those in run.json, not in params.yaml.
@@ -88,6 +88,6 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
 
 
 def draw_rows(rows: np.ndarray, maximum: int, seed: int) -> np.ndarray:
-    """Return at most `maximum` random rows in their order; the first ones might all be of one class."""
+    """Return at most `maximum` random rows, in their order; the first rows might all be of one class."""
     drawn: np.ndarray = np.random.default_rng(seed).choice(rows, min(maximum, len(rows)), replace=False)
     return np.sort(drawn)

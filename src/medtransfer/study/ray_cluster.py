@@ -1,4 +1,4 @@
-"""Ray: join a cluster or start it on this machine."""
+"""Ray: join a cluster, or start one on this machine."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from medtransfer.tracking.mlflow_store import store_uri
 
 @dataclass(frozen=True)
 class Needs:
-    """What one fit takes of a node, and how often Ray retries it after its worker or node died."""
+    """The resources of one fit, and how often Ray retries it after its worker or node has died."""
 
     cpus: int
     gpus: float
@@ -40,13 +40,13 @@ def join_ray(params: Params, needs: Needs, local: bool) -> None:
             f"no Ray cluster answers at {address} ({shortened(error)}); start one (`ray start --head`) and name it in "
             "RAY_ADDRESS, or use only this machine with --local"
         ) from None
-    signal.signal(signal.SIGTERM, stop)  # Ray puts its own in place
+    signal.signal(signal.SIGTERM, stop)  # Ray replaces the handler
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     asked = {"CPU": needs.cpus, "GPU": needs.gpus, "memory": needs.memory_gb * 1e9}
     if not any(all(node.get(key, 0) >= value for key, value in asked.items()) for node in nodes):
         raise UserError(
-            f"no node has {_describe(asked)} for a fit: there are {'; '.join(map(_describe, nodes))}; ask for less "
-            "with --cpus, --gpus and --memory-gb"
+            f"no node has {_describe(asked)} for a fit; the nodes have {'; '.join(map(_describe, nodes))}; lower "
+            "--cpus, --gpus or --memory-gb"
         )
 
 
@@ -55,7 +55,7 @@ def _describe(node: dict[str, float]) -> str:
 
 
 def fit_environment(params: Params, needs: Needs) -> dict[str, str]:
-    """Return the environment variables of a fit, on whatever node it runs."""
+    """Return the environment variables of a fit, the same on every node."""
     prefixes = ("KERAS_", "MLFLOW_", "MEDTRANSFER_", "TF_", "JAX_", "XLA_")
     variables = {key: value for key, value in os.environ.items() if key.startswith(prefixes)}
     if weights := variables.get(WEIGHTS_VARIABLE) or params.weights.file:

@@ -60,8 +60,7 @@ def plan(
 def sweep(params: Params, name: str, fits: list[GridPoint], needs: Needs, local: bool) -> pd.DataFrame:
     """Run every fit that is not finished yet, under one parent run in the MLflow experiment `sweep <name>`.
 
-    The returned table, also in sweep.csv, has one row per fit, with its scores or, in `problem`, why it failed. It is
-    a UserError if no cluster answers, no node is large enough, or the folder contains another sweep.
+    The returned table, also in sweep.csv, has one row per fit, with its scores or, in `problem`, why it failed.
     """
     root, experiment = (SWEEPS / name).resolve(), f"sweep {name}"
     join_ray(params, needs, local)
@@ -137,7 +136,7 @@ def run_all(fits: list[GridPoint], root: Path, needs: Needs, experiment: str, pa
 
 
 def run_fit(fit: GridPoint, project: Path, commit: str, experiment: str, parent: str | None) -> dict[str, Any]:
-    """Run one fit, unless it is finished, and return its results; the process of a lost node may still work on it."""
+    """Run one fit, unless it is finished, and return its results; a process on a lost node may still be running it."""
     os.chdir(project)
     folder = run_folder(fit.dataset, fit.configuration, fit.seed)
     with FileLock("fit.lock"), Path("fit.log").open("a", 1) as log, redirect_stdout(log), redirect_stderr(log):
