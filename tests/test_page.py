@@ -70,7 +70,7 @@ def test_the_page_says_what_else_a_reader_has_to_know() -> None:
     page = build_page([study])
     assert "<li>Two machines &amp; one clock.</li>" in page
     assert "NORMAL: no finding; PNEUMONIA: bacterial or viral pneumonia." in page
-    assert re.search(r"at most \d+ epochs, ended after \d+ without a lower validation loss \(none of 2 fits", page)
+    assert re.search(r"at most \d+ epochs and ended after \d+ without a lower validation loss \(none of 2 fits", page)
     assert "About these runs" in page
     assert "About these runs" not in build_page([evaluate_study("s", study.runs)])
 
@@ -88,7 +88,7 @@ def test_leakage_is_shown_by_class() -> None:
         ]
     )
     page = build_page([dataclasses.replace(study, leakage=leak)])
-    assert "How much leakage flatters each class: F1 with images of the test images&#39; patients in" in page
+    assert "How much leakage flatters each class: F1 with images of the test images' patients in" in page
 
 
 def test_the_lattice_of_trained_blocks_is_one_of_the_ways() -> None:
@@ -134,7 +134,9 @@ def test_the_page_is_one_file_with_an_alternative_text_for_each_picture() -> Non
 
 def test_names_of_the_data_cannot_put_markup_into_the_page() -> None:
     named = [run("<script>x</script>", "cnn_random", 0.7), run("<script>x</script>", "imagenet_all", 0.9)]
-    page = build_page([evaluate_study("s", named)])
+    layers = found_layers(rising=True)
+    layers.record.update(dataset="<script>x</script>", model="<script>x</script>")
+    page = build_page([dataclasses.replace(evaluate_study("s", named), layers=[layers])])
     assert "<script" not in page
     assert html.escape("<script>x</script>") in page
 
@@ -145,10 +147,10 @@ def test_what_is_said_of_the_talks_data_is_not_said_of_ones_own() -> None:
     own = dataclasses.replace(
         evaluate_study("s", named), custom={"mine": entry, "unused": {**entry, "title": "No scans"}}
     )
-    words = ("HAM10000", "Chest X-Ray", "Guangzhou", "patients", "The talk&#39;s F1", "224 px")
+    words = ("HAM10000", "Chest X-Ray", "Guangzhou", "patients", "The talk's F1", "224 px")
     page, both = build_page([own]), build_page([own, evaluate_study("first", runs())])
     assert [word for word in words if word in page] == []
-    assert "licence CC0, citation Us, 2026; a group is a person" in page
+    assert "licence CC0, citation Us, 2026. Each group is a person" in page
     assert "No scans" not in page
     assert [word for word in words if word not in both] == ["HAM10000"]
     assert "My scans and chest X-rays" in both

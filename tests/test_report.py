@@ -13,8 +13,9 @@ from medtransfer.analysis.runs import Run
 from medtransfer.analysis.scores import f1_table
 from medtransfer.analysis.tables import compute_tables
 from medtransfer.core.params import Configuration, read_params
+from medtransfer.core.run_record import split_of
 from medtransfer.report import figures, tables
-from medtransfer.report.cards import model_card
+from medtransfer.report.render import render
 
 TRAIN = read_params(PROJECT / "params.yaml").train
 CONFIGURATION = Configuration(weights="random", trainable="all", learning_rate={"ham10000": 3e-4, "chest_xray": 7e-5})
@@ -87,8 +88,10 @@ def test_a_card_names_the_datasheet_or_what_the_user_said_of_the_data() -> None:
         "title": "Scans", "classes": ["a", "b"], "image_size": 32, "source": "folder scans", "group": "patient",
         "images": {"train": 6, "validation": 2, "test": 2}, "test_images_sharing_a_group": 0,
     }  # fmt: skip
-    assert "docs/datasheets/" in model_card(record, {}, {"a": 0.5}, data)
-    own = model_card(record, {}, {"a": 0.5}, {**data, "catalogue": {"licence": "CC0", "citation": "Us, 2026"}})
+    values = {"record": record, "split": split_of(record), "metrics": {"a": 0.5}}
+    assert "docs/datasheets/" in render("medtransfer.report", "card.md.j2", data=data, **values)
+    catalogue = {"licence": "CC0", "citation": "Us, 2026"}
+    own = render("medtransfer.report", "card.md.j2", data={**data, "catalogue": catalogue}, **values)
     assert "Scans (licence: CC0; citation: Us, 2026), version" in own
     assert "docs/datasheets/" not in own
 

@@ -15,9 +15,10 @@ from medtransfer.core.layout import ACTIVATIONS, FIGURES, REPORTS, run_folder, r
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import classes_of, predicted_labels
 from medtransfer.core.prepared import data_of
+from medtransfer.core.run_record import split_of
 from medtransfer.pipeline.fit_id import remove_recorded_checkpoints
 from medtransfer.report import figures
-from medtransfer.report.cards import model_card
+from medtransfer.report.render import render
 from medtransfer.report.tables import markdown
 from medtransfer.tracking import mlflow_runs
 
@@ -91,8 +92,8 @@ def draw_figures(runs: list[Run], folder: Path) -> None:
             drawn = folder / dataset / run_name(run.model, run.seed)
             draw_run(run, drawn)
             metrics = json.loads((run_folder(run.dataset, run.model, run.seed) / "metrics.json").read_text())
-            record = {key: value for key, value in run.record.items() if key != "hyperparameters"}
-            card = model_card(record, run.record["hyperparameters"], metrics, data)
+            values = {"record": run.record, "split": split_of(run.record), "metrics": metrics, "data": data}
+            card = render("medtransfer.report", "card.md.j2", **values)
             (drawn / "model-card.md").write_text(card, encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The front of the page: each question, the comparison of two models that answers it, and the verdict."""
+"""The front of the page: each question, the comparison of two models that answers it, and its verdict."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,12 @@ from medtransfer.report.words import words_for
 
 HIGHER, LOWER, NOT_TESTED = "higher", "lower", "not tested"
 FROM_IMAGENET = "imagenet_all"
+COLUMNS = ["change", "data set", "verdict", "macro F1", "seeds", "p, corrected"]
 
 
 @dataclass(frozen=True)
 class Question:
-    """A change, and the two models whose difference in macro F1, first less second, shows what it does."""
+    """A change, and the two models whose difference in macro F1, first less second, shows its effect."""
 
     change: str
     first: str
@@ -39,8 +40,8 @@ def answers(study: Study) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        Indexed by change: data set, verdict, difference in macro F1 with its 95% interval, seeds of both models, and
-        the corrected p of the talk's claim about the two models, if there is one.
+        COLUMNS, indexed by change: the difference in macro F1 has its 95% interval, and the corrected p is that of the
+        talk's claim about the two models, if there is one.
     """
     rows = []
     for question in QUESTIONS:
@@ -49,16 +50,15 @@ def answers(study: Study) -> pd.DataFrame:
             if pair:
                 found = judged(study.tables.claims, pair)
                 rows.append({"change": question.change, "data set": words_for(dataset).title, **found})
-    columns = ["change", "data set", "verdict", "macro F1", "seeds", "p, corrected"]
-    return pd.DataFrame(rows, columns=columns).set_index("change")
+    return pd.DataFrame(rows, columns=COLUMNS).set_index("change")
 
 
 def judged(claims: pd.DataFrame, pair: Comparison) -> dict[str, str]:
     """Return verdict, difference, seeds and corrected p of a comparison.
 
     They are those of the talk's claim about the two models, with the seeds that the plan names for it. The verdict is
-    HIGHER or LOWER (the first model's macro F1), NOT_TESTED where the talk claims nothing, or the claim's own where it
-    is not shown or cannot be judged.
+    HIGHER or LOWER (the first model's macro F1), NOT_TESTED if the talk claims nothing, or the claim's own verdict if
+    it is not shown or cannot be judged.
     """
     models = {pair.first, pair.second}
     about = claims[(claims.dataset == pair.dataset) & claims["first"].isin(models) & claims["second"].isin(models)]

@@ -1,4 +1,4 @@
-"""A study as the report reads it: its runs, their tables, and what was asked of single fits."""
+"""A study as the report reads it: its runs, their tables, and the further analyses of single fits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from medtransfer.core.predictions import classes_of
 
 @dataclass(frozen=True)
 class Layers:
-    """What `medtransfer layers` found of one fit: layers.json and its three tables."""
+    """The results of `medtransfer layers` for one fit: layers.json and its three tables."""
 
     record: dict[str, Any]
     rewinding: pd.DataFrame
@@ -24,19 +24,26 @@ class Layers:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file that a stage drew, and what it shows."""
+    """A PNG file that a stage drew, the name of its caption in templates/captions.html.j2, and its model, if any."""
 
     dataset: str
-    text: str
+    name: str
+    model: str
     png: bytes
+
+
+def _empty() -> pd.DataFrame:
+    return pd.DataFrame(columns=["dataset", "images"])
 
 
 @dataclass(frozen=True)
 class Study:
     """The runs of one study and their tables.
 
+    leakage : the table of `medtransfer leakage`, or an empty one
+    tuning : the trials of `medtransfer tune`, or an empty table
     custom : the description of custom data sets in params.yaml (title, group, licence, citation), by name
-    notes : paragraphs of notes.txt, what else a reader has to know of these runs
+    notes : paragraphs of notes.txt, remarks for the reader
     """
 
     name: str
@@ -44,8 +51,8 @@ class Study:
     tables: Tables
     layers: list[Layers] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
-    leakage: pd.DataFrame | None = None
-    tuning: pd.DataFrame | None = None
+    leakage: pd.DataFrame = field(default_factory=_empty)
+    tuning: pd.DataFrame = field(default_factory=_empty)
     custom: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -61,25 +68,22 @@ def costs(models: Mapping[str, list[Run]], runs: list[Run]) -> dict[str, float]:
     devices = [{run.seed: run.record["device"] for run in fits} for fits in networks]
     common = set.intersection(*map(set, devices)) if devices else set()
     shared = sorted(seed for seed in common if len({device[seed] for device in devices}) == 1)[:1]
-    return {
-        model: _mean_cost([run for run in fits if run.seed in shared] or fits, fitted) for model, fits in models.items()
-    }
-
-
-def _mean_cost(fits: list[Run], fitted: Mapping[tuple[str, str, int], Run]) -> float:
-    return sum(_cost(run, fitted) for run in fits) / len(fits)
+    found = {}
+    for model, fits in models.items():
+        compared = [run for run in fits if run.seed in shared] or fits
+        found[model] = sum(_cost(run, fitted) for run in compared) / len(compared)
+    return found
 
 
 def _cost(run: Run, fitted: Mapping[tuple[str, str, int], Run]) -> float:
+    seconds = float(run.record["seconds"] + (run.record.get("feature_seconds") or 0))
     source = configuration_of(run.record).source if run.record["kind"] == "network" else None
     before = fitted.get((*source, run.seed)) if source else None
-    # Where the seconds of the features are unknown, `leaves_out_features` says so.
-    alone = float(run.record["seconds"] + (run.record.get("feature_seconds") or 0))
-    return alone + (_cost(before, fitted) if before else 0)
+    return seconds + (_cost(before, fitted) if before else 0)
 
 
 def leaves_out_features(fits: list[Run]) -> bool:
-    """Return whether the cost of a model leaves out what computing features that were already stored took."""
+    """Return whether the cost of a model leaves out the time to compute features that were already stored."""
     return any(run.record.get("stored_features") and run.record.get("feature_seconds") is None for run in fits)
 
 
@@ -90,18 +94,18 @@ def largest_class_f1(study: Study, dataset: str) -> float:
     return float(2 * share / (1 + share) / len(classes_of(validation)))
 
 
-def trials(study: Study, dataset: str) -> pd.DataFrame | None:
+def trials(study: Study, dataset: str) -> pd.DataFrame:
     """Return the trials of `tune` on the largest part of the training images, per configuration and optimizer.
 
-    The column `used` says whether the study's fits have this optimizer and rate. None if there are no trials, or no
-    network of the study says what the validation images are.
+    The column `used` says whether the study's fits have this optimizer and rate. The table is empty if the study has
+    no network for this data set.
     """
-    networks = [run for run in study.runs if run.dataset == dataset and run.validation is not None]
-    if study.tuning is None or not networks or dataset not in set(study.tuning.dataset):
-        return None
     tried = study.tuning[study.tuning.dataset == dataset]
-    most = tried.groupby(["configuration", "optimizer"]).fraction.transform("max")
+    networks = [run for run in study.runs if run.dataset == dataset and run.validation is not None]
+    if tried.empty or not networks:
+        return _empty()
+    largest = tried.groupby(["configuration", "optimizer"]).fraction.transform("max")
     recipes = [(run.model, run.record["hyperparameters"]["train"]) for run in networks]
     used = {(model, train["optimizer"], train["learning_rate"]) for model, train in recipes}
     named = zip(tried.configuration, tried.optimizer, tried.learning_rate, strict=True)
-    return tried.assign(used=[name in used for name in named])[tried.fraction == most]
+    return tried.assign(used=[name in used for name in named])[tried.fraction == largest]

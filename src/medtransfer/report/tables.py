@@ -1,6 +1,6 @@
-"""The tables of a study as text: for results.md, the page and the terminal."""
+"""The tables of a study as text, for results.md, the page and the terminal."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,67 +15,32 @@ from medtransfer.analysis.questions import chain, data_sizes, recipe_changes
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.tables import Tables
 from medtransfer.analysis.uncertainty import BOTH, EXACT, FEWEST_FITS, GROUPS
-from medtransfer.core.run_record import split_of
+from medtransfer.core.run_record import recipe_of, split_of
+from medtransfer.report.render import render
 from medtransfer.report.words import words_for
 
 SYNTHETIC_NOTE = (
     "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."
 )
-CLAIMS_NOTE = (
-    "The talk's claims, tested as docs/analysis-plan.md says: the first model's macro F1 is higher than the second's. "
-    "The 95% interval and p include the variance between training runs, for this one training set and test set; p is "
-    "corrected for nine claims (Holm). The simultaneous interval covers all nine at once. Unseen seeds: those fitted "
-    "after the plan only. "
-    "Detectable: the smallest difference that these seeds and test images find with a power of 80%. "
-    "Seeds for .02, .05, .10: how many seeds per model would find such a difference; never: too few test images for it."
-)
-CELL_NOTE = (
-    "Each cell: F1 and its 95% interval. Of a class without a hit: its number of {groups} in the test set, and the "
-    "highest F1 that is compatible with it; macro F1 counts it as 0. The last row says what the intervals cover."
-)
-MEASURES_NOTE = (
-    "Averages, ranking and probabilities: ± is the standard deviation between seeds, and the last column says what the "
-    "95% intervals cover. Scaled: with a temperature fitted on the validation images. The bias of the calibration "
-    "error is corrected."
-)
-CALIBRATION_NOTE = (
-    "Calibration of the networks per class, one class against the rest: intercept (0 is right, above 0 the class is "
-    "predicted too rarely) and slope (1 is right, below 1 the probabilities are too extreme)."
-)
-DIFFERENCES_NOTE = (
-    "Differences in macro F1, the row's model less the column's, with 95% intervals. A star marks an interval that "
-    "does not include the variance between training runs, because one of the two models has fewer than three seeds."
-)
-SHOWN = 0.005  # less is printed as 0.00
-FINE = 0.05  # where an interval lies this near to 0, two decimals do not show it
+# The name of a table's caption in templates/captions.html.j2, and the table.
+Section = tuple[str, pd.DataFrame]
+SHOWN = 0.005  # smaller values are printed as 0.00
+FINE = 0.05  # an interval within this distance of 0 needs a third decimal
 
 
 def claims(judged: pd.DataFrame) -> pd.DataFrame:
     """Return the talk's claims, one row each, from `judge`."""
-    rows = [
-        {
-            "claim": row["claim"],
-            "data set": row["dataset"],
-            "first": row["first"],
-            "second": row["second"],
-            "verdict": f"**{row['verdict']}**",
-            "difference": interval_text(row["difference"], row["low"], row["high"]),
-            "simultaneous": _range(row["simultaneous_low"], row["simultaneous_high"]),
-            "seeds": f"{row['first_seeds']} and {row['second_seeds']}",
-            "p, corrected": p_value(row["p_corrected"]),
-            "unseen seeds": _unseen(row),
-            "detectable": _known(row["detectable"], ".3f"),
-            **{f"seeds for {planned:.2f}": _seeds(row[f"seeds_for_{planned:.2f}"]) for planned in PLANNED},
-        }
-        for row in judged.to_dict("records")
-    ]
-    return pd.DataFrame(rows).set_index("claim")
-
-
-def _unseen(row: dict[Any, Any]) -> str:
-    if pd.isna(row["unseen_difference"]):
-        return "-"
-    return interval_text(row["unseen_difference"], row["unseen_low"], row["unseen_high"])
+    table = judged.rename(columns={"dataset": "data set"}).set_index("claim")[["data set", "first", "second"]]
+    table["verdict"] = [f"**{verdict}**" for verdict in judged.verdict]
+    table["difference"] = list(map(interval_text, judged.difference, judged.low, judged.high))
+    table["simultaneous"] = list(map(_range, judged.simultaneous_low, judged.simultaneous_high))
+    table["seeds"] = list(map("{} and {}".format, judged.first_seeds, judged.second_seeds))
+    table["p, corrected"] = list(map(p_value, judged.p_corrected))
+    table["unseen seeds"] = list(map(interval_text, judged.unseen_difference, judged.unseen_low, judged.unseen_high))
+    table["detectable"] = [_known(value, ".3f") for value in judged.detectable]
+    for planned in PLANNED:
+        table[f"seeds for {planned:.2f}"] = list(map(_seeds, judged[f"seeds_for_{planned:.2f}"]))
+    return table
 
 
 def _known(value: float, style: str) -> str:
@@ -98,20 +63,30 @@ def in_front(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
 def pivot(results: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Return one data set's F1 beside the talk's: rows are classes, columns are the models `in_front`."""
     part = in_front(results, dataset)
-    frame = part.assign(text=part.apply(_cell, axis=1)).pivot(index="class", columns="model", values="text")
-    frame = frame.loc[part["class"].drop_duplicates(), part.model.drop_duplicates()]
-    seeds = part.drop_duplicates("model").seeds
-    frame.loc["seeds"] = seeds.map(str).to_list()
-    frame.loc["intervals"] = [_covers(dataset, BOTH if count >= FEWEST_FITS else GROUPS) for count in seeds]
+    frame = _crossed(part, "class", "model", map(_cell, part.to_dict("records")))
+    frame.loc["seeds"], frame.loc["intervals"] = _seeds_and_intervals(part)
     return frame
 
 
-def _cell(row: pd.Series) -> str:
-    published = f" ({short(row.published)})" if pd.notna(row.published) else ""
-    return f"{short(row.f1)}{published}\n{_interval(row)}"
+def _crossed(part: pd.DataFrame, rows: str, columns: str, texts: Iterable[str]) -> pd.DataFrame:
+    """Return the text of each row of `part` in a table of two of its columns, whose order is kept."""
+    frame = part.assign(text=list(texts)).pivot(index=rows, columns=columns, values="text")
+    return frame.loc[part[rows].drop_duplicates(), part[columns].drop_duplicates()]
 
 
-def _interval(row: Mapping[Any, Any] | pd.Series) -> str:
+def _seeds_and_intervals(part: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Return each model's number of seeds, and what its intervals cover."""
+    models = part.drop_duplicates("model").to_dict("records")
+    covered = [_covers(row["dataset"], BOTH if row["seeds"] >= FEWEST_FITS else GROUPS) for row in models]
+    return [str(row["seeds"]) for row in models], covered
+
+
+def _cell(row: Mapping[Any, Any]) -> str:
+    published = f" ({short(row['published'])})" if pd.notna(row.get("published")) else ""
+    return f"{short(row['f1'])}{published}\n{_interval(row)}"
+
+
+def _interval(row: Mapping[Any, Any]) -> str:
     if row["interval"] == EXACT and row["high"] < 1:
         return f"0 of {row['groups']}, at most {short(row['high'])}"
     if pd.isna(row["low"]):
@@ -127,16 +102,12 @@ def _covers(dataset: str, interval: str) -> str:
 def measures(summary: pd.DataFrame, dataset: str, *, talk: bool = True) -> pd.DataFrame:
     """Return the measures of the models `in_front`, or of those beyond the talk: one row per model."""
     part = in_front(summary, dataset) if talk else summary[(summary.dataset == dataset) & (summary.family != TALK)]
-    text = [_measure(row) for row in part.to_dict("records")]
-    frame = part.assign(text=text).pivot(index="model", columns="measure", values="text").fillna("-")
-    frame = frame.loc[part.model.drop_duplicates(), part.measure.drop_duplicates()]
-    seeds = part.drop_duplicates("model").seeds
-    frame["seeds"] = seeds.map(str).to_list()
-    frame["intervals"] = [_covers(dataset, BOTH if count >= FEWEST_FITS else GROUPS) for count in seeds]
+    frame = _crossed(part, "model", "measure", map(_measure, part.to_dict("records"))).fillna("-")
+    frame["seeds"], frame["intervals"] = _seeds_and_intervals(part)
     return frame
 
 
-def _measure(row: dict[Any, Any]) -> str:
+def _measure(row: Mapping[Any, Any]) -> str:
     deviation = f" ± {_known(row['sd'], '.3f').removeprefix('0')}" if row["seeds"] > 1 else ""
     return f"{short(row['value'])}{deviation}\n{_interval(row)}"
 
@@ -144,17 +115,15 @@ def _measure(row: dict[Any, Any]) -> str:
 def calibration(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Return intercept and slope of the models `in_front`: one row per model, one column per class."""
     part = in_front(table, dataset)
-    text = [
-        "\n".join(
-            f"{row[name]:.2f} [{row[f'{name}_low']:.2f}, {row[f'{name}_high']:.2f}]"
-            if pd.notna(row[f"{name}_low"])
-            else _known(row[name], ".2f")
-            for name in ("intercept", "slope")
-        )
-        for row in part.to_dict("records")
-    ]
-    frame = part.assign(text=text).pivot(index="model", columns="class", values="text")
-    return frame.loc[part.model.drop_duplicates(), part["class"].drop_duplicates()]
+    return _crossed(part, "model", "class", map(_intercept_and_slope, part.to_dict("records")))
+
+
+def _intercept_and_slope(row: Mapping[Any, Any]) -> str:
+    lines = []
+    for name in ("intercept", "slope"):
+        value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+        lines.append(_known(value, ".2f") if pd.isna(low) else f"{value:.2f} [{low:.2f}, {high:.2f}]")
+    return "\n".join(lines)
 
 
 def differences(pairs: Sequence[Comparison], dataset: str, family: str = TALK) -> pd.DataFrame:
@@ -168,24 +137,27 @@ def differences(pairs: Sequence[Comparison], dataset: str, family: str = TALK) -
 
 
 def difference(pair: Comparison) -> str:
-    """Return a difference and, in a second line, its 95% interval, with a star if that leaves out training."""
+    """Return a difference and, in a second line, its 95% interval; a star marks that it leaves out training."""
     return interval_text(pair.difference, *pair.ends) + (" *" if pair.interval == GROUPS else "")
 
 
 def interval_text(value: float, low: float, high: float) -> str:
-    """Return a difference and, in a second line, its interval."""
-    digits = 3 if max(abs(low), abs(high)) < FINE else 2
-    return f"{value:+.{digits}f}\n{_range(low, high)}"
+    """Return a difference and, in a second line, its interval; `-` without a difference."""
+    return "-" if pd.isna(value) else f"{value:+.{_digits(low, high)}f}\n{_range(low, high)}"
 
 
 def _range(low: float, high: float) -> str:
-    digits = 3 if max(abs(low), abs(high)) < FINE else 2
+    digits = _digits(low, high)
     return "-" if pd.isna(low) else f"[{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
+def _digits(low: float, high: float) -> int:
+    return 3 if max(abs(low), abs(high)) < FINE else 2
+
+
 def short(value: float) -> str:
-    """Return a score with two decimals and without the zero before them."""
-    return f"{value:.2f}".removeprefix("0") if value < 1 else f"{value:.2f}"
+    """Return a score with two decimals and without a leading zero."""
+    return f"{value:.2f}".removeprefix("0")
 
 
 def p_value(value: float) -> str:
@@ -194,70 +166,54 @@ def p_value(value: float) -> str:
 
 
 def markdown(tables: Tables, runs: list[Run]) -> str:
-    """Return results.md: the tables of every data set and how each run was made."""
-    lines = ["# Results", ""]
-    if len(tables.claims):
-        if any(run.record["synthetic"] for run in runs):
-            lines += [f"**{SYNTHETIC_NOTE}**", ""]
-        lines += [CLAIMS_NOTE, "", *_markdown_table(claims(tables.claims)), ""]
+    """Return results.md: the tables of every data set, and how each run was made."""
+    datasets = []
     for dataset in tables.results.dataset.drop_duplicates():
         fits = [run for run in runs if run.dataset == dataset]
-        record = fits[0].record
-        lines += [f"## {dataset}", ""]
-        if record["synthetic"]:
-            lines += [f"**{SYNTHETIC_NOTE}**", ""]
-        lines += [
-            f"{record['image_size']} px, split by {split_of(record)}, {len(fits[0].predictions)} test images, "
-            f"data version `{record['data_version']}`.",
-            "",
-        ]
-        for text, frame in (*sections(tables, runs, dataset), ("How each run was made.", provenance(fits))):
-            lines += [text, "", *_markdown_table(frame), ""]
-    return "\n".join(lines)
+        shown = [*sections(tables, runs, dataset), ("provenance", provenance(fits))]
+        words = {"name": dataset, "talk": is_the_talks(dataset), "units": words_for(dataset).groups}
+        datasets.append({**words, "first": fits[0], "split": split_of(fits[0].record), "tables": shown})
+    return render(
+        "medtransfer.report",
+        "results.md.j2",
+        claims=claims(tables.claims) if len(tables.claims) else None,
+        synthetic=any(run.record["synthetic"] for run in runs),
+        synthetic_note=SYNTHETIC_NOTE,
+        datasets=datasets,
+    )
 
 
-def sections(tables: Tables, runs: list[Run], dataset: str) -> list[tuple[str, pd.DataFrame]]:
-    """Return every table of one data set with its caption.
-
-    Parameters
-    ----------
-    runs : list of Run
-        Of all data sets: a chain's source is a run of another one.
-    """
-    talks = " The talk's F1 stands in round brackets." if is_the_talks(dataset) else ""
+def sections(tables: Tables, runs: list[Run], dataset: str) -> list[Section]:
+    """Return every table of one data set; `runs` are those of all data sets, for chains."""
     found = [
-        (CELL_NOTE.format(groups=words_for(dataset).groups) + talks, pivot(tables.results, dataset)),
-        (MEASURES_NOTE, measures(tables.summary, dataset)),
-        (CALIBRATION_NOTE, calibration(tables.calibration, dataset)),
-        (DIFFERENCES_NOTE, differences(tables.pairs, dataset)),
+        ("f1", pivot(tables.results, dataset)),
+        ("measures", measures(tables.summary, dataset)),
+        ("calibration", calibration(tables.calibration, dataset)),
+        ("differences", differences(tables.pairs, dataset)),
     ]
     return [*found, *beyond_the_talk(tables, runs, dataset)] if len(found[-1][1]) else found[:-1]
 
 
-def beyond_the_talk(tables: Tables, runs: list[Run], dataset: str) -> list[tuple[str, pd.DataFrame]]:
-    """Return the tables of one data set that the talk has not, each with its caption; `runs` as for `sections`."""
+def beyond_the_talk(tables: Tables, runs: list[Run], dataset: str) -> list[Section]:
+    """Return the tables of one data set that go beyond the talk; `runs` as for `sections`."""
     families = set(tables.summary.family[tables.summary.dataset == dataset])
     found = []
     if TALK in families and len(families) > 1:
-        found.append(("Models beyond the talk's: the same measures.", measures(tables.summary, dataset, talk=False)))
+        found.append(("beyond", measures(tables.summary, dataset, talk=False)))
     links = chain(runs, tables.results)
     links = links[links.dataset == dataset]
     if len(links):
-        text = "Chains of transfers: macro F1 by the weights that training begins from, all blocks trained."
-        found.append((text, chains(links, tables.pairs)))
-    own = [run for run in runs if run.dataset == dataset]
-    changes = recipe_changes(own, tables.pairs)
+        found.append(("chains", chains(links, tables.pairs)))
+    fits = [run for run in runs if run.dataset == dataset]
+    changes = recipe_changes(fits, tables.pairs)
     if len(changes):
-        text = "Another scaling of the pixels, balance of the classes or optimizer: what it changes."
-        found.append((text, recipes(changes)))
-    sizes = data_sizes(own, tables.results)
+        found.append(("recipes", recipes(changes)))
+    sizes = data_sizes(fits, tables.results)
     if sizes.fraction.nunique() > 1:
-        text = "Fewer training images: macro F1 from random and from ImageNet weights, and the difference."
-        found.append((text, fewer_images(sizes, tables.pairs)))
-    for family, name in ((LATTICE, "Other blocks"), (WEIGHTS, "Other weights to begin from")):
+        found.append(("sizes", fewer_images(sizes, tables.pairs)))
+    for family in (LATTICE, WEIGHTS):
         if any((pair.dataset, pair.family) == (dataset, family) for pair in tables.pairs):
-            text = f"{name}: differences in macro F1, the row's model less the column's."
-            found.append((text, differences(tables.pairs, dataset, family)))
+            found.append((family, differences(tables.pairs, dataset, family)))
     return found
 
 
@@ -269,7 +225,7 @@ def chains(links: pd.DataFrame, pairs: Sequence[Comparison]) -> pd.DataFrame:
             "chain": f"{row['start']} → {row['dataset']}",
             "model": row["model"],
             "seeds": row["seeds"],
-            "macro F1": _score(row),
+            "macro F1": _cell(row),
         }
         for start, model in zip(links.start, links.model, strict=True):
             if start in ("random", "imagenet"):
@@ -281,25 +237,18 @@ def chains(links: pd.DataFrame, pairs: Sequence[Comparison]) -> pd.DataFrame:
 
 def recipes(changes: pd.DataFrame) -> pd.DataFrame:
     """Return what a change of the recipe does to F1: one row per change, from `recipe_changes`."""
-    rows = [
-        {
-            "model": row["model"],
-            "instead of": row["base"],
-            "change": row["change"],
-            "macro F1": interval_text(row["difference"], row["low"], row["high"]),
-            "interval": _covers(row["dataset"], row["interval"]),
-            "micro F1": f"{row['micro']:+.2f}",
-        }
-        for row in changes.to_dict("records")
-    ]
-    return pd.DataFrame(rows).set_index("model")
+    table = changes.rename(columns={"base": "instead of"}).set_index("model")[["instead of", "change"]]
+    table["macro F1"] = list(map(interval_text, changes.difference, changes.low, changes.high))
+    table["interval"] = list(map(_covers, changes.dataset, changes.interval))
+    table["micro F1"] = list(map("{:+.2f}".format, changes.micro))
+    return table
 
 
 def fewer_images(sizes: pd.DataFrame, pairs: Sequence[Comparison]) -> pd.DataFrame:
     """Return macro F1 from either weights by number of training images, one row per fraction, from `data_sizes`."""
     rows = []
-    for fraction, part in sizes.sort_values("fraction").groupby("fraction"):
-        scores = {row["weights"]: _score(row) for row in part.to_dict("records")}
+    for fraction, part in sizes.groupby("fraction"):
+        scores = {row["weights"]: _cell(row) for row in part.to_dict("records")}
         models = dict(zip(part.weights, part.model, strict=True))
         pair = find_pair(pairs, part.dataset.iloc[0], models.get("imagenet", ""), models.get("random", ""))
         rows.append(
@@ -313,38 +262,19 @@ def fewer_images(sizes: pd.DataFrame, pairs: Sequence[Comparison]) -> pd.DataFra
     return pd.DataFrame(rows).set_index("images")
 
 
-def _score(row: Mapping[Any, Any]) -> str:
-    return f"{short(row['f1'])}\n{_interval(row)}"
-
-
 def leakage(found: pd.DataFrame) -> pd.DataFrame:
     """Return how much leakage changes F1: one row per class, one column per model, from `measure_leakage`."""
-    text = [interval_text(row["difference"], row["low"], row["high"]) for row in found.to_dict("records")]
-    frame = found.assign(text=text).pivot(index="class", columns="model", values="text")
-    frame = frame.loc[found["class"].drop_duplicates(), found.model.drop_duplicates()]
+    frame = _crossed(found, "class", "model", map(interval_text, found.difference, found.low, found.high))
     interval = found[found.interval.isin([BOTH, GROUPS])].drop_duplicates("model").set_index("model").interval
     frame.loc["intervals"] = [interval.get(model, "-") for model in frame.columns]
     return frame
 
 
 def blocks(found: Agreement) -> pd.DataFrame:
-    """Return how much each block matters: one row per block, one column per method, its largest bold unless it is 0."""
-    text = {
-        meaning: [f"**{value:.2f}**" if value == column.max() >= SHOWN else f"{value:.2f}" for value in column]
-        for way, meaning in WAYS.items()
-        if way in found.blocks
-        for column in [found.blocks[way]]
-    }
-    return pd.DataFrame(text, index=found.blocks.index)
-
-
-def _markdown_table(frame: pd.DataFrame) -> list[str]:
-    def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.replace("\n", "<br>") for cell in cells) + " |"
-
-    header = [str(frame.index.name), *map(str, frame.columns)]
-    rows = [line([str(name), *map(str, row)]) for name, row in zip(frame.index, frame.to_numpy(), strict=True)]
-    return [line(header), line(["---"] * len(header)), *rows]
+    """Return how much each block matters: one row per block, one column per method, with its largest value bold."""
+    largest = found.blocks.eq(found.blocks.max()) & (found.blocks >= SHOWN)
+    text = found.blocks.map("{:.2f}".format)
+    return text.mask(largest, "**" + text + "**").rename(columns=WAYS)
 
 
 def provenance(runs: list[Run]) -> pd.DataFrame:
@@ -353,7 +283,7 @@ def provenance(runs: list[Run]) -> pd.DataFrame:
         {
             "run": f"{run.model}, seed {run.seed}",
             "epochs (best)": f"{run.record['epochs']} ({run.record['best_epoch']})" if run.history is not None else "-",
-            "learning rate": _rate(run.record),
+            "learning rate": f"{recipe_of(run.record).learning_rate:g}" if run.history is not None else "-",
             "precision": run.record["precision"],
             "backend": run.record["backend"],
             "device": run.record["device"],
@@ -363,12 +293,6 @@ def provenance(runs: list[Run]) -> pd.DataFrame:
         for run in runs
     ]
     return pd.DataFrame(rows).set_index("run")
-
-
-def _rate(record: dict[str, Any]) -> str:
-    if record["kind"] != "network":
-        return "-"
-    return f"{record['hyperparameters']['train']['learning_rate']:g}"
 
 
 def terminal(results: pd.DataFrame, dataset: str) -> Table:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 
 class Words(NamedTuple):
-    """How to speak of a data set: in a table, in a sentence, and of its groups."""
+    """What to call a data set in a table and in a sentence, and what to call its groups."""
 
     title: str
     subject: str

@@ -1,7 +1,6 @@
 """report: collected results under results/ (or the study here) → tables beside them, and one HTML page."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,12 @@ LEAKAGE = "leak.csv"
 OVERVIEW = "scores.png"
 ROUNDED = 1e-6  # the tables' last digit
 LAYER_TABLES = ("rewinding", "similarity", "probes")
+COPIED = "-activations.png"
 
 
 def write_result_tables(folder: Path) -> None:
-    """Write the tables of a folder that `collect` made, and a figure of its scores, into it.
-
-    Raises
-    ------
-    UserError
-        It contains no runs.
-    """
-    runs = read_runs(folder / "runs", folder / PARAMS)
+    """Write the tables of collected results, and a figure of their scores, into their folder."""
+    runs = _read_collected(folder)
     tables = compute_tables(runs)
     write_tables(tables, folder)
     with atomic_file(folder / "results.md") as path:
@@ -47,22 +41,22 @@ def write_result_tables(folder: Path) -> None:
 
 
 def write_leakage(leaky: Path, clean: Path) -> Path:
-    """Write leak.csv, from `measure_leakage`, into the folder whose split leaks, and return its path.
+    """Write leak.csv, from `measure_leakage`, into the folder whose split has leakage, and return its path.
 
     Raises
     ------
     UserError
-        The two folders were not made with `split.leak` match and remove, or the first does not tell which test images
+        The two folders were not made with `split.leak` match and remove, or the first does not say which test images
         share a lesion or patient with training.
     """
     for folder, expected in ((leaky, "match"), (clean, "remove")):
-        for dataset, settings in YAML(typ="safe").load((folder / PARAMS).read_text())["datasets"].items():
+        for dataset, settings in _read_yaml(folder / PARAMS)["datasets"].items():
             found = settings["split"].get("leak", "keep")
             if found != expected:
                 raise UserError(f"{folder / PARAMS}: datasets.{dataset}.split.leak: found {found}, expected {expected}")
-    sides = [read_runs(folder / "runs", folder / PARAMS) for folder in (leaky, clean)]
-    shared = {dataset: _read_shared(leaky, dataset) for dataset in {run.dataset for run in sides[0]}}
-    table = measure_leakage(sides[0], sides[1], shared)
+    runs = _read_collected(leaky)
+    shared = {dataset: _read_shared(leaky, dataset) for dataset in {run.dataset for run in runs}}
+    table = measure_leakage(runs, _read_collected(clean), shared)
     with atomic_file(leaky / LEAKAGE) as path:
         table.round(6).to_csv(path, index=False)
     return leaky / LEAKAGE
@@ -76,7 +70,7 @@ def _read_shared(folder: Path, dataset: str) -> pd.DataFrame:
 
 
 def report(folders: list[Path], output: Path) -> None:
-    """Write the page from runs and their tables; the first folder answers the question."""
+    """Write the page from runs and their tables; the first folder answers the questions."""
     page = build_page([read_study(folder) for folder in folders])
     with atomic_file(output) as partial:
         partial.write_text(page, encoding="utf-8")
@@ -88,34 +82,35 @@ def read_study(folder: Path) -> Study:
     Raises
     ------
     UserError
-        It contains no runs, or its tables are missing or belong to other runs.
+        It contains no runs, its tables are missing or belong to other runs, or `layers` or `gradcam` described a fit
+        that is not among its runs.
     """
-    collected = (folder / "runs").is_dir()
-    if collected:
-        runs = read_runs(folder / "runs", folder / PARAMS)
+    if (folder / "runs").is_dir():
+        runs = _read_collected(folder)
+        artifacts, tabled, remedy = folder, folder, f"run `medtransfer tables {folder}`"
     else:
         runs = [read_run(folder / fit) for fit in studied(read_params(folder / PARAMS))]
-    where = folder if collected else folder / REPORTS
-    remedy = f"run `medtransfer tables {folder}`" if collected else "run `dvc repro`"
-    tables = read_tables(where, remedy)
-    if not _is_of(tables.results, runs):
-        raise UserError(f"{where / 'results.csv'}: was computed from different models or seeds; {remedy}")
-    layers = _read_layers(folder / "layers" if collected else folder / LAYERS, runs)
-    pictures = [
-        *_activations(folder.glob("*-activations.png") if collected else (folder / FIGURES).glob("*/activations.png")),
-        *_gradcams(folder / "gradcam" if collected else folder / GRADCAM, runs),
+        artifacts, tabled, remedy = folder / TUNING.parent, folder / REPORTS, "run `dvc repro`"
+    tables = read_tables(tabled, remedy)
+    if not _belong_to(tables.results, runs):
+        raise UserError(f"{tabled / 'results.csv'}: was computed from different models or seeds; {remedy}")
+    layers = [
+        Layers(record, *(pd.read_csv(path.parent / f"{name}.csv") for name in LAYER_TABLES))
+        for path, record in _read_records(artifacts / LAYERS.name, "layers", runs)
     ]
-    leakage = pd.read_csv(where / LEAKAGE) if (where / LEAKAGE).exists() else None
-    tried = folder / TUNING.name if collected else folder / TUNING
-    tuning = pd.read_csv(tried) if tried.exists() else None
+    tables_of = {"leakage": tabled / LEAKAGE, "tuning": artifacts / TUNING.name}
     written = (folder / NOTES).read_text(encoding="utf-8") if (folder / NOTES).exists() else ""
-    notes = [" ".join(paragraph.split()) for paragraph in written.split("\n\n") if paragraph.strip()]
-    custom = _custom_data_sets(folder / PARAMS)
-    return Study(folder.resolve().name, runs, tables, layers, pictures, leakage, tuning, custom, notes)
+    datasets = _read_yaml(folder / PARAMS)["datasets"]
+    return Study(
+        folder.resolve().name, runs, tables, layers, _read_pictures(folder, artifacts, runs),
+        custom={name: settings["catalogue"] for name, settings in datasets.items() if "catalogue" in settings},
+        notes=[" ".join(paragraph.split()) for paragraph in written.split("\n\n") if paragraph.strip()],
+        **{key: pd.read_csv(path) for key, path in tables_of.items() if path.exists()},
+    )  # fmt: skip
 
 
-def _is_of(table: pd.DataFrame, runs: list[Run]) -> bool:
-    """Return whether the results table was computed from these runs: as many seeds, with their macro F1."""
+def _belong_to(table: pd.DataFrame, runs: list[Run]) -> bool:
+    """Return whether a table of results was computed from these runs: as many seeds, with their macro F1."""
     found = {
         (dataset, model, len(fits)): np.mean([run.scores[MACRO] for run in fits])
         for dataset, model, fits in by_model(runs)
@@ -125,53 +120,20 @@ def _is_of(table: pd.DataFrame, runs: list[Run]) -> bool:
     return found.keys() == written.keys() and all(abs(found[key] - written[key]) < ROUNDED for key in written)
 
 
-def _custom_data_sets(params: Path) -> dict[str, dict[str, Any]]:
-    datasets = YAML(typ="safe").load(params.read_text())["datasets"]
-    return {name: settings["catalogue"] for name, settings in datasets.items() if "catalogue" in settings}
+def _read_pictures(folder: Path, artifacts: Path, runs: list[Run]) -> list[Picture]:
+    """Return the activations and Grad-CAM pictures of a study."""
+    # `collect` copies <data set>/activations.png to <data set>-activations.png.
+    drawn = {path.parent.name: path for path in sorted((folder / FIGURES).glob("*/activations.png"))}
+    drawn |= {path.name.removesuffix(COPIED): path for path in sorted(folder.glob(f"*{COPIED}"))}
+    found = [Picture(dataset, "activations", "", path.read_bytes()) for dataset, path in drawn.items()]
+    for path, record in _read_records(artifacts / GRADCAM.name, "gradcam", runs):
+        png = (path.parent / "gradcam.png").read_bytes()
+        found.append(Picture(record["dataset"], "gradcam", path.parent.name, png))
+    return found
 
 
-def _activations(paths: Iterable[Path]) -> list[Picture]:
-    text = (
-        "The outputs of the first layer's 64 filters for one test image, with ImageNet and with random weights, before "
-        "any training."
-    )
-    return [
-        Picture(
-            path.name.removesuffix("-activations.png") if "-" in path.name else path.parent.name,
-            text,
-            path.read_bytes(),
-        )
-        for path in sorted(paths)
-    ]
-
-
-def _gradcams(folder: Path, runs: list[Run]) -> list[Picture]:
-    text = (
-        "Where {} looked (Grad-CAM): for each class, the most confident correct and the most confident wrong "
-        "prediction on test images. Bright areas spoke for the prediction. The map has the resolution of the last "
-        "convolution's output and is enlarged."
-    )
-    return [
-        Picture(path.parent.parent.name, text.format(path.parent.name), (path.parent / "gradcam.png").read_bytes())
-        for path, _ in _records_of(folder, "gradcam", runs)
-    ]
-
-
-def _read_layers(folder: Path, runs: list[Run]) -> list[Layers]:
-    return [
-        Layers(record, *(pd.read_csv(path.parent / f"{name}.csv") for name in LAYER_TABLES))
-        for path, record in _records_of(folder, "layers", runs)
-    ]
-
-
-def _records_of(folder: Path, command: str, runs: list[Run]) -> list[tuple[Path, dict[str, Any]]]:
-    """Return the records that `layers` or `gradcam` wrote for single networks, with their paths.
-
-    Raises
-    ------
-    UserError
-        One is about a fit that is not among the runs.
-    """
+def _read_records(folder: Path, command: str, runs: list[Run]) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the records that `layers` or `gradcam` wrote for single networks, with their paths."""
     fits = {(run.dataset, run.model, run.seed): run.record["fit"] for run in runs}
     found = []
     for path in sorted(folder.glob(f"*/*/{command}.json")):
@@ -186,31 +148,26 @@ def _records_of(folder: Path, command: str, runs: list[Run]) -> list[tuple[Path,
     return found
 
 
-def read_runs(folder: Path, params: Path) -> list[Run]:
-    """Read every finished fit under a folder, in the order of params.yaml.
-
-    Raises
-    ------
-    UserError
-        There is none.
-    """
-    found = {path: read_record(path) for path in find_fits(folder)}
-    if not found:
-        raise UserError(f"{folder}: no finished fit; run `dvc repro`, or name a folder under results/")
-    order = _order(params)
-    return [read_run(path) for path in sorted(found, key=lambda path: _rank(found[path], order))]
-
-
-def _order(path: Path) -> list[tuple[str, str]]:
-    """Return data sets and models in the order of params.yaml."""
-    params = YAML(typ="safe").load(path.read_text())
-    return [
+def _read_collected(folder: Path) -> list[Run]:
+    """Return the runs of collected results, in the order of their params.yaml; there must be some."""
+    fits = find_fits(folder / "runs")
+    if not fits:
+        raise UserError(f"{folder / 'runs'}: no finished fit; run `dvc repro`, or name a folder under results/")
+    params = _read_yaml(folder / PARAMS)
+    order = [
         (dataset, model)
         for dataset, study in params["study"].items()
         for model in (*params["baselines"], *study["train"], *study.get("transfer", []))
     ]
 
+    def rank(fit: Path) -> tuple[int, str, int]:
+        record = read_record(fit)
+        key = (record["dataset"], record["model"])
+        return order.index(key) if key in order else len(order), record["model"], record["seed"]
 
-def _rank(record: dict[str, Any], order: list[tuple[str, str]]) -> tuple[int, str, int]:
-    key = (record["dataset"], record["model"])
-    return (order.index(key) if key in order else len(order), record["model"], record["seed"])
+    return [read_run(fit) for fit in sorted(fits, key=rank)]
+
+
+def _read_yaml(path: Path) -> Any:
+    """Read params.yaml without validation: collected results keep that of older versions."""
+    return YAML(typ="safe").load(path.read_text())
