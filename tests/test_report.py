@@ -100,12 +100,12 @@ def test_every_figure_is_a_picture(tmp_path: Path) -> None:
     history = pd.DataFrame(
         {"epoch": [1, 2], **{key: [0.5, 0.6] for key in ("loss", "accuracy", "val_loss", "val_accuracy")}}
     )
-    figures.class_distribution(pd.Series({"a": 3, "b": 5}), "t", tmp_path / "1.png")
-    figures.confusion(np.array([[3, 1], [0, 5]]), ["a", "b"], "t", tmp_path / "2.png")
-    figures.curves(history, "t", tmp_path / "3.png")
-    figures.training_accuracy({"x": history}, "t", tmp_path / "4.png")
+    figures.class_distribution(pd.Series({"a": 3, "b": 5}), "t").savefig(tmp_path / "1.png")
+    figures.confusion(np.array([[3, 1], [0, 5]]), ["a", "b"], "t").savefig(tmp_path / "2.png")
+    figures.curves(history, "t").savefig(tmp_path / "3.png")
+    figures.training_accuracy({"x": history}, "t").savefig(tmp_path / "4.png")
     outputs = {name: np.random.default_rng(0).random((8, 8, 64)) for name in ("one", "two")}
-    figures.activations(np.zeros((8, 8, 3), np.uint8), outputs, "t", tmp_path / "5.png")
+    figures.activations(np.zeros((8, 8, 3), np.uint8), outputs, "t").savefig(tmp_path / "5.png")
     for number in range(1, 6):
         pixels = np.asarray(Image.open(tmp_path / f"{number}.png").convert("L"))
         assert min(pixels.shape) > 200

@@ -169,7 +169,8 @@ def describe(names: tuple[str, ...], plots: Path) -> None:
         _print_description(entry)
         plots.mkdir(parents=True, exist_ok=True)
         plot = plots / f"{name}.png"
-        class_distribution(class_counts(entry), mark(f"{name}: images per class", entry["synthetic"]), plot)
+        title = mark(f"{name}: images per class", entry["synthetic"])
+        class_distribution(class_counts(entry), title).savefig(plot)
         click.echo(f"  plot: {plot}\n")
 
 

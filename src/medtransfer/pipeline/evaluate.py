@@ -82,11 +82,11 @@ def draw_figures(runs: list[Run], folder: Path) -> None:
         if histories:
             title = figures.mark(f"{dataset}: training accuracy", synthetic)
             labelled = {LEARNING[model]: history for model, history in histories.items()}
-            figures.training_accuracy(labelled, title, folder / dataset / "training_accuracy.png")
+            figures.training_accuracy(labelled, title).savefig(folder / dataset / "training_accuracy.png")
         with np.load(ACTIVATIONS / dataset / "activations.npz") as arrays:
             layers = {"ImageNet weights": arrays["imagenet"], "random weights": arrays["random"]}
             title = figures.mark(f"{dataset}: first convolution layer, all filters, image {arrays['id']}", synthetic)
-            figures.activations(arrays["image"], layers, title, folder / dataset / "activations.png")
+            figures.activations(arrays["image"], layers, title).savefig(folder / dataset / "activations.png")
         data = data_of(run_folder(dataset, fits[0].model, fits[0].seed))
         for run in fits:
             drawn = folder / dataset / run_name(run.model, run.seed)
@@ -102,7 +102,7 @@ def draw_run(run: Run, folder: Path) -> None:
     title = figures.mark(f"{run.dataset} {run.model}, seed {run.seed}", run.record["synthetic"])
     folder.mkdir()
     matrix = confusion(run.predictions)
-    figures.confusion(matrix, classes_of(run.predictions), title, folder / "confusion.png")
+    figures.confusion(matrix, classes_of(run.predictions), title).savefig(folder / "confusion.png")
     if run.history is not None:
-        figures.curves(run.history, title, folder / "curves.png")
+        figures.curves(run.history, title).savefig(folder / "curves.png")
     (folder / "report.txt").write_text(title + "\n" + report(run.predictions))

@@ -1,7 +1,6 @@
-"""Figures, as Matplotlib's or as PNG files."""
+"""The figures of a study, as Matplotlib's."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,24 +24,24 @@ def mark(title: str, synthetic: bool) -> str:
     return title + SYNTHETIC_MARK if synthetic else title
 
 
-def class_distribution(counts: pd.Series, title: str, path: Path) -> None:
-    """Draw the number of images per class (index: classes)."""
+def class_distribution(counts: pd.Series, title: str) -> Figure:
+    """Return a figure of the number of images per class (index: classes)."""
     figure, axes = _panel(1.8 + 0.8 * len(counts), 3.6, title)
     axes.bar_label(axes.bar(list(counts.index), counts.to_numpy(), color=PALETTE[0]), padding=2)
     axes.margins(y=0.1)
     axes.set(ylabel="images")
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
-def confusion(matrix: np.ndarray, classes: list[str], title: str, path: Path) -> None:
-    """Draw counts (classes, classes), shaded by the share of each true class."""
+def confusion(matrix: np.ndarray, classes: list[str], title: str) -> Figure:
+    """Return a figure of counts (classes, classes), shaded by the share of each true class."""
     side = 2.4 + 0.5 * len(classes)
-    figure = Figure(figsize=(side, side), layout="constrained")
+    figure = _figure(side, side)
     axes = figure.subplots()
     _draw_counts(axes, matrix, classes, fontsize=9)
     axes.set(xlabel="predicted", ylabel="true")
     axes.set_title(title, fontsize=9, wrap=True)
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
 def confusions(matrices: dict[str, np.ndarray], classes: list[str], title: str) -> Figure:
@@ -65,8 +64,8 @@ def _draw_counts(axes: Axes, matrix: np.ndarray, classes: list[str], fontsize: i
     axes.set_yticks(ticks, classes)
 
 
-def curves(history: pd.DataFrame, title: str, path: Path) -> None:
-    """Draw loss and accuracy per epoch, for training and validation."""
+def curves(history: pd.DataFrame, title: str) -> Figure:
+    """Return a figure of loss and accuracy per epoch, for training and validation."""
     figure, panels = _panels(["", ""], 4, 3.2, title)
     for axes, name in zip(panels, ("loss", "accuracy"), strict=True):
         axes.plot(history.epoch, history[name], marker=".", label="training")
@@ -74,18 +73,18 @@ def curves(history: pd.DataFrame, title: str, path: Path) -> None:
         axes.set(xlabel="epoch", ylabel=name)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
-def training_accuracy(histories: dict[str, pd.DataFrame], title: str, path: Path) -> None:
-    """Draw the training accuracy of several networks over the epochs, as in the talk."""
+def training_accuracy(histories: dict[str, pd.DataFrame], title: str) -> Figure:
+    """Return a figure of the training accuracy of several networks over the epochs, as in the talk."""
     figure, axes = _panel(6, 3.6, title)
     for label, history in histories.items():
         axes.plot(history.epoch, history.accuracy, marker=".", label=label)
     axes.set(xlabel="epoch", ylabel="training accuracy")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
 def losses(histories: dict[str, list[pd.DataFrame]], title: str) -> Figure:
@@ -99,9 +98,9 @@ def losses(histories: dict[str, list[pd.DataFrame]], title: str) -> Figure:
     return figure
 
 
-def activations(image: np.ndarray, layers: dict[str, np.ndarray], title: str, path: Path) -> None:
-    """Draw an image (size, size, 3) and, for each entry, all filters of a layer's output (size, size, n)."""
-    figure = Figure(figsize=(3 + 4.6 * len(layers), 5), layout="constrained")
+def activations(image: np.ndarray, layers: dict[str, np.ndarray], title: str) -> Figure:
+    """Return a figure of an image (size, size, 3) and, for each entry, all filters of an output (size, size, n)."""
+    figure = _figure(3 + 4.6 * len(layers), 5)
     panels = figure.subplots(1, 1 + len(layers), width_ratios=[0.6] + [1.0] * len(layers))
     panels[0].imshow(image)
     for axes, output in zip(panels[1:], layers.values(), strict=True):
@@ -110,7 +109,7 @@ def activations(image: np.ndarray, layers: dict[str, np.ndarray], title: str, pa
         axes.set_title(label, fontsize=10)
         axes.set_axis_off()
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
 def _mosaic(output: np.ndarray) -> np.ndarray:
@@ -145,7 +144,7 @@ def scores(table: pd.DataFrame, title: str, seeds: Mapping[str, Sequence[float]]
 def overview(tables: dict[str, pd.DataFrame]) -> Figure:
     """Return a figure like `scores` of several data sets, one panel each; the keys are the titles."""
     heights = [len(table) for table in tables.values()]
-    figure = Figure(figsize=(8, 1.2 * len(tables) + 0.3 * sum(heights)), layout="constrained")
+    figure = _figure(8, 1.2 * len(tables) + 0.3 * sum(heights))
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (title, table) in zip(panels, tables.items(), strict=True):
         _draw_scores(axes, table)
@@ -173,9 +172,13 @@ def _spans(table: pd.DataFrame, value: str = "f1") -> np.ndarray:
     return spans
 
 
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
 def _panel(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     """Return a figure with one panel, with its size in inches."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = _figure(width, height)
     axes = figure.subplots()
     _plain(axes)
     axes.set_title(title, fontsize=10, wrap=True)
@@ -188,7 +191,7 @@ def _panels(
     """Return a figure of panels, with the size of one in inches; `options` are those of `Figure.subplots`."""
     columns = min(in_row, len(titles))
     rows = -(-len(titles) // columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    figure = _figure(width * columns, height * rows)
     panels = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     for axes in panels[len(titles) :]:
         axes.set_axis_off()
@@ -332,16 +335,14 @@ def layers(rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFra
     return figure
 
 
-def gradcam(
-    chosen: pd.DataFrame, images: np.ndarray, heat: np.ndarray, classes: list[str], title: str, path: Path
-) -> None:
-    """Draw images (n, size, size, 3), each beside a copy with its heat map (n, h, w): one row per class.
+def gradcam(chosen: pd.DataFrame, images: np.ndarray, heat: np.ndarray, classes: list[str], title: str) -> Figure:
+    """Return a figure of images (n, size, size, 3), each beside a copy with its heat map (n, h, w): one row per class.
 
     Parameters
     ----------
     chosen : DataFrame of n rows: label, predicted, probability, right
     """
-    figure = Figure(figsize=(7.4, 1.75 * len(classes) + 0.5), layout="constrained")
+    figure = _figure(7.4, 1.75 * len(classes) + 0.5)
     panels = figure.subplots(len(classes), 4, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
@@ -360,7 +361,7 @@ def gradcam(
             over: dict[str, Any] = {"alpha": 0.5, "extent": (-0.5, end, end, -0.5), "interpolation": "bilinear"}
             marked.imshow(heat[at[0]], cmap="inferno", vmin=0, vmax=1, **over)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=DPI)
+    return figure
 
 
 def leakage(table: pd.DataFrame, title: str) -> Figure:

@@ -208,7 +208,7 @@ def _title(study: Study, dataset: str, text: str) -> str:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=figures.DPI)
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 

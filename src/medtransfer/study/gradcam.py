@@ -40,7 +40,7 @@ def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> P
             f"{dataset}, {name}, seed {seed}: where it looked (Grad-CAM, {heat.shape[1]} × {heat.shape[2]} positions)",
             record["synthetic"],
         )
-        figures.gradcam(chosen, pixels, heat, description["classes"], title, folder / "gradcam.png")
+        figures.gradcam(chosen, pixels, heat, description["classes"], title).savefig(folder / "gradcam.png")
         write_json(folder / "gradcam.json", {"dataset": dataset, "model": name, "seed": seed, "fit": record["fit"]})
     return GRADCAM / dataset / run_name(name, seed)
 

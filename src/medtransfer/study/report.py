@@ -17,7 +17,6 @@ from medtransfer.core.layout import FIGURES, GRADCAM, LAYERS, NOTES, PARAMS, REP
 from medtransfer.core.params import read_params
 from medtransfer.core.run_record import find_fits, read_record
 from medtransfer.metrics.scores import MACRO
-from medtransfer.report.figures import DPI
 from medtransfer.report.page import build_page, overview
 from medtransfer.report.study import Layers, Picture, Study
 from medtransfer.report.tables import markdown
@@ -37,7 +36,7 @@ def write_result_tables(folder: Path) -> None:
     with atomic_file(folder / "results.md") as path:
         path.write_text(markdown(tables, runs))
     with atomic_file(folder / OVERVIEW) as path:
-        overview(tables.results).savefig(path, format="png", dpi=DPI)
+        overview(tables.results).savefig(path, format="png")
 
 
 def write_leakage(leaky: Path, clean: Path) -> Path:
