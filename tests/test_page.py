@@ -63,6 +63,8 @@ def test_what_only_a_larger_study_can_answer_is_drawn() -> None:
     assert "scaling: caffe" in small
     large = build_page([evaluate_study("s", [*fits, run("chest_xray", "imagenet_all_5", 0.6, fraction=0.05)])])
     assert "When transfer pays" in large
+    assert "<figcaption></figcaption>" not in large
+    assert "<caption><span></span></caption>" not in large
 
 
 def test_the_page_says_what_else_a_reader_has_to_know() -> None:
@@ -126,7 +128,10 @@ def test_the_page_is_one_file_with_an_alternative_text_for_each_picture() -> Non
             self.links += [str(given[key]) for key in ("src", "href") if key in given]
 
     reader = Reader()
-    reader.feed(build_page([evaluate_study("first", runs()), evaluate_study("second", runs())]))
+    page = build_page([evaluate_study("first", runs()), evaluate_study("second", runs())])
+    assert "<figcaption></figcaption>" not in page
+    assert "<caption><span></span></caption>" not in page
+    reader.feed(page)
     assert len(reader.pictures) == 1 + 2 * 5  # in front, and of each study
     assert all(len(picture["alt"] or "") > 20 for picture in reader.pictures)
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in reader.links)

@@ -1,7 +1,7 @@
 """The `medtransfer` command, one module per group of commands: each parses, calls and prints.
 
-What a command needs is imported when it runs: the help appears at once, and Keras's backend is
-settled before Keras is imported.
+A command imports what it needs when it runs. So the help appears at once, and Keras's backend is chosen before Keras is
+imported.
 """
 
 from medtransfer.cli import data, networks, results, serving, study, tracking  # noqa: F401 - each adds its commands

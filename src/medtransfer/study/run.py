@@ -1,7 +1,7 @@
 """study: run every stage of dvc.yaml that is out of date, independent ones in parallel.
 
-DVC runs one stage at a time, but several `dvc repro` can work in one project. Each of ours gets a share of the stages
-whose dependencies are ready. A last `dvc repro` runs what is left and confirms that everything is up to date.
+DVC runs one stage at a time, but several `dvc repro` can work in one project. Each gets a share of the stages whose
+dependencies are ready. A last `dvc repro` runs the remaining stages and confirms that everything is up to date.
 """
 
 import os
