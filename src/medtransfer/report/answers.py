@@ -66,11 +66,9 @@ def judged(claims: pd.DataFrame, pair: Comparison) -> dict[str, str]:
         row = {"verdict": f"**{NOT_TESTED}**", "macro F1": difference(pair), "p, corrected": "-"}
         return {**row, "seeds": f"{pair.first_seeds} and {pair.second_seeds}"}
     claim = about.iloc[0]
-    seeds = claim.first_seeds, claim.second_seeds
-    value, low, high = claim.difference, claim.low, claim.high
+    value, low, high, seeds = claim.difference, claim.low, claim.high, (claim.first_seeds, claim.second_seeds)
     if claim["first"] != pair.first:
-        value, low, high = -value, -high, -low
-        seeds = seeds[::-1]
+        value, low, high, seeds = -value, -high, -low, seeds[::-1]
     verdict = (HIGHER if value > 0 else LOWER) if claim.verdict in (HOLDS, FAILS) else claim.verdict
     star = " *" if claim.interval == GROUPS else ""
     return {

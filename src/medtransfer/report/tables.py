@@ -219,20 +219,14 @@ def beyond_the_talk(tables: Tables, runs: list[Run], dataset: str) -> list[Secti
 
 def chains(links: pd.DataFrame, pairs: Sequence[Comparison]) -> pd.DataFrame:
     """Return one data set's macro F1 by the chain of weights, beside random and ImageNet weights; from `chain`."""
-    rows = []
-    for row in links.to_dict("records"):
-        cells = {
-            "chain": f"{row['start']} → {row['dataset']}",
-            "model": row["model"],
-            "seeds": row["seeds"],
-            "macro F1": _cell(row),
-        }
-        for start, model in zip(links.start, links.model, strict=True):
-            if start in ("random", "imagenet"):
-                pair = find_pair(pairs, row["dataset"], row["model"], model)
-                cells[f"less {start}"] = difference(pair) if pair else "-"
-        rows.append(cells)
-    return pd.DataFrame(rows).set_index("chain")
+    dataset = links.dataset.iloc[0]
+    table = links.assign(chain=links.start + " → " + dataset).set_index("chain")[["model", "seeds"]]
+    table["macro F1"] = list(map(_cell, links.to_dict("records")))
+    for start, base in zip(links.start, links.model, strict=True):
+        if start in ("random", "imagenet"):
+            compared = [find_pair(pairs, dataset, model, base) for model in links.model]
+            table[f"less {start}"] = [difference(pair) if pair else "-" for pair in compared]
+    return table
 
 
 def recipes(changes: pd.DataFrame) -> pd.DataFrame:
