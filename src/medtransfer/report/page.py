@@ -18,7 +18,7 @@ from medtransfer.analysis.published import is_the_talks
 from medtransfer.analysis.questions import block_counts, block_gains, data_sizes
 from medtransfer.analysis.runs import Run, by_model
 from medtransfer.core.predictions import classes_of
-from medtransfer.core.run_record import SplitRule, split_of
+from medtransfer.core.run_record import SplitRule, recipe_of, split_of
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.metrics.scores import MACRO
 from medtransfer.report import figures, tables
@@ -87,7 +87,7 @@ def overview(table: pd.DataFrame) -> Figure:
 
 def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
     runs = [run for run in study.runs if run.dataset == dataset]
-    networks = [run for run in runs if run.history is not None]
+    recipes = [(recipe_of(run.record), run.record["epochs"]) for run in runs if run.history is not None]
     sections = tables.sections(study.tables, study.runs, dataset)
     leaked = study.leakage[(study.leakage.dataset == dataset) & (study.leakage.images == ALL)]
     known = study.custom.get(dataset, {}).get("classes") or getattr(CATALOGUE.get(dataset), "classes", {})
@@ -99,8 +99,9 @@ def _dataset_view(study: Study, dataset: str) -> dict[str, Any]:
         "split_means": SPLITS[split_of(runs[0].record)] if is_the_talks(dataset) else None,
         # Only where a class's name does not say what it stands for.
         "meanings": [f"{name}: {meaning}" for name, meaning in known.items() if meaning != name],
-        "recipes": [run.record["hyperparameters"]["train"] for run in networks],
-        "at_limit": sum(run.record["epochs"] >= run.record["hyperparameters"]["train"]["epochs"] for run in networks),
+        "recipes": [recipe for recipe, _ in recipes if recipe.recipe == "talk"],
+        "modern": sum(recipe.recipe == "modern" for recipe, _ in recipes),
+        "at_limit": sum(epochs >= recipe.epochs for recipe, epochs in recipes if recipe.recipe == "talk"),
         "units": words_for(dataset, study.custom).groups,
         "tables": [*sections, ("leakage", tables.leakage(leaked))] if len(leaked) else sections,
         "blocks": _blocks(study, dataset),
