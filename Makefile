@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # The folder under results/ that the verdict comes from; the tests read it here.
-ANSWER := results/real-64px-by-group
+ANSWER := results/real-224px-by-group
 
 PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

@@ -30,6 +30,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT.parent / "shared"
 # The collected results that answer the question and those divided as the talk's, relative to the project.
 [ANSWER] = re.findall(r"^ANSWER := (.+)$", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+AT_64_PX = "results/real-64px-by-group"
 
 # These take minutes: begun last, one of them would run alone at the end.
 BEGIN_WITH = ("pipeline", "sweep", "docs", "tracking", "serving", "checkpoints", "training", "devices", "jax", "custom")

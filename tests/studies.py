@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from conftest import ANSWER, PROJECT
+from conftest import AT_64_PX, PROJECT
 from medtransfer.analysis.agreement import WAYS
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.tables import compute_tables
@@ -102,7 +102,7 @@ def add_seed(fit: Path, seed: int) -> Path:
 
 def finished_study(folder: Path, seed: int, models: list[str]) -> None:
     """Lay a study out as its stages leave it, of fits of the committed results."""
-    source = PROJECT / ANSWER
+    source = PROJECT / AT_64_PX
     for model in models:
         fit = folder / "artifacts/runs/chest_xray" / f"{model}-seed0"
         shutil.copytree(source / "runs/chest_xray" / fit.name, fit)

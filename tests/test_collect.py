@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from conftest import ANSWER, PROJECT
+from conftest import AT_64_PX, PROJECT
 from medtransfer.cli import cli
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import write_json
@@ -50,10 +50,10 @@ def test_results_are_collected_and_reported_without_the_models(tmp_path: Path, m
 def test_tables_and_layers_of_other_fits_are_noticed(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     for fit in ("imagenet_all-seed0", "imagenet_all-seed1", "imagenet_head-seed0"):
-        shutil.copytree(PROJECT / ANSWER / "runs/chest_xray" / fit, folder / "runs/chest_xray" / fit)
+        shutil.copytree(PROJECT / AT_64_PX / "runs/chest_xray" / fit, folder / "runs/chest_xray" / fit)
     for found in ("layers/chest_xray/imagenet_all-seed1", "gradcam/chest_xray/imagenet_all-seed0"):
-        shutil.copytree(PROJECT / ANSWER / found, folder / found)
-    shutil.copy(PROJECT / ANSWER / "params.yaml", folder)
+        shutil.copytree(PROJECT / AT_64_PX / found, folder / found)
+    shutil.copy(PROJECT / AT_64_PX / "params.yaml", folder)
     write_result_tables(folder)
     assert len(read_study(folder).layers) > 0
     for command, seed in (("layers", 1), ("gradcam", 0)):
@@ -87,7 +87,7 @@ def test_another_seed_is_added_to_what_is_collected(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     finished_study(tmp_path, 0, ["cnn_random", "imagenet_all", "decision_tree"])
     layers = "layers/chest_xray/imagenet_all-seed1"
-    shutil.copytree(PROJECT / ANSWER / layers, Path("artifacts") / layers)
+    shutil.copytree(PROJECT / AT_64_PX / layers, Path("artifacts") / layers)
     missing = CliRunner().invoke(cli, ["collect", "mine", "--add"])
     assert "results/mine: not found; leave out --add" in str(missing.exception)
     assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
@@ -206,7 +206,7 @@ def test_collected_results_are_replaced_only_when_asked(tmp_path: Path, monkeypa
 
 
 def test_the_leak_is_measured_between_two_folders_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = PROJECT / ANSWER
+    source = PROJECT / AT_64_PX
     params = (source / "params.yaml").read_text()
     for leak in ("match", "remove"):
         shutil.copytree(source / "runs/chest_xray/imagenet_all-seed0", tmp_path / leak / "runs/chest_xray/m-seed0")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ANSWER, PROJECT, QUIET
+from conftest import AT_64_PX, PROJECT, QUIET
 from medtransfer.report.page import build_page
 from medtransfer.study.report import read_study
 
@@ -26,7 +26,7 @@ def test_a_browser_shows_every_picture_and_nothing_wider_than_the_screen(tmp_pat
         pytest.skip("Chromium is not installed (Debian's package: chromium)")
     from playwright.sync_api import sync_playwright
 
-    page = build_page([read_study(PROJECT / ANSWER)])
+    page = build_page([read_study(PROJECT / AT_64_PX)])
     (tmp_path / "page.html").write_text(page)
     address = (tmp_path / "page.html").as_uri()
     requested: list[str] = []

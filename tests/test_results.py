@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from ruamel.yaml import YAML
 
-from conftest import ANSWER, PROJECT
+from conftest import ANSWER, AT_64_PX, PROJECT
 from medtransfer.analysis.claims import CLAIMS
 from medtransfer.analysis.differences import find_pair, read_comparisons
 from medtransfer.analysis.families import LATTICE, RECIPES, SIZES, family
@@ -92,7 +92,7 @@ def dvc_hash(path: Path, scratch: Path) -> str:
 
 
 def test_every_further_configuration_can_stand_beside_the_committed_ones() -> None:
-    ours = read_params(PROJECT / ANSWER / "params.yaml")
+    ours = read_params(PROJECT / AT_64_PX / "params.yaml")
     more = read_params(PROJECT / "results" / "params-extra.yaml")
     assert (more.train, more.datasets) == (ours.train, ours.datasets)
     assert set(more.seeds) <= set(ours.seeds)
@@ -106,7 +106,7 @@ def test_every_further_configuration_can_stand_beside_the_committed_ones() -> No
     assert set(more.study["ham10000"].train) == set(more.configurations)
     # As results/README.md says: the rates of the whole network or the last block, for the head its own, and for SGD
     # the one that collapsed.
-    tuning = pd.read_csv(PROJECT / ANSWER / "tuning.csv").query("fraction == 1")
+    tuning = pd.read_csv(PROJECT / AT_64_PX / "tuning.csv").query("fraction == 1")
     best = tuning.loc[tuning.groupby(["configuration", "dataset"]).val_loss.idxmin()]
     for name, found in more.configurations.items():
         whole = "cnn_random" if found.weights == "random" else "imagenet_all"
@@ -120,10 +120,10 @@ def test_make_report_lets_the_answering_folder_answer(tmp_path: Path) -> None:
     (tmp_path / "requirements").mkdir()
     for file in ("Makefile", "pyproject.toml", "requirements/lock.txt"):
         shutil.copy(PROJECT / file, tmp_path / file)
-    for folder in (ANSWER, "results/leak-match", "results/real-224px-by-group"):
+    for folder in (ANSWER, "results/leak-match", AT_64_PX):
         (tmp_path / folder / "runs").mkdir(parents=True)
     printed = subprocess.run(["make", "--dry-run", "report"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert f"medtransfer report {ANSWER} results/leak-match results/real-224px-by-group\n" in printed.stdout
+    assert f"medtransfer report {ANSWER} results/leak-match {AT_64_PX}\n" in printed.stdout
 
 
 def test_every_claim_is_about_models_of_the_study(params: Params) -> None:
