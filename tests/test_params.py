@@ -117,10 +117,14 @@ def test_the_values_of_a_configuration_replace_the_common_ones(params: Params) -
     assert recipe.epochs == params.train.epochs
 
 
-def test_a_learning_rate_may_depend_on_the_data_set(params: Params) -> None:
+def test_a_learning_rate_may_depend_on_the_data_set(params: Params, caplog: pytest.LogCaptureFixture) -> None:
     own = params.configurations["imagenet_all"].model_copy(update={"learning_rate": {"ham10000": 3e-4}})
     assert own.settings(params.train, "ham10000").learning_rate == 3e-4
+    assert not caplog.records
     assert own.settings(params.train, "chest_xray") == params.train
+    assert own.settings(params.train, "chest_xray") == params.train
+    [warning] = caplog.records
+    assert "no rate for chest_xray" in warning.getMessage()
 
 
 def test_configurations_name_their_blocks_and_source(params: Params) -> None:

@@ -195,6 +195,8 @@ class Configuration(Overrides):
         found = {**dict(train), **(RECIPES[self.recipe] if self.recipe else {})}
         found |= {name: value for name, value in own.items() if value is not None}
         if isinstance(self.learning_rate, dict):
+            if dataset not in ("", *self.learning_rate):  # "" is no data set: see `_check_recipe`
+                _warn_of_missing_rate(str(self.learning_rate), dataset, train.learning_rate)
             found["learning_rate"] = self.learning_rate.get(dataset, train.learning_rate)
         return TrainParams(**found).on(dataset)
 
@@ -304,6 +306,14 @@ def parse_params(text: str, path: Path) -> Params:
 @cache
 def _warn_of_old_scaling(path: Path) -> None:
     log.warning("%s: scaling: %s is now called %s, Keras's name for it", path, OLD_SCALING, TF)
+
+
+@cache
+def _warn_of_missing_rate(rates: str, dataset: str, used: float) -> None:
+    log.warning(
+        "learning_rate: %s has no rate for %s, which gets train.learning_rate, %g; `medtransfer tune %s` finds one",
+        rates, dataset, used, dataset,
+    )  # fmt: skip
 
 
 def _yaml_reason(error: Exception) -> str:
