@@ -74,5 +74,5 @@ vulnerabilities: ## Check the locked versions for known vulnerabilities (needs u
 	for file in lock cpu gpu; do \
 		uv tool run pip-audit --strict --disable-pip --require-hashes --requirement requirements/$$file.txt || exit; done
 
-clean: ## Remove outputs of stages and tests, but not data, sweeps, tuning.csv, DVC's cache or mlruns
+clean: ## Remove outputs of stages and tests, but not data, sweeps, what tune wrote, DVC's cache or mlruns
 	rm -rf $(addprefix artifacts/,prepared runs checkpoints activations layers gradcam) reports/figures reports/plots/confusion reports/plots/training_accuracy .pytest_cache .mypy_cache .ruff_cache

@@ -116,22 +116,26 @@ def use_store(folder: Path, empty_store: Path, patch: pytest.MonkeyPatch) -> Non
 NARROW_BLOCKS = ((2, 8), (2, 16), (3, 32), (3, 64), (3, 64))
 
 
+def narrow_vgg16(include_top: bool, weights: None, input_tensor: Any) -> Any:
+    """Keras's VGG16 with NARROW_BLOCKS."""
+    import keras
+
+    x = input_tensor
+    for block, (layers, channels) in enumerate(NARROW_BLOCKS, start=1):
+        for number in range(1, layers + 1):
+            name = f"block{block}_conv{number}"
+            x = keras.layers.Conv2D(channels, 3, activation="relu", padding="same", name=name)(x)
+        x = keras.layers.MaxPooling2D(2, name=f"block{block}_pool")(x)
+    return keras.Model(keras.utils.get_source_inputs(input_tensor), x)
+
+
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[None]:
     """Every VGG16 that is built here has an eighth of its channels: for tests that need no ImageNet weights."""
     import keras
 
-    def build(include_top: bool, weights: None, input_tensor: Any) -> Any:
-        x = input_tensor
-        for block, (layers, channels) in enumerate(NARROW_BLOCKS, start=1):
-            for number in range(1, layers + 1):
-                name = f"block{block}_conv{number}"
-                x = keras.layers.Conv2D(channels, 3, activation="relu", padding="same", name=name)(x)
-            x = keras.layers.MaxPooling2D(2, name=f"block{block}_pool")(x)
-        return keras.Model(keras.utils.get_source_inputs(input_tensor), x)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keras.applications, "VGG16", build)
+        patch.setattr(keras.applications, "VGG16", narrow_vgg16)
         yield
 
 

@@ -44,13 +44,15 @@ NOT_RUN = {
     "cp results/params-real.yaml params.yaml": REAL_PARAMS,
     "dvc repro --single-item train-chest_xray@chest_xray-imagenet_all-1": REAL,
     "dvc repro --single-item train-ham10000@ham10000-imagenet_last_block-0": REAL,
-    "medtransfer tune ham10000 --fraction 0.2 --epochs 5 --rate 3e-5 --rate 1e-4 --rate 3e-4": REAL,
-    "medtransfer tune ham10000 --fraction 0.2 --epochs 5 --rate 1e-4 --rate 1e-3 --rate 1e-2 --optimizer sgd "
-    "--configuration imagenet_first_block --configuration imagenet_all": REAL,
-    "medtransfer tune ham10000 --fraction 1 --epochs 60 --rate 1e-4 --rate 3e-4 --rate 1e-3 --rate 3e-3 "
+    "medtransfer tune ham10000 --search learning_rate=3e-5,1e-4,3e-4 --search fraction=0.2 --search epochs=5": REAL,
+    "medtransfer tune ham10000 --search learning_rate=1e-5:1e-3:log --search dropout=0.3,0.5 --sampler tpe "
+    "--trials 30": REAL,
+    "medtransfer tune ham10000 --search learning_rate=1e-4,1e-3,1e-2 --search fraction=0.2 --search epochs=5 "
+    "--search optimizer=sgd --configuration imagenet_first_block --configuration imagenet_all": REAL,
+    "medtransfer tune ham10000 --search learning_rate=1e-4,3e-4,1e-3,3e-3 --search fraction=1.0 --search epochs=60 "
     "--configuration imagenet_head_weighted --configuration imagenet_head_sampled "
     "--configuration imagenet_head_caffe": REAL,
-    "medtransfer tune chest_xray --fraction 0.2 --epochs 5 --rate 3e-5 --rate 1e-4 --rate 3e-4 "
+    "medtransfer tune chest_xray --search learning_rate=3e-5,1e-4,3e-4 --search fraction=0.2 --search epochs=5 "
     "--configuration imagenet_last_block": REAL,
     "dvc repro --single-item train-chest_xray@chest_xray-imagenet_all-0": REAL,
     ".venv/bin/python benchmarks/xla.py --size 64 --rounds 5 --precision mixed_bfloat16": MEASURES,

@@ -113,6 +113,10 @@ def test_the_trials_on_most_images_are_drawn_and_the_used_rates_marked() -> None
     more = tuning.iloc[:1].assign(fraction=0.5, val_macro_f1=0.8)
     shown = trials(dataclasses.replace(study, tuning=pd.concat([tuning, more])), "chest_xray")
     assert shown[shown.configuration == "cnn_random"].fraction.tolist() == [0.5]
+    # Trials of other settings are not shown; tables of older versions do not say what was searched.
+    searched = pd.Series([None, '{"learning_rate": 1e-4, "fraction": 0.2}', '{"dropout": 0.3}'])
+    shown = trials(dataclasses.replace(study, tuning=tuning.assign(searched=searched)), "chest_xray")
+    assert shown.index.tolist() == [0, 1]
 
 
 def test_seconds_of_several_machines_are_not_compared() -> None:

@@ -63,7 +63,7 @@ def others() -> list[str]:
         if ids:
             lines.append(
                 f"MLflow's experiment {name} has {len(ids)} finished runs of fits that are not here (from earlier "
-                f"fits, a sweep or another project): {first_three(ids)}"
+                f"fits, a sweep, a search or another project): {first_three(ids)}"
             )
     return lines
 

@@ -4,7 +4,7 @@ import sys
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
@@ -13,35 +13,42 @@ from medtransfer.cli.shared import AT_LEAST_1, FILE, PATH, RATE, SEED, as_datase
 from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.layout import PARAMS, SWEEPS, TUNING, check_name
 from medtransfer.core.params import read_params
-from medtransfer.core.recipe import TrainParams
 
-OPTIMIZERS = get_args(TrainParams.model_fields["optimizer"].annotation)
+SAMPLERS, PRUNERS = ("grid", "random", "tpe"), ("none", "median")
 
 
 @cli.command()
 @as_dataset
 @many("--configuration", "names", help="Search only this configuration; repeat for more.")
-@many("--rate", "rates", type=RATE, default=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3))
-@click.option("--optimizer", type=click.Choice(OPTIMIZERS), show_default="from params.yaml")
-@click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), show_default="from params.yaml")
-@click.option("--epochs", type=AT_LEAST_1, default=10)
-@click.option("--output", type=FILE, default=TUNING)
-def tune(dataset: str, names: list[str], rates: list[float], **settings: Any) -> None:
-    """Compare learning rates for each freezing configuration on the validation images.
+@many(
+    "--search",
+    "searched",
+    metavar="KEY=VALUES",
+    default=("learning_rate=1e-5,3e-5,1e-4,3e-4,1e-3",),
+    help="A key of train in params.yaml with the values to try: a list, a range LOW:HIGH or LOW:HIGH:log, or one "
+    "value. Repeat for more keys; dots lead into sections.",
+)
+@click.option("--sampler", type=click.Choice(SAMPLERS), default=SAMPLERS[0], help="grid takes lists only.")
+@click.option("--trials", type=AT_LEAST_1, default=20, help="The number of trials of random and tpe.")
+@click.option("--pruner", type=click.Choice(PRUNERS), default=PRUNERS[0], help="median stops poor trials early.")
+@click.option("--output", type=FILE, default=TUNING, help="The table of trials; Optuna's file is beside it, as .db.")
+def tune(dataset: str, names: list[str], searched: list[str], output: Path, **settings: Any) -> None:
+    """Search learning rates or other training settings of each configuration on the validation images.
 
-    Copy the best rates to params.yaml, as in learning_rate: {ham10000: 1e-4}. An interrupted search resumes.
+    Prints the best settings for params.yaml. An interrupted search resumes, and several processes can run the same one.
     """
     params = read_params(PARAMS)
     check_known("params.yaml: study", dataset, params.study)
     with quiet_start():
+        from medtransfer.study.search_space import advice, parse_space
+        from medtransfer.study.shared_study import Plan
         from medtransfer.study.tune import tune
 
-    study = params.study[dataset]
-    table = tune(params, dataset, names or [*study.train, *study.transfer], rates, **settings)
-    best = table.loc[table.groupby("configuration", sort=False).val_loss.idxmin()]
-    for row in best.itertuples():
-        rate = f"learning_rate: {{{dataset}: {row.learning_rate:g}}}"
-        click.echo(f"{row.configuration}: {rate}  # {row.optimizer}, validation loss {row.val_loss:.4f}")
+    study, plan = params.study[dataset], Plan(parse_space(searched), **settings)
+    table = tune(params, dataset, names or [*study.train, *study.transfer], plan, output)
+    for name in table.configuration.drop_duplicates():
+        for line in advice(params, dataset, name, plan.space, table[table.configuration == name]):
+            click.echo(line)
 
 
 @cli.command()

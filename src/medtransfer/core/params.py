@@ -294,13 +294,18 @@ def parse_params(text: str, path: Path) -> Params:
         raise UserError(f"{path}: cannot be read as YAML: {_yaml_reason(error)}") from None
     if raw is None:
         raise UserError(f"{path}: empty; restore it (git checkout {path})")
-    try:
-        params = Params.model_validate(raw)
-    except ValidationError as error:
-        raise UserError(" ".join(_one_line(path, error).split())) from None
+    params = validate_params(raw, path)
     if any(section.get("scaling") == OLD_SCALING for section in (raw["train"], *raw["configurations"].values())):
         _warn_of_old_scaling(path)
     return params
+
+
+def validate_params(raw: Any, where: object) -> Params:
+    """Return the values of params.yaml as Params; the UserError for a wrong one begins with `where`."""
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(" ".join(_one_line(where, error).split())) from None
 
 
 @cache
@@ -322,7 +327,7 @@ def _yaml_reason(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _one_line(path: Path, error: ValidationError) -> str:
+def _one_line(path: object, error: ValidationError) -> str:
     # An unknown key comes first: if one is misspelt, the right one is missing too.
     first = min(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"] if part not in (RATE, RATES, "[key]"))

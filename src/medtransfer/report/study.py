@@ -1,5 +1,6 @@
 """A study as the report reads it: its runs, their tables, and the further analyses of single fits."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ import pandas as pd
 from medtransfer.analysis.families import configuration_of
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.tables import Tables
+from medtransfer.core.layout import TUNING_KEY
 from medtransfer.core.predictions import classes_of
 
 
@@ -95,12 +97,14 @@ def largest_class_f1(study: Study, dataset: str) -> float:
 
 
 def trials(study: Study, dataset: str) -> pd.DataFrame:
-    """Return the trials of `tune` on the largest part of the training images, per configuration and optimizer.
+    """Return the trials of learning rates on the largest part of the training images, per configuration and optimizer.
 
     The column `used` says whether the study's fits have this optimizer and rate. The table is empty if the study has
     no network for this data set.
     """
     tried = study.tuning[study.tuning.dataset == dataset]
+    if "searched" in tried:  # not those of other settings
+        tried = tried[[not set(json.loads(point)) - set(TUNING_KEY) for point in tried.searched.fillna("{}")]]
     networks = [run for run in study.runs if run.dataset == dataset and run.validation is not None]
     if tried.empty or not networks:
         return _empty()

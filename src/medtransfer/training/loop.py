@@ -46,7 +46,7 @@ def fit(
     training: Batches,
     validation: Batches,
     params: TrainParams,
-    on_epoch: Callable[[list[dict[str, float]]], None] = lambda history: None,
+    on_epoch: Callable[[list[dict[str, float]]], bool | None] = lambda history: None,
     checkpoints: Path | None = None,
     made_from: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
@@ -58,7 +58,8 @@ def fit(
     Parameters
     ----------
     on_epoch : callable
-        Called with the whole history after each epoch, and once when a fit resumes.
+        Called with the whole history after each epoch, and once when a fit resumes. Training stops after an epoch for
+        which it returns True.
     checkpoints : Path, optional
         A folder for this fit only, which the caller removes. Without it, an interrupted fit starts again.
     made_from : mapping, optional
@@ -92,7 +93,8 @@ def fit(
         if checkpoints:
             arrays, facts = collect(state)
             save(checkpoints, arrays, {"made_from": made_from or {}, **facts})
-        on_epoch(state.history)
+        if on_epoch(state.history):
+            model.stop_training = True
 
     begin = len(state.history)
     recorder = _Recorder(state.history, training, params.epochs)
