@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
+from medtransfer.core.params import BLOCKS
+
 SYNTHETIC_MARK = " - SYNTHETIC demonstration data"
 DPI = 130
 # Colours that people with any colour vision can tell apart (Paul Tol, Colour Schemes, SRON/EPS/TN/09-002, 2021,
@@ -227,6 +229,25 @@ def block_counts(table: pd.DataFrame, title: str) -> Figure:
     return _lines(table, "start", labels, "blocks", "blocks that train beside the head", title, shift=0.06)
 
 
+def block_values(table: pd.DataFrame, title: str) -> Figure:
+    """Return a figure of what each block adds, one panel per metric; `table` from `lattice.block_values`."""
+    blocks = table[table.blocks.isin(BLOCKS)]
+    metrics = list(blocks.metric.drop_duplicates())
+    figure, panels = _panels(metrics, 3.4, 2.4, title)
+    for axes, metric in zip(panels, metrics, strict=True):
+        _differences(axes, blocks[blocks.metric == metric], "value", "blocks")
+    return figure
+
+
+def _differences(axes: Axes, table: pd.DataFrame, value: str, labels: str) -> None:
+    """Draw differences with their intervals beside 0, one row each."""
+    rows = np.arange(len(table))[::-1]
+    axes.errorbar(table[value], rows, xerr=_spans(table, value), fmt="o", color=PALETTE[0], capsize=3)
+    axes.axvline(0, color="#333333", linewidth=1)
+    axes.set_yticks(rows, list(table[labels]))
+    axes.grid(axis="x", color=GRID)
+
+
 def data_sizes(table: pd.DataFrame, title: str) -> Figure:
     """Return a figure of macro F1 against the training images; `table` from `questions.data_sizes`."""
     labels = {"imagenet": "ImageNet weights", "random": "random weights"}
@@ -373,12 +394,7 @@ def leakage(table: pd.DataFrame, title: str) -> Figure:
     height = 1.4 + 0.3 * table.name.nunique()
     figure, panels = _panels(models, 3.4, height, title, in_row=len(models), sharey=True, sharex=True)
     for axes, model in zip(panels, models, strict=True):
-        part = table[table.model == model]
-        rows = np.arange(len(part))[::-1]
-        axes.errorbar(part.difference, rows, xerr=_spans(part, "difference"), fmt="o", color=PALETTE[0], capsize=3)
-        axes.axvline(0, color="#333333", linewidth=1)
-        axes.set_yticks(rows, list(part.name))
-        axes.grid(axis="x", color=GRID)
+        _differences(axes, table[table.model == model], "difference", "name")
     figure.supxlabel("F1 with leakage less F1 without", fontsize=9)
     return figure
 

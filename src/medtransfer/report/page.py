@@ -14,6 +14,7 @@ from medtransfer.analysis.agreement import agree
 from medtransfer.analysis.calibration import reliability
 from medtransfer.analysis.confusion import confusion
 from medtransfer.analysis.families import TALK
+from medtransfer.analysis.lattice import SUBSETS, block_values
 from medtransfer.analysis.leakage import ALL
 from medtransfer.analysis.published import is_the_talks
 from medtransfer.analysis.questions import block_counts, block_gains, data_sizes
@@ -164,6 +165,10 @@ def _question_figures(study: Study, dataset: str) -> Iterator[Drawn]:
     counts = block_counts(runs, study.tables.results)
     if len(counts) and counts.groupby("start").size().max() >= POINTS:
         yield "blocks", "", figures.block_counts(counts, _title(study, dataset, "blocks that train"))
+    values = block_values(runs)
+    if len(values):
+        subsets = f"{values.subsets.iloc[0]} of {SUBSETS}"
+        yield "values", subsets, figures.block_values(values, _title(study, dataset, "what training a block adds"))
     sizes = data_sizes(runs, study.tables.results)
     if sizes.fraction.nunique() >= POINTS:
         yield "sizes", "", figures.data_sizes(sizes, _title(study, dataset, "training images"))

@@ -10,6 +10,7 @@ from medtransfer.analysis.agreement import WAYS, Agreement
 from medtransfer.analysis.claims import PLANNED
 from medtransfer.analysis.differences import Comparison, find_pair
 from medtransfer.analysis.families import LATTICE, TALK, WEIGHTS
+from medtransfer.analysis.lattice import SUBSETS, block_values
 from medtransfer.analysis.published import is_the_talks
 from medtransfer.analysis.questions import chain, data_sizes, recipe_changes
 from medtransfer.analysis.runs import Run
@@ -208,6 +209,9 @@ def beyond_the_talk(tables: Tables, runs: list[Run], dataset: str) -> list[Secti
     changes = recipe_changes(fits, tables.pairs)
     if len(changes):
         found.append(("recipes", recipes(changes)))
+    values = block_values(fits)
+    if len(values):
+        found.append(("values", lattice(values)))
     sizes = data_sizes(fits, tables.results)
     if sizes.fraction.nunique() > 1:
         found.append(("sizes", fewer_images(sizes, tables.pairs)))
@@ -236,6 +240,14 @@ def recipes(changes: pd.DataFrame) -> pd.DataFrame:
     table["interval"] = list(map(_covers, changes.dataset, changes.interval))
     table["micro F1"] = list(map("{:+.2f}".format, changes.micro))
     return table
+
+
+def lattice(values: pd.DataFrame) -> pd.DataFrame:
+    """Return what each block adds, from `block_values`: one row per block or pair, one column per metric."""
+    text = [interval_text(*row) for row in values[["value", "low", "high"]].itertuples(index=False)]
+    frame = values.assign(text=text).pivot(index="blocks", columns="metric", values="text")
+    frame = frame.loc[values.blocks.drop_duplicates(), values.metric.drop_duplicates()]
+    return frame.assign(subsets=f"{values.subsets.iloc[0]} of {SUBSETS}")
 
 
 def fewer_images(sizes: pd.DataFrame, pairs: Sequence[Comparison]) -> pd.DataFrame:
