@@ -33,6 +33,11 @@ class Fit:
     plateau: "ResumablePlateau | None" = None
     history: list[dict[str, float]] = field(default_factory=list)
 
+    @property
+    def callbacks(self) -> list[keras.callbacks.Callback]:
+        """What decides when the learning rate falls and training stops."""
+        return [callback for callback in (self.stopping, self.plateau) if callback]
+
 
 class _Resumable(keras.callbacks.Callback):
     """A callback whose state can be kept and restored."""

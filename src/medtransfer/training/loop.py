@@ -75,15 +75,7 @@ def fit(
     DivergedError, UserError
         The loss is no longer a finite number, or a checkpoint cannot be written.
     """
-    classes = model.output_shape[-1]
-    if params.augment != Augmentation():
-        model = AugmentedNetwork(model, params.augment, training.seed or 0)
-        model.build(training.inputs.shape)
-    for batches in (training, validation):
-        if mixes_labels(params):
-            batches.encode_labels(classes)
-    compile_network(model, params, len(training))
-    state = _start(model, params)
+    state = _start(model, training, validation, params)
     if checkpoints and (found := load(checkpoints, made_from or {})):
         restore(state, *found)
         log.info("resuming after epoch %d of %s", len(state.history), checkpoints)
@@ -94,21 +86,16 @@ def fit(
             arrays, facts = collect(state)
             save(checkpoints, arrays, {"made_from": made_from or {}, **facts})
         if on_epoch(state.history):
-            model.stop_training = True
+            state.network.stop_training = True
 
     begin = len(state.history)
     recorder = _Recorder(state.history, training, params.epochs)
-    model.fit(
+    state.network.fit(
         feed(training),
         validation_data=feed(validation),
         initial_epoch=begin,
         epochs=begin if state.stopping.remembered.get("stopped_epoch") else params.epochs,
-        callbacks=[
-            recorder,
-            state.stopping,
-            *([state.plateau] if state.plateau else []),
-            keras.callbacks.LambdaCallback(on_epoch_end=keep),
-        ],
+        callbacks=[recorder, *state.callbacks, keras.callbacks.LambdaCallback(on_epoch_end=keep)],
         # Batches are already shuffled by (seed, epoch); Keras would shuffle them again.
         shuffle=False,
         verbose=0,
@@ -122,7 +109,16 @@ def best_epoch(history: pd.DataFrame, params: TrainParams) -> int:
     return int(scores.argmin() if params.stop_on == "loss" else scores.argmax()) + 1
 
 
-def _start(model: keras.Model, params: TrainParams) -> Fit:
+def _start(model: keras.Model, training: Batches, validation: Batches, params: TrainParams) -> Fit:
+    """Return a compiled fit of the network, or of the network with its augmentation, that has not begun."""
+    classes = model.output_shape[-1]
+    if params.augment != Augmentation():
+        model = AugmentedNetwork(model, params.augment, training.seed or 0)
+        model.build(training.inputs.shape)
+    if mixes_labels(params):
+        training.encode_labels(classes)
+        validation.encode_labels(classes)
+    compile_network(model, params, len(training))
     monitor = f"val_{params.stop_on}"
     stopping = ResumableStopping(monitor, params.patience, averaged=params.average > 0)
     if params.schedule != "plateau":
