@@ -6,7 +6,6 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
-import pandas as pd
 import pytest
 from click.testing import CliRunner
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -39,7 +38,8 @@ def project(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) 
             ) as run:
                 run.log_epochs([{"epoch": epoch, "loss": 1 / epoch} for epoch in range(1, 4)])
                 if name == "finished":
-                    run.log_data(pd.DataFrame({"id": ["1"], "label": ["nv"]}), "ham10000", {"data_source": "x"})
+                    Path("samples.csv").write_text("id,label\n1,nv\n")
+                    run.log_data(Path("samples.csv"), {"dataset": "ham10000", "data_source": "x"})
                     run.log_model(lambda: mlflow_models.log_sklearn_model(tree, features, TRUSTED_TYPES))
                 if ending:
                     raise ending

@@ -1,5 +1,6 @@
 """MLflow: a run has the status of its process, and a logged model predicts from raw pixels like the network."""
 
+import hashlib
 import shutil
 import signal
 import sqlite3
@@ -158,14 +159,21 @@ def test_a_logged_tree_predicts_the_same_from_raw_pixels(
     assert pickles == []
 
 
-def test_the_data_are_the_runs_input(store: mlflow.MlflowClient) -> None:
-    samples = pd.DataFrame({"id": ["a"], "label": ["nv"], "split": ["test"], "sha256": ["00"]})
-    with mlflow_runs.run("ham10000", "x", "f1", {}, {}) as run:
-        for _ in range(2):
-            run.log_data(samples, "ham10000", {"data_source": "here", "data_version": "1"})
-    (entry,) = store.get_run(run.run_id or "").inputs.dataset_inputs
-    assert entry.dataset.name == "ham10000"
-    assert '"data_version": "1"' in entry.dataset.source
+def test_the_data_are_the_runs_input_and_every_row_changes_their_digest(
+    store: mlflow.MlflowClient, tmp_path: Path
+) -> None:
+    table, digests = tmp_path / "samples.csv", set()
+    for label in ("nv", "mel"):
+        pd.DataFrame({"id": range(10_015), "label": [*["nv"] * 10_014, label]}).to_csv(table, index=False)
+        with mlflow_runs.run("ham10000", "x", label, {}, {}) as run:
+            for _ in range(2):
+                run.log_data(table, {"dataset": "ham10000", "data_source": "here", "data_version": "1"})
+        (entry,) = store.get_run(run.run_id or "").inputs.dataset_inputs
+        assert entry.dataset.name == "ham10000"
+        assert '"data_version": "1"' in entry.dataset.source
+        assert hashlib.sha256(table.read_bytes()).hexdigest().startswith(entry.dataset.digest)
+        digests.add(entry.dataset.digest)
+    assert len(digests) == 2
 
 
 def test_files_are_added_only_to_a_known_run(store: mlflow.MlflowClient, tmp_path: Path) -> None:

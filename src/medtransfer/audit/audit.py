@@ -316,8 +316,7 @@ def _log_again(folder: Path, record: dict[str, Any]) -> None:
     with mlflow_runs.run(
         record["dataset"], folder.name, record["fit"], record["hyperparameters"], tags, sample_seconds=None
     ) as run:
-        samples = pd.read_csv(PREPARED / record["dataset"] / "samples.csv", dtype=str, keep_default_na=False)
-        run.log_data(samples, record["dataset"], record)
+        run.log_data(PREPARED / record["dataset"] / "samples.csv", record)
         log_to_mlflow(run, folder)
         run.log_model(lambda: _log_model(folder, record))
     if drawn := _drawn(folder):

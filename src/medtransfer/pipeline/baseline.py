@@ -40,7 +40,7 @@ def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
         # Fitting a small tree takes less than a second.
         mlflow_runs.run(dataset, run_name(model, seed), fit, hyperparameters, record, sample_seconds=0.2) as run,
     ):
-        run.log_data(samples, dataset, record)
+        run.log_data(PREPARED / dataset / "samples.csv", record)
         begin = time.perf_counter()
         tree = build_tree(settings, seed).fit(flatten_pixels(images[fitted_on]), labels[fitted_on])
         seconds = time.perf_counter() - begin

@@ -91,7 +91,7 @@ def _train(
         atomic_folder(outputs) as folder,
         mlflow_runs.run(target.experiment, target.name, fit_id, hyperparameters, {**record, **target.tags}) as run,
     ):
-        run.log_data(samples, dataset, record)
+        run.log_data(PREPARED / dataset / "samples.csv", record)
         ready = cache_features(network, configuration, settings, images, samples, classes, seed, params.cache.max_gb)
         # The last digits depend on whether the features come from the cache.
         inputs["stored_features"] = ready.uses_cached_features

@@ -22,6 +22,7 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from medtransfer.core.errors import UserError
+from medtransfer.core.files import sha256_of
 from medtransfer.tracking.mlflow_models import model_problem, models_of
 from medtransfer.tracking.mlflow_store import (
     FIT,
@@ -105,11 +106,18 @@ class MlflowRun:
         self.client.log_batch(self.run_id, _points(missing, 0))
 
     @_sent
-    def log_data(self, samples: pd.DataFrame, name: str, record: Mapping[str, Any]) -> None:
-        """Log the samples (one row per image) as the run's input, with the source and version in `record`."""
+    def log_data(self, table: Path, record: Mapping[str, Any]) -> None:
+        """Log samples.csv as the run's input, with the data set, source and version in `record`.
+
+        MLflow's own digest covers only the first 10,000 rows. The digest is that of the file, in the 36 characters
+        that MLflow allows.
+        """
         if not self.client.get_run(self.run_id).inputs.dataset_inputs:
             source = CodeDatasetSource({key: record.get(key) for key in ("data_source", "data_version")})
-            dataset = mlflow.data.from_pandas(samples, source=source, targets="label", name=name)
+            samples = pd.read_csv(table, dtype=str, keep_default_na=False)
+            dataset = mlflow.data.from_pandas(
+                samples, source=source, targets="label", name=record["dataset"], digest=sha256_of(table)[:36]
+            )
             mlflow.log_input(dataset, context="training")
 
     @_sent
