@@ -15,6 +15,7 @@ import mlflow
 import pandas as pd
 import psutil
 import pytest
+import ray
 from click.testing import CliRunner, Result
 from ray.cluster_utils import Cluster
 from ruamel.yaml import YAML
@@ -27,7 +28,7 @@ from medtransfer.core.params import Params
 from medtransfer.data.catalogue import CHEST_XRAY, HAM10000
 from medtransfer.data.preparation import prepare_dataset
 from medtransfer.study import sweep as stage
-from medtransfer.study.ray_cluster import Needs, fit_environment
+from medtransfer.study.ray_cluster import Needs, fit_environment, join_ray
 from medtransfer.tracking import mlflow_runs
 
 # Seeds share nothing; rates share the features of a frozen prefix.
@@ -317,6 +318,21 @@ def test_the_grid_has_a_fit_for_every_combination(project: Path) -> None:
     samples.write_text(samples.read_text().replace("validation", "train", 1))
     with pytest.raises(UserError, match=r"sweep\.json: made with other data;"):
         stage.lay_out(small, root, fits)
+
+
+def test_a_fit_sees_only_the_gpus_that_it_asked_for(
+    project: Path, params: Params, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    monkeypatch.setattr(stage, "run_fit", lambda *_: {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES", "all")})
+    fits = [stage.GridPoint("chest_xray", "random_head", 0, None)]
+    for gpus, seen in ((0, ""), (1, "0")):
+        needs = Needs(1, gpus, 0.5, 0)
+        join_ray(params, needs, local=False)
+        try:
+            assert list(stage.run_all(fits, project, needs, "x", None).gpus) == [seen]
+        finally:
+            ray.shutdown()
 
 
 def test_a_weights_file_is_found_from_every_project_folder(

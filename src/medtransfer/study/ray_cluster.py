@@ -60,6 +60,8 @@ def fit_environment(params: Params, needs: Needs) -> dict[str, str]:
     variables = {key: value for key, value in os.environ.items() if key.startswith(prefixes)}
     if weights := variables.get(WEIGHTS_VARIABLE) or params.weights.file:
         variables[WEIGHTS_VARIABLE] = str(Path(weights).resolve())
+    if not needs.gpus:
+        variables["CUDA_VISIBLE_DEVICES"] = ""  # since Ray 2.60, a task without GPUs sees all of its node's
     return variables | {
         "MLFLOW_TRACKING_URI": store_uri(),
         "TF_NUM_INTRAOP_THREADS": str(needs.cpus),
