@@ -71,7 +71,8 @@ def write_fit(folder: Path, prepared: Path, tiny: TrainParams, model: str, seed:
     fit = f"fit-{model}"
     record = {"dataset": "chest_xray", "model": model, "seed": 0, "fit": fit, "synthetic": True, "image_size": 32}
     data = json.loads((prepared / "dataset.json").read_text())
-    hyperparameters = {"data": {key: data[key] for key in ("image_size", "resize_filter", "split")}}
+    data_keys = ("image_size", "resize_filter", "split")
+    hyperparameters = {"train": tiny.model_dump(), "data": {key: data[key] for key in data_keys}}
     record |= {"data_source": data["source"], "hyperparameters": hyperparameters}
     write_json(target / "run.json", record)
     with mlflow_runs.run("chest_xray", f"{model}-seed0", fit, {}, {}, sample_seconds=None) as run:
