@@ -13,16 +13,19 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from ruamel.yaml import YAML
 
 from clones import change_params, clone, dvc, run
 from conftest import PROJECT
 from medtransfer.cli import cli
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder
-from medtransfer.core.params import read_params
+from medtransfer.core.params import Params, read_params
+from medtransfer.core.prepared import read_dataset
 from medtransfer.data.checks import validate
 from medtransfer.data.custom import Columns, dataset_of
 from medtransfer.data.preparation import prepare_dataset
+from medtransfer.pipeline.prepare import prepare
 from medtransfer.study.custom_data import add_custom
 
 ABOUT = {"title": "My scans"}
@@ -52,6 +55,47 @@ def add(**changes: Any) -> int:
         "labels": Path("labels.csv"), "columns": Columns(group="patient"), "about": ABOUT, "only": False, **changes,
     }  # fmt: skip
     return add_custom(**arguments)
+
+
+def changed(**settings: Any) -> Params:
+    """Change settings of the data set in params.yaml, and return all parameters."""
+    yaml, path = YAML(), Path("params.yaml")
+    content = yaml.load(path)
+    content["datasets"]["mine"].update(settings)
+    yaml.dump(content, path)
+    return read_params(path)
+
+
+def write_twelve_bits(folder: Path) -> dict[str, np.ndarray]:
+    """Replace the images by some of 12 bits in 16-bit files, each with another largest value, and return them."""
+    values = {}
+    for number, path in enumerate(sorted(folder.rglob("*.png"))):
+        values[path.stem] = np.random.default_rng(number).integers(0, 2100 + 50 * number, (32, 32), np.uint16)
+        Image.fromarray(values[path.stem]).save(path)
+    return values
+
+
+@pytest.mark.parametrize(("bits", "white"), [(None, 4095), (14, 16383)])
+def test_files_of_sixteen_bits_are_scaled_alike_by_the_bits_that_they_use(
+    project: Path, bits: int | None, white: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = write_twelve_bits(project / "mine")
+    add()
+    params = changed(image_size=32, resize_filter="nearest", bits=bits)
+    prepare(params, "mine")
+    images, samples, description = read_dataset(params, "mine")
+    assert description["white_level"] == white
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if f"{white:,}" in line]
+    assert ("params.yaml" in said) == (bits is not None)
+    for pixels, name in zip(images, samples.id, strict=True):
+        assert (pixels == np.round(values[Path(name).name] * 255.0 / white)[..., None]).all()
+
+
+def test_a_file_brighter_than_the_stated_bits_is_refused(project: Path) -> None:
+    write_twelve_bits(project / "mine")
+    add()
+    with pytest.raises(UserError, match=r"mine/images/.*\.png: has the value [0-9],[0-9]{3}; expected at most 1,023"):
+        prepare(changed(bits=10), "mine")
 
 
 def stages() -> list[str]:

@@ -36,7 +36,7 @@ from medtransfer.data.catalogue import CHEST_XRAY
 from medtransfer.models import vgg16
 from medtransfer.serving import app as server_page
 from medtransfer.serving.app import MAX_BYTES, MAX_WAITING, build_app
-from medtransfer.serving.classifier import load_classifier, read_image
+from medtransfer.serving.classifier import load_classifier, read_image, show_where, write_classifier
 from medtransfer.serving.predict import as_json, open_classifier
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 
@@ -271,6 +271,28 @@ def test_serving_sees_the_pixels_that_training_saw(registered: Path, demo: Path)
     for row in (0, 100, -1):
         content = (demo / "chest_xray" / listing.path[samples.id.iloc[row]]).read_bytes()
         assert (read_image(classifier, content) == prepared[row]).all()
+
+
+def sixteen_bits(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(values.astype(np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_serving_scales_sixteen_bits_as_the_data_set(registered: Path, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 2000, (32, 32))
+    with pytest.raises(UserError, match="has 16 bits"):
+        read_image(open_classifier("chest_xray", None), sixteen_bits(values))
+    description = json.loads(Path("artifacts/prepared/chest_xray/dataset.json").read_text())
+    fit = Path("artifacts/runs/chest_xray/imagenet_all-seed0")
+    write_classifier(fit, {**description, "white_level": 4095}, tmp_path)
+    classifier = load_classifier(tmp_path)
+    pixels = read_image(classifier, sixteen_bits(values))
+    assert (pixels == np.round(values * 255 / 4095)[..., None]).all()
+    (drawn,) = show_where(classifier, [sixteen_bits(values)], pixels[None], np.array([[0.1, 0.9]]))
+    assert drawn.size == (32, 32)
+    with pytest.raises(UserError, match="has the value 5,000; expected at most 4,095"):
+        read_image(classifier, sixteen_bits(values + 5000 - values.max()))
 
 
 @pytest.fixture(scope="module")

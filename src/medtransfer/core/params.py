@@ -117,11 +117,15 @@ class CatalogueEntry(Section):
 
 
 class DatasetParams(Section):
-    """How one data set is prepared; `image_size` is the side of the square image in pixels."""
+    """How one data set is prepared; `image_size` is the side of the square image in pixels.
+
+    `bits` are those that files with 16 bits use; by default, those of the largest value in the data set.
+    """
 
     image_size: Annotated[int, Field(ge=32, le=1024)]
     resize_filter: Literal["nearest", "bilinear", "bicubic", "lanczos"]
     split: Split
+    bits: Annotated[int, Field(ge=8, le=16)] | None = None
     catalogue: CatalogueEntry | None = None
 
 

@@ -65,7 +65,7 @@ def data_of(fit: Path) -> dict[str, Any]:
     # A tree's record has only the size, and an older one may lack parts of the split.
     then = {"image_size": record["image_size"], "source": record["data_source"]}
     for key, value in (then | record["hyperparameters"].get("data", {})).items():
-        now = description[key]
+        now: Any = description.get(key)
         now = {part: now[part] for part in value} if key == "split" else now
         if now != value:
             raise UserError(

@@ -1,6 +1,8 @@
 """Decoding an image file to pixels, in the same way for training, evaluation and serving."""
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +24,7 @@ LOW_BYTES = {
     "LA;16B": ("RGBA", [1, 1, 1, 3]),
 }
 MAX_PIXELS = 100_000_000
+WHITE = 65_535  # the largest value of 16 bits
 
 
 class Decoded(NamedTuple):
@@ -31,12 +34,19 @@ class Decoded(NamedTuple):
     converted: str
 
 
-def load_rgb(source: Path | bytes, size: int | None = None, name: str = "", max_pixels: int = MAX_PIXELS) -> Decoded:
+def load_rgb(
+    source: Path | bytes,
+    size: int | None = None,
+    name: str = "",
+    max_pixels: int = MAX_PIXELS,
+    white_level: int | None = WHITE,
+) -> Decoded:
     """Decode a JPEG or PNG to 8-bit RGB, rotated according to its EXIF orientation.
 
     Sixteen bits are scaled to eight and rounded, since Pillow's own conversion saturates grey and truncates colour.
     Palettes, CMYK and opaque alpha are converted. It is a UserError if the content is not a complete JPEG or PNG, does
-    not match the suffix, or has several frames, transparent pixels or more than `max_pixels` pixels.
+    not match the suffix, or has several frames, transparent pixels, more than `max_pixels` pixels or values above
+    `white_level`.
 
     Parameters
     ----------
@@ -47,17 +57,30 @@ def load_rgb(source: Path | bytes, size: int | None = None, name: str = "", max_
         if both sides stay at least three times as long, which saves work and leaves the filter enough pixels.
     name : str, optional
         The image's name in messages; the path by default.
+    white_level : int, optional
+        The value of a file with 16 bits that becomes 255; None refuses such files.
     """
     name = name or str(source if isinstance(source, Path) else "image")
+    with _opened(source, name) as image:
+        _check(image, name, max_pixels)
+        if size:
+            image.draft(None, (3 * size, 3 * size))
+        return _to_rgb(image, _sixteen_bits(image, source), name, white_level)
+
+
+def largest_value(path: Path) -> int:
+    """Return the largest value, without alpha, of a PNG with 16 bits; 0 for other files."""
+    with _opened(path, str(path)) as image:
+        _check(image, str(path), MAX_PIXELS)
+        values = _sixteen_bits(image, path)
+        return 0 if values is None else int(np.atleast_3d(values)[..., :3].max())
+
+
+@contextmanager
+def _opened(source: Path | bytes, name: str) -> Iterator[ImageFile.ImageFile]:
     try:
         with _open(source) as image:
-            _check(image, name, max_pixels)
-            if size:
-                image.draft(None, (3 * size, 3 * size))
-            layout = image.tile[0].args if image.tile else None
-            image.load()
-            low = _low_bytes(source, *LOW_BYTES[layout]) if layout in LOW_BYTES else None
-            return _to_rgb(image, low, name)
+            yield image
     except PermissionError:
         raise
     except UnidentifiedImageError:
@@ -70,6 +93,16 @@ def load_rgb(source: Path | bytes, size: int | None = None, name: str = "", max_
 
 def _open(source: Path | bytes) -> ImageFile.ImageFile:
     return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=list(FORMATS))
+
+
+def _sixteen_bits(image: ImageFile.ImageFile, source: Path | bytes) -> np.ndarray | None:
+    """Return the upright values of an image with 16 bits, uint32, or None for other images."""
+    layout = image.tile[0].args if image.tile else None
+    if image.mode not in SIXTEEN_BIT and layout not in LOW_BYTES:
+        return None
+    image.load()
+    values = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint32)
+    return 256 * values + _low_bytes(source, *LOW_BYTES[layout]) if layout in LOW_BYTES else values
 
 
 def _low_bytes(source: Path | bytes, layout: str, channels: list[int]) -> np.ndarray:
@@ -90,19 +123,17 @@ def _check(image: Image.Image, name: str, max_pixels: int) -> None:
         raise UserError(f"{name}: {image.width} × {image.height} pixels; expected at most {max_pixels:,}, so reduce it")
 
 
-def _to_rgb(image: Image.Image, low: np.ndarray | None, name: str) -> Decoded:
+def _to_rgb(image: Image.Image, values: np.ndarray | None, name: str, white_level: int | None) -> Decoded:
     upright = ImageOps.exif_transpose(image)
     mode = image.mode
     converted = [] if mode in DIRECT_MODES else [{"P": "palette", "1": "1 bit"}.get(mode, mode)]
     transparent = False
-    if mode in SIXTEEN_BIT or low is not None:
+    if values is not None:
         converted = ["16 bit"]
-        values = np.asarray(upright).astype(np.uint32)
-        values = values if low is None else 256 * values + low
         # A transparent colour has 16 bits: after scaling, others may equal it.
         colour = image.info.get("transparency")
         transparent = colour is not None and bool(np.equal(np.atleast_3d(values), colour).all(axis=-1).any())
-        upright = Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8))
+        upright = Image.fromarray(_to_eight_bits(np.atleast_3d(values), name, white_level))
     if image.getexif().get(0x0112, 1) != 1:
         converted.append("EXIF orientation")
     if "A" in upright.getbands() or "transparency" in upright.info:
@@ -113,11 +144,32 @@ def _to_rgb(image: Image.Image, low: np.ndarray | None, name: str) -> Decoded:
     return Decoded(upright.convert("RGB"), ", ".join(converted))
 
 
+def _to_eight_bits(values: np.ndarray, name: str, white_level: int | None) -> np.ndarray:
+    """Scale values (height, width, channels) with 16 bits so that the white level becomes 255; alpha has all 16."""
+    if white_level is None:
+        raise UserError(
+            f"{name}: has 16 bits, and its data set's images have 8, so that its white is unknown; convert it to 8 "
+            "bits, or set the data set's `bits` in params.yaml"
+        )
+    if (largest := values[..., :3].max()) > white_level:
+        raise UserError(
+            f"{name}: has the value {largest:,}; expected at most {white_level:,}, the white of its data set; rescale "
+            "it, or change the data set's `bits` in params.yaml"
+        )
+    whites = np.where(np.arange(values.shape[-1]) < 3, white_level, WHITE).astype(np.uint32)
+    return ((255 * values + whites // 2) // whites).astype(np.uint8).squeeze(-1 if values.shape[-1] == 1 else ())
+
+
 def load_pixels(
-    source: Path | bytes, size: int, resize_filter: str, name: str = "", max_pixels: int = MAX_PIXELS
+    source: Path | bytes,
+    size: int,
+    resize_filter: str,
+    name: str = "",
+    max_pixels: int = MAX_PIXELS,
+    white_level: int | None = WHITE,
 ) -> np.ndarray:
     """Decode an image to (size, size, 3), uint8, not keeping its aspect ratio (as in the talk)."""
-    return resize(load_rgb(source, size, name, max_pixels).image, size, resize_filter)
+    return resize(load_rgb(source, size, name, max_pixels, white_level).image, size, resize_filter)
 
 
 def resize(image: Image.Image, size: int, resize_filter: str) -> np.ndarray:

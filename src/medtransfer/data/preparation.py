@@ -16,7 +16,7 @@ from medtransfer.core.files import sha256_of, write_array_header, write_json
 from medtransfer.core.params import DatasetParams, Split
 from medtransfer.data.catalogue import Dataset, read_source
 from medtransfer.data.duplicates import find_near_duplicates, thumbnail
-from medtransfer.data.images import load_rgb, resize
+from medtransfer.data.images import largest_value, load_rgb, resize
 from medtransfer.data.progress import progress
 
 SPLITS = ("train", "validation", "test")
@@ -40,7 +40,10 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
             "change split.seed"
         )
     paths = [raw / path for path in samples.path]
-    samples["sha256"], thumbnails, conversions = _write_images(paths, params, dataset.name, target / "images.npy")
+    white_level = find_white_level(paths, params.bits)
+    samples["sha256"], thumbnails, conversions = _write_images(
+        paths, params, dataset.name, white_level, target / "images.npy"
+    )
     duplicates = find_near_duplicates(thumbnails, samples)
     duplicates.to_csv(target / "duplicates.csv", index=False)
     tested, validated = (duplicates[duplicates.split == split] for split in ("test", "validation"))
@@ -55,6 +58,8 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
         "image_size": params.image_size,
         "resize_filter": params.resize_filter,
         "split": params.split.model_dump(),
+        **params.model_dump(include={"bits"}, exclude_none=True),
+        **({"white_level": white_level} if white_level else {}),
         **({"catalogue": params.catalogue.model_dump()} if params.catalogue else {}),
         "images": {split: int((samples.split == split).sum()) for split in (*SPLITS, LEFT_OUT)},
         "converted": dict(conversions),
@@ -67,15 +72,28 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
     return description
 
 
+def find_white_level(paths: list[Path], bits: int | None) -> int | None:
+    """Return the value of files with 16 bits that becomes 255, the same for all; None if there is no such file.
+
+    It is the largest value of `bits`, by default of the bits that the largest value in the data set needs: a file does
+    not state how many of its 16 bits are used, and its own largest value would make images incomparable.
+    """
+    if not bits:
+        with ThreadPoolExecutor() as pool:
+            largest = max(pool.map(largest_value, (path for path in paths if path.suffix.lower() == ".png")), default=0)
+        bits = max(8, largest.bit_length()) if largest else 0
+    return 2**bits - 1 if bits else None
+
+
 def _write_images(
-    paths: list[Path], params: DatasetParams, name: str, target: Path
+    paths: list[Path], params: DatasetParams, name: str, white_level: int | None, target: Path
 ) -> tuple[list[str], np.ndarray, Counter[str]]:
     """Write the decoded images to `target`; return the files' SHA-256, thumbnails and the number of each conversion."""
     size, workers = params.image_size, os.cpu_count() or 1
     batch = 64 * workers  # the pool would keep every decoded image in memory
 
     def decode(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
-        image, converted = load_rgb(path, size)
+        image, converted = load_rgb(path, size, white_level=white_level)
         return resize(image, size, params.resize_filter), thumbnail(image), converted, sha256_of(path)
 
     digests, thumbnails, conversions = [], [], Counter[str]()

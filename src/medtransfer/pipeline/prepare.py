@@ -37,3 +37,6 @@ def prepare(params: Params, dataset: str) -> None:
     )
     if done["converted"]:
         print("converted: " + ", ".join(f"{count} × {kind}" for kind, count in done["converted"].items()))
+    if "white_level" in done:
+        reason = "bits in params.yaml" if "bits" in done else "the bits of the largest value in the data set"
+        print(f"files with 16 bits: {done['white_level']:,} becomes white ({reason})")

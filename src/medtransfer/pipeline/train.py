@@ -28,6 +28,9 @@ from medtransfer.training.experiment import Experiment, build_network, cache_fea
 from medtransfer.training.feature_cache import hash_array
 from medtransfer.training.loop import best_epoch, fit, predict
 
+# What a classifier must know of the data; white_level only if the data set has one.
+DATA_KEYS = ("image_size", "resize_filter", "split", "white_level")
+
 
 def train(
     params: Params,
@@ -68,7 +71,7 @@ def _train(
     hyperparameters = {
         "train": settings.model_dump(),
         "configuration": configuration.model_dump(exclude_none=True),
-        "data": {key: description[key] for key in ("image_size", "resize_filter", "split")},
+        "data": {key: description[key] for key in DATA_KEYS if key in description},
         "seed": seed,
         "weights": counts,
         "trainable_layers": ",".join(trained),

@@ -20,7 +20,7 @@ from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of, write_json
 from medtransfer.core.predictions import read_predictions
 from medtransfer.core.run_record import read_record, recipe_of
-from medtransfer.data.images import MAX_PIXELS, load_pixels, load_rgb
+from medtransfer.data.images import MAX_PIXELS, WHITE, load_pixels, load_rgb
 from medtransfer.layers.gradcam import grad_cam, overlay
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.models.vgg16 import load_network
@@ -37,7 +37,8 @@ class Classifier:
     facts : dict
         dataset, title, synthetic, classes (in the order of the probabilities), meanings, calibrated (whether the
         validation images determine a temperature), temperature (1 if not calibrated), image_size, resize_filter,
-        network_sha256, flips (axes, for a mean of predictions), model, seed, fit, validation_macro_f1
+        white_level (None if the data set has no files with 16 bits), network_sha256, flips (axes, for a mean of
+        predictions), model, seed, fit, validation_macro_f1
     """
 
     network: keras.Model
@@ -55,6 +56,7 @@ def write_classifier(fit: Path, description: dict[str, Any], folder: Path) -> di
     facts = {
         **{key: record[key] for key in ("dataset", "model", "seed", "fit", "synthetic")},
         **{key: description[key] for key in ("title", "classes", "meanings", "image_size", "resize_filter")},
+        "white_level": description.get("white_level"),
         "calibrated": calibrated,
         "temperature": temperature if calibrated else 1.0,
         "flips": recipe_of(record).flips,
@@ -86,13 +88,14 @@ def load_classifier(folder: Path, registered: dict[str, str] | None = None) -> C
             )
     keras.config.disable_interactive_logging()
     # Older classifiers lack the keys; all of them were calibrated.
-    return Classifier(load_network(folder / NETWORK), {"calibrated": True, "flips": [[]], **facts})
+    older = {"calibrated": True, "flips": [[]], "white_level": WHITE}
+    return Classifier(load_network(folder / NETWORK), older | facts)
 
 
 def read_image(classifier: Classifier, content: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return the pixels (size, size, 3), uint8, of a JPEG or PNG of any size, prepared as for training."""
     facts = classifier.facts
-    return load_pixels(content, facts["image_size"], facts["resize_filter"], name, max_pixels)
+    return load_pixels(content, facts["image_size"], facts["resize_filter"], name, max_pixels, facts["white_level"])
 
 
 def ask(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
@@ -127,4 +130,4 @@ def show_where(
     """Yield each image, in its original size, overlaid with where the network looked (Grad-CAM)."""
     heat = grad_cam(classifier.network, pixels, probabilities.argmax(axis=1))
     for content, heat_map in zip(contents, heat, strict=True):
-        yield overlay(load_rgb(content).image, heat_map)
+        yield overlay(load_rgb(content, white_level=classifier.facts["white_level"]).image, heat_map)
