@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from conftest import PROJECT
 from medtransfer.core.errors import UserError
@@ -199,6 +199,39 @@ def test_cmyk_and_palettes_become_their_colours() -> None:
     written = encoded(Image.fromarray(ink, "CMYK"), "JPEG", quality=100, subsampling=0)
     expected = (255 - ink[..., :3].astype(float)) * (255 - ink[..., 3:].astype(float)) / 255
     assert np.abs(np.asarray(load_rgb(written).image) - expected).max() <= 4
+
+
+def with_primaries(profile: bytes, **primaries: tuple[float, float, float]) -> bytes:
+    """An ICC profile with other XYZ of red, green and blue."""
+    for name, xyz in primaries.items():
+        entry = profile.index(name.encode())
+        start = struct.unpack_from(">I", profile, entry + 4)[0] + 8
+        profile = profile[:start] + struct.pack(">3i", *(round(65536 * one) for one in xyz)) + profile[start + 12 :]
+    return profile
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+DISPLAY_P3 = with_primaries(
+    SRGB, rXYZ=(0.5151, 0.2412, -0.0011), gXYZ=(0.2919, 0.6922, 0.0419), bXYZ=(0.1572, 0.0666, 0.7841)
+)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_colours_of_a_wide_profile_become_srgb(kind: str) -> None:
+    skin = Image.new("RGB", (64, 48), (200, 140, 120))
+    found = load_rgb(encoded(skin, kind, icc_profile=DISPLAY_P3), 16)
+    assert found.converted == "ICC profile"
+    by_the_matrices = [211, 137, 116]
+    assert np.abs(np.asarray(found.image)[5, 5].astype(int) - by_the_matrices).max() <= 2
+
+
+def test_other_profiles_keep_every_pixel() -> None:
+    for image, profile, converted in (
+        (PICTURE, SRGB, ""), (PICTURE.convert("L"), DISPLAY_P3, ""), (PICTURE, SRGB[:99], "unreadable ICC profile"),
+    ):  # fmt: skip
+        found = load_rgb(encoded(image, "PNG", icc_profile=profile))
+        assert found.converted == converted
+        assert (np.asarray(found.image) == np.asarray(image.convert("RGB"))).all()
 
 
 def test_nothing_is_converted_silently() -> None:

@@ -24,6 +24,7 @@ import uvicorn
 from click.testing import CliRunner
 from fastapi.testclient import TestClient
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from attacks import free_port, started
 from conftest import PROJECT, QUIET, use_store
@@ -33,6 +34,7 @@ from medtransfer.core.files import sha256_of, write_json
 from medtransfer.core.predictions import write_predictions
 from medtransfer.core.recipe import TrainParams
 from medtransfer.data.catalogue import CHEST_XRAY
+from medtransfer.data.images import load_rgb
 from medtransfer.models import vgg16
 from medtransfer.serving import app as server_page
 from medtransfer.serving.app import MAX_BYTES, MAX_WAITING, build_app
@@ -198,6 +200,24 @@ def test_folders_are_searched_and_a_file_that_is_no_image_stops_nothing(register
     empty.mkdir()
     nothing = CliRunner().invoke(cli, ["predict", "chest_xray", str(empty)])
     assert "empty: no image; expected files that end in .jpg, .jpeg, .png" in str(nothing.exception)
+
+
+def test_no_name_in_an_image_is_in_an_output(registered: Path, tmp_path: Path) -> None:
+    name, artist, text = "Erika Mustermann", Image.Exif(), PngInfo()
+    artist[0x013B] = name
+    text.add_text("PatientName", name)
+    picture = Image.new("RGB", (64, 48), (200, 140, 120))
+    picture.save(tmp_path / "a.jpg", comment=name, exif=artist, xmp=name.encode())
+    picture.save(tmp_path / "b.png", pnginfo=text, exif=artist)
+    assert all(name.encode() in path.read_bytes() for path in tmp_path.iterdir())
+    asked = ["predict", "chest_xray", str(tmp_path), "--output", str(tmp_path / "out/answers.csv")]
+    done = CliRunner().invoke(cli, [*asked, "--overlays", str(tmp_path / "out/overlays")])
+    assert done.exit_code == 0, done.output
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(written) == 3
+    assert not any(name.encode() in path.read_bytes() for path in written)
+    for path in tmp_path.glob("?.*"):
+        assert load_rgb(path).image.info == {}
 
 
 JSON = {"Content-Type": "application/json"}

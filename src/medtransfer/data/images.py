@@ -3,12 +3,13 @@
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from medtransfer.core.errors import UserError, shortened
 
@@ -44,9 +45,9 @@ def load_rgb(
     """Decode a JPEG or PNG to 8-bit RGB, rotated according to its EXIF orientation.
 
     Sixteen bits are scaled to eight and rounded, since Pillow's own conversion saturates grey and truncates colour.
-    Palettes, CMYK and opaque alpha are converted. It is a UserError if the content is not a complete JPEG or PNG, does
-    not match the suffix, or has several frames, transparent pixels, more than `max_pixels` pixels or values above
-    `white_level`.
+    Palettes, CMYK and opaque alpha are converted, and colours with an ICC profile become sRGB. It is a UserError if the
+    content is not a complete JPEG or PNG, does not match the suffix, or has several frames, transparent pixels, more
+    than `max_pixels` pixels or values above `white_level`. The image has no metadata.
 
     Parameters
     ----------
@@ -141,7 +142,27 @@ def _to_rgb(image: Image.Image, values: np.ndarray | None, name: str, white_leve
         transparent = transparent or np.asarray(upright)[..., 3].min() < 255
     if transparent:
         raise UserError(f"{name}: has transparent pixels; expected an opaque image, so put it on a background")
-    return Decoded(upright.convert("RGB"), ", ".join(converted))
+    rgb = upright.convert("RGB")
+    rgb.info.clear()  # Pillow writes comments and profiles into what is saved
+    profile = image.info.get("icc_profile")
+    if profile and ("R" in image.getbands() or mode == "P"):
+        try:
+            if to_srgb := _to_srgb(profile):
+                ImageCms.applyTransform(rgb, to_srgb, inPlace=True)
+                converted.append("ICC profile")
+        except (OSError, ImageCms.PyCMSError):
+            converted.append("unreadable ICC profile")
+    return Decoded(rgb, ", ".join(converted))
+
+
+@lru_cache(maxsize=8)
+def _to_srgb(profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """Return the conversion of an ICC profile's colours to sRGB; None if it changes none by more than rounding."""
+    given = ImageCms.ImageCmsProfile(BytesIO(profile))
+    to_srgb = ImageCms.buildTransform(given, ImageCms.createProfile("sRGB"), "RGB", "RGB")
+    colours = np.mgrid[0:256:51, 0:256:51, 0:256:51].reshape(1, 3, -1).swapaxes(1, 2).astype(np.uint8)
+    changed = np.asarray(ImageCms.applyTransform(Image.fromarray(colours), to_srgb))
+    return to_srgb if np.abs(changed.astype(int) - colours).max() > 2 else None
 
 
 def _to_eight_bits(values: np.ndarray, name: str, white_level: int | None) -> np.ndarray:
