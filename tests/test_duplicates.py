@@ -76,6 +76,17 @@ def test_other_pictures_are_not_taken_for_duplicates(pictures: list[Image.Image]
     assert search(pictures[:60], pictures[60:]).empty
 
 
+def test_pictures_of_twelve_bits_are_told_apart(pictures: list[Image.Image]) -> None:
+    dark = []
+    for picture in pictures:
+        buffer = io.BytesIO()
+        Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 16).save(buffer, "PNG")
+        dark.append(load_rgb(buffer.getvalue(), white_level=4095).image)
+    assert search(dark[:60], dark[60:]).empty
+    found = search(dark[:60], [picture.convert("L").convert("RGB") for picture in pictures[:60]])
+    assert {(f"t{number}", f"o{number}") for number in range(60)} <= set(zip(found.id, found.other_id, strict=True))
+
+
 def test_a_pair_says_how_it_differs(pictures: list[Image.Image]) -> None:
     thumbnails = np.stack([thumbnail(pictures[0]), thumbnail(ImageOps.mirror(pictures[0]))])
     samples = pd.DataFrame(

@@ -1,8 +1,10 @@
 """params.yaml is refused with one line that names the key, what was found and what is allowed."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+from dvc.utils.hydra import apply_overrides
 
 from conftest import PROJECT
 from medtransfer.core.errors import UserError
@@ -103,6 +105,18 @@ def test_a_missing_file_is_named_with_its_folder(tmp_path: Path) -> None:
 
 def test_numbers_are_numbers(params: Params) -> None:
     assert params.train.learning_rate == 1e-4
+
+
+def test_rates_that_dvc_writes_without_a_point_are_numbers(tmp_path: Path) -> None:
+    path = Path(shutil.copy(PROJECT / "params.yaml", tmp_path))
+    # As `dvc exp run -S` does.
+    apply_overrides(
+        str(path), ["+train.learning_rate=3e-5", "+configurations.imagenet_all.learning_rate={ham10000: 1e-5}"]
+    )
+    assert "learning_rate: 3e-05\n" in path.read_text()
+    params = read_params(path)
+    assert params.train.learning_rate == 3e-5
+    assert params.configurations["imagenet_all"].settings(params.train, "ham10000").learning_rate == 1e-5
 
 
 def test_the_values_of_a_configuration_replace_the_common_ones(params: Params) -> None:

@@ -73,6 +73,16 @@ def test_dvc_and_an_unfinished_fit_depend_on_the_same_code(stage: str) -> None:
     assert f"/src/medtransfer/{MESSAGES}\n" in (PROJECT / ".dvcignore").read_text()
 
 
+def test_vega_reads_no_plotted_column_as_a_path() -> None:
+    pipeline = YAML(typ="safe").load((PROJECT / "dvc.yaml").read_text())
+    plots = [entry for stage in pipeline["stages"].values() for entry in stage.get("plots", [])] + pipeline["plots"]
+    fields = []
+    for plot in (plot for entry in plots for plot in entry.values()):
+        fields += [plot["x"], *(plot["y"].values() if isinstance(plot["y"], dict) else [plot["y"]])]
+    assert len(fields) >= 5
+    assert [field for field in fields if not field.isidentifier()] == []
+
+
 def test_dvc_yaml_lists_what_params_yaml_studies() -> None:
     params, stages = YAML(typ="safe").load((PROJECT / "params.yaml").read_text()), pipeline()
     for stage in ("prepare", "baseline", "explain"):

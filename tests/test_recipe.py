@@ -194,6 +194,38 @@ def test_each_block_has_its_rate_and_decay_and_waits_for_the_head() -> None:
     assert moved["block1_conv1"] == pytest.approx([0.01 / 32 + 0.001 / 32, -0.01 / 32 + 0.001 / 32], rel=0.03)
 
 
+def test_the_second_network_of_a_process_has_the_rates_of_its_blocks_too() -> None:
+    images, labels = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), np.uint8), np.arange(16) % CLASSES
+    params = recipe(optimizer="sgd", block_rate=0.5)
+    moved = []
+    for _ in range(2):
+        network = small_network()
+        network.compile(build_optimizer(params, steps=1), loss=keras.losses.SparseCategoricalCrossentropy())
+        before = [keras.ops.convert_to_numpy(weight).copy() for weight in network.trainable_variables]
+        network.train_on_batch(images, labels)
+        after = map(keras.ops.convert_to_numpy, network.trainable_variables)
+        moved.append([np.abs(one - other).max() for one, other in zip(before, after, strict=True)])
+        plain = small_network()
+        plain.compile(keras.optimizers.SGD(3e-3, 0.9), loss=keras.losses.SparseCategoricalCrossentropy())
+        plain.train_on_batch(images, labels)
+        after = map(keras.ops.convert_to_numpy, plain.trainable_variables)
+        full = [np.abs(one - other).max() for one, other in zip(before, after, strict=True)]
+        shares = np.repeat([1 / 32, 1 / 2, 1], 2)  # a kernel and a bias per layer: block1, block5, head
+        assert np.array(moved[-1]) == pytest.approx(shares * full, rel=0.02)
+    assert moved[0] == moved[1]
+
+
+def test_a_saved_network_changes_no_image(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (32, SIZE, SIZE, 3), np.uint8), np.arange(32) % CLASSES
+    network, training = small_network(), Batches(images, np.arange(16), labels, 16, 0)
+    validation = Batches(images, np.arange(16, 32), labels, 16)
+    fit(network, training, validation, recipe(**CASES["all changes"], epochs=1), lambda _: None, None)
+    keras.Model(network.inputs, network.outputs).save(tmp_path / "model.keras")
+    layers = keras.models.load_model(tmp_path / "model.keras").layers
+    assert [type(layer) for layer in layers] == [type(layer) for layer in small_network().layers]
+
+
 def test_macro_f1_of_batches_is_that_of_the_scores() -> None:
     rng = np.random.default_rng(0)
     labels, probabilities = rng.choice([0, 2], 40), rng.dirichlet([1, 0.2, 1], 40).astype(np.float32)

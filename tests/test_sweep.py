@@ -298,7 +298,7 @@ def test_the_grid_has_a_fit_for_every_combination(project: Path) -> None:
     from medtransfer.core.params import read_params
 
     small = read_params(project / "params.yaml")
-    fits = stage.plan(small, ["chest_xray"], [], [0, 1], [1e-3, 1e-4])
+    fits = stage.plan(small, ["chest_xray"], [], [0, 1], [1e-3, 3e-5])
     assert len(set(fits)) == len(fits) == 8
     root = project / "artifacts" / "sweeps" / "rates"
     first = stage.lay_out(small, root, fits)
