@@ -161,6 +161,17 @@ def test_every_exception_is_a_line_of_a_page_and_names_a_test_that_exists() -> N
         assert f"\ndef {name}(" in (PROJECT / "tests" / file).read_text(), test
 
 
+def test_every_surprise_names_a_test_that_exists_or_is_not_used() -> None:
+    rows = re.findall(r"^\| (?!behaviour|---).*\|$", (PROJECT / "docs" / "surprises.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 28
+    for row in rows:
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert len(cells) == 5
+        assert cells[4].startswith("`") or cells[3].startswith("not used"), row
+        for file, name in re.findall(r"`(test_\w+\.py)::(\w+)`", cells[4]):
+            assert f"\ndef {name}(" in (PROJECT / "tests" / file).read_text(), name
+
+
 def test_the_transfer_stage_of_the_page_is_the_pipelines() -> None:
     [stage] = [part for part in (PROJECT / "dvc.yaml").read_text().split("\n\n") if "\n  transfer:\n" in part]
     shown = stage[stage.index("  transfer:\n") : stage.index("    deps:\n")]

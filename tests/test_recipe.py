@@ -18,6 +18,7 @@ from medtransfer.core.recipe import MODERN, TALK, Augmentation, TrainParams
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.training.augmentation import AugmentedNetwork, build_changes
 from medtransfer.training.batches import Batches
+from medtransfer.training.checkpoints import ResumableStopping
 from medtransfer.training.device import make_deterministic
 from medtransfer.training.loop import best_epoch, fit, predict
 from medtransfer.training.macro_f1 import MacroF1
@@ -213,6 +214,21 @@ def test_the_second_network_of_a_process_has_the_rates_of_its_blocks_too() -> No
         shares = np.repeat([1 / 32, 1 / 2, 1], 2)  # a kernel and a bias per layer: block1, block5, head
         assert np.array(moved[-1]) == pytest.approx(shares * full, rel=0.02)
     assert moved[0] == moved[1]
+
+
+def test_scoring_the_moving_average_changes_no_bit_of_the_weights() -> None:
+    images, labels = np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), np.uint8), np.arange(16) % CLASSES
+    network = small_network()
+    network.compile(build_optimizer(recipe(average=0.9), steps=1), loss=keras.losses.SparseCategoricalCrossentropy())
+    for _ in range(5):  # `fit` would end by writing the average over the weights
+        network.train_on_batch(images, labels)
+    trained = network.get_weights()
+    stopping = ResumableStopping("val_loss", 3, averaged=True)
+    stopping.set_model(network)
+    stopping.on_test_begin()
+    assert any((one != other).any() for one, other in zip(trained, network.get_weights(), strict=True))
+    stopping.on_test_end()
+    assert all((one == other).all() for one, other in zip(trained, network.get_weights(), strict=True))
 
 
 def test_a_saved_network_changes_no_image(tmp_path: Path) -> None:
