@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from medtransfer.core.params import Split
 from medtransfer.data.catalogue import CHEST_XRAY, HAM10000
 from medtransfer.data.checks import describe, validate
+from medtransfer.data.duplicates import find_near_duplicates, thumbnail
+from medtransfer.data.images import load_rgb
 from medtransfer.data.importing import import_dataset
 from medtransfer.data.preparation import assign_splits, shared_with_training
 
@@ -76,3 +79,15 @@ def test_a_patient_by_person_and_cause_leaks_less_than_by_person(data: Path) -> 
     by_cause = samples.id.str.extract(r"^(person\d+_[a-z]+)")[0].fillna(samples.group)
     shared = leaking(samples.assign(group=by_cause))
     assert (shared.sum(), len(shared)) == (464, 1172)
+
+
+def test_few_chest_xrays_are_taken_for_another_patients(data: Path) -> None:
+    samples = CHEST_XRAY.read(data / "chest_xray").samples
+    split = Split.model_validate({"by": "group", "validation": 0.2, "test": 0.2, "seed": 0})
+    samples = samples.assign(split=assign_splits(samples, split, "chest_xray"), sha256="")
+    thumbnails = np.stack([thumbnail(load_rgb(data / "chest_xray" / path).image) for path in samples.path])
+    found = find_near_duplicates(thumbnails, samples)
+    assert found.id.nunique() == len(found) == 9
+    # By eye, these two pairs are the same picture and the others are not.
+    same = {"person1637_bacteria_4339": "person1565_bacteria_4095", "NORMAL2-IM-0096-0001": "NORMAL2-IM-0095-0001"}
+    assert same.items() <= dict(zip(found.id, found.other_id, strict=True)).items()
