@@ -32,8 +32,8 @@ from medtransfer.training.experiment import load_initial_weights
 PREDICTIONS = "id,group,split,label,p_nv,p_mel\na,g,test,nv,0.7,0.3\n"
 VALIDATED = PREDICTIONS.replace("test", "validation")
 RUN = json.dumps(
-    {"kind": "baseline", "dataset": "ham10000", "model": "decision_tree", "seed": 0, "fit": "f", "hyperparameters": {},
-     "data_version": "d", "git_commit": "c"}
+    {"kind": "baseline", "dataset": "ham10000", "model": "decision_tree", "seed": 0, "fit": "f",
+     "hyperparameters": {"decision_tree": {}}, "data_version": "d", "git_commit": "c"}
 )  # fmt: skip
 FILES = {
     "data/ham10000/HAM10000_metadata.csv": "lesion_id,image_id,dx\n",
@@ -59,7 +59,9 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
     outs = sorted({str(Path(name).parent) for name in FILES if name.startswith("artifacts/")})
-    (folder / "dvc.yaml").write_text(json.dumps({"stages": {"all": {"cmd": "true", "outs": outs}}}))
+    stage = {"cmd": "true", "outs": outs, "params": ["trees.decision_tree"]}
+    (folder / "params.yaml").write_text(json.dumps({"trees": {"decision_tree": {}}}))
+    (folder / "dvc.yaml").write_text(json.dumps({"stages": {"all": stage}}))
     dvc(folder, "add", "--quiet", "data")
     dvc(folder, "commit", "--quiet", "--force")
     assert all((folder / name).is_symlink() for name in FILES)
