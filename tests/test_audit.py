@@ -40,8 +40,10 @@ TRAIN = TrainParams(**COMMON, learning_rate=0.1).model_dump()
 CONFIGURATION = {"weights": "random", "trainable": "head"}
 ADDRESSES = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
 SAMPLES = "id,label,group,split\na,nv,1,train\nb,mel,2,train\nc,nv,3,validation\nd,mel,4,test\n"
+PREDICTIONS = "id,group,split,label,p_nv,p_mel\nd,4,test,mel,0.5,0.5\n"
 VERSION, OTHER_VERSION = (f"{digit * 32}.dir" for digit in "01")
 POINTER = "outs:\n- md5: {}\n  size: 1\n  nfiles: 1\n  path: data\n"
+DESCRIPTION = {"image_size": 1, "source": "here", "classes": ["nv", "mel"]}
 IMAGES = np.arange(4 * 3, dtype=np.uint8).reshape(4, 1, 1, 3)
 
 
@@ -62,6 +64,7 @@ def write_fit(model: str, commit: str) -> None:
         (place(NETWORK) / "model.keras").write_bytes(b"a network")
     else:
         save_tree(fitted(), str(place(model) / "model.skops"))
+    (place(model) / "predictions.csv").write_text(PREDICTIONS)
     write_json(place(model) / "metrics.json", {"macro avg": 0.5, "micro avg": 0.75})
     write_json(place(model) / "run.json", {**record, "hyperparameters": hyperparameters})
 
@@ -118,7 +121,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
             subprocess.run(["git", *command], check=True)
         Path("artifacts/prepared/ham10000").mkdir(parents=True)
         np.save("artifacts/prepared/ham10000/images.npy", IMAGES)
-        write_json(Path("artifacts/prepared/ham10000/dataset.json"), {"image_size": 1, "source": "here"})
+        write_json(Path("artifacts/prepared/ham10000/dataset.json"), DESCRIPTION)
         Path("artifacts/prepared/ham10000/samples.csv").write_text(SAMPLES)
         for model in (*TREES, NETWORK):
             write_fit(model, git_commit())

@@ -140,6 +140,61 @@ def test_no_network_is_registered_with_data_that_were_prepared_otherwise(registe
         described.write_text(kept)
 
 
+def reorder_classes(description: dict[str, Any], samples: pd.DataFrame) -> None:
+    description["classes"].reverse()
+
+
+def add_class(description: dict[str, Any], samples: pd.DataFrame) -> None:
+    description["classes"].append("OTHER")
+
+
+def change_seed(description: dict[str, Any], samples: pd.DataFrame) -> None:
+    description["split"]["seed"] = 1
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace("test: 0.2, seed: 0}", "test: 0.2, seed: 1}"))
+
+
+def move_a_training_image(description: dict[str, Any], samples: pd.DataFrame) -> None:
+    trained, tested = ((samples.split == split).idxmax() for split in ("train", "test"))
+    samples.loc[[trained, tested], "split"] = ["test", "train"]
+
+
+def swap_diagnoses(description: dict[str, Any], samples: pd.DataFrame) -> None:
+    samples["label"] = samples.label.map(dict(zip(CLASSES, CLASSES[::-1], strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("prepare_otherwise", "told"),
+    [
+        (reorder_classes, "classes ['PNEUMONIA', 'NORMAL']"),
+        (add_class, "'OTHER'"),
+        (change_seed, "'seed': 1"),
+        (move_a_training_image, "2 images"),
+        (swap_diagnoses, "another split or class"),
+    ],
+)
+def test_a_network_is_used_only_with_the_classes_and_the_split_of_its_fit(
+    registered: Path, images: Path, prepare_otherwise: Any, told: str
+) -> None:
+    folder, before = registered / "artifacts/prepared/chest_xray", ask_command_line(str(images))
+    files = [folder / "dataset.json", folder / "samples.csv", registered / "params.yaml"]
+    kept = {path: path.read_bytes() for path in files}
+    description, samples = json.loads(files[0].read_text()), pd.read_csv(files[1], dtype=str)
+    try:
+        prepare_otherwise(description, samples)
+        write_json(files[0], description)
+        samples.to_csv(files[1], index=False)
+        for command, fit in (("register", []), ("layers", ["imagenet_all"]), ("gradcam", ["imagenet_all"])):
+            refused = CliRunner().invoke(cli, [command, "chest_xray", *fit])
+            assert isinstance(refused.exception, UserError)
+            assert "artifacts/runs/chest_xray/imagenet_all-seed0 was fitted" in str(refused.exception)
+            assert told in str(refused.exception)
+        assert ask_command_line(str(images)) == before
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+
+
 def test_a_network_of_another_data_set_is_refused(registered: Path) -> None:
     done = CliRunner().invoke(cli, ["predict", "ham10000", "params.yaml", "--model", "models:/chest_xray/1"])
     assert "models:/chest_xray/1: a network for chest_xray; expected one for ham10000" in str(done.exception)

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.core.dvc import check_unchanged
-from medtransfer.core.errors import UserError, check_known
+from medtransfer.core.errors import UserError, check_known, counted
 from medtransfer.core.layout import DATA, PREPARED, run_folder
 from medtransfer.core.params import TREES, DatasetParams, Params
+from medtransfer.core.predictions import classes_of, read_predictions
 from medtransfer.core.run_record import read_record
 
 
@@ -28,9 +29,7 @@ def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, d
                 f"{folder}: prepared with {key} {prepared[key]}, but params.yaml has {value}; "
                 f"run `dvc repro prepare@{name}`"
             )
-    images = np.load(folder / "images.npy", mmap_mode="r")
-    samples = pd.read_csv(folder / "samples.csv", dtype=str, keep_default_na=False)
-    return images, samples, description
+    return np.load(folder / "images.npy", mmap_mode="r"), _read_samples(name), description
 
 
 def _read_description(name: str) -> dict[str, Any]:
@@ -43,6 +42,10 @@ def _read_description(name: str) -> dict[str, Any]:
         )
     check_unchanged(folder)
     return json.loads((folder / "dataset.json").read_text())
+
+
+def _read_samples(name: str) -> pd.DataFrame:
+    return pd.read_csv(PREPARED / name / "samples.csv", dtype=str, keep_default_na=False)
 
 
 def finished_network(params: Params, dataset: str, name: str, seed: int) -> Path:
@@ -60,19 +63,33 @@ def finished_network(params: Params, dataset: str, name: str, seed: int) -> Path
 
 def data_of(fit: Path) -> dict[str, Any]:
     """Return dataset.json of the data of a finished fit."""
-    record = read_record(fit)
-    folder, description = PREPARED / record["dataset"], _read_description(record["dataset"])
+    name = read_record(fit)["dataset"]
+    description = _read_description(name)
+    check_data_of(fit, description, _read_samples(name))
+    return description
+
+
+def check_data_of(fit: Path, description: dict[str, Any], samples: pd.DataFrame) -> None:
+    """Check that prepared data have the classes, size and split with which a network or tree was fitted."""
+    record, predictions = read_record(fit), read_predictions(fit / "predictions.csv")
+    folder, advice = PREPARED / record["dataset"], "run `dvc repro`, or prepare the data as before"
     # A tree's record has only the size, and an older one may lack parts of the split.
-    then = {"image_size": record["image_size"], "source": record["data_source"]}
+    then = {"image_size": record["image_size"], "source": record["data_source"], "classes": classes_of(predictions)}
     for key, value in (then | record["hyperparameters"].get("data", {})).items():
         now: Any = description.get(key)
         now = {part: now[part] for part in value} if key == "split" else now
         if now != value:
-            raise UserError(
-                f"{folder}: has {key} {now}, but {fit} was fitted with {value}; run `dvc repro`, or prepare the data "
-                "as before"
-            )
-    return description
+            raise UserError(f"{folder}: has {key} {now}, but {fit} was fitted with {value}; {advice}")
+    # Other raw data are split otherwise even if params.yaml is the same.
+    columns = ["id", "split", "label"]
+    found = samples[samples.split.isin(set(predictions.split))][columns]
+    both = found.merge(predictions[columns], how="outer", indicator=True)
+    moved = both.id[both._merge != "both"].unique()
+    if len(moved):
+        raise UserError(
+            f"{folder}: {counted(len(moved), 'image')}, such as {moved[0]}, had another split or class when {fit} was "
+            f"fitted; {advice}"
+        )
 
 
 def encode_labels(samples: pd.DataFrame, classes: list[str]) -> np.ndarray:

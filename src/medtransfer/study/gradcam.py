@@ -10,7 +10,7 @@ from medtransfer.core.files import atomic_folder, write_json
 from medtransfer.core.layout import GRADCAM, run_name
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import predicted_labels, probabilities_of, read_predictions
-from medtransfer.core.prepared import finished_network, read_dataset
+from medtransfer.core.prepared import check_data_of, finished_network, read_dataset
 from medtransfer.core.run_record import read_record
 from medtransfer.layers.gradcam import grad_cam
 from medtransfer.models import vgg16
@@ -28,6 +28,7 @@ def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> P
     keras.config.disable_interactive_logging()
     make_deterministic()
     images, samples, description = read_dataset(params, dataset)
+    check_data_of(fitted, description, samples)
     predictions = read_predictions(fitted / "predictions.csv")
     chosen = choose(predictions[predictions.split == "test"].reset_index(drop=True), description["classes"])
     pixels = np.asarray(images[pd.Index(samples.id).get_indexer(chosen.id)])

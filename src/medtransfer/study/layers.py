@@ -14,7 +14,7 @@ from medtransfer.core.files import atomic_folder, write_json
 from medtransfer.core.layout import LAYERS, run_name
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import as_predictions
-from medtransfer.core.prepared import encode_labels, finished_network, read_dataset
+from medtransfer.core.prepared import check_data_of, encode_labels, finished_network, read_dataset
 from medtransfer.core.provenance import git_commit
 from medtransfer.core.run_record import read_record, recipe_of
 from medtransfer.layers.probes import compare_layers, probe_blocks, rewind_blocks
@@ -39,6 +39,7 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     keras.config.disable_interactive_logging()
     make_deterministic()
     images, samples, description = read_dataset(params, dataset)
+    check_data_of(fitted, description, samples)
     classes, fit = description["classes"], read_record(fitted)
     settings, configuration = recipe_of(fit), configuration_of(fit)
     begin = time.perf_counter()
