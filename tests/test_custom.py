@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from clones import change_params, clone, dvc, run
 from conftest import PROJECT
 from medtransfer.cli import cli
+from medtransfer.core.dvc import recorded_digest
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder
 from medtransfer.core.params import Params, read_params
@@ -112,7 +113,7 @@ def test_a_data_set_is_copied_and_enters_the_study(project: Path) -> None:
     params = read_params(Path("params.yaml"))
     entry = params.datasets["mine"].catalogue
     assert entry is not None
-    assert list(entry.classes) == ["ill", "well"]
+    assert entry.classes == ["ill", "well"]
     assert params.datasets["mine"].split.by == "group"
     assert params.study["mine"].train == params.study["ham10000"].train
     for name, text in before.items():
@@ -154,8 +155,50 @@ def test_added_again_it_keeps_its_description(project: Path) -> None:
     add(about={"citation": "ours"})
     catalogue = read_params(Path("params.yaml")).datasets["mine"].catalogue
     assert catalogue is not None
-    said = (catalogue.title, catalogue.classes, catalogue.licence, catalogue.citation)
+    said = (catalogue.title, catalogue.meanings, catalogue.licence, catalogue.citation)
     assert said == ("Scans", {"ill": "pneumonia", "well": "well"}, "CC0", "ours")
+
+
+@pytest.fixture
+def prepared(project: Path) -> Path:
+    """The project with the data set prepared by DVC."""
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
+    shutil.copytree(PROJECT / "src", "src")
+    add()
+    run(project, "dvc", "repro", "prepare@mine")
+    return project
+
+
+def test_dvc_sees_a_change_of_the_order_of_the_classes(prepared: Path) -> None:
+    change_params(prepared, {"datasets": {"mine": {"catalogue": {"classes": ["well", "ill"]}}}})
+    with pytest.raises(
+        UserError, match=r"prepared with classes \['ill', 'well'\], but params.yaml has \['well', 'ill'\]"
+    ):
+        read_dataset(read_params(Path("params.yaml")), "mine")
+    assert "Running stage 'prepare@mine'" in run(prepared, "dvc", "repro", "prepare@mine")
+    _, _, description = read_dataset(read_params(Path("params.yaml")), "mine")
+    assert description["classes"] == ["well", "ill"]
+
+
+def test_a_corrected_licence_or_citation_refits_nothing(prepared: Path) -> None:
+    before = recorded_digest(Path("artifacts/prepared/mine"))
+    change_params(prepared, {"datasets": {"mine": {"catalogue": {"licence": "CC0", "citation": "ours"}}}})
+    read_dataset(read_params(Path("params.yaml")), "mine")
+    run(prepared, "dvc", "repro", "prepare@mine")
+    assert recorded_digest(Path("artifacts/prepared/mine")) == before
+
+
+def test_the_classes_of_an_older_params_yaml_are_read(project: Path) -> None:
+    add()
+    new = read_params(Path("params.yaml"))
+    yaml = YAML()
+    values = yaml.load(Path("params.yaml"))
+    entry = values["datasets"]["mine"]["catalogue"]
+    entry["classes"] = entry.pop("meanings")
+    yaml.dump(values, Path("params.yaml"))
+    assert read_params(Path("params.yaml")) == new
+    add()
+    assert YAML().load(Path("params.yaml"))["datasets"]["mine"]["catalogue"]["classes"] == ["ill", "well"]
 
 
 def test_added_again_it_keeps_its_groups(project: Path) -> None:

@@ -165,9 +165,7 @@ def test_chest_files_are_listed_or_named(tmp_path: Path, names: list[tuple[str, 
         assert len(listing.samples) + len(listing.problems) >= max(1, len(files_under(Path(work))))
 
 
-SCANS = CatalogueEntry(
-    title="Scans", classes={"nv": "nevus", "mel": "melanoma"}, group="patient", licence="none", citation="none"
-)
+SCANS = CatalogueEntry(title="Scans", classes=["nv", "mel"], group="patient", licence="none", citation="none")
 OWN_CELLS = st.one_of(
     st.sampled_from(["a.jpg", "a", "b/c.png", "c", "../x.jpg", "images/a.jpg", "nv", "mel", "", "a\0b", "x" * 300]),
     st.text(max_size=6),

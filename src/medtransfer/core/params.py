@@ -16,6 +16,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )  # fmt: skip
@@ -106,14 +107,32 @@ class Split(Section):
 class CatalogueEntry(Section):
     """The description of a custom data set, written by `medtransfer data add`.
 
-    `classes`: each label and its meaning, in the order of every table. `group`: what several images can share.
+    `classes`: the labels in the order of every table, a list because DVC does not see the order of a mapping.
+    `meanings`: what a label stands for, if its name does not say so. `group`: what several images can share.
     """
 
     title: Line
-    classes: Annotated[dict[Label, Line], Field(min_length=2)]
+    classes: Annotated[list[Label], Field(min_length=2), EachOnce]
+    meanings: dict[Label, Line] = Field(default_factory=dict)
     group: Line
     licence: Line
     citation: Line
+
+    @model_validator(mode="before")
+    @classmethod
+    def _divide_old_classes(cls, values: Any) -> Any:
+        """Accept the form of older files, in which `classes` has the meanings."""
+        if isinstance(values, dict) and isinstance(values.get("classes"), dict):
+            return {**values, "classes": list(values["classes"]), "meanings": values["classes"]}
+        return values
+
+    @field_validator("meanings")
+    @classmethod
+    def _explain_known_classes(cls, meanings: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        for label in meanings:
+            if label not in info.data.get("classes", meanings):
+                raise ValueError(unknown("meanings", label, info.data["classes"]))
+        return meanings
 
 
 class DatasetParams(Section):
@@ -301,6 +320,9 @@ def parse_params(text: str, path: Path) -> Params:
     params = validate_params(raw, path)
     if any(section.get("scaling") == OLD_SCALING for section in (raw["train"], *raw["configurations"].values())):
         _warn_of_old_scaling(path)
+    for name, settings in raw["datasets"].items():
+        if isinstance(settings.get("catalogue", {}).get("classes"), dict):
+            _warn_of_old_classes(path, name)
     return params
 
 
@@ -315,6 +337,15 @@ def validate_params(raw: Any, where: object) -> Params:
 @cache
 def _warn_of_old_scaling(path: Path) -> None:
     log.warning("%s: scaling: %s is now called %s, Keras's name for it", path, OLD_SCALING, TF)
+
+
+@cache
+def _warn_of_old_classes(path: Path, dataset: str) -> None:
+    log.warning(
+        "%s: datasets.%s.catalogue.classes: rename it to meanings, and list the labels under classes; DVC does not see "
+        "the order of a mapping",
+        path, dataset,
+    )  # fmt: skip
 
 
 @cache

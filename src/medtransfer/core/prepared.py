@@ -20,13 +20,18 @@ def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, d
     check_known("params.yaml: datasets", name, params.datasets)
     folder, description = PREPARED / name, _read_description(name)
     # Validated like params.yaml: a key that is newer than the prepared data gets its default.
-    prepared = DatasetParams.model_validate(
-        {key: description[key] for key in DatasetParams.model_fields if key in description}
-    ).model_dump()
-    for key, value in params.datasets[name].model_dump().items():
-        if prepared[key] != value:
+    keys = [key for key in DatasetParams.model_fields if key != "catalogue"]
+    known = {key: description[key] for key in keys if key in description}
+    prepared = DatasetParams.model_validate(known).model_dump()
+    expected = params.datasets[name].model_dump()
+    if entry := expected["catalogue"]:
+        keys += ["classes", "group"]
+        prepared |= {"classes": description["classes"], "group": description["group"]}
+        expected |= entry
+    for key in keys:
+        if prepared[key] != expected[key]:
             raise UserError(
-                f"{folder}: prepared with {key} {prepared[key]}, but params.yaml has {value}; "
+                f"{folder}: prepared with {key} {prepared[key]}, but params.yaml has {expected[key]}; "
                 f"run `dvc repro prepare@{name}`"
             )
     return np.load(folder / "images.npy", mmap_mode="r"), _read_samples(name), description

@@ -41,7 +41,9 @@ def dataset_of(name: str, params: Params) -> Dataset:
 
 def custom_dataset(name: str, entry: CatalogueEntry) -> Dataset:
     """Return the catalogue entry of a custom data set."""
-    return Dataset(name, **entry.model_dump(), read=lambda folder: _read(folder, entry.classes))
+    classes = {label: entry.meanings.get(label, label) for label in entry.classes}
+    about = entry.model_dump(exclude={"classes", "meanings"})
+    return Dataset(name, classes=classes, **about, read=lambda folder: _read(folder, classes))
 
 
 def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.DataFrame:

@@ -60,7 +60,6 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
         "split": params.split.model_dump(),
         **params.model_dump(include={"bits"}, exclude_none=True),
         **({"white_level": white_level} if white_level else {}),
-        **({"catalogue": params.catalogue.model_dump()} if params.catalogue else {}),
         "images": {split: int((samples.split == split).sum()) for split in (*SPLITS, LEFT_OUT)},
         "converted": dict(conversions),
         "test_images_sharing_a_group": int(shared.sum()),

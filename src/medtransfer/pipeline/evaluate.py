@@ -45,7 +45,7 @@ def evaluate(params: Params) -> None:
             for model, history in first_histories(runs, dataset).items():
                 history[["epoch", "accuracy"]].to_csv(folder / f"{dataset}-{model}.csv", index=False)
     with atomic_folder(FIGURES) as folder:
-        draw_figures(runs, folder)
+        draw_figures(runs, params, folder)
     unknown = 0
     for run in runs:
         drawn = FIGURES / run.dataset / run_name(run.model, run.seed)
@@ -72,7 +72,7 @@ def first_histories(runs: list[Run], dataset: str) -> dict[str, pd.DataFrame]:
     return found
 
 
-def draw_figures(runs: list[Run], folder: Path) -> None:
+def draw_figures(runs: list[Run], params: Params, folder: Path) -> None:
     """Draw what the talk shows (learning curves, confusion matrices, first-layer activations); write model cards."""
     for dataset in dict.fromkeys(run.dataset for run in runs):
         fits = [run for run in runs if run.dataset == dataset]
@@ -93,7 +93,7 @@ def draw_figures(runs: list[Run], folder: Path) -> None:
             draw_run(run, drawn)
             metrics = json.loads((run_folder(run.dataset, run.model, run.seed) / "metrics.json").read_text())
             values = {"record": run.record, "split": split_of(run.record), "metrics": metrics, "data": data}
-            card = render("medtransfer.report", "card.md.j2", **values)
+            card = render("medtransfer.report", "card.md.j2", custom=params.datasets[dataset].catalogue, **values)
             (drawn / "model-card.md").write_text(card, encoding="utf-8")
 
 

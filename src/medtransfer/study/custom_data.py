@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,13 @@ def add_custom(
             f"by: {by} there"
         )
     samples = find_samples(images, labels, columns)
-    entry: dict[str, Any] = {"title": name, "classes": {}, "group": "", "licence": "unknown", "citation": "none"}
+    entry: dict[str, Any] = {"title": name, "classes": [], "meanings": {}, "group": "", "licence": "unknown"}
+    entry["citation"] = "none"
     if known and known.catalogue:
         entry = known.catalogue.model_dump()
     entry |= about
-    entry["classes"] = _meanings(samples, entry["classes"], labels or images)
+    entry["classes"] = _classes(samples, entry["classes"], labels or images)
+    entry["meanings"] = {label: entry["meanings"].get(label, label) for label in entry["classes"]}
     entry["group"] = columns.group or "image"
     files = _plan(params, name, entry, by=by, only=only)
     split = parse_params(files[PARAMS], PARAMS).datasets[name].split
@@ -72,8 +74,8 @@ def add_custom(
     return len(samples)
 
 
-def _meanings(samples: pd.DataFrame, known: Mapping[str, str], where: Path) -> dict[str, str]:
-    """Return each class and its meaning, in the order of params.yaml; a new class has its name as its meaning."""
+def _classes(samples: pd.DataFrame, known: Sequence[str], where: Path) -> list[str]:
+    """Return the classes, first those in params.yaml in their order there."""
     classes = sorted(samples.label.unique())
     for label in classes:
         if not re.fullmatch(LABEL_PATTERN, label):
@@ -82,7 +84,7 @@ def _meanings(samples: pd.DataFrame, known: Mapping[str, str], where: Path) -> d
             raise UserError(f"{where}: label {label!r}: every table uses this name for something else; rename it")
     if len(classes) < 2:
         raise UserError(f"{where}: {classes[0]} is the only label; a study needs two or more")
-    return {label: known.get(label, label) for label in sorted(classes, key=[*known, *classes].index)}
+    return sorted(classes, key=[*known, *classes].index)
 
 
 def _plan(params: Params, name: str, entry: dict[str, Any], by: str, only: bool) -> dict[Path, str]:
