@@ -74,6 +74,24 @@ def test_a_run_has_the_status_of_its_work(
     assert mlflow.active_run() is None
 
 
+def test_a_fit_has_its_own_run_whatever_the_environment_says(
+    store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = store.create_experiment("mine")
+    mine = store.create_run(experiment, run_name="mine").info.run_id
+    names = {"MLFLOW_RUN_ID": mine, "MLFLOW_EXPERIMENT_ID": experiment, "MLFLOW_EXPERIMENT_NAME": "mine"}
+    for name, value in {**names, "MLFLOW_RUN_CONTEXT": '{"seed": "7"}'}.items():
+        monkeypatch.setenv(name, value)
+    with mlflow_runs.run("ham10000", "x-seed0", "f1", {"a": 1}, {"dataset": "ham10000"}) as run:
+        run.log_metrics({"loss": 0.5})
+        assert run.run_id != mine
+    logged, kept = (store.get_run(run_id) for run_id in (mlflow_runs.find(store, "ham10000", "f1") or "", mine))
+    assert (logged.info.run_name, logged.data.metrics) == ("x-seed0", {"loss": 0.5})
+    assert "seed" not in logged.data.tags
+    assert (kept.info.run_name, kept.info.status, kept.data.metrics, kept.data.params) == ("mine", "RUNNING", {}, {})
+    assert [found.info.run_id for found in store.search_runs([experiment])] == [mine]
+
+
 def test_an_interrupt_that_became_another_exception_still_counts(store: mlflow.MlflowClient) -> None:
     """As in zipfile if Ctrl-C comes while a checkpoint is opened: closing it then raises a ValueError."""
 

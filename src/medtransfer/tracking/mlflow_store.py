@@ -32,12 +32,16 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+# With these, MLflow would log a fit to a run or an experiment of the user's.
+IGNORED = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT")
 
 
 def connect() -> mlflow.MlflowClient:
     """Connect MLflow to the user's server or to the project's own store, which is created if missing."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    for name in IGNORED:
+        os.environ.pop(name, None)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # It prints the traceback of what it then raises, which we report in one line.
