@@ -20,6 +20,13 @@ def test_the_split_of_a_committed_run_is_that_of_its_data(study: Path) -> None:
         assert split_of(read_record(fit)) == (split["by"], split["leak"])
 
 
+def test_a_partial_folder_is_no_fit(tmp_path: Path) -> None:
+    for name in ("x-seed0", ".partial-x-seed0", ".partial-old-x-seed0"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        write_record(tmp_path / "mine" / name, {}, {})
+    assert find_fits(tmp_path) == [tmp_path / "mine" / "x-seed0"]
+
+
 @pytest.mark.parametrize("split", [SplitRule("group", "keep"), *(SplitRule("image", leak) for leak in LEAK_WORDS)])
 def test_a_split_is_read_back_as_data_or_as_the_words_of_older_records(tmp_path: Path, split: SplitRule) -> None:
     write_record(tmp_path, {"split_by": split.by, "split_leak": split.leak}, {"seed": 0})

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from medtransfer.core.errors import UserError, first_three, shortened
-from medtransfer.core.files import files_under
+from medtransfer.core.files import PARTIAL, files_under
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import Params, read_params
 
@@ -238,7 +238,7 @@ def data_version() -> str:
 
 def _file_digests(folder: Path) -> dict[str, str]:
     """Return the MD5 of each finished file under a folder, by its path in the folder."""
-    paths = [path for path in files_under(folder) if not any(part.startswith(".partial-") for part in path.parts)]
+    paths = [path for path in files_under(folder) if not any(part.startswith(PARTIAL) for part in path.parts)]
     return {path.relative_to(folder).as_posix(): _md5_of(path) for path in paths}
 
 

@@ -13,10 +13,17 @@ import numpy as np
 
 from medtransfer.core.errors import UserError
 
+PARTIAL = ".partial-"
+
 
 def partial_beside(target: Path) -> Path:
     """Return the path of a partial `target`: beside it, with a name that .dvcignore lists."""
-    return target.with_name(f".partial-{target.name}")
+    return target.with_name(f"{PARTIAL}{target.name}")
+
+
+def is_partial(path: Path) -> bool:
+    """Return whether a file or folder is the partial one of a process that works or was killed."""
+    return path.name.startswith(PARTIAL)
 
 
 @contextmanager
@@ -34,7 +41,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 def replace_folder(source: Path, target: Path) -> None:
     """Rename the folder `source` to `target`, replacing an older one."""
-    old = target.with_name(f".partial-old-{target.name}")
+    old = target.with_name(f"{PARTIAL}old-{target.name}")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medtransfer.core.files import write_json
+from medtransfer.core.files import is_partial, write_json
 from medtransfer.core.recipe import TrainParams
 
 RECORD = "run.json"
@@ -34,7 +34,7 @@ def write_record(fit: Path, record: dict[str, Any], hyperparameters: dict[str, A
 
 def find_fits(runs: Path) -> list[Path]:
     """Return the folders of the finished fits under `runs`/<data set>/<model>-seed<k>, sorted."""
-    return sorted(path.parent for path in runs.glob(f"*/*/{RECORD}"))
+    return sorted(path.parent for path in runs.glob(f"*/*/{RECORD}") if not is_partial(path.parent))
 
 
 def recipe_of(record: dict[str, Any]) -> TrainParams:
