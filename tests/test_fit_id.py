@@ -1,5 +1,7 @@
-"""A fit's checkpoints are kept until DVC has recorded its outputs, and no longer."""
+"""A fit's checkpoints are kept until DVC has recorded its outputs, and no longer; one process works on a fit."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,9 +9,18 @@ from ruamel.yaml import YAML
 
 from medtransfer.core.dvc import digest_of
 from medtransfer.core.layout import checkpoints_folder, run_folder
-from medtransfer.pipeline.fit_id import claim_fit, end_fit, remove_recorded_checkpoints
+from medtransfer.pipeline.fit_id import claim_fit, remove_recorded_checkpoints
 
 FIT = ("ham10000", "imagenet_head", 0)
+CLAIM = """
+import sys, time
+from medtransfer.core.layout import checkpoints_folder, run_folder
+from medtransfer.pipeline.fit_id import claim_fit
+fit = ("ham10000", "imagenet_head", 0)
+with claim_fit(checkpoints_folder(*fit), run_folder(*fit), {"seed": 0}) as claimed:
+    print(claimed, flush=True)
+    time.sleep(float(sys.argv[1]))
+"""
 
 
 @pytest.fixture
@@ -19,9 +30,22 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     outputs, kept = run_folder(*FIT), checkpoints_folder(*FIT)
     outputs.mkdir(parents=True)
     (outputs / "run.json").write_text("{}\n")
-    claim_fit(kept, {"seed": 0})
+    interrupt()
     (kept / "epoch-00001.npz").touch()
     return kept
+
+
+def interrupt() -> str:
+    """Begin the fit and interrupt it; return its id."""
+    claimed = claim_fit(checkpoints_folder(*FIT), run_folder(*FIT), {"seed": 0})
+    with pytest.raises(KeyboardInterrupt), claimed as fit:
+        raise KeyboardInterrupt
+    return fit
+
+
+def finish() -> None:
+    with claim_fit(checkpoints_folder(*FIT), run_folder(*FIT), {"seed": 0}):
+        pass
 
 
 def record(md5: str) -> None:
@@ -31,19 +55,20 @@ def record(md5: str) -> None:
 
 def test_without_dvc_they_are_removed_at_the_end(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_STAGE", raising=False)
-    end_fit(kept, run_folder(*FIT))
+    finish()
     assert not kept.exists()
 
 
 def test_with_dvc_they_are_removed_when_the_outputs_are_recorded(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_STAGE", "train")
-    fit = claim_fit(kept, {"seed": 0})
+    fit = interrupt()
     record("0" * 32 + ".dir")  # of an earlier fit
-    end_fit(kept, run_folder(*FIT))
+    finish()
     remove_recorded_checkpoints()
     assert (kept / "epoch-00001.npz").exists()
-    assert claim_fit(kept, {"seed": 0}) == fit
+    assert interrupt() == fit
 
+    finish()
     record(digest_of(run_folder(*FIT)))
     (run_folder(*FIT) / "run.json").unlink()  # as `dvc repro --force` does before the stage
     remove_recorded_checkpoints()
@@ -54,3 +79,32 @@ def test_a_fit_that_has_not_ended_keeps_them(kept: Path) -> None:
     record(digest_of(run_folder(*FIT)))
     remove_recorded_checkpoints()
     assert (kept / "epoch-00001.npz").exists()
+
+
+def test_a_fit_of_other_data_has_another_id_and_no_checkpoints(kept: Path) -> None:
+    fit = interrupt()
+    with claim_fit(kept, run_folder(*FIT), {"seed": 1}) as other:
+        assert other != fit
+        assert not (kept / "epoch-00001.npz").exists()
+
+
+def claimer(seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", CLAIM, str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_second_process_waits_for_the_first_and_goes_on_with_its_fit(kept: Path) -> None:
+    first = claimer(600)
+    try:
+        assert first.stdout
+        fit = first.stdout.readline()
+        with claimer(0) as second:
+            assert second.stdout
+            assert second.stderr
+            assert f"process {first.pid} works on this fit" in second.stderr.readline()
+            first.kill()  # the lock dies with its process
+            assert second.stdout.readline() == fit
+        assert second.returncode == 0
+    finally:
+        first.kill()
+        first.communicate()

@@ -10,7 +10,7 @@ from medtransfer.core.params import Params
 from medtransfer.core.prepared import encode_labels, read_dataset
 from medtransfer.core.run_record import write_record
 from medtransfer.metrics.scores import MACRO, MICRO
-from medtransfer.pipeline.fit_id import claim_fit, end_fit, remove_recorded_checkpoints
+from medtransfer.pipeline.fit_id import claim_fit, remove_recorded_checkpoints
 from medtransfer.pipeline.outputs import describe_fit, log_to_mlflow, write_scores
 from medtransfer.tracking import mlflow_models, mlflow_runs
 from medtransfer.trees.classifiers import TRUSTED_TYPES, build_tree, flatten_pixels, predict_probabilities, save_tree
@@ -32,11 +32,11 @@ def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
         "device": "CPU",
     }
     hyperparameters = {model: settings.model_dump(), "seed": seed, "image_size": description["image_size"]}
-    checkpoints = checkpoints_folder(dataset, model, seed)
     made_from = {"hyperparameters": hyperparameters, "samples": sha256_of(PREPARED / dataset / "samples.csv")}
-    fit = claim_fit(checkpoints, made_from)
+    outputs = run_folder(dataset, model, seed)
     with (
-        atomic_folder(run_folder(dataset, model, seed)) as folder,
+        claim_fit(checkpoints_folder(dataset, model, seed), outputs, made_from) as fit,
+        atomic_folder(outputs) as folder,
         # Fitting a small tree takes less than a second.
         mlflow_runs.run(dataset, run_name(model, seed), fit, hyperparameters, record, sample_seconds=0.2) as run,
     ):
@@ -52,5 +52,4 @@ def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
         log_to_mlflow(run, folder)
         example = flatten_pixels(images[tested][:1])
         run.log_model(lambda: mlflow_models.log_sklearn_model(tree, example, TRUSTED_TYPES))
-    end_fit(checkpoints, run_folder(dataset, model, seed))
     print(f"{dataset} {model}: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}, {seconds:.1f} s")

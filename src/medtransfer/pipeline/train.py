@@ -19,7 +19,7 @@ from medtransfer.core.run_record import write_record
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.models import freezing, vgg16
 from medtransfer.models.weights import digest
-from medtransfer.pipeline.fit_id import claim_fit, end_fit, remove_recorded_checkpoints
+from medtransfer.pipeline.fit_id import claim_fit, remove_recorded_checkpoints
 from medtransfer.pipeline.outputs import describe_fit, log_to_mlflow, write_scores
 from medtransfer.tracking import mlflow_models, mlflow_runs
 from medtransfer.training.code import code_digest
@@ -89,8 +89,8 @@ def _train(
     print(f"{dataset} {run_name(name, seed)}: trains {', '.join(trained)} ({counts['trainable']:,} weights)")
     inputs = {**describe_inputs(network, images, dataset, hyperparameters), "devices": origin["devices"]}
     checkpoints = checkpoints_folder(dataset, name, seed)
-    fit_id = claim_fit(checkpoints, inputs)
     with (
+        claim_fit(checkpoints, outputs, inputs) as fit_id,
         atomic_folder(outputs) as folder,
         mlflow_runs.run(target.experiment, target.name, fit_id, hyperparameters, {**record, **target.tags}) as run,
     ):
@@ -111,7 +111,6 @@ def _train(
         write_record(folder, {**record, **outcome, **counts}, hyperparameters)
         log_to_mlflow(run, folder)
         run.log_model(lambda: mlflow_models.log_keras_model(saved, np.asarray(images[:1])))
-    end_fit(checkpoints, outputs)
     print(f"test images: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}")
 
 
