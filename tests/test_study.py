@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Timer
 
@@ -20,6 +20,7 @@ from zc.lockfile import LockFile
 
 from conftest import PROJECT
 from medtransfer.core import dvc as integrity
+from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder
 from medtransfer.core.params import Params
 from medtransfer.data.catalogue import CHEST_XRAY
@@ -61,6 +62,24 @@ def test_stages_that_wait_for_none_run_at_once_and_the_others_after_them(
     assert "fit@b: I am b\n" in said
     assert run_study(2) == 0
     assert "I am" not in capfd.readouterr().out, "what is up to date runs again"
+
+
+@pytest.mark.parametrize("busy", ["a stage runs", "DVC computes hashes"])
+def test_beside_a_running_dvc_it_ends_with_one_line(dvc_project: Path, busy: str) -> None:
+    (dvc_project / "dvc.yaml").write_text("stages: {prepare: {cmd: 'touch begun; exec sleep 120', outs: [p]}}")
+    with ExitStack() as stack:
+        if busy == "a stage runs":
+            other = subprocess.Popen([*DVC, "repro"], stdout=subprocess.DEVNULL, start_new_session=True)
+            stack.callback(other.wait)
+            stack.callback(os.killpg, other.pid, signal.SIGKILL)
+            while not (dvc_project / "begun").exists():
+                time.sleep(0.1)
+        else:
+            stack.callback(LockFile(".dvc/tmp/lock").close)
+        with pytest.raises(UserError, match="wait until it ends") as refused:
+            run_study(2)
+    assert "\n" not in str(refused.value)
+    assert busy != "a stage runs" or str(other.pid) in str(refused.value)
 
 
 def test_each_generation_of_stages_is_divided_and_a_last_single_stage_is_left_out() -> None:

@@ -5,6 +5,7 @@ dependencies are ready. A last `dvc repro` runs the remaining stages and confirm
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import psutil
 
 from medtransfer.core.dvc import PIPELINE
+from medtransfer.core.errors import UserError
 from medtransfer.core.hardware import gpu_capabilities
 
 DVC = (sys.executable, "-m", "dvc")
@@ -52,10 +54,17 @@ def run_dvc(*arguments: str) -> int:
 def _batches(jobs: int) -> list[list[list[str]]]:
     """Return batches of jobs, each a list of stage names; empty if everything is up to date."""
     import networkx as nx
+    from dvc.lock import LockError
     from dvc.repo import Repo
 
     with Repo() as repo:
-        if all(":" in name for name in repo.status()):  # DVC prefixes stages of other pipelines with their file
+        try:
+            status = repo.status()
+        except LockError as error:
+            processes = ", ".join(sorted(set(re.findall(r"PID (\d+)", str(error)))))
+            who = f"process {processes}" if processes else "another DVC command"
+            raise UserError(f"dvc: {who} works in this project; wait until it ends, then run again") from None
+        if all(":" in name for name in status):  # DVC prefixes stages of other pipelines with their file
             return []
         order = {stage.addressing: place for place, stage in enumerate(repo.index.stages)}
         generations = [
