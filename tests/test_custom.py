@@ -284,6 +284,28 @@ def test_the_command_says_what_to_do_next(project: Path) -> None:
     assert "--group: given without --labels" in str(alone.exception)
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_where_dvc_add_fails_nothing_is_changed(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, linked: bool
+) -> None:
+    command = ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
+    if linked:
+        Path("data").symlink_to(tmp_path_factory.mktemp("other disk"))
+    else:
+        Path(".dvc").rename("dvc")
+    files = {name: Path(name).read_bytes() for name in ("params.yaml", "dvc.yaml")}
+    for _ in range(2):  # the second time with an earlier version of the data
+        before = sorted(Path("data").rglob("*"))
+        done = CliRunner().invoke(cli, command)
+        assert isinstance(done.exception, SystemExit)
+        assert done.stderr.startswith("mine: not added; ")
+        assert sorted(Path("data").rglob("*")) == before
+        assert {name: Path(name).read_bytes() for name in files} == files
+        assert not Path("data.dvc").exists()
+        shutil.copytree("mine", "data/mine", dirs_exist_ok=True)
+
+
 @pytest.mark.slow
 def test_the_whole_study_runs_on_it(project: Path) -> None:
     folder = clone(project / "clone", {})

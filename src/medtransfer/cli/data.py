@@ -79,6 +79,8 @@ def add(
 
     Without --labels, --images must contain one folder per class. Run `dvc repro` afterwards.
     """
+    from medtransfer.core.dvc import PIPELINE
+    from medtransfer.core.files import restored_on_error
     from medtransfer.data.custom import Columns
     from medtransfer.study.check import check_files
     from medtransfer.study.custom_data import add_custom
@@ -90,7 +92,13 @@ def add(
     params = check_files()
     columns = Columns(image_column, label_column, group)
     given = {key: value for key, value in about.items() if value}
-    _put_under_dvc(name, add_custom(params, name, images, labels, columns, given, only))
+    with restored_on_error(DATA / name, PARAMS, PIPELINE):
+        count = add_custom(params, name, images, labels, columns, given, only)
+        try:
+            _put_under_dvc(name, count)
+        except SystemExit:
+            click.echo(f"{name}: not added; params.yaml, dvc.yaml and data/ are as before", err=True)
+            raise
     others = [other for other in params.study if other != name]
     if only and others:
         click.echo(f"removed from the study: {', '.join(others)}; their files in data/, if any, stay under DVC")

@@ -50,6 +50,27 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 @contextmanager
+def restored_on_error(folder: Path, *files: Path) -> Iterator[None]:
+    """Put back a folder and files if the block replaces them and then ends with an error."""
+    kept, contents = folder.with_name(f"{PARTIAL}kept-{folder.name}"), {path: path.read_bytes() for path in files}
+    missing = [path for path in (folder, folder.parent) if not path.exists()]
+    if not missing:
+        shutil.copytree(folder, kept, copy_function=os.link)
+    try:
+        yield
+    except BaseException:
+        for path in missing or [folder]:
+            shutil.rmtree(path, ignore_errors=True)
+        if not missing:
+            kept.rename(folder)
+        for path, content in contents.items():
+            path.write_bytes(content)
+        raise
+    finally:
+        shutil.rmtree(kept, ignore_errors=True)
+
+
+@contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
     """Yield a path beside `target` that is renamed to it when the block ends without error."""
     target.parent.mkdir(parents=True, exist_ok=True)
