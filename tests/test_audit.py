@@ -456,6 +456,19 @@ def test_an_older_store_without_digests_differs_only_if_a_file_is_lost(study: ml
     assert len(audit.audit()) == 3
 
 
+@pytest.mark.usefixtures("study")
+def test_what_git_refuses_is_repeated(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # as in a container that runs as another user
+    lines = audit.audit()
+    assert len(lines) == 3
+    for line in lines:
+        assert "dubious ownership" in line
+        assert "git config --global --add safe.directory" in line
+        assert "not in this repository" not in line
+    assert git_commit() == "unknown"
+    assert "dubious ownership" in caplog.text
+
+
 def test_nothing_is_logged_with_data_that_were_prepared_differently(study: mlflow.MlflowClient) -> None:
     lose_run(study)
     for change, told in (({"image_size": 2}, "has image_size 2, but artifacts/runs/"), ({"source": "there"}, "source")):

@@ -20,6 +20,7 @@ from medtransfer.core.files import digest_of_folder, sha256_of
 from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
 from medtransfer.core.params import Configuration
 from medtransfer.core.prepared import data_of
+from medtransfer.core.provenance import commit_problem
 from medtransfer.core.recipe import AUTO, TrainParams
 from medtransfer.core.run_record import find_fits, read_record, recipe_of
 from medtransfer.metrics.scores import mlflow_name
@@ -145,8 +146,8 @@ def _check_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> It
         yield f"{folder}: not in dvc.lock; run `dvc repro`"
     yield from _differences(f"{folder}:", record, "data.dvc", {"data_version": data_version()})
     commit = record["git_commit"].removesuffix("-modified")
-    if not _knows_commit(commit):
-        yield f"{folder}: made by git commit {commit}, which is not in this repository"
+    if problem := commit_problem(commit):
+        yield f"{folder}: made by git commit {commit}: {problem}"
     run = _run_of(client, record)
     if run is None:
         yield f"{folder}: MLflow has no run of this fit ({record['fit']})"
@@ -170,13 +171,6 @@ def _check_locked(folder: Path, record: dict[str, Any], locked: dict[str, Any]) 
     if locked["train"]["precision"] == AUTO:
         expected["precision"] = recipe["precision"]
     yield from _differences(f"{folder}:", recipe, "dvc.lock", expected)
-
-
-def _knows_commit(commit: str) -> bool:
-    try:
-        return subprocess.run(["git", "cat-file", "-e", f"{commit}^{{commit}}"], capture_output=True).returncode == 0
-    except OSError:
-        return False
 
 
 def _run_of(client: Any, record: dict[str, Any]) -> Any:

@@ -1,19 +1,45 @@
 """The version of the code behind a result."""
 
+import logging
 import subprocess
+
+from medtransfer.core.errors import shortened
+
+log = logging.getLogger(__name__)
 
 
 def git_commit() -> str:
-    """Return the commit that is checked out, with `-modified` if tracked files differ from it."""
+    """Return the commit that is checked out, with `-modified` if tracked files differ from it.
+
+    It is `unknown`, with a warning, if git does not answer.
+    """
     try:
         commit = _git("rev-parse", "HEAD")
         # dvc.lock and the reports change while the pipeline runs and do not decide a result.
         changed = _git(
             "status", "--porcelain", "--untracked-files=no", "--", "src", "params.yaml", "dvc.yaml", "data.dvc"
         )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    except OSError as error:
+        return _unknown(str(error))
+    except subprocess.CalledProcessError as error:
+        return _unknown(error.stderr)
     return f"{commit}-modified" if changed else commit
+
+
+def _unknown(said: str) -> str:
+    log.warning("the git commit is recorded as unknown: %s", shortened(said, 400))
+    return "unknown"
+
+
+def commit_problem(commit: str) -> str:
+    """Return why a commit cannot be found in this repository, or an empty string if it is there."""
+    try:
+        _git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}")
+    except OSError as error:
+        return str(error)
+    except subprocess.CalledProcessError as error:
+        return shortened(error.stderr, 400) or "it is not in this repository"
+    return ""
 
 
 def _git(*arguments: str) -> str:
