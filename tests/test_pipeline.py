@@ -140,6 +140,13 @@ def test_the_study_prints_the_comparison_and_where_to_look(study: Path) -> None:
     assert "make ui" in printed
 
 
+def test_the_first_line_of_a_fit_names_its_device(study: Path) -> None:
+    printed = (study / "stdout.txt").read_text()
+    for fit in fits(study):
+        seed = "-seed0" if fit["kind"] == "network" else ""
+        assert f": {fit['dataset']} {fit['model']}{seed} on {fit['device']}: " in printed
+
+
 def test_a_second_repro_runs_nothing(study: Path) -> None:
     assert "Data and pipelines are up to date." in dvc(study, "repro")
 

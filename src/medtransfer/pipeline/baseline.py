@@ -52,4 +52,5 @@ def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
         log_to_mlflow(run, folder)
         example = flatten_pixels(images[tested][:1])
         run.log_model(lambda: mlflow_models.log_sklearn_model(tree, example, TRUSTED_TYPES))
-    print(f"{dataset} {model}: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}, {seconds:.1f} s")
+    scores = f"micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}"
+    print(f"{dataset} {model} on {record['device']}: {scores}, {seconds:.1f} s")

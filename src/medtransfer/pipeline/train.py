@@ -86,7 +86,8 @@ def _train(
         "precision": settings.precision,
         "device": device_name(),
     }
-    print(f"{dataset} {run_name(name, seed)}: trains {', '.join(trained)} ({counts['trainable']:,} weights)")
+    weights = f"{counts['trainable']:,} weights"
+    print(f"{dataset} {run_name(name, seed)} on {record['device']}: trains {', '.join(trained)} ({weights})")
     inputs = {**describe_inputs(network, images, dataset, hyperparameters), "devices": origin["devices"]}
     checkpoints = checkpoints_folder(dataset, name, seed)
     with (
