@@ -30,7 +30,7 @@ from medtransfer.data.catalogue import CHEST_XRAY
 from medtransfer.data.preparation import prepare_dataset
 from medtransfer.study import tune as stage
 from medtransfer.study.search_space import advice, at_edge, changed, check_space, choose, for_params, grid, parse_space
-from medtransfer.study.shared_study import Plan
+from medtransfer.study.shared_study import Plan, lock_of
 from medtransfer.tracking import mlflow_store
 from medtransfer.training.experiment import build_network, cache_features, training_rows
 from medtransfer.training.loop import fit
@@ -100,7 +100,8 @@ def note_trials(monkeypatch: pytest.MonkeyPatch, scores: dict[float, float] | No
 
 def states(project: Path) -> list[str]:
     storage = f"sqlite:///{project}/tuning.db"
-    studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
+    with lock_of(project / "tuning.db"):  # otherwise, Optuna makes the tables here while a process makes them
+        studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
     return [trial.state.name for study in studies for trial in study.trials]
 
 
@@ -301,6 +302,7 @@ def start(project: Path, small: Params, *arguments: str) -> subprocess.Popen[str
     return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_grid_and_one_may_be_killed(project: Path, small: Params) -> None:
     points = ("--search", "learning_rate=1e-4,1e-3", "--search", "dropout=0.1,0.5", "--search", "epochs=20")
     killed = start(project, small, *points)

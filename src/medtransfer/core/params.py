@@ -321,7 +321,7 @@ def parse_params(text: str, path: Path) -> Params:
     if any(section.get("scaling") == OLD_SCALING for section in (raw["train"], *raw["configurations"].values())):
         _warn_of_old_scaling(path)
     for name, settings in raw["datasets"].items():
-        if isinstance(settings.get("catalogue", {}).get("classes"), dict):
+        if isinstance((settings.get("catalogue") or {}).get("classes"), dict):
             _warn_of_old_classes(path, name)
     return params
 
