@@ -242,6 +242,19 @@ def test_a_saved_network_changes_no_image(tmp_path: Path) -> None:
     assert [type(layer) for layer in layers] == [type(layer) for layer in small_network().layers]
 
 
+def test_the_moving_average_is_shorter_at_first() -> None:
+    optimizer = build_optimizer(recipe(optimizer="sgd", average=0.5), steps=1)
+    weight, gradient = keras.Variable([1.0]), keras.ops.convert_to_tensor([1.0])
+    optimizer.build([weight])
+    expected = 0.0
+    for step in range(12):
+        optimizer.apply([gradient], [weight])
+        momentum = min(0.5, (1 + step) / (10 + step)) if step else 0.0
+        expected = momentum * expected + (1 - momentum) * float(weight[0])
+        [average] = optimizer._model_variables_moving_average
+        assert float(average[0]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_macro_f1_of_batches_is_that_of_the_scores() -> None:
     rng = np.random.default_rng(0)
     labels, probabilities = rng.choice([0, 2], 40), rng.dirichlet([1, 0.2, 1], 40).astype(np.float32)

@@ -87,7 +87,8 @@ class TrainParams(Section):
     head : `dense`, the talk's two hidden layers of `dense_units` on the flattened feature maps, or `pooled`, one layer
         on their global average
     sampling_power : with `balance: sampling`, an image is drawn with its class's size to the power of minus this
-    average : the momentum of a moving average of the weights, which is scored and kept; 0 is off
+    average : the momentum of a moving average of the weights, which is scored and kept; lower in the first steps, 0 is
+        off
     stop_on : what decides the best epoch and early stopping, on the validation images
     test_flips : whether predictions are the mean over the flips that `augment` allows
     """

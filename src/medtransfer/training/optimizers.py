@@ -32,11 +32,14 @@ def build_optimizer(params: TrainParams, steps: int) -> keras.optimizers.Optimiz
         settings["weight_decay"] = params.weight_decay
     if params.average:
         settings |= {"use_ema": True, "ema_momentum": params.average}
-    if params.block_rate == 1 and not params.head_first:
-        return KINDS[params.optimizer](**settings)
+    by_block = params.block_rate < 1 or params.head_first
+    kind = KINDS["adam" if by_block and params.optimizer == "adamw" else params.optimizer]
+    if params.average:
+        kind = _averaging(kind)
+    if not by_block:
+        return kind(**settings)
     decay = settings.pop("weight_decay", 0.0)
-    kind = "adam" if params.optimizer == "adamw" else params.optimizer
-    return _by_block(KINDS[kind])(params.block_rate, params.head_first * steps, decay, **settings)
+    return _by_block(kind)(params.block_rate, params.head_first * steps, decay, **settings)
 
 
 def learning_rate(params: TrainParams, steps: int) -> Any:
@@ -52,6 +55,25 @@ def learning_rate(params: TrainParams, steps: int) -> Any:
 def rate_of(block: str, block_rate: float) -> float:
     """Return a block's share of the learning rate (Howard and Ruder, ULMFiT, ACL 2018, section 3.2)."""
     return float(block_rate ** ([*BLOCKS, HEAD][::-1].index(block)))
+
+
+def _averaging(kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
+    """Return a kind of optimizer whose moving average is shorter at first: its momentum is at most (1 + t) / (10 + t).
+
+    Otherwise, the average of a fit with few steps is mostly that of the initial weights.
+    """
+
+    class Averaging(kind):
+        @property
+        def ema_momentum(self) -> Any:
+            steps = keras.ops.cast(self.iterations, "float32")
+            return keras.ops.minimum(self.largest_momentum, (1 + steps) / (10 + steps))
+
+        @ema_momentum.setter
+        def ema_momentum(self, value: float) -> None:
+            self.largest_momentum = value
+
+    return Averaging
 
 
 def _by_block(kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
