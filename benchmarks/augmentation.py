@@ -2,8 +2,6 @@
 
 import json
 import os
-import statistics
-import time
 from pathlib import Path
 
 import click
@@ -13,6 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+from alternating import training_speeds
 
 from medtransfer.core.params import BLOCKS, read_params
 from medtransfer.core.recipe import MODERN, Augmentation
@@ -50,13 +49,7 @@ def main(size: int, batch: int, rounds: int, output: Path | None) -> None:
         freezing.set_trainable(network, BLOCKS)
         models[side] = AugmentedNetwork(network, augment, seed=0) if augment != Augmentation() else network
         compile_network(models[side], settings, 1)
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    for _ in range(rounds + 2):
-        for side, model in models.items():
-            begin = time.perf_counter()
-            model.train_on_batch(pixels, labels)
-            seconds[side].append(time.perf_counter() - begin)
-    speeds = {side: batch / statistics.median(values[2:]) for side, values in seconds.items()}
+    speeds = training_speeds(models, pixels, labels, rounds)
     found = {
         "device": device_name(),
         "cores": os.cpu_count(),

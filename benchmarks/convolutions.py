@@ -2,8 +2,6 @@
 
 import json
 import os
-import statistics
-import time
 from pathlib import Path
 from unittest import mock
 
@@ -14,6 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+from alternating import training_speeds
 
 from medtransfer.core.params import BLOCKS, read_params
 from medtransfer.models import freezing, vgg16
@@ -44,13 +43,7 @@ def main(size: int, batch: int, rounds: int) -> None:
     rows = []
     for part, blocks in PARTS.items():
         models = {side: _build(size, blocks, *how) for side, how in SIDES.items()}
-        seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-        for _ in range(rounds + 2):
-            for side, model in models.items():
-                begin = time.perf_counter()
-                model.train_on_batch(pixels, labels)
-                seconds[side].append(time.perf_counter() - begin)
-        speeds = {side: batch / statistics.median(values[2:]) for side, values in seconds.items()}
+        speeds = training_speeds(models, pixels, labels, rounds)
         ratios = {f"{side}_ratio": round(speed / speeds["bfloat16"], 2) for side, speed in speeds.items()}
         rows.append({"trainable": part, **{side: round(speed, 1) for side, speed in speeds.items()}, **ratios})
     click.echo(
