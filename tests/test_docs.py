@@ -63,6 +63,7 @@ NOT_RUN = {
     "--output race.json": MEASURES,
     ".venv/bin/python benchmarks/study.py e2f5dfe 89861bb --rounds 1": MEASURES,
     ".venv/bin/python benchmarks/gradients.py": MEASURES,
+    ".venv/bin/python benchmarks/augmentation.py --rounds 15": MEASURES,
     ".venv/bin/python benchmarks/convolutions.py": MEASURES,
     "make up": ENGINE,
     "docker build --target gpu --tag medtransfer:gpu .": ENGINE,

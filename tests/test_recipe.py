@@ -29,6 +29,11 @@ COMMON: dict[str, Any] = {"batch_size": 16, "scaling": "tf", "fraction": 1.0, "p
 GIVEN = {**COMMON, "epochs": 5, "patience": 5, "learning_rate": 3e-3}
 
 
+@pytest.fixture(autouse=True)
+def _in_float32() -> None:
+    keras.config.set_dtype_policy("float32")  # Keras keeps the policy of the last network
+
+
 def recipe(**changes: Any) -> TrainParams:
     return TrainParams(**{**GIVEN, **changes}).on("ham10000")
 
@@ -274,7 +279,6 @@ def test_macro_f1_of_batches_is_that_of_the_scores() -> None:
 
 
 def small_network() -> keras.Model:
-    keras.config.set_dtype_policy("float32")
     keras.utils.set_random_seed(0)
     pixels = keras.Input((SIZE, SIZE, 3), dtype="uint8")
     x = keras.layers.Rescaling(1 / 127.5, offset=-1, dtype="float32")(pixels)
