@@ -53,7 +53,7 @@ def runs(random: float = 0.7, imagenet: float = 0.95) -> list[Run]:
 
 
 def evaluate_study(name: str, runs: list[Run]) -> Study:
-    return Study(name, runs, compute_tables(runs))
+    return Study(name, runs, compute_tables(runs, {}))
 
 
 def with_seeds(fits: list[Run], seeds: int = 6) -> list[Run]:

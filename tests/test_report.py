@@ -42,7 +42,7 @@ def run(model: str, synthetic: bool, network: bool) -> Run:
 
 
 def markdown(runs: list[Run]) -> str:
-    return tables.markdown(compute_tables(runs), runs)
+    return tables.markdown(compute_tables(runs, {}), runs)
 
 
 @pytest.mark.parametrize("synthetic", [True, False])

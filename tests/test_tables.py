@@ -10,7 +10,8 @@ from medtransfer.analysis.runs import Run
 from medtransfer.metrics.scores import MACRO
 from medtransfer.report import figures, tables
 from medtransfer.report.answers import answers
-from medtransfer.report.page import build_page, overview, score_figures
+from medtransfer.report.drawings import FIGURES, overview
+from medtransfer.report.page import build_page
 from medtransfer.report.study import costs, largest_class_f1, trials
 from studies import evaluate_study, run, runs
 from test_questions import pair_of
@@ -150,14 +151,14 @@ def test_each_seed_has_a_dot_where_there_are_several() -> None:
     first = run("chest_xray", "imagenet_all", 0.9)
     second = dataclasses.replace(first, record={**first.record, "seed": 1})
     study = evaluate_study("s", [first, second, run("chest_xray", "imagenet_head", 0.8, trainable="head")])
-    (_, _, figure), *_ = score_figures(study, "chest_xray")
+    ((_, figure),) = FIGURES["scores"](study, "chest_xray")
     (dots,) = [line for line in figure.axes[0].lines if line.get_label() == "each seed of ours"]
     f1 = study.tables.results[
         (study.tables.results["class"] == MACRO) & (study.tables.results.model == "imagenet_all")
     ].f1.item()
     assert np.asarray(dots.get_xdata()) == pytest.approx(np.array([f1, f1]))  # one fit twice
     alone = evaluate_study("s", [first])
-    (_, _, figure), *_ = score_figures(alone, "chest_xray")
+    ((_, figure),) = FIGURES["scores"](alone, "chest_xray")
     assert "each seed of ours" not in [line.get_label() for line in figure.axes[0].lines]
 
 

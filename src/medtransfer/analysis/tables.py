@@ -1,5 +1,6 @@
 """The tables of a study, from its runs or from the files that hold them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pandas as pd
 
 from medtransfer.analysis.calibration import calibration_table
 from medtransfer.analysis.claims import compare_claims, judge
+from medtransfer.analysis.clinical import class_table, subgroup_table
 from medtransfer.analysis.differences import Comparison, as_table, compare_models, read_comparisons
 from medtransfer.analysis.families import overrides
 from medtransfer.analysis.runs import Run
@@ -15,7 +17,7 @@ from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
 from medtransfer.core.run_record import recipe_of, split_of
 
-FILES = ("results", "summary", "calibration", "differences", "claims")
+FILES = ("results", "summary", "calibration", "classes", "subgroups", "differences", "claims")
 DIGITS = 6
 
 
@@ -26,6 +28,8 @@ class Tables:
     results : F1 per class beside the talk's, from `f1_table`
     summary : every metric, from `summarise`
     calibration : intercepts and slopes, from `calibration_table`
+    classes : each class against all others, from `class_table`
+    subgroups : scores by age, sex and the like, from `subgroup_table`
     pairs : models compared, from `compare_models`
     claims : the talk's claims, from `judge`
     """
@@ -33,12 +37,14 @@ class Tables:
     results: pd.DataFrame
     summary: pd.DataFrame
     calibration: pd.DataFrame
+    classes: pd.DataFrame
+    subgroups: pd.DataFrame
     pairs: list[Comparison]
     claims: pd.DataFrame
 
 
-def compute_tables(runs: list[Run]) -> Tables:
-    """Return the tables of a study."""
+def compute_tables(runs: list[Run], attributes: Mapping[str, pd.DataFrame]) -> Tables:
+    """Return the tables of a study; `attributes` as for `subgroup_table`."""
     pairs = compare_models(runs)
     outside = {}
     for run in runs:
@@ -46,13 +52,16 @@ def compute_tables(runs: list[Run]) -> Tables:
             outside[run.dataset] = "split by image"
         elif run.record["kind"] == "network" and recipe_of(run.record).recipe != "talk" and not overrides(run.record):
             outside[run.dataset] = "not the talk's recipe"
-    return Tables(f1_table(runs), summarise(runs), calibration_table(runs), pairs, judge(compare_claims(runs), outside))
+    return Tables(
+        f1_table(runs), summarise(runs), calibration_table(runs), class_table(runs), subgroup_table(runs, attributes),
+        pairs, judge(compare_claims(runs), outside),
+    )  # fmt: skip
 
 
 def write_tables(tables: Tables, folder: Path) -> None:
     """Write every table of FILES as CSV, with DIGITS decimals."""
-    contents = (tables.results, tables.summary, tables.calibration, as_table(tables.pairs), tables.claims)
-    for name, content in zip(FILES, contents, strict=True):
+    for name in FILES:
+        content = as_table(tables.pairs) if name == "differences" else getattr(tables, name)
         with atomic_file(folder / f"{name}.csv") as path:
             content.round(DIGITS).to_csv(path, index=False)
 
@@ -74,8 +83,5 @@ def read_tables(folder: Path, remedy: str) -> Tables:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: not found; {remedy}")
-    results, summary, calibration, differences, claims = paths
-    return Tables(
-        pd.read_csv(results), pd.read_csv(summary), pd.read_csv(calibration), read_comparisons(differences),
-        pd.read_csv(claims),
-    )  # fmt: skip
+    read = {path.stem: pd.read_csv(path) for path in paths if path.stem != "differences"}
+    return Tables(**read, pairs=read_comparisons(folder / "differences.csv"))

@@ -36,6 +36,7 @@ class Dataset:
     classes : label in the files → its meaning, in the order of every table
     group : what several images can share, such as a patient; split by group, no group is in two splits
     read : folder → Listing
+    describe : folder → a table with `id` and one column per attribute of the patient or lesion, such as age
     select : path in the published layout → path below data/<name>, or None for a file that is not needed
     """
 
@@ -46,6 +47,7 @@ class Dataset:
     licence: str
     citation: str
     read: Callable[[Path], Listing]
+    describe: Callable[[Path], pd.DataFrame] = lambda folder: pd.DataFrame(columns=["id"])
     kaggle: str = ""
     select: Callable[[PurePosixPath], PurePosixPath | None] = lambda path: None
 
@@ -94,6 +96,14 @@ def _read_ham10000(folder: Path) -> Listing:
     return list_samples(samples, problems, HAM10000.classes, metadata)
 
 
+def _describe_ham10000(folder: Path) -> pd.DataFrame:
+    path = folder / "HAM10000_metadata.csv"
+    table = read_table(path, METADATA_COLUMNS) if path.exists() else pd.DataFrame(columns=METADATA_COLUMNS)
+    bands = {"under 30": 0, "30 to 49": 30, "50 to 69": 50, "70 and over": 70}
+    ages = pd.cut(pd.to_numeric(table.age), [*bands.values(), 200], right=False, labels=list(bands))
+    return pd.DataFrame({"id": table.image_id, "age": ages, "sex": table.sex, "site": table.localization})
+
+
 _CHEST_FILE = re.compile(r"(?:^|/)(?:(train|val|test)/)?(NORMAL|PNEUMONIA)/([^/]+\.(?:jpeg|jpg|png))$")
 _CHEST_PATIENT = re.compile(r"(person\d+|(?:NORMAL2-)?IM-\d+)[-_]")
 
@@ -122,6 +132,12 @@ def _read_chest_xray(folder: Path) -> Listing:
     samples = pd.DataFrame(rows, columns=["id", "label", "group", "path"])
     problems += [f"{folder / path}: another image has this name" for path in samples.path[samples.id.duplicated()]]
     return list_samples(samples.drop_duplicates("id"), problems, CHEST_XRAY.classes, folder)
+
+
+def _describe_chest_xray(folder: Path) -> pd.DataFrame:
+    ids = pd.Series([path.stem for path in files_under(folder) if path.name != SOURCE_FILE])
+    cause = ids.str.extract("(bacteria|virus)")[0].replace({"bacteria": "bacterial", "virus": "viral"})
+    return pd.DataFrame({"id": ids, "cause": cause.fillna("no pneumonia")})
 
 
 def list_samples(samples: pd.DataFrame, problems: list[str], classes: dict[str, str], where: Path) -> Listing:
@@ -160,6 +176,7 @@ HAM10000 = Dataset(
     ),
     select=_select_ham10000,
     read=_read_ham10000,
+    describe=_describe_ham10000,
 )
 
 CHEST_XRAY = Dataset(
@@ -177,6 +194,7 @@ CHEST_XRAY = Dataset(
     ),
     select=_select_chest_xray,
     read=_read_chest_xray,
+    describe=_describe_chest_xray,
 )
 
 CATALOGUE = {dataset.name: dataset for dataset in (HAM10000, CHEST_XRAY)}

@@ -111,7 +111,7 @@ def _f1(number: int, name: str) -> Metric:
     return Metric(name, f"f1_{name}", _counts, lambda sums: _f1_by_class(sums)[..., number], needs=number)
 
 
-def _placements(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+def placements(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return five terms per class whose sums give the area under the ROC curve of that class against all others.
 
     Of a positive image the share of negatives below it, of a negative one that of positives above it, ties counting
@@ -126,15 +126,15 @@ def _placements(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
             ranks = rankdata(values)
             placed[positive] = (ranks[positive] - rankdata(values[positive])) / (~positive).sum()
             placed[~positive] = 1 - (ranks[~positive] - rankdata(values[~positive])) / positive.sum()
-        area = np.full(len(codes), placed[positive].mean() if positive.any() else 0.0)
-        columns += [placed * positive, positive, placed * ~positive, ~positive, area]
+        ranked = np.full(len(codes), placed[positive].mean() if positive.any() else 0.0)
+        columns += [placed * positive, positive, placed * ~positive, ~positive, ranked]
     return np.column_stack(columns).astype(float)
 
 
-def _area(sums: np.ndarray) -> np.ndarray:
-    """Return the mean area over the classes that are there."""
-    above, positive, below, negative, area = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 5), -1, 0)
-    return _mean(_ratio(above, positive) + _ratio(below, negative) - _ratio(area, positive + negative))
+def area(sums: np.ndarray) -> np.ndarray:
+    """Return the mean area of sums (..., 5 · classes) of `placements` over the classes that are there: (...)."""
+    above, positive, below, negative, ranked = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 5), -1, 0)
+    return _mean(_ratio(above, positive) + _ratio(below, negative) - _ratio(ranked, positive + negative))
 
 
 def _squares(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -158,7 +158,7 @@ METRICS = (
     Metric(MICRO, "f1_micro avg", _counts, _accuracy),
     Metric(MACRO, "f1_macro avg", _counts, lambda sums: _mean(_f1_by_class(sums)), needs=ALL),
     Metric(BALANCED, "balanced accuracy", _counts, lambda sums: _mean(_recall(sums)), needs=ALL),
-    Metric(AUC, "AUC", _placements, _area, needs=ALL),
+    Metric(AUC, "AUC", placements, area, needs=ALL),
     Metric(BRIER, "Brier score", _squares, lambda sums: _ratio(sums[..., 0], sums[..., 1]), of_probabilities=True),
     Metric(
         CALIBRATION,

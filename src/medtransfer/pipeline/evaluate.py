@@ -11,11 +11,12 @@ from medtransfer.analysis.runs import Run, read_run, studied
 from medtransfer.analysis.tables import compute_tables, write_tables
 from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.files import atomic_folder, write_json
-from medtransfer.core.layout import ACTIVATIONS, FIGURES, REPORTS, run_folder, run_name
+from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, REPORTS, run_folder, run_name
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import classes_of, predicted_labels
 from medtransfer.core.prepared import data_of
 from medtransfer.core.run_record import split_of
+from medtransfer.data.custom import dataset_of
 from medtransfer.pipeline.fit_id import remove_recorded_checkpoints
 from medtransfer.report import figures
 from medtransfer.report.render import render
@@ -32,7 +33,8 @@ def evaluate(params: Params) -> None:
     runs = [read_run(folder) for folder in studied(params)]
     for dataset in params.study:
         check_unchanged(ACTIVATIONS / dataset)
-    tables = compute_tables(runs)
+    attributes = {name: dataset_of(name, params).describe(DATA / name) for name in params.study}
+    tables = compute_tables(runs, attributes)
     write_tables(tables, REPORTS)
     (REPORTS / "results.md").write_text(markdown(tables, runs))
     write_json(REPORTS / "metrics.json", nest(tables.results))

@@ -47,20 +47,21 @@ def confusion(matrix: np.ndarray, classes: list[str], title: str) -> Figure:
 
 
 def confusions(matrices: dict[str, np.ndarray], classes: list[str], title: str) -> Figure:
-    """Return a figure of confusion matrices like `confusion`, one panel per model."""
+    """Return a figure of confusion matrices, one panel per model, with the share of each true class as text."""
     figure, panels = _panels(list(matrices), 3.4, 3.4, f"{title}: rows true, columns predicted")
     for axes, matrix in zip(panels, matrices.values(), strict=True):
-        _draw_counts(axes, matrix, classes, fontsize=7)
+        _draw_counts(axes, matrix, classes, fontsize=7, shares=True)
         axes.tick_params(labelsize=7)
     return figure
 
 
-def _draw_counts(axes: Axes, matrix: np.ndarray, classes: list[str], fontsize: int) -> None:
+def _draw_counts(axes: Axes, matrix: np.ndarray, classes: list[str], fontsize: int, *, shares: bool = False) -> None:
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix):
         color = "white" if share[row, column] > 0.6 else "black"
-        axes.text(column, row, str(int(count)), ha="center", va="center", color=color, fontsize=fontsize)
+        text = f"{share[row, column]:.2f}".removeprefix("0") if shares else str(int(count))
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=fontsize)
     ticks = range(len(classes))
     axes.set_xticks(ticks, classes, rotation=45, ha="right")
     axes.set_yticks(ticks, classes)
@@ -396,6 +397,18 @@ def leakage(table: pd.DataFrame, title: str) -> Figure:
     for axes, model in zip(panels, models, strict=True):
         _differences(axes, table[table.model == model], "difference", "name")
     figure.supxlabel("F1 with leakage less F1 without", fontsize=9)
+    return figure
+
+
+def roc(curves: Mapping[str, list[tuple[np.ndarray, np.ndarray]]], title: str) -> Figure:
+    """Return ROC curves, one panel per class, one line per fit: false and true positive rates, (n,) each."""
+    figure, panels = _panels(list(curves), 2.6, 2.5, title, sharex=True, sharey=True)
+    for axes, fits in zip(panels, curves.values(), strict=True):
+        axes.plot([0, 1], [0, 1], **REFERENCE)
+        for number, (false, true) in enumerate(fits):
+            axes.plot(false, true, color=PALETTE[number % len(PALETTE)], linewidth=1)
+    figure.supxlabel("1 - specificity", fontsize=9)
+    figure.supylabel("sensitivity", fontsize=9)
     return figure
 
 

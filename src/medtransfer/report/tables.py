@@ -17,6 +17,7 @@ from medtransfer.analysis.runs import Run
 from medtransfer.analysis.tables import Tables
 from medtransfer.analysis.uncertainty import BOTH, EXACT, FEWEST_FITS, GROUPS
 from medtransfer.core.run_record import recipe_of, split_of
+from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.report.render import render
 from medtransfer.report.words import words_for
 
@@ -34,14 +35,38 @@ def claims(judged: pd.DataFrame) -> pd.DataFrame:
     table = judged.rename(columns={"dataset": "data set"}).set_index("claim")[["data set", "first", "second"]]
     table["verdict"] = [f"**{verdict}**" for verdict in judged.verdict]
     table["difference"] = list(map(interval_text, judged.difference, judged.low, judged.high))
-    table["simultaneous"] = list(map(_range, judged.simultaneous_low, judged.simultaneous_high))
     table["seeds"] = list(map("{} and {}".format, judged.first_seeds, judged.second_seeds))
     table["p, corrected"] = list(map(p_value, judged.p_corrected))
+    return table
+
+
+def power(judged: pd.DataFrame) -> pd.DataFrame:
+    """Return what else is known of the talk's claims, one row each, from `judge`: what could have been shown."""
+    table = judged.rename(columns={"dataset": "data set"}).set_index("claim")[["data set", "first", "second"]]
+    table["simultaneous"] = list(map(_range, judged.simultaneous_low, judged.simultaneous_high))
     table["unseen seeds"] = list(map(interval_text, judged.unseen_difference, judged.unseen_low, judged.unseen_high))
     table["detectable"] = [_known(value, ".3f") for value in judged.detectable]
     for planned in PLANNED:
         table[f"seeds for {planned:.2f}"] = list(map(_seeds, judged[f"seeds_for_{planned:.2f}"]))
     return table
+
+
+def front(answered: pd.DataFrame) -> pd.DataFrame:
+    """Return the verdicts of `answers`, one row per change and one column per data set."""
+    needed = answered.verdict.str.extract(r"fewer than (\d+) seeds")[0]
+    verdict = answered.verdict.mask(needed.notna(), "**no verdict yet**")
+    seeds = answered.seeds + " seeds" + (" of " + needed).fillna("")
+    difference = answered["macro F1"].str.replace("\n", " ")
+    texts = (verdict + "\n" + difference + "\n" + seeds + ", p " + answered["p, corrected"]).str.removesuffix(", p -")
+    return _crossed(answered.reset_index(), "change", "data set", texts)
+
+
+def folders(results: Mapping[str, pd.DataFrame], dataset: str) -> pd.DataFrame:
+    """Return the macro F1 of every model, one row each, and one column for each study; `results` by study."""
+    parts = {title: table[(table.dataset == dataset) & (table["class"] == MACRO)] for title, table in results.items()}
+    cells = {title: {row["model"]: _cell(row) for row in part.to_dict("records")} for title, part in parts.items()}
+    models = list(dict.fromkeys(model for part in cells.values() for model in part))
+    return pd.DataFrame(cells, index=pd.Index(models, name="model")).fillna("-")
 
 
 def _known(value: float, style: str) -> str:
@@ -127,6 +152,33 @@ def _intercept_and_slope(row: Mapping[Any, Any]) -> str:
     return "\n".join(lines)
 
 
+def classes(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Return sensitivity, specificity and AUC of each class, one row each; `table` from `class_table`."""
+    part = table[table.dataset == dataset]
+    return _of_network(part, _crossed(part, "class", "measure", map(_share, part.to_dict("records"))))
+
+
+def subgroups(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
+    """Return accuracy and sensitivities of each kind of image, one row each; `table` from `subgroup_table`."""
+    part = table[table.dataset == dataset]
+    part = part.assign(kind=part["by"] + ": " + part.subgroup)
+    frame = _crossed(part, "kind", "measure", map(_share, part.to_dict("records"))).fillna("-")
+    frame = frame.rename(columns={MICRO: "accuracy"})
+    counts = part.drop_duplicates("kind").set_index("kind")
+    frame.insert(0, "images", counts.images.astype(str))
+    frame.insert(1, words_for(dataset).groups, counts.groups.astype(str))
+    return _of_network(part, frame)
+
+
+def _of_network(part: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.rename_axis(index=part.model.iloc[0] if len(part) else None)
+
+
+def _share(row: Mapping[Any, Any]) -> str:
+    between = f"[{short(row['low'])}, {short(row['high'])}]"
+    return f"{short(row['value'])}\n{'-' if pd.isna(row['low']) else between}"
+
+
 def differences(pairs: Sequence[Comparison], dataset: str, family: str = TALK) -> pd.DataFrame:
     """Return the differences in macro F1 for one question: one row and one column per model."""
     part = [pair for pair in pairs if (pair.dataset, pair.family) == (dataset, family)]
@@ -177,7 +229,8 @@ def markdown(tables: Tables, runs: list[Run]) -> str:
     return render(
         "medtransfer.report",
         "results.md.j2",
-        claims=claims(tables.claims) if len(tables.claims) else None,
+        claims=claims(tables.claims),
+        power=power(tables.claims),
         synthetic=any(run.record["synthetic"] for run in runs),
         synthetic_note=SYNTHETIC_NOTE,
         datasets=datasets,
@@ -190,9 +243,12 @@ def sections(tables: Tables, runs: list[Run], dataset: str) -> list[Section]:
         ("f1", pivot(tables.results, dataset)),
         ("measures", measures(tables.summary, dataset)),
         ("calibration", calibration(tables.calibration, dataset)),
+        ("classes", classes(tables.classes, dataset)),
+        ("subgroups", subgroups(tables.subgroups, dataset)),
         ("differences", differences(tables.pairs, dataset)),
+        *beyond_the_talk(tables, runs, dataset),
     ]
-    return [*found, *beyond_the_talk(tables, runs, dataset)] if len(found[-1][1]) else found[:-1]
+    return [(name, table) for name, table in found if len(table)]
 
 
 def beyond_the_talk(tables: Tables, runs: list[Run], dataset: str) -> list[Section]:

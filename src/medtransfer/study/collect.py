@@ -13,6 +13,7 @@ from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder
 from medtransfer.core.layout import (
+    DATA,
     FIGURES,
     GRADCAM,
     LAYERS,
@@ -21,11 +22,14 @@ from medtransfer.core.layout import (
     PREPARED,
     RUNS,
     SHARED,
+    SUBGROUPS,
     TUNING,
     TUNING_KEY,
     check_name,
 )
+from medtransfer.core.params import read_params
 from medtransfer.core.run_record import RECORD, find_fits, read_record, recipe_of, split_of
+from medtransfer.data.custom import dataset_of
 
 RESULTS = Path("results")
 KEPT = ("predictions.csv", "history.csv", "metrics.json", RECORD)
@@ -103,11 +107,17 @@ def _copy(fits: list[Path], folder: Path) -> None:
             shutil.copytree(found, folder / found.name, dirs_exist_ok=True)
     for drawn in sorted(FIGURES.glob("*/activations.png")):
         shutil.copyfile(drawn, folder / f"{drawn.parent.name}-activations.png")
+    params = read_params(PARAMS)
     for dataset in {read_record(fit)["dataset"] for fit in fits}:
         shutil.copyfile(PREPARED / dataset / "dataset.json", folder / "runs" / dataset / "dataset.json")
-        shared = _shared(pd.read_csv(PREPARED / dataset / "samples.csv", dtype=str))
+        samples = pd.read_csv(PREPARED / dataset / "samples.csv", dtype=str)
+        shared = _shared(samples)
         if len(shared):
             shared.to_csv(folder / "runs" / dataset / SHARED, index=False)
+        described = dataset_of(dataset, params).describe(DATA / dataset)
+        tested = described[described.id.isin(samples.id[samples.split == "test"])]
+        if len(tested):
+            tested.sort_values("id").to_csv(folder / "runs" / dataset / SUBGROUPS, index=False)
 
 
 def _shared(samples: pd.DataFrame) -> pd.DataFrame:

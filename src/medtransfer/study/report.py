@@ -13,11 +13,12 @@ from medtransfer.analysis.runs import Run, by_model, read_run, studied
 from medtransfer.analysis.tables import compute_tables, read_tables, write_tables
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
-from medtransfer.core.layout import FIGURES, GRADCAM, LAYERS, NOTES, PARAMS, REPORTS, SHARED, TUNING
+from medtransfer.core.layout import FIGURES, GRADCAM, LAYERS, NOTES, PARAMS, REPORTS, SHARED, SUBGROUPS, TUNING
 from medtransfer.core.params import read_params
 from medtransfer.core.run_record import find_fits, read_record
 from medtransfer.metrics.scores import MACRO
-from medtransfer.report.page import build_page, overview
+from medtransfer.report.drawings import overview
+from medtransfer.report.page import build_page
 from medtransfer.report.study import Layers, Picture, Study
 from medtransfer.report.tables import markdown
 
@@ -31,7 +32,9 @@ COPIED = "-activations.png"
 def write_result_tables(folder: Path) -> None:
     """Write the tables of collected results, and a figure of their scores, into their folder."""
     runs = _read_collected(folder)
-    tables = compute_tables(runs)
+    described = {run.dataset: folder / "runs" / run.dataset / SUBGROUPS for run in runs}
+    attributes = {name: pd.read_csv(path, dtype=str) for name, path in described.items() if path.exists()}
+    tables = compute_tables(runs, attributes)
     write_tables(tables, folder)
     with atomic_file(folder / "results.md") as path:
         path.write_text(markdown(tables, runs))

@@ -1,0 +1,153 @@
+"""What a clinician asks of a network: each class against all others, and patients of different kinds.
+
+The network is the one with the highest macro F1 on the validation images, and the thresholds are those that give a
+chosen specificity there, so that no test image has a part in either.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from medtransfer.analysis.runs import Run, by_model
+from medtransfer.analysis.scores import estimate_of
+from medtransfer.analysis.uncertainty import (
+    EXACT,
+    FEWEST_GROUPS,
+    LEVEL,
+    Estimate,
+    combine,
+    groups_variance,
+    sum_by_group,
+)
+from medtransfer.core.predictions import classes_of
+from medtransfer.metrics.scores import BY_NAME, MACRO, MICRO, NONE, area, encode, placements, score
+
+SPECIFICITIES = (0.90, 0.95)
+SENSITIVITY, SPECIFICITY, AREA = "sensitivity", "specificity", "AUC"
+FOUND = ["value", "low", "high", "interval", "seeds"]
+CLASSES = ["dataset", "model", "class", "measure", *FOUND]
+SUBGROUPS = ["dataset", "model", "by", "subgroup", "images", "groups", "measure", *FOUND]
+
+
+def best_network(runs: Sequence[Run], dataset: str) -> list[Run]:
+    """Return the fits of the network with the highest mean macro F1 on the validation images; empty without any.
+
+    Only the networks with the most seeds are compared: the highest of many single fits would be so by chance.
+    """
+    networks = [
+        fits for _, _, fits in by_model(run for run in runs if run.dataset == dataset and run.history is not None)
+    ]
+    return max(networks, key=lambda fits: (len(fits), _validation_score(fits)), default=[])
+
+
+def _validation_score(fits: list[Run]) -> float:
+    return float(np.mean([score(run.validation)[MACRO] for run in fits if run.validation is not None]))
+
+
+def class_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return sensitivity, specificity and area under the ROC curve of each class against all others.
+
+    Returns
+    -------
+    DataFrame
+        CLASSES, for each data set's `best_network`. A measure with `at` is that at the threshold that gives this
+        specificity on the validation images; its interval does not include the choice of the threshold.
+    """
+    rows = []
+    for dataset in dict.fromkeys(run.dataset for run in runs):
+        fits = best_network(runs, dataset)
+        for number, name in enumerate(classes_of(fits[0].predictions) if fits else []):
+            about = {"dataset": dataset, "model": fits[0].model, "class": name}
+            rows += [{**about, "measure": measure, **_columns(found)} for measure, found in _measures(fits, number)]
+    return pd.DataFrame(rows, columns=CLASSES)
+
+
+def _measures(fits: list[Run], number: int) -> list[tuple[str, Estimate]]:
+    encoded = [encode(run.predictions) for run in fits]
+    called = {"": _most_probable(fits, number)}
+    for wanted in SPECIFICITIES:
+        limits = [_threshold(run.validation, number, wanted) for run in fits]
+        called[f" at {wanted:.2f}"] = [p[:, number] > limit for (_, p), limit in zip(encoded, limits, strict=True)]
+    found = []
+    for suffix, calls in called.items():
+        found.append((SENSITIVITY + suffix, _called(fits, number, calls, True)))
+        found.append((SPECIFICITY + suffix, _called(fits, number, calls, False)))
+    terms = [placements(*one)[:, 5 * number : 5 * number + 5] for one in encoded]
+    return [*found, (AREA, _estimate(fits, terms, area, NONE))]
+
+
+def _most_probable(fits: list[Run], number: int) -> list[np.ndarray]:
+    """Return for each fit the images (n,) whose most probable class it is."""
+    return [encode(run.predictions)[1].argmax(axis=1) == number for run in fits]
+
+
+def _called(fits: list[Run], number: int, calls: list[np.ndarray], kind: bool) -> Estimate:
+    """Return how many images of the class (True), or of the others (False), are called so: `calls` (n,) of each fit."""
+    images = (encode(fits[0].predictions)[0] == number) == kind
+    terms = [np.column_stack([images & (call == kind), images]) for call in calls]
+    return _estimate(fits, terms, lambda sums: sums[..., 0] / sums[..., 1], number if kind else NONE)
+
+
+def _threshold(validation: pd.DataFrame | None, number: int, specificity: float) -> float:
+    """Return the probability above which a class is called, for a specificity on the validation images."""
+    codes, probabilities = encode(validation)  # type: ignore[arg-type]  # `best_network` has some
+    return float(np.quantile(probabilities[codes != number, number], specificity, method="higher"))
+
+
+def _estimate(
+    fits: list[Run], terms: list[np.ndarray], value: Callable[[np.ndarray], np.ndarray], needs: str | int
+) -> Estimate:
+    """Return a measure with its interval from what each image adds to it, (images, terms), for each fit."""
+    values, deviations = [], []
+    for run, own in zip(fits, terms, strict=True):
+        sums = sum_by_group(run.predictions, own)
+        left = value(sums.sum(axis=0) - sums)
+        values.append(value(sums.sum(axis=0)))
+        deviations.append(left - left.mean())
+    found = combine(np.array(values), groups_variance(np.mean(deviations, axis=0)), fits[0].jackknife, needs)
+    if found.covers != EXACT:
+        return found
+    # `combine` bounds an F1; this is a share (Clopper and Pearson 1934).
+    bound = float(stats.beta.ppf(1 - LEVEL / 2, 1, fits[0].jackknife.holders[needs]))
+    return replace(found, low=found.value * (1 - bound), high=max(found.value, bound))
+
+
+def subgroup_table(runs: Sequence[Run], attributes: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return accuracy and sensitivities of each data set's `best_network` on its test images of each kind.
+
+    Parameters
+    ----------
+    attributes : mapping
+        For each data set with any, a table with `id` and one column per attribute, such as age or sex. Images without
+        a value are a group of their own, `unknown`.
+
+    Returns
+    -------
+    DataFrame
+        SUBGROUPS: images and groups (their lesions or patients) count the test images. The sensitivity to a class is
+        left out where fewer than FEWEST_GROUPS groups hold it.
+    """
+    rows = []
+    for dataset, table in attributes.items():
+        fits = best_network(runs, dataset)
+        for name in table.columns.drop("id") if fits else []:
+            kinds = fits[0].predictions.id.map(table.set_index("id")[name]).fillna("unknown")
+            for kind, chosen in kinds.groupby(kinds):
+                part = [Run(run.record, run.predictions.loc[chosen.index].reset_index(drop=True), None) for run in fits]
+                tested = part[0].predictions
+                about = {"dataset": dataset, "model": fits[0].model, "by": name, "subgroup": kind}
+                about |= {"images": len(tested), "groups": tested.group.nunique()}
+                measures = {MICRO: estimate_of(part, BY_NAME[MICRO])}
+                for number, held in enumerate(part[0].jackknife.holders):
+                    if held >= FEWEST_GROUPS:
+                        measures[classes_of(tested)[number]] = _called(part, number, _most_probable(part, number), True)
+                rows += [{**about, "measure": measure, **_columns(found)} for measure, found in measures.items()]
+    return pd.DataFrame(rows, columns=SUBGROUPS)
+
+
+def _columns(found: Estimate) -> dict[str, object]:
+    columns = asdict(found)
+    return {"interval": columns.pop("covers"), **columns}

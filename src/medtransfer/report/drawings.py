@@ -1,0 +1,175 @@
+"""Every figure of a study, by name; the names are those of the captions in templates/captions.html.j2."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
+
+from medtransfer.analysis.calibration import reliability
+from medtransfer.analysis.clinical import best_network
+from medtransfer.analysis.confusion import confusion
+from medtransfer.analysis.families import TALK
+from medtransfer.analysis.lattice import SUBSETS, block_values
+from medtransfer.analysis.leakage import ALL
+from medtransfer.analysis.questions import block_counts, data_sizes
+from medtransfer.analysis.runs import Run, by_model
+from medtransfer.core.predictions import classes_of
+from medtransfer.metrics.scores import MACRO, encode
+from medtransfer.report import figures, tables
+from medtransfer.report.study import Study, costs, largest_class_f1, leaves_out_features, trials
+
+POINTS = 3  # a line with fewer is not drawn
+Drawn = Iterator[tuple[str, Figure]]  # what its caption says about the models, and the figure
+
+
+def overview(table: pd.DataFrame) -> Figure:
+    """Return a figure of the macro F1 of the models `in_front` on every data set; `table` from `compare`."""
+    macro = table[table["class"] == MACRO]
+    parts = {dataset: tables.in_front(macro, dataset) for dataset in macro.dataset.drop_duplicates()}
+    return figures.overview(
+        {
+            figures.mark(f"{dataset}, {own.test_images.iloc[0]} test images", bool(own.synthetic.any())): own
+            for dataset, own in parts.items()
+        }
+    )
+
+
+def _scores(study: Study, dataset: str) -> Drawn:
+    part = tables.in_front(_macro(study, dataset), dataset)
+    yield "", figures.scores(part, _title(study, dataset, "macro F1"), _seeds(study, dataset))
+
+
+def _cost(study: Study, dataset: str) -> Drawn:
+    part = tables.in_front(_macro(study, dataset), dataset)
+    fits = _fits(study, dataset)
+    seconds = costs({model: fits[model] for model in part.model}, study.runs)
+    incomplete = [model for model in part.model if leaves_out_features(fits[model])]
+    yield ", ".join(incomplete), figures.cost(part, seconds, _title(study, dataset, "cost against macro F1"))
+
+
+def _beyond(study: Study, dataset: str) -> Drawn:
+    macro = _macro(study, dataset)
+    others = macro[macro.family != TALK]
+    if 0 < len(others) < len(macro):
+        yield "", figures.scores(others, _title(study, dataset, "beyond the talk, macro F1"), _seeds(study, dataset))
+
+
+def _blocks(study: Study, dataset: str) -> Drawn:
+    counts = block_counts(_runs(study, dataset), study.tables.results)
+    if len(counts) and counts.groupby("start").size().max() >= POINTS:
+        yield "", figures.block_counts(counts, _title(study, dataset, "blocks that train"))
+
+
+def _values(study: Study, dataset: str) -> Drawn:
+    values = block_values(_runs(study, dataset))
+    if len(values):
+        subsets = f"{values.subsets.iloc[0]} of {SUBSETS}"
+        yield subsets, figures.block_values(values, _title(study, dataset, "what training a block adds"))
+
+
+def _sizes(study: Study, dataset: str) -> Drawn:
+    sizes = data_sizes(_runs(study, dataset), study.tables.results)
+    if sizes.fraction.nunique() >= POINTS:
+        yield "", figures.data_sizes(sizes, _title(study, dataset, "training images"))
+
+
+def _rates(study: Study, dataset: str) -> Drawn:
+    tried = trials(study, dataset)
+    if len(tried):
+        yield "", figures.rates(tried, largest_class_f1(study, dataset), _title(study, dataset, "learning rates"))
+
+
+def _leakage(study: Study, dataset: str) -> Drawn:
+    found = study.leakage[study.leakage.dataset == dataset]
+    if len(found):
+        found = found.assign(name=found["class"].where(found.images == ALL, found["class"] + ", " + found.images))
+        yield "", figures.leakage(found, _title(study, dataset, "leakage"))
+
+
+def _losses(study: Study, dataset: str) -> Drawn:
+    histories = {
+        model: [run.history for run in fits if run.history is not None]
+        for model, fits in _fits_in_front(study, dataset).items()
+    }
+    drawn = {model: found for model, found in histories.items() if found}
+    if drawn:
+        yield "", figures.losses(drawn, _title(study, dataset, "validation loss"))
+
+
+def _roc(study: Study, dataset: str) -> Drawn:
+    fits = best_network(study.runs, dataset)
+    if fits:
+        encoded = [encode(run.predictions) for run in fits]
+        curves = {
+            name: [roc_curve(codes == number, probabilities[:, number])[:2] for codes, probabilities in encoded]
+            for number, name in enumerate(classes_of(fits[0].predictions))
+        }
+        yield fits[0].model, figures.roc(curves, _title(study, dataset, "ROC curves"))
+
+
+def _confusions(study: Study, dataset: str) -> Drawn:
+    models = _fits_in_front(study, dataset)
+    matrices = {model: np.sum([confusion(run.predictions) for run in fits], axis=0) for model, fits in models.items()}
+    classes = classes_of(next(iter(models.values()))[0].predictions)
+    yield "", figures.confusions(matrices, classes, _title(study, dataset, "confusion"))
+
+
+def _reliability(study: Study, dataset: str) -> Drawn:
+    bands = {model: reliability(fits) for model, fits in _fits_in_front(study, dataset).items()}
+    yield "", figures.reliability(bands, _title(study, dataset, "reliability"))
+
+
+def _layers(study: Study, dataset: str) -> Drawn:
+    for found in study.layers:
+        # A network with a frozen block cannot show which blocks matter.
+        if found.record["dataset"] == dataset and (found.similarity.distance > 0).all():
+            model = f"{found.record['model']} (seed {found.record['seed']})"
+            title = _title(study, dataset, f"{model}: which layers matter")
+            yield model, figures.layers(found.rewinding, found.similarity, found.probes, title)
+
+
+FIGURES: dict[str, Callable[[Study, str], Drawn]] = {
+    "scores": _scores,
+    "sizes": _sizes,
+    "values": _values,
+    "layers": _layers,
+    "blocks": _blocks,
+    "cost": _cost,
+    "beyond": _beyond,
+    "roc": _roc,
+    "reliability": _reliability,
+    "confusions": _confusions,
+    "leakage": _leakage,
+    "rates": _rates,
+    "losses": _losses,
+}
+
+
+def _runs(study: Study, dataset: str) -> list[Run]:
+    return [run for run in study.runs if run.dataset == dataset]
+
+
+def _macro(study: Study, dataset: str) -> pd.DataFrame:
+    results = study.tables.results
+    return results[(results.dataset == dataset) & (results["class"] == MACRO)]
+
+
+def _fits(study: Study, dataset: str) -> dict[str, list[Run]]:
+    return {model: fits for name, model, fits in by_model(study.runs) if name == dataset}
+
+
+def _fits_in_front(study: Study, dataset: str) -> dict[str, list[Run]]:
+    shown = set(tables.in_front(study.tables.results, dataset).model)
+    return {model: fits for model, fits in _fits(study, dataset).items() if model in shown}
+
+
+def _seeds(study: Study, dataset: str) -> dict[str, list[float]]:
+    """Return the macro F1 of every fit, by model."""
+    return {model: [run.scores[MACRO] for run in fits] for model, fits in _fits(study, dataset).items()}
+
+
+def _title(study: Study, dataset: str, text: str) -> str:
+    synthetic = any(run.record["synthetic"] for run in study.runs if run.dataset == dataset)
+    return figures.mark(f"{dataset}: {text}", synthetic)
