@@ -14,7 +14,8 @@ from medtransfer.core.run_record import LEAK_WORDS, SplitRule
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.report import figures
 from medtransfer.report.answers import answers
-from medtransfer.report.page import SPLITS, build_page
+from medtransfer.report.drawings import FIGURES
+from medtransfer.report.page import CHAPTERS, SPLITS, build_page
 from studies import evaluate_study, found_layers, run, runs, with_seeds
 
 
@@ -116,6 +117,23 @@ def test_every_way_of_splitting_is_put_into_words() -> None:
     assert f"split by group ({SPLITS[SplitRule('group', 'keep')]})" in build_page([evaluate_study("s", runs())])
 
 
+def test_every_table_and_figure_has_a_chapter() -> None:
+    shown = {name for chapter in CHAPTERS for name in (*chapter.tables, *chapter.figures, *chapter.folded)}
+    captioned = (PROJECT / "src/medtransfer/report/templates/captions.html.j2").read_text()
+    captions = set(re.findall(r'name == "(\w+)"', captioned))
+    assert captions - shown == {"claims", "power", "provenance"}  # they have places of their own
+    assert set(FIGURES) <= shown <= captions
+
+
+def test_what_the_first_study_lacks_comes_from_the_next() -> None:
+    small = [run("chest_xray", "imagenet_all", 0.9)]
+    second = [*runs(), run("chest_xray", "imagenet_all_caffe", 0.9, scaling="caffe")]
+    page = build_page([evaluate_study("first", small), evaluate_study("second", second)])
+    (recipes,) = re.findall(r"<caption><span>[^<]*Another recipe[^<]*<a[^>]*href=\"#(\w+)\"", page)
+    assert recipes == "second"
+    assert len(re.findall(r"<caption><span>[^<]*Averages, ranking", page)) == 1
+
+
 def test_the_page_is_one_file_with_an_alternative_text_for_each_picture() -> None:
     class Reader(HTMLParser):
         pictures: list[dict[str, str | None]] = []  # noqa: RUF012
@@ -132,7 +150,7 @@ def test_the_page_is_one_file_with_an_alternative_text_for_each_picture() -> Non
     assert "<figcaption></figcaption>" not in page
     assert "<caption><span></span></caption>" not in page
     reader.feed(page)
-    assert len(reader.pictures) == 1 + 2 * 5  # in front, and of each study
+    assert len(reader.pictures) == 1 + 6  # in front, and of the first study
     assert all(len(picture["alt"] or "") > 20 for picture in reader.pictures)
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in reader.links)
 
