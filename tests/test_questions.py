@@ -124,7 +124,7 @@ def test_data_sizes_are_those_of_whole_networks_with_the_common_recipe(params: P
     assert table.f1["random_10"] == pytest.approx(0.3)
 
 
-def test_a_recipe_is_compared_with_what_differs_from_it_in_one_thing(params: Params) -> None:
+def test_a_recipe_is_compared_with_the_nearest_one_that_it_extends(params: Params) -> None:
     runs = [
         baseline(),
         fit(params, "all"),
@@ -134,18 +134,25 @@ def test_a_recipe_is_compared_with_what_differs_from_it_in_one_thing(params: Par
         fit(params, "both", balance="sampling", scaling="caffe"),
         fit(params, "few", fraction=0.1),
         fit(params, "head_sgd", trainable="head", optimizer="sgd"),
+        fit(params, "two", label_smoothing=0.1, epochs=16),
     ]
     names = [run.model for run in runs]
     pairs = [pair_of(one, two, 0.2) for one in names for two in names if one < two]
     table = recipe_changes(runs, pairs).set_index("model")
-    assert table.base.to_dict() == {"caffe": "all", "weighted": "all", "both": "caffe", "head_sgd": "head"}
+    assert table.base.to_dict() == {
+        "caffe": "all",
+        "weighted": "all",
+        "both": "caffe",
+        "head_sgd": "head",
+        "two": "all",
+    }
     assert table["change"].to_dict() == {
         "caffe": "scaling: caffe", "weighted": "balance: class_weights", "both": "balance: sampling",
-        "head_sgd": "optimizer: sgd",
+        "head_sgd": "optimizer: sgd", "two": "epochs: 16; label_smoothing: 0.1",
     }  # fmt: skip
     assert table.difference["weighted"] == -0.2  # the pair has `all` first
     assert table.low["weighted"] < -0.2 < table.high["weighted"] < 0
-    assert table.micro.to_dict() == {"caffe": 0.0, "weighted": 0.5, "both": 0.0, "head_sgd": 0.0}
+    assert table.micro.to_dict() == {"caffe": 0.0, "weighted": 0.5, "both": 0.0, "head_sgd": 0.0, "two": 0.0}
     assert find_pair(pairs, "ham10000", "all", "nothing") is None
     same = find_pair([pair_of("all", "weighted", 0.0)], "ham10000", "weighted", "all")
     assert same is not None
@@ -188,8 +195,10 @@ def test_each_pair_answers_one_question_or_none(params: Params) -> None:
         frozenset(("random_last", "last")): WEIGHTS,
         frozenset(("all", "caffe")): RECIPES,
         frozenset(("caffe", "both")): RECIPES,
+        frozenset(("all", "both")): RECIPES,
         frozenset(("modern", "modern_random")): RECIPES,
         frozenset(("modern", "modern_plain")): RECIPES,
+        frozenset(("all", "modern_plain")): RECIPES,
         frozenset(("all", "modern")): RECIPES,
         frozenset(("random", "modern_random")): RECIPES,
         frozenset(("all_10", "random_10")): SIZES,

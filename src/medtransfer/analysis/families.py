@@ -1,7 +1,4 @@
-"""Which question a model is there for: the talk's, or one of those that were added to it.
-
-A p-value is corrected for the comparisons of its own question, so asking another question changes no answer.
-"""
+"""Which question a model is there for: the talk's, or one of those that were added to it."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -75,17 +72,20 @@ def family_of_pair(one: dict[str, Any], other: dict[str, Any]) -> str | None:
 
 
 def changed_recipe(record: dict[str, Any], base: dict[str, Any]) -> str | None:
-    """Say what one key a network's configuration gives and its base's does not, where all else is the same."""
+    """Say what keys a network's configuration gives and its base's does not, where all else is the same."""
     ours, theirs = configuration_of(record), configuration_of(base)
     mine, its = overrides(record), overrides(base)
-    changed = [name for name in mine if name not in its]
+    added = {name: value for name, value in mine.items() if name not in its}
     same = (ours.weights, ours.blocks) == (theirs.weights, theirs.blocks)
-    if not same or len(changed) != 1 or changed == ["fraction"] or mine != {**its, changed[0]: mine[changed[0]]}:
+    if not same or not added or set(added) == {"fraction"} or mine != {**its, **added}:
         return None
-    value = mine[changed[0]]
+    return "; ".join(f"{name}: {_value(value)}" for name, value in added.items())
+
+
+def _value(value: Any) -> str:
     if isinstance(value, dict):
         value = ", ".join(f"{name} {part}" for name, part in value.items() if part != getattr(Augmentation(), name))
-    return f"{changed[0]}: {value or 'off'}"
+    return str(value or "off")
 
 
 def _same_images_other_weights(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -119,7 +119,7 @@ def chain(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
 
 
 def recipe_changes(runs: list[Run], pairs: Iterable[Comparison]) -> pd.DataFrame:
-    """Return every network beside the one that differs from it in scaling, balance or optimizer only.
+    """Return every network beside its base: the network whose configuration is the same but for fewer changes.
 
     Returns
     -------
@@ -129,9 +129,14 @@ def recipe_changes(runs: list[Run], pairs: Iterable[Comparison]) -> pd.DataFrame
     """
     rows = []
     for dataset, model, fits in _networks(runs):
-        for other, base, base_fits in _networks(runs):
-            change = changed_recipe(fits[0].record, base_fits[0].record) if dataset == other else None
-            pair = find_pair(pairs, dataset, model, base) if change else None
+        changes = [
+            (change, base, base_fits)
+            for other, base, base_fits in _networks(runs)
+            if dataset == other and (change := changed_recipe(fits[0].record, base_fits[0].record))
+        ]
+        if changes:
+            change, base, base_fits = max(changes, key=lambda found: len(overrides(found[2][0].record)))
+            pair = find_pair(pairs, dataset, model, base)
             if pair:
                 micro = np.mean([run.scores[MICRO] for run in fits]) - np.mean([run.scores[MICRO] for run in base_fits])
                 rows.append((dataset, model, base, change, pair.difference, *pair.ends, pair.interval, micro))

@@ -14,6 +14,7 @@ from medtransfer.analysis.agreement import agree
 from medtransfer.analysis.leakage import ALL
 from medtransfer.analysis.published import is_the_talks
 from medtransfer.analysis.questions import block_gains
+from medtransfer.core.params import BLOCKS
 from medtransfer.core.run_record import SplitRule, recipe_of, split_of
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.report import tables
@@ -171,8 +172,11 @@ def _tables(study: Study, dataset: str) -> Iterator[tuple[str, str, pd.DataFrame
             # The gains are those of networks from ImageNet weights.
             gains = block_gains(runs, study.tables.pairs) if layers.record["model"] == FROM_IMAGENET else None
             agreement = agree(layers.rewinding, layers.similarity, layers.probes, gains)
-            model = f"{layers.record['model']} (seed {layers.record['seed']}), Kendall's W {agreement.concordance:.2f}"
-            yield "agreement", model, tables.blocks(agreement)
+            network = layers.rewinding.set_index("block").macro_f1["none"]
+            probe = layers.probes.set_index(["block", "network"]).macro_f1[BLOCKS[-1], "tuned"]
+            about = f"{layers.record['model']} (seed {layers.record['seed']}): macro F1 {network:.2f}, of a linear "
+            about += f"classifier on its last block {probe:.2f}, Kendall's W {agreement.concordance:.2f}"
+            yield "agreement", about, tables.blocks(agreement)
 
 
 def _about(study: Study) -> dict[str, Any]:
