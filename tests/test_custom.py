@@ -361,6 +361,8 @@ def test_a_mistake_is_one_line_and_changes_nothing(project: Path) -> None:
         (lambda: change_table(label=["ill", None] * 20), {}, "row 3 has no label"),
         (lambda: Path("labels.csv").write_bytes(b"image,label,patient\n\xff,x,y\n"), {}, "read as CSV in UTF-8"),
         (lambda: Path("labels.csv").write_text(""), {}, "cannot be read as CSV"),
+        (lambda: Path("labels.csv").write_text("image,label,patient\na,b,c,d\n"), {}, "row 2 has 4 cells"),
+        (lambda: Path("labels.csv").write_text("image,label,label\n"), {}, "more than one column 'label'"),
         (lambda: Path("labels.csv").write_text("image,label,patient\n"), {}, "labels.csv: no row below the header"),
         (lambda: shutil.copy(f"mine/p0/{first}", f"mine/p1/{first}"), {}, f"matches p0/{first} and p1/{first}"),
         (lambda: shutil.copy(f"mine/p0/{first}", "mine"), folders, f"mine/{first}: not in the folder of a class"),
@@ -376,6 +378,30 @@ def test_a_mistake_is_one_line_and_changes_nothing(project: Path) -> None:
         assert "\n" not in str(error.value)
         assert list(Path("data").iterdir()) == []
         assert {path: path.read_text() for path in before} == before
+
+
+def test_a_comma_at_the_end_of_each_row_shifts_no_column(project: Path) -> None:
+    header, *rows = Path("labels.csv").read_text().splitlines()
+    Path("labels.csv").write_text("\n".join([header, *(f"{row}," for row in rows)]))
+    assert add() == 40
+    copied = pd.read_csv("data/mine/labels.csv")
+    assert set(copied.label) == {"ill", "well"}
+    assert copied.group.nunique() == 20
+
+
+def test_blank_rows_do_not_shift_the_numbers_in_messages(project: Path) -> None:
+    header, *rows = Path("labels.csv").read_text().splitlines()
+    rows[3] = "missing.png,ill,patient 1"
+    Path("labels.csv").write_text("\n".join([header, "", rows[0], ",,", *rows[1:], ""]))
+    with pytest.raises(UserError, match=r"labels\.csv: row 7: 'missing\.png' is not among the images"):
+        add()
+
+
+@pytest.mark.parametrize(("sign", "word"), [(";", "';'"), ("\t", "tabs")])
+def test_another_separator_is_named(project: Path, sign: str, word: str) -> None:
+    Path("labels.csv").write_text(Path("labels.csv").read_text().replace(",", sign))
+    with pytest.raises(UserError, match=f"separated by {word}; save it with commas"):
+        add()
 
 
 def test_a_folder_that_is_a_link_is_not_left_out(project: Path) -> None:

@@ -1,12 +1,15 @@
 """Tables and figures of a study: the right rows and numbers, whatever else stands in the study."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from medtransfer.analysis.runs import Run
+from medtransfer.analysis.tables import compute_tables, read_tables, write_tables
+from medtransfer.core.predictions import probabilities_of, read_predictions, write_predictions
 from medtransfer.metrics.scores import MACRO
 from medtransfer.report import figures, tables
 from medtransfer.report.answers import answers
@@ -49,6 +52,19 @@ def test_more_configurations_change_no_other_answer_and_no_table_of_the_talk() -
         added_names, ["all_caffe"], ["10 (10%)", "100 (100%)"], ["imagenet_all", "imagenet_head"],
     ]  # fmt: skip
     assert tables.beyond_the_talk(small.tables, small.runs, "chest_xray") == []
+
+
+def test_classes_named_like_missing_values_stay_text(tmp_path: Path) -> None:
+    fits, names = runs(), {"NORMAL": "None", "PNEUMONIA": "NA"}
+    for fit in fits:
+        fit.predictions.rename(columns={f"p_{old}": f"p_{new}" for old, new in names.items()}, inplace=True)
+        fit.predictions["label"] = fit.predictions.label.map(names)
+    write_tables(compute_tables(fits), tmp_path)
+    found = read_tables(tmp_path, "")
+    assert {"None", "NA"} <= set(found.results["class"])
+    assert {"None", "NA"} <= set(found.calibration["class"])
+    write_predictions(tmp_path / "p.csv", fits[0].predictions, probabilities_of(fits[0].predictions), ["None", "NA"])
+    assert set(read_predictions(tmp_path / "p.csv").label) == {"None", "NA"}
 
 
 def test_chains_stand_beside_random_and_imagenet_weights() -> None:

@@ -23,6 +23,7 @@ from medtransfer.analysis.uncertainty import (
     groups_variance,
     too_few,
 )
+from medtransfer.core.tables import read_result
 from medtransfer.metrics.scores import BY_NAME, MACRO, Metric
 
 
@@ -169,7 +170,7 @@ def as_table(pairs: Iterable[Comparison]) -> pd.DataFrame:
 
 def read_comparisons(path: Path) -> list[Comparison]:
     """Read what `as_table` returned from a CSV file."""
-    table = pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in ("first_sd", "second_sd")})
+    table = read_result(path, na_values={name: [""] for name in ("first_sd", "second_sd")})
     return [
         Comparison(**{str(name): value for name, value in row.items()}) for row in table[COLUMNS].to_dict("records")
     ]

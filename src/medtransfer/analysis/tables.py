@@ -16,6 +16,7 @@ from medtransfer.analysis.scores import f1_table, summarise
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
 from medtransfer.core.run_record import recipe_of, split_of
+from medtransfer.core.tables import read_result
 
 FILES = ("results", "summary", "calibration", "classes", "subgroups", "differences", "claims")
 DIGITS = 6
@@ -83,5 +84,5 @@ def read_tables(folder: Path, remedy: str) -> Tables:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: not found; {remedy}")
-    read = {path.stem: pd.read_csv(path) for path in paths if path.stem != "differences"}
+    read = {path.stem: read_result(path) for path in paths if path.stem != "differences"}
     return Tables(**read, pairs=read_comparisons(folder / "differences.csv"))

@@ -9,12 +9,12 @@ from medtransfer.cli.app import cli
 from medtransfer.cli.shared import EXISTING_FOLDER, FILE
 from medtransfer.core.errors import UserError
 from medtransfer.core.layout import REPORTS
+from medtransfer.core.tables import read_result
 
 
 @cli.command()
 def results() -> None:
     """Print the comparison with the talk that `stage evaluate` wrote."""
-    import pandas as pd
     from rich.console import Console
 
     from medtransfer.analysis.families import TALK
@@ -24,7 +24,7 @@ def results() -> None:
     path = REPORTS / "results.csv"
     if not path.exists():
         raise UserError(f"{path}: not found; run `medtransfer study`")
-    table = pd.read_csv(path)
+    table = read_result(path)
     console = Console() if sys.stdout.isatty() else Console(width=160)  # a pipe has no width: room for every column
     for dataset in table.dataset.drop_duplicates():
         console.print(terminal(table, dataset))

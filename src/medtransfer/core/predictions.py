@@ -11,7 +11,7 @@ import pandas as pd
 
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
-from medtransfer.core.tables import read_table
+from medtransfer.core.tables import read_result
 
 SAMPLE = ["id", "group", "split", "label"]
 _PREFIX = "p_"
@@ -37,7 +37,7 @@ def write_predictions(path: Path, samples: pd.DataFrame, probabilities: np.ndarr
 def read_predictions(path: Path) -> pd.DataFrame:
     """Read predictions.csv; a UserError if it is missing or its columns, labels or probabilities are wrong."""
     try:
-        table = read_table(path, SAMPLE, dtype=dict.fromkeys(SAMPLE, str))
+        table = read_result(path, SAMPLE, dtype=dict.fromkeys(SAMPLE, str), na_values=None)
     except FileNotFoundError:
         raise UserError(f"{path}: not found; run `dvc repro`") from None
     classes = classes_of(table)

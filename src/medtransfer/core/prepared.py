@@ -13,6 +13,7 @@ from medtransfer.core.layout import DATA, PREPARED, run_folder
 from medtransfer.core.params import TREES, DatasetParams, Params
 from medtransfer.core.predictions import classes_of, read_predictions
 from medtransfer.core.run_record import read_record
+from medtransfer.core.tables import read_result
 
 
 def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, dict[str, Any]]:
@@ -50,7 +51,7 @@ def _read_description(name: str) -> dict[str, Any]:
 
 
 def _read_samples(name: str) -> pd.DataFrame:
-    return pd.read_csv(PREPARED / name / "samples.csv", dtype=str, keep_default_na=False)
+    return read_result(PREPARED / name / "samples.csv", dtype=str, na_values=None)
 
 
 def finished_network(params: Params, dataset: str, name: str, seed: int) -> Path:

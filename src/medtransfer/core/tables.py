@@ -1,5 +1,7 @@
-"""Reading CSV files, with a message for each kind of mistake in them."""
+"""Reading CSV files: a user's, with a message for each kind of mistake in them, and those of this project."""
 
+import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +9,47 @@ import pandas as pd
 
 from medtransfer.core.errors import UserError
 
+# The columns of our tables that are text even where they look like numbers or like a missing value.
+TEXT = ["dataset", "model", "class", "id", "label", "group", "split", "predicted", "true", "made_from"]
 
-def read_table(path: Path, columns: list[str], **options: Any) -> pd.DataFrame:
-    """Read a CSV file in UTF-8 as text, unless pandas' `options` differ; an empty cell is an empty string.
+
+def read_table(path: Path, columns: list[str], delimiter: str = ",") -> pd.DataFrame:
+    """Read a user's CSV file in UTF-8 as text; the index is the number of a row in the file, where the header is 1.
+
+    Blank rows and empty cells at the end of a row are left out. A missing file is a FileNotFoundError; a file that is
+    not CSV or lacks one of the columns is a UserError.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header, *rows = csv.reader(file, delimiter=delimiter, strict=True)
+    except (csv.Error, ValueError) as error:  # ValueError: an empty file, or another encoding
+        raise UserError(f"{path}: cannot be read as CSV in UTF-8: {' '.join(str(error).split())}") from None
+    for column in columns:
+        if header.count(column) != 1:
+            found = "no" if column not in header else "more than one"
+            other = next((name for sign, name in ((";", "';'"), ("\t", "tabs")) if sign in "".join(header)), None)
+            hint = f" (cells are separated by {other}; save it with commas)" if other and len(header) == 1 else ""
+            raise UserError(f"{path}: {found} column {column!r}; its columns are {', '.join(header)}{hint}")
+    width, cells = len(header), {}
+    for number, row in enumerate(rows, start=2):
+        if any(row[width:]):
+            raise UserError(
+                f"{path}: row {number} has {len(row)} cells, but the header has {width}; put a cell that contains a "
+                "comma in quotes"
+            )
+        if any(row):
+            cells[number] = [*row[:width], *[""] * (width - len(row))]
+    return pd.DataFrame.from_dict(cells, orient="index", columns=header, dtype=str)
+
+
+def read_result(path: Path, columns: Sequence[str] = (), **options: Any) -> pd.DataFrame:
+    """Read a CSV file of this project: only an empty cell is missing; pandas' `options` replace the defaults.
 
     A missing file is a FileNotFoundError; a file that is not CSV or lacks one of the columns is a UserError.
     """
+    defaults = {"keep_default_na": False, "na_values": [""], "dtype": dict.fromkeys(TEXT, str), "encoding": "utf-8-sig"}
     try:
-        table = pd.read_csv(path, **{"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig", **options})
+        table = pd.read_csv(path, **{**defaults, **options})
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as CSV in UTF-8: {' '.join(str(error).split())}") from None
     for column in columns:

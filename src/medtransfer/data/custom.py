@@ -97,10 +97,10 @@ def _from_table(files: dict[str, Path], labels: Path, columns: Columns) -> pd.Da
     for column in named:
         empty = table.index[table[column] == ""]
         if len(empty):
-            raise UserError(f"{labels}: row {empty[0] + 2} has no {column}; fill it in or remove the row")
+            raise UserError(f"{labels}: row {empty[0]} has no {column}; fill it in or remove the row")
     known = _by_any_name(files)
     paths = []
-    for number, name in enumerate(table[columns.image], start=2):
+    for number, name in table[columns.image].items():
         matching = known.get(name.removeprefix("./"), [])
         if len(matching) != 1:
             reason = f"matches {' and '.join(matching[:2])}" if matching else "is not among the images"

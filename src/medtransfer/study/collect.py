@@ -29,6 +29,7 @@ from medtransfer.core.layout import (
 )
 from medtransfer.core.params import read_params
 from medtransfer.core.run_record import RECORD, find_fits, read_record, recipe_of, split_of
+from medtransfer.core.tables import read_result
 from medtransfer.data.custom import dataset_of
 
 RESULTS = Path("results")
@@ -110,7 +111,7 @@ def _copy(fits: list[Path], folder: Path) -> None:
     params = read_params(PARAMS)
     for dataset in {read_record(fit)["dataset"] for fit in fits}:
         shutil.copyfile(PREPARED / dataset / "dataset.json", folder / "runs" / dataset / "dataset.json")
-        samples = pd.read_csv(PREPARED / dataset / "samples.csv", dtype=str)
+        samples = read_result(PREPARED / dataset / "samples.csv", dtype=str)
         shared = _shared(samples)
         if len(shared):
             shared.to_csv(folder / "runs" / dataset / SHARED, index=False)
@@ -178,7 +179,7 @@ def _join_trials(known: Path, added: Path) -> None:
     files = [path for path in (known, added) if path.exists()]
     if files:
         # As text, so that no digit changes. Older trials lack columns of the key that are newer.
-        rows = pd.concat([pd.read_csv(path, dtype=str) for path in files])
+        rows = pd.concat([read_result(path, dtype=str) for path in files])
         rows.drop_duplicates([name for name in TUNING_KEY if name in rows]).to_csv(added, index=False)
 
 

@@ -16,6 +16,7 @@ from medtransfer.core.files import atomic_file
 from medtransfer.core.layout import FIGURES, GRADCAM, LAYERS, NOTES, PARAMS, REPORTS, SHARED, SUBGROUPS, TUNING
 from medtransfer.core.params import read_params
 from medtransfer.core.run_record import find_fits, read_record
+from medtransfer.core.tables import read_result
 from medtransfer.metrics.scores import MACRO
 from medtransfer.report.drawings import overview
 from medtransfer.report.page import build_page
@@ -68,7 +69,7 @@ def _read_shared(folder: Path, dataset: str) -> pd.DataFrame:
     path = folder / "runs" / dataset / SHARED
     if not path.exists():
         raise UserError(f"{path}: not found; collect these runs again, or their split has no leakage")
-    return pd.read_csv(path, dtype=str)
+    return read_result(path, dtype=str)
 
 
 def report(folders: list[Path], output: Path) -> None:
@@ -97,7 +98,7 @@ def read_study(folder: Path) -> Study:
     if not _belong_to(tables.results, runs):
         raise UserError(f"{tabled / 'results.csv'}: was computed from different models or seeds; {remedy}")
     layers = [
-        Layers(record, *(pd.read_csv(path.parent / f"{name}.csv") for name in LAYER_TABLES))
+        Layers(record, *(read_result(path.parent / f"{name}.csv") for name in LAYER_TABLES))
         for path, record in _read_records(artifacts / LAYERS.name, "layers", runs)
     ]
     tables_of = {"leakage": tabled / LEAKAGE, "tuning": artifacts / TUNING.name}
@@ -107,7 +108,7 @@ def read_study(folder: Path) -> Study:
         folder.resolve().name, runs, tables, layers, _read_pictures(folder, artifacts, runs),
         custom={name: settings["catalogue"] for name, settings in datasets.items() if "catalogue" in settings},
         notes=[" ".join(paragraph.split()) for paragraph in written.split("\n\n") if paragraph.strip()],
-        **{key: pd.read_csv(path) for key, path in tables_of.items() if path.exists()},
+        **{key: read_result(path) for key, path in tables_of.items() if path.exists()},
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from medtransfer.core.params import Params
 from medtransfer.core.predictions import as_predictions, predicted_labels
 from medtransfer.core.prepared import read_dataset
 from medtransfer.core.recipe import TrainParams
-from medtransfer.core.tables import read_table
+from medtransfer.core.tables import read_result
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.study.search_space import changed, check_space, decode, first_point
 from medtransfer.study.shared_study import Plan, SharedStudy, living_process
@@ -213,6 +213,6 @@ def read_trials(output: Path) -> pd.DataFrame:
     if not output.exists():
         return pd.DataFrame(columns=COLUMNS)
     try:
-        return read_table(output, COLUMNS, dtype={"made_from": str}, keep_default_na=True, float_precision="round_trip")
+        return read_result(output, COLUMNS, keep_default_na=True, float_precision="round_trip")
     except UserError as error:
         raise UserError(f"{error}; name another file with --output") from None

@@ -23,6 +23,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of
+from medtransfer.core.tables import read_result
 from medtransfer.tracking.mlflow_models import model_problem, models_of
 from medtransfer.tracking.mlflow_store import (
     FIT,
@@ -114,7 +115,7 @@ class MlflowRun:
         """
         if not self.client.get_run(self.run_id).inputs.dataset_inputs:
             source = CodeDatasetSource({key: record.get(key) for key in ("data_source", "data_version")})
-            samples = pd.read_csv(table, dtype=str, keep_default_na=False)
+            samples = read_result(table, dtype=str, na_values=None)
             dataset = mlflow.data.from_pandas(
                 samples, source=source, targets="label", name=record["dataset"], digest=sha256_of(table)[:36]
             )
