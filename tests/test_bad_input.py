@@ -83,8 +83,8 @@ WIDE_OPAQUE = np.where(np.arange(4) == 3, 65535, WIDE)
 # Image width as text, and a turned camera: Pillow writes the data anew and trips over the first.
 ODD_EXIF = b"Exif\0\0II*\0" + struct.pack("<IHHHI4sHHIHHI", 8, 2, 0x100, 2, 3, b"ab\0\0", 0x112, 3, 1, 6, 0, 0)
 BAD_IMAGES = {
-    "a zero-byte file": ("a.jpg", b"", "neither a JPEG nor a PNG"),
-    "text": ("a.jpg", b"no picture at all", "neither a JPEG nor a PNG"),
+    "a zero-byte file": ("a.jpg", b"", "cannot be decoded: not JPEG, PNG, TIFF"),
+    "text": ("a.jpg", b"no picture at all", "cannot be decoded: not JPEG, PNG, TIFF"),
     "a JPEG cut in the middle": ("a.jpg", JPEG[: len(JPEG) // 2], "truncated"),
     "a JPEG without its last bytes": ("a.jpg", JPEG[:-30], "truncated"),
     "a JPEG's first bytes": ("a.jpg", JPEG[:40], "cannot be decoded"),
@@ -93,13 +93,14 @@ BAD_IMAGES = {
     "a PNG with a wrong checksum": ("a.png", PNG[:60] + bytes([PNG[60] ^ 1]) + PNG[61:], "cannot be decoded"),
     "a PNG called .jpg": ("a.jpg", PNG, "its content is PNG; expected the format that .jpg names"),
     "a JPEG called .png": ("a.png", JPEG, "its content is JPEG; expected the format that .png names"),
-    "a GIF": ("a.gif", encoded(PICTURE, "GIF"), "neither a JPEG nor a PNG"),
-    "a GIF called .jpg": ("a.jpg", encoded(PICTURE, "GIF"), "neither a JPEG nor a PNG"),
-    "a TIFF": ("a.tif", encoded(PICTURE, "TIFF"), "neither a JPEG nor a PNG"),
-    "a WebP": ("a.webp", encoded(PICTURE, "WEBP"), "neither a JPEG nor a PNG"),
-    "a BMP": ("a.bmp", encoded(PICTURE, "BMP"), "neither a JPEG nor a PNG"),
+    "an animated GIF": ("a.gif", frames("GIF"), "2 frames; expected one image"),
+    "a GIF called .jpg": ("a.jpg", encoded(PICTURE, "GIF"), "its content is GIF; expected the format that .jpg names"),
+    "a TIFF of several pages": ("a.tif", frames("TIFF"), "2 frames; expected one image"),
+    "a TIFF of fractions": ("a.tif", encoded(PICTURE.convert("F"), "TIFF"), "has fractions; convert it to 8 bits"),
+    "a TIFF with negative values": (
+        "a.tif", encoded(Image.fromarray(np.full((4, 4), -1, np.int32)), "TIFF"), "has values from -1 to -1"),
+    "an icon": ("a.ico", encoded(PICTURE, "ICO"), "cannot be decoded: not JPEG, PNG, TIFF"),
     "an animated PNG": ("a.png", frames("PNG"), "2 frames; expected one image"),
-    "a JPEG of several pictures": ("a.jpg", frames("MPO"), "2 frames; expected one image"),
     "transparency": ("a.png", encoded(transparent, "PNG"), "transparent pixels"),
     "grey with transparency": ("a.png", encoded(transparent.convert("LA"), "PNG"), "transparent pixels"),
     "a transparent palette": ("a.png", encoded(palette, "PNG", transparency=palette.getpixel((0, 0))), "transparent"),
@@ -150,6 +151,10 @@ CONVERTED = {
     "sixteen bits of colour": ("a.png", png_of_16_bits(WIDE[..., :3]), "16 bit"),
     "sixteen bits of colour with alpha": ("a.png", png_of_16_bits(WIDE_OPAQUE), "16 bit"),
     "sixteen bits of grey with alpha": ("a.png", png_of_16_bits(WIDE_OPAQUE[..., 2:]), "16 bit"),
+    "a phone's JPEG of several pictures": ("a.jpg", frames("MPO"), "first of several pictures"),
+    "a palette in a GIF": ("a.gif", encoded(palette, "GIF"), "palette"),
+    "sixteen bits in a TIFF": ("a.tif", encoded(sixteen_bit(), "TIFF"), "16 bit"),
+    "a turned TIFF": ("a.tiff", encoded(PICTURE, "TIFF", tiffinfo={274: 6}), "EXIF orientation"),
     "a turned camera": ("a.jpg", encoded(PICTURE, "JPEG", exif=b"Exif\0\0" + exif_of(6)), "EXIF orientation"),
 }  # fmt: skip
 
@@ -199,6 +204,36 @@ def test_cmyk_and_palettes_become_their_colours() -> None:
     written = encoded(Image.fromarray(ink, "CMYK"), "JPEG", quality=100, subsampling=0)
     expected = (255 - ink[..., :3].astype(float)) * (255 - ink[..., 3:].astype(float)) / 255
     assert np.abs(np.asarray(load_rgb(written).image) - expected).max() <= 4
+
+
+def test_a_palette_bmp_becomes_its_colours() -> None:
+    found = np.asarray(load_rgb(encoded(palette, "BMP")).image)
+    assert (found == np.asarray(palette.convert("RGB"))).all()
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".tif", ".webp", ".bmp", ".gif", ".pgm"])
+def test_what_pillow_reads_is_read(tmp_path: Path, suffix: str) -> None:
+    grey = PICTURE.convert("L")
+    grey.save(tmp_path / f"a{suffix}", **({"lossless": True} if suffix == ".webp" else {}))  # type: ignore[arg-type]
+    pixels = np.asarray(load_rgb(tmp_path / f"a{suffix}").image).astype(int)
+    assert np.abs(pixels - np.asarray(grey)[..., None]).max() <= (60 if suffix in (".jfif", ".jpe") else 0)
+
+
+def tiff_of(values: np.ndarray, white_is_zero: bool) -> bytes:
+    """An uncompressed grey TIFF of 8 or 16 bits."""
+    height, width = values.shape
+    entries = {256: width, 257: height, 258: 8 * values.itemsize, 259: 1, 262: int(not white_is_zero), 273: 122}
+    entries |= {277: 1, 278: height, 279: values.nbytes}
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries.items())
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + tags + b"\0" * 4 + values.tobytes()
+
+
+def test_a_tiff_whose_0_is_white_is_inverted_in_both_depths() -> None:
+    grey = np.asarray(PICTURE.convert("L"))
+    for values in (grey, grey.astype(np.uint16) * 257):
+        top = np.iinfo(values.dtype).max
+        for content in (tiff_of(values, white_is_zero=False), tiff_of(top - values, white_is_zero=True)):
+            assert (np.asarray(load_rgb(content).image) == grey[..., None]).all()
 
 
 def with_primaries(profile: bytes, **primaries: tuple[float, float, float]) -> bytes:
@@ -327,7 +362,7 @@ BAD_METADATA: dict[str, tuple[Callable[[Path], object], str]] = {
     "two rows": (lambda folder: edit(folder, lambda table: pd.concat([table, table[:1]])), "has two rows"),
     "an empty class": (keep_of("vasc", 0), "no image of vasc; ham10000 has the classes"),
     "a class with one image": (keep_of("vasc", 1), "class vasc has 1 image; a split by image needs at least 5"),
-    "a broken image": (lambda folder: first_image(folder).write_bytes(b"x"), "neither a JPEG nor a PNG"),
+    "a broken image": (lambda folder: first_image(folder).write_bytes(b"x"), "cannot be decoded: not JPEG, PNG, TIFF"),
     "an image that is a folder": (image_becomes_folder, "has no image file"),
 }  # fmt: skip
 

@@ -31,7 +31,8 @@ def main() -> None:
     # A shell script starts `medtransfer study &` with Ctrl-C ignored, and DVC and the stages would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows each epoch as it ends
+        # A log file shows each epoch as it ends, and a file name need not be UTF-8.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         # Click's standalone mode prints the usage and a hint before the error.
         sys.exit(cli(prog_name="medtransfer", standalone_mode=False))

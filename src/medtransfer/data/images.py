@@ -12,8 +12,15 @@ import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from medtransfer.core.errors import UserError, shortened
+from medtransfer.core.files import files_under
+from medtransfer.data import dicom
 
-FORMATS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",)}
+# Pillow's other formats are rare in medicine, and each is code that a hostile file can attack.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "PNG": (".png",), "TIFF": (".tif", ".tiff"), "WEBP": (".webp",),
+    "BMP": (".bmp",), "GIF": (".gif",), "PPM": (".pgm", ".ppm", ".pbm", ".pnm"),
+}  # fmt: skip
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 # Colour and grey need no conversion; every other mode is converted and counted.
 DIRECT_MODES = ("RGB", "L")
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -26,6 +33,17 @@ LOW_BYTES = {
 }
 MAX_PIXELS = 100_000_000
 WHITE = 65_535  # the largest value of 16 bits
+
+
+def find_images(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the images under a folder, and the other files. Hidden files and macOS's resource forks are neither."""
+    found = [
+        path
+        for path in files_under(folder)
+        if not any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
+    ]
+    images = [path for path in found if path.suffix.lower() in SUFFIXES or dicom.is_dicom(path)]
+    return images, [path for path in found if path not in set(images)]
 
 
 class Decoded(NamedTuple):
@@ -42,12 +60,13 @@ def load_rgb(
     max_pixels: int = MAX_PIXELS,
     white_level: int | None = WHITE,
 ) -> Decoded:
-    """Decode a JPEG or PNG to 8-bit RGB, rotated according to its EXIF orientation.
+    """Decode an image in one of FORMATS, or DICOM, to 8-bit RGB, rotated according to its EXIF orientation.
 
     Sixteen bits are scaled to eight and rounded, since Pillow's own conversion saturates grey and truncates colour.
-    Palettes, CMYK and opaque alpha are converted, and colours with an ICC profile become sRGB. It is a UserError if the
-    content is not a complete JPEG or PNG, does not match the suffix, or has several frames, transparent pixels, more
-    than `max_pixels` pixels or values above `white_level`. The image has no metadata.
+    Palettes, CMYK and opaque alpha are converted, and colours with an ICC profile become sRGB. A phone's JPEG may
+    contain a second picture, which is ignored. It is a UserError if the content is not a complete image, does not match
+    the suffix, or has several frames, transparent pixels, more than `max_pixels` pixels or values above `white_level`.
+    The image has no metadata.
 
     Parameters
     ----------
@@ -62,18 +81,22 @@ def load_rgb(
         The value of a file with 16 bits that becomes 255; None refuses such files.
     """
     name = name or str(source if isinstance(source, Path) else "image")
+    if dicom.is_dicom(source):
+        return Decoded(dicom.read_picture(source, name, max_pixels).convert("RGB"), "DICOM")
     with _opened(source, name) as image:
         _check(image, name, max_pixels)
         if size:
             image.draft(None, (3 * size, 3 * size))
-        return _to_rgb(image, _sixteen_bits(image, source), name, white_level)
+        # Decoding turns a TIFF, and then its orientation is gone.
+        turned = image.format == "TIFF" and image.getexif().get(0x0112, 1) != 1
+        return _to_rgb(image, _sixteen_bits(image, source, name), name, white_level, turned)
 
 
 def largest_value(path: Path) -> int:
-    """Return the largest value, without alpha, of a PNG with 16 bits; 0 for other files."""
+    """Return the largest value, without alpha, of an image with 16 bits; 0 for other files."""
     with _opened(path, str(path)) as image:
         _check(image, str(path), MAX_PIXELS)
-        values = _sixteen_bits(image, path)
+        values = _sixteen_bits(image, path, str(path))
         return 0 if values is None else int(np.atleast_3d(values)[..., :3].max())
 
 
@@ -85,7 +108,7 @@ def _opened(source: Path | bytes, name: str) -> Iterator[ImageFile.ImageFile]:
     except PermissionError:
         raise
     except UnidentifiedImageError:
-        raise UserError(f"{name}: cannot be decoded: neither a JPEG nor a PNG; convert it to one of them") from None
+        raise UserError(f"{name}: cannot be decoded: not {', '.join(FORMATS)} or DICOM; convert it to PNG") from None
     except Image.DecompressionBombError as error:
         raise UserError(f"{name}: cannot be decoded as an image ({shortened(error)}); reduce it") from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
@@ -96,13 +119,20 @@ def _open(source: Path | bytes) -> ImageFile.ImageFile:
     return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=list(FORMATS))
 
 
-def _sixteen_bits(image: ImageFile.ImageFile, source: Path | bytes) -> np.ndarray | None:
+def _sixteen_bits(image: ImageFile.ImageFile, source: Path | bytes, name: str) -> np.ndarray | None:
     """Return the upright values of an image with 16 bits, uint32, or None for other images."""
     layout = image.tile[0].args if image.tile else None
+    if image.mode == "F" or (image.format == "TIFF" and ";16" in str(layout) and image.mode not in SIXTEEN_BIT):
+        raise UserError(
+            f"{name}: has {'fractions' if image.mode == 'F' else '16 bits per colour'}; convert it to 8 bits"
+        )
     if image.mode not in SIXTEEN_BIT and layout not in LOW_BYTES:
         return None
     image.load()
-    values = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint32)
+    values = np.asarray(ImageOps.exif_transpose(image))
+    if values.min() < 0 or values.max() > WHITE:
+        raise UserError(f"{name}: has values from {values.min():,} to {values.max():,}; expected 0 to {WHITE:,}")
+    values = values.astype(np.uint32)
     return 256 * values + _low_bytes(source, *LOW_BYTES[layout]) if layout in LOW_BYTES else values
 
 
@@ -114,17 +144,20 @@ def _low_bytes(source: Path | bytes, layout: str, channels: list[int]) -> np.nda
 
 def _check(image: Image.Image, name: str, max_pixels: int) -> None:
     suffix = Path(name).suffix.lower()
-    kind = "JPEG" if image.format == "MPO" else str(image.format)
+    phone = image.format == "MPO"  # a JPEG with further pictures behind it
+    kind = "JPEG" if phone else str(image.format)
     if suffix and suffix not in FORMATS[kind]:
         raise UserError(f"{name}: its content is {kind}; expected the format that {suffix} names, so rename it")
     frames = getattr(image, "n_frames", 1)
-    if frames != 1:
+    if frames != 1 and not phone:
         raise UserError(f"{name}: has {frames} frames; expected one image")
     if image.width * image.height > max_pixels:
         raise UserError(f"{name}: {image.width} × {image.height} pixels; expected at most {max_pixels:,}, so reduce it")
 
 
-def _to_rgb(image: Image.Image, values: np.ndarray | None, name: str, white_level: int | None) -> Decoded:
+def _to_rgb(
+    image: ImageFile.ImageFile, values: np.ndarray | None, name: str, white_level: int | None, turned: bool
+) -> Decoded:
     upright = ImageOps.exif_transpose(image)
     mode = image.mode
     converted = [] if mode in DIRECT_MODES else [{"P": "palette", "1": "1 bit"}.get(mode, mode)]
@@ -134,9 +167,14 @@ def _to_rgb(image: Image.Image, values: np.ndarray | None, name: str, white_leve
         # A transparent colour has 16 bits: after scaling, others may equal it.
         colour = image.info.get("transparency")
         transparent = colour is not None and bool(np.equal(np.atleast_3d(values), colour).all(axis=-1).any())
-        upright = Image.fromarray(_to_eight_bits(np.atleast_3d(values), name, white_level))
-    if image.getexif().get(0x0112, 1) != 1:
+        eight = _to_eight_bits(np.atleast_3d(values), name, white_level)
+        # Pillow inverts a TIFF whose 0 is white only if it has 8 bits.
+        white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
+        upright = Image.fromarray(255 - eight if white_is_zero else eight)
+    if turned or image.getexif().get(0x0112, 1) != 1:
         converted.append("EXIF orientation")
+    if image.format == "MPO":
+        converted.append("first of several pictures")
     if "A" in upright.getbands() or "transparency" in upright.info:
         upright = upright.convert("RGBA")
         transparent = transparent or np.asarray(upright)[..., 3].min() < 255

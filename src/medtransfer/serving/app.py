@@ -92,7 +92,7 @@ async def _read_body(request: Request) -> bytes:
         if len(content) > MAX_BYTES:
             raise HTTPException(413, f"more than {MAX_BYTES:,} bytes; send a smaller image")
     if not content:
-        raise HTTPException(422, "no image; send a JPEG or PNG file as the body")
+        raise HTTPException(422, "no image; send an image file as the body")
     return bytes(content)
 
 

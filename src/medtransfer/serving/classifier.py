@@ -93,7 +93,7 @@ def load_classifier(folder: Path, registered: dict[str, str] | None = None) -> C
 
 
 def read_image(classifier: Classifier, content: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return the pixels (size, size, 3), uint8, of a JPEG or PNG of any size, prepared as for training."""
+    """Return the pixels (size, size, 3), uint8, of an image file of any size, prepared as for training."""
     facts = classifier.facts
     return load_pixels(content, facts["image_size"], facts["resize_filter"], name, max_pixels, facts["white_level"])
 

@@ -1,5 +1,6 @@
 """predict: image files or folders → the registered classifier's answers as a table, JSON or CSV."""
 
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pandas as pd
 
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
-from medtransfer.data.custom import SUFFIXES
+from medtransfer.data import images as data_images
 from medtransfer.serving.classifier import (
     BATCH,
     NOTE,
@@ -37,14 +38,12 @@ def open_classifier(dataset: str, model: str | None) -> Classifier:
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Return the given files, and the JPEG and PNG files in each given folder and its subfolders, sorted."""
+    """Return the given files, and the images in each given folder and its subfolders, sorted."""
     found: list[Path] = []
     for path in paths:
-        images = [path]
-        if path.is_dir():
-            images = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        images = data_images.find_images(path)[0] if path.is_dir() else [path]
         if not images:
-            raise UserError(f"{path}: no image; expected files that end in {', '.join(SUFFIXES)}")
+            raise UserError(f"{path}: no image; expected files that end in {', '.join(data_images.SUFFIXES)}")
         found += images
     return found
 
@@ -58,7 +57,7 @@ def answer(classifier: Classifier, paths: list[Path], overlays: Path | None = No
         A folder for one PNG per image, `<number>-<name>.png`, that shows where the network looked.
     """
     for start in range(0, len(paths), BATCH):
-        answers: list[dict[str, Any]] = [{"image": str(path)} for path in paths[start : start + BATCH]]
+        answers: list[dict[str, Any]] = [{"image": _printable(path)} for path in paths[start : start + BATCH]]
         good, contents, pixels = [], [], []
         for number, found in enumerate(answers, start):
             try:
@@ -69,7 +68,7 @@ def answer(classifier: Classifier, paths: list[Path], overlays: Path | None = No
             except UserError as error:
                 found["problem"] = str(error)
             except OSError as error:
-                found["problem"] = f"{paths[number]}: {error.strerror}"
+                found["problem"] = f"{found['image']}: {error.strerror}"
         if good:
             stacked = np.stack(pixels)
             probabilities = ask(classifier, stacked)
@@ -81,8 +80,13 @@ def answer(classifier: Classifier, paths: list[Path], overlays: Path | None = No
                 target = overlays / f"{number:04d}-{paths[number].stem}.png"
                 with atomic_file(target) as partial:
                     picture.save(partial, format="PNG")
-                found["overlay"] = str(target)
+                found["overlay"] = _printable(target)
         yield from answers
+
+
+def _printable(path: Path) -> str:
+    """Return a path whose name need not be UTF-8."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def as_table(answers: list[dict[str, Any]], facts: dict[str, Any]) -> pd.DataFrame:

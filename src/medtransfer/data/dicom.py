@@ -1,0 +1,111 @@
+"""DICOM files → pictures of 8 bits without any tag, all by one rule.
+
+Stored values go through the modality transform and then the first VOI transform of the file, a table or else a window.
+Black and white are the ends of that transform's range; without one, the values that the stored bits can have. They are
+never the smallest and largest value of a picture, so that pictures stay comparable. MONOCHROME1 and the presentation
+shape INVERSE are inverted.
+"""
+
+import hashlib
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from medtransfer.core.errors import UserError, shortened
+
+DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax
+SUFFIXES = (".dcm", ".dicom", ".ima")  # names need none: the content decides
+
+
+class Header(NamedTuple):
+    """What identifies a file: its UID, a hash of its patient id ('' for none), its series and its VOI transform."""
+
+    uid: str
+    patient: str
+    series: str
+    voi: str
+
+
+def is_dicom(source: Path | bytes) -> bool:
+    """Return whether a file, or its content, is DICOM and not the index of a folder of such files."""
+    return _head(source, 132)[128:] == b"DICM" and not (isinstance(source, Path) and source.name == "DICOMDIR")
+
+
+def _head(source: Path | bytes, size: int) -> bytes:
+    if isinstance(source, bytes):
+        return source[:size]
+    with source.open("rb") as file:
+        return file.read(size)
+
+
+def read_header(path: Path) -> Header:
+    """Return a file's identity. A UID must be read here: decompressing a file gives it another."""
+    tags = ["SOPInstanceUID", "PatientID", "SeriesInstanceUID", "WindowCenter", "WindowWidth", "VOILUTSequence"]
+    data = _read(path, str(path), stop_before_pixels=True, specific_tags=tags)
+    uid, patient, series, *voi = (str(data.get(tag, "")).strip("\0 ") for tag in tags)
+    return Header(uid, hide(patient), series, " ".join(voi))
+
+
+def hide(patient: str) -> str:
+    """Return a patient id as 16 digits of its SHA-256; an empty one stays empty."""
+    return patient and hashlib.sha256(patient.encode(errors="replace")).hexdigest()[:16]
+
+
+def _read(source: Path | bytes, name: str, **options: Any) -> Any:
+    from pydicom import config, dcmread  # takes 0.3 s
+
+    config.settings.reading_validation_mode = config.IGNORE  # a warning would print the value of a tag
+    if DEFLATED in _head(source, 1000):
+        raise UserError(f"{name}: is deflated as a whole, and could fill the memory; decompress it first")
+    try:
+        return dcmread(BytesIO(source) if isinstance(source, bytes) else source, **options)
+    except PermissionError:
+        raise
+    except Exception as error:  # of many kinds, where a file is damaged
+        raise UserError(f"{name}: cannot be read as DICOM ({type(error).__name__}); copy it again") from None
+
+
+def read_picture(source: Path | bytes, name: str, max_pixels: int) -> Image.Image:
+    """Return the picture of a file or its content, grey or RGB; a UserError if it has several frames or is damaged."""
+    data = _read(source, name)
+    try:
+        frames, pixels = int(data.get("NumberOfFrames") or 1), data.Rows * data.Columns
+        kind, colours = data.PhotometricInterpretation, data.SamplesPerPixel
+    except Exception as error:
+        raise UserError(f"{name}: has no picture that can be read ({type(error).__name__})") from None
+    if frames != 1:
+        raise UserError(f"{name}: has {frames} frames; expected one image")
+    if pixels > max_pixels:
+        raise UserError(f"{name}: {pixels:,} pixels; expected at most {max_pixels:,}, so reduce it")
+    if not kind.startswith("MONOCHROME") and (colours, data.get("BitsStored")) != (3, 8):
+        raise UserError(f"{name}: its colours are {kind}; expected grey values, or RGB with 8 bits")
+    try:
+        from pydicom.pixels import pixel_array
+
+        values = pixel_array(data)
+        return Image.fromarray(_to_eight_bits(values, data) if colours == 1 else values)
+    except Exception as error:  # a damaged file, or a compression that no installed package decodes
+        raise UserError(f"{name}: cannot be decoded as DICOM ({shortened(error)}); decompress it first") from None
+
+
+def _to_eight_bits(stored: np.ndarray, data: Any) -> np.ndarray:
+    from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+    half = 2 ** (data.BitsStored - 1)
+    low, high = (-half, half - 1) if data.PixelRepresentation else (0, 2 * half - 1)
+    if data.get("ModalityLUTSequence"):
+        low, high = 0, 2 ** data.ModalityLUTSequence[0].LUTDescriptor[2] - 1
+    elif "RescaleSlope" in data and "RescaleIntercept" in data:
+        low, high = (value * float(data.RescaleSlope) + float(data.RescaleIntercept) for value in (low, high))
+    if data.get("VOILUTSequence"):
+        low, high = 0, 2 ** data.VOILUTSequence[0].LUTDescriptor[2] - 1
+        data.VOILUTSequence[0].LUTDescriptor[2] = 16  # with 8, pydicom 3.0.2 counts entries modulo 256
+    elif "WindowCenter" not in data:
+        low, high = sorted((low, high))
+    shown = apply_voi_lut(apply_modality_lut(stored, data), data)
+    grey = np.rint(np.clip((shown.astype(np.float64) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    inverted = data.PhotometricInterpretation == "MONOCHROME1" or data.get("PresentationLUTShape") == "INVERSE"
+    return 255 - grey if inverted else grey
