@@ -87,7 +87,7 @@ def test_chest_xray_reads_the_patient_in_both_layouts(tmp_path: Path, path: str,
     Image.new("L", (4, 4)).save(tmp_path / layout / path)
     listing = CHEST_XRAY.read(tmp_path)
     assert listing.problems == []
-    assert listing.samples.to_dict("records") == [
+    assert listing.samples.drop(columns="split", errors="ignore").to_dict("records") == [
         {"id": path.removesuffix(".jpeg"), "label": "NORMAL", "group": group, "path": f"{layout}/{path}"}
     ]
 
@@ -97,6 +97,9 @@ def test_chest_xray_reads_the_patient_in_both_layouts(tmp_path: Path, path: str,
     [
         ("ham10000", "HAM10000_images_part_1/ISIC_1.jpg", "HAM10000_images_part_1/ISIC_1.jpg"),
         ("ham10000", "x/ham10000_images_part_2/ISIC_1.jpg", "HAM10000_images_part_2/ISIC_1.jpg"),
+        ("ham10000", "dataverse_files/HAM10000_metadata", "HAM10000_metadata.csv"),
+        ("ham10000", "HAM10000_metadata.tab", "HAM10000_metadata.csv"),
+        ("ham10000", "x/ISIC2018_Task3_Training_Input/ISIC_1.jpg", "ISIC2018_Task3_Training_Input/ISIC_1.jpg"),
         ("ham10000", "hmnist_28_28_RGB.csv", None),
         ("chest_xray", "chest_xray/chest_xray/val/NORMAL/a.jpeg", "chest_xray/val/NORMAL/a.jpeg"),
         ("chest_xray", "PNEUMONIA/a.jpeg", "chest_xray/PNEUMONIA/a.jpeg"),
@@ -109,6 +112,50 @@ def test_the_published_archives_are_tidied(name: str, path: str, target: str | N
 
 
 # --- import
+
+
+def as_dataverse(folder: Path) -> None:
+    table = pd.read_csv(folder / "HAM10000_metadata.csv")
+    (folder / "HAM10000_metadata.csv").unlink()
+    table.to_csv(folder / "HAM10000_metadata.tab", sep="\t", index=False)
+
+
+def as_challenge(folder: Path) -> None:
+    table = pd.read_csv(folder / "HAM10000_metadata.csv").rename(columns={"image_id": "image"})
+    (folder / "HAM10000_metadata.csv").unlink()
+    hot = pd.get_dummies(table.dx.str.upper(), dtype=float)
+    hot.insert(0, "image", table.image)
+    hot.to_csv(folder / "ISIC2018_Task3_Training_GroundTruth.csv", index=False)
+    table[["image", "lesion_id", "dx_type"]].to_csv(folder / "ISIC2018_Task3_Training_LesionGroupings.csv", index=False)
+    images = sorted(folder.rglob("*.jpg"))
+    for image in images:
+        (folder / "ISIC2018_Task3_Training_Input").mkdir(exist_ok=True)
+        image.rename(folder / "ISIC2018_Task3_Training_Input" / image.name)
+
+
+@pytest.mark.parametrize("lay_out", [as_dataverse, as_challenge])
+def test_ham10000_is_imported_as_others_distribute_it(
+    demo: Path, tmp_path: Path, lay_out: Callable[[Path], None]
+) -> None:
+    source = Path(shutil.copytree(demo / "ham10000", tmp_path / "source"))
+    lay_out(source)
+    import_dataset(HAM10000, source, tmp_path / "data")
+    found, expected = (HAM10000.read(folder / "ham10000") for folder in (tmp_path / "data", demo))
+    assert found.problems == []
+    columns = ["id", "label", "group"]
+    pd.testing.assert_frame_equal(found.samples[columns], expected.samples[columns])
+
+
+def test_an_archive_without_a_file_says_where_it_was_looked_for(demo: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(demo / "ham10000", tmp_path / "source"))
+    next(source.rglob("*.jpg")).unlink()
+    with pytest.raises(UserError, match=r"source: .*HAM10000_images_part_1 or HAM10000_images_part_2") as caught:
+        import_dataset(HAM10000, source, tmp_path / "data")
+    (source / "HAM10000_metadata.csv").unlink()
+    with pytest.raises(UserError, match=r"source: HAM10000_metadata\.csv: not found, nor ISIC2018_Task3") as caught:
+        import_dataset(HAM10000, source, tmp_path / "data")
+    assert "data import" not in str(caught.value)
+    assert str(tmp_path / "data") not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", NAMES)

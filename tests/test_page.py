@@ -113,7 +113,7 @@ def test_the_lattice_of_trained_blocks_is_one_of_the_ways() -> None:
 
 
 def test_every_way_of_splitting_is_put_into_words() -> None:
-    assert set(SPLITS) == {("group", "keep"), *(("image", leak) for leak in LEAK_WORDS)}
+    assert set(SPLITS) == {("group", "keep"), *((by, leak) for by in ("image", "given") for leak in LEAK_WORDS)}
     assert f"split by group ({SPLITS[SplitRule('group', 'keep')]})" in build_page([evaluate_study("s", runs())])
 
 

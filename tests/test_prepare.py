@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -152,6 +153,7 @@ def test_prepare_prints_what_it_counts(
     assert written["test_images_sharing_a_group"] == len(sharing) > 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[1:] == [
+        "204 train, 68 validation, 68 test",
         f"{len(sharing)} of 68 test images share a lesion with training or validation images",
         "near-duplicates (duplicates.csv): 0 of 68 test images have one in training or validation (0 of another "
         "lesion), 0 of 68 validation images have one in training",
@@ -176,3 +178,26 @@ def test_an_image_that_does_not_decode_stops_prepare(demo: Path, params: Params,
     broken.write_bytes(b"x")
     with pytest.raises(UserError, match=f"{broken.name}: cannot be decoded"):
         prepare_dataset(HAM10000, raw, params.datasets["ham10000"], tmp_path)
+
+
+def given(samples: pd.DataFrame, **changes: Any) -> pd.Series:
+    parts = np.resize(["train", "train", "train", "validation", "test"], len(samples))
+    return assign_splits(samples.assign(split=parts), Split.model_validate({"by": "given", "seed": 0, **changes}), "x")
+
+
+def test_a_given_split_is_kept(samples: pd.DataFrame) -> None:
+    assert given(samples).tolist() == np.resize(["train"] * 3 + ["validation", "test"], len(samples)).tolist()
+
+
+def test_validation_images_of_a_given_split_can_be_drawn_by_group(samples: pd.DataFrame) -> None:
+    own, drawn = given(samples), given(samples, validation=0.2)
+    assert (drawn[own == "test"] == "test").all()
+    assert (drawn[own == "validation"] == "left out").all()
+    assert drawn[own == "train"].value_counts(normalize=True)["validation"] == pytest.approx(0.2, abs=0.05)
+    groups = samples.groupby(drawn).group.agg(set)
+    assert not groups["train"] & groups["validation"]
+
+
+def test_a_given_split_that_the_data_lack_is_refused(samples: pd.DataFrame) -> None:
+    with pytest.raises(UserError, match=r"datasets\.x\.split\.by: is given, but the data have no parts"):
+        assign_splits(samples, Split.model_validate({"by": "given", "seed": 0}), "x")

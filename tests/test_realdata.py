@@ -61,6 +61,27 @@ def test_splitting_by_image_leaks_and_by_group_does_not(data: Path, name: str, l
     assert not shared("group").any()
 
 
+def test_the_official_test_folder_of_the_chest_xrays_is_tested_with_and_without_leakage(data: Path) -> None:
+    samples = CHEST_XRAY.read(data / "chest_xray").samples
+    official = samples.path.str.split("/").str[1]
+
+    def split(leak: str) -> pd.Series:
+        given = Split.model_validate({"by": "given", "validation": 0.2, "seed": 0, "leak": leak})
+        return assign_splits(samples, given, "chest_xray")
+
+    everything, clean = split("keep"), split("remove")
+    for found in (everything, clean):
+        assert (found[official == "test"] == "test").all()
+        assert (found[official == "val"] == "left out").all()
+        patients = samples.groupby(found).group.agg(set)
+        assert not patients["train"] & patients["validation"]
+    assert everything[official == "train"].isin(["train", "validation"]).all()
+    gone = (clean[official == "train"] == "left out").sum()
+    assert gone == 457
+    patients = samples.groupby(clean).group.agg(set)
+    assert not patients["test"] & (patients["train"] | patients["validation"])
+
+
 def leaking(samples: pd.DataFrame) -> pd.Series:
     """Say for each test image of a split by image, seed 0, whether its group is in training or validation."""
     split = Split.model_validate({"by": "image", "validation": 0.2, "test": 0.2, "seed": 0})

@@ -15,7 +15,7 @@ from medtransfer.analysis.runs import Run
 from medtransfer.analysis.scores import f1_table, summarise
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
-from medtransfer.core.run_record import recipe_of, split_of
+from medtransfer.core.run_record import BY_WORDS, recipe_of, split_of
 from medtransfer.core.tables import read_result
 
 FILES = ("results", "summary", "calibration", "classes", "subgroups", "differences", "claims")
@@ -49,8 +49,8 @@ def compute_tables(runs: list[Run], attributes: Mapping[str, pd.DataFrame]) -> T
     pairs = compare_models(runs)
     outside = {}
     for run in runs:
-        if split_of(run.record).by != "group":
-            outside[run.dataset] = "split by image"
+        if (split := split_of(run.record)).by != "group":
+            outside[run.dataset] = f"split by {BY_WORDS.get(split.by, split.by)}"
         elif run.record["kind"] == "network" and recipe_of(run.record).recipe != "talk" and not overrides(run.record):
             outside[run.dataset] = "not the talk's recipe"
     return Tables(

@@ -77,16 +77,28 @@ EachOnce = AfterValidator(_each_once)
 
 
 class Split(Section):
-    """How samples are divided; the rest, neither validation nor test, is for training."""
+    """How samples are divided; the rest, neither validation nor test, is for training.
 
-    by: Literal["image", "group"]
-    validation: Fraction
-    test: Fraction
+    `by: given` keeps the data set's own parts, and has no `test`. With `validation`, that fraction of its training
+    images is drawn by group, and its own validation images are left out.
+    """
+
+    by: Literal["image", "group", "given"]
+    validation: Fraction | None = None
+    test: Fraction | None = None
     seed: Seed
     leak: Literal["keep", "remove", "match"] = "keep"
 
     @model_validator(mode="after")
     def _leave_training_and_whole_folds(self) -> "Split":
+        if self.by == "given":
+            if self.test is not None:
+                raise ValueError("test: with by: given, the data set has its own test images; remove this key")
+            if self.validation:
+                self._check_fold("validation", self.validation)
+            return self
+        if self.validation is None or self.test is None:
+            raise ValueError(f"{'test' if self.test is None else 'validation'}: missing; add it")
         if self.validation + self.test >= 1:
             raise ValueError(
                 f"validation + test is {self.validation + self.test:g}; expected less than 1, to leave images for "
@@ -95,13 +107,16 @@ class Split(Section):
         if self.by == "group" and self.leak != "keep":
             raise ValueError(f"leak: {self.leak} is for by: image; a split by group has no leakage")
         if self.by == "group":
-            for name, part in (("test", self.test), ("validation", self.validation / (1 - self.test))):
-                if abs(1 / part - round(1 / part)) > 1e-6:
-                    raise ValueError(
-                        f"with by: group, {name} must be one of k equal folds of the images left to divide, "
-                        f"but it is {part:.4g} of them; 0.2 and 0.2 work"
-                    )
+            self._check_fold("test", self.test)
+            self._check_fold("validation", self.validation / (1 - self.test))
         return self
+
+    def _check_fold(self, name: str, part: float) -> None:
+        if abs(1 / part - round(1 / part)) > 1e-6:
+            raise ValueError(
+                f"with by: {self.by}, {name} must be one of k equal folds of the images left to divide, but it is "
+                f"{part:.4g} of them; 0.2 and 0.2 work"
+            )
 
 
 class CatalogueEntry(Section):

@@ -8,6 +8,7 @@ from medtransfer.core.files import is_partial, write_json
 from medtransfer.core.recipe import TrainParams
 
 RECORD = "run.json"
+BY_WORDS = {"given": "the data set's publishers"}
 # What a description of a split adds if images are left out of training; older records contain these words.
 LEAK_WORDS = {"keep": "", "remove": ", leak removed", "match": ", as many images left out"}
 
@@ -19,7 +20,7 @@ class SplitRule(NamedTuple):
     leak: str
 
     def __str__(self) -> str:
-        return self.by + LEAK_WORDS[self.leak]
+        return BY_WORDS.get(self.by, self.by) + LEAK_WORDS[self.leak]
 
 
 def read_record(fit: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from medtransfer.core.errors import UserError
 
+BINARY = ("0", "0.0", "1", "1.0")  # in one-hot tables
 # The columns of our tables that are text even where they look like numbers or like a missing value.
 TEXT = ["dataset", "model", "class", "id", "label", "group", "split", "predicted", "true", "made_from"]
 
@@ -40,6 +41,14 @@ def read_table(path: Path, columns: list[str], delimiter: str = ",") -> pd.DataF
         if any(row):
             cells[number] = [*row[:width], *[""] * (width - len(row))]
     return pd.DataFrame.from_dict(cells, orient="index", columns=header, dtype=str)
+
+
+def from_one_hot(table: pd.DataFrame, classes: list[str], path: Path) -> pd.Series:
+    """Return the class of each row of a table with one column per class, 1 in one of them and 0 in the others."""
+    wrong = table.index[~table[classes].isin(BINARY).all(axis=1) | (table[classes].isin(BINARY[2:]).sum(axis=1) != 1)]
+    if len(wrong):
+        raise UserError(f"{path}: row {wrong[0]}: expected 1 in one of {', '.join(classes)} and 0 in the others")
+    return table[classes].isin(BINARY[2:]).idxmax(axis=1)
 
 
 def read_result(path: Path, columns: Sequence[str] = (), **options: Any) -> pd.DataFrame:

@@ -11,9 +11,18 @@ import pandas as pd
 
 from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import files_under
-from medtransfer.core.tables import read_table
+from medtransfer.core.tables import from_one_hot, read_table
 
 SOURCE_FILE = "source.json"
+# The names that people give to the parts of a data set, and ours.
+PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+ISIC_LABELS = "ISIC2018_Task3_Training_GroundTruth.csv"
+ISIC_LESIONS = "ISIC2018_Task3_Training_LesionGroupings.csv"
+HAM10000_FOLDERS = ("HAM10000_images_part_1", "HAM10000_images_part_2", "ISIC2018_Task3_Training_Input")
 METADATA_COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]
 
 
@@ -21,7 +30,8 @@ METADATA_COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "loc
 class Listing:
     """The contents of a raw data set's folder.
 
-    samples : DataFrame with the columns id, label, group and path (below the folder), sorted by id
+    samples : DataFrame with the columns id, label, group and path (below the folder), sorted by id; if the data set has
+        parts of its own, also split, which is one of train, validation and test
     problems : one line per mistake
     """
 
@@ -53,13 +63,14 @@ class Dataset:
 
 
 def _select_ham10000(path: PurePosixPath) -> PurePosixPath | None:
-    # The published archive contains the image folders twice, the second time in lower case.
-    if path.name.lower() == "ham10000_metadata.csv":
+    # Kaggle's archive contains the image folders twice, the second time in lower case. Dataverse's metadata end in
+    # .tab or in nothing.
+    if path.name.lower() in ("ham10000_metadata.csv", "ham10000_metadata.tab", "ham10000_metadata"):
         return PurePosixPath("HAM10000_metadata.csv")
-    part = re.fullmatch(r"ham10000_images_part_([12])", path.parent.name.lower())
-    if part and re.fullmatch(r"\w+\.jpg", path.name):
-        return PurePosixPath(f"HAM10000_images_part_{part[1]}") / path.name
-    return None
+    if path.name in (ISIC_LABELS, ISIC_LESIONS):
+        return PurePosixPath(path.name)
+    part = {name.lower(): name for name in HAM10000_FOLDERS}.get(path.parent.name.lower())
+    return PurePosixPath(part) / path.name if part and re.fullmatch(r"\w+\.jpg", path.name) else None
 
 
 IMPORT_IT = "import the data set with `medtransfer data import`"
@@ -74,12 +85,17 @@ def or_pull(folder: Path) -> str:
 def _read_ham10000(folder: Path) -> Listing:
     metadata = folder / "HAM10000_metadata.csv"
     try:
-        table = read_table(metadata, METADATA_COLUMNS).replace("", pd.NA)
-    except FileNotFoundError:
-        raise UserError(f"{metadata}: not found; {IMPORT_IT}{or_pull(folder)}") from None
+        if isic := not metadata.exists() and (folder / ISIC_LABELS).exists():
+            metadata = folder / ISIC_LABELS
+        table = (_read_isic(folder) if isic else _read_metadata(metadata)).replace("", pd.NA)
+    except FileNotFoundError as error:
+        other = f", nor {ISIC_LABELS} with {ISIC_LESIONS}"
+        raise UserError(f"{error.filename}: not found{other}; {IMPORT_IT}{or_pull(folder)}") from None
     paths = [path.relative_to(folder) for path in files_under(folder)]
     images = {
-        path.stem: path for path in paths if re.fullmatch(r"HAM10000_images_part_[^/]*/[^/]+\.jpg", path.as_posix())
+        path.stem: path
+        for path in paths
+        if re.fullmatch(r"(HAM10000_images_part_|ISIC2018_)[^/]*/[^/.]+\.jpg", path.as_posix())
     }
     problems = [
         f"{metadata}: {row.image_id} has no {column}"
@@ -88,7 +104,10 @@ def _read_ham10000(folder: Path) -> Listing:
     ]
     problems += [f"{metadata}: {image} has two rows" for image in table.image_id[table.image_id.duplicated()]]
     known = set(table.image_id.dropna())
-    problems += [f"{metadata}: {image} has no image file" for image in sorted(known - set(images))]
+    problems += [
+        f"{metadata}: {image} has no image file in {' or '.join(HAM10000_FOLDERS)}"
+        for image in sorted(known - set(images))
+    ]
     problems += [f"{folder / images[image]}: no row in {metadata.name}" for image in sorted(set(images) - known)]
     samples = pd.DataFrame({"id": table.image_id, "label": table.dx, "group": table.lesion_id})
     samples["path"] = samples.id.map({image: path.as_posix() for image, path in images.items()})
@@ -96,9 +115,23 @@ def _read_ham10000(folder: Path) -> Listing:
     return list_samples(samples, problems, HAM10000.classes, metadata)
 
 
+def _read_metadata(path: Path) -> pd.DataFrame:
+    with path.open(errors="replace") as file:  # read_table refuses another encoding
+        return read_table(path, METADATA_COLUMNS, "\t" if "\t" in file.readline() else ",")
+
+
+def _read_isic(folder: Path) -> pd.DataFrame:
+    """Read the labels and lesions of the ISIC 2018 challenge, task 3, whose training images are HAM10000."""
+    labels = read_table(folder / ISIC_LABELS, ["image", *(label.upper() for label in HAM10000.classes)])
+    lesions = read_table(folder / ISIC_LESIONS, ["image", "lesion_id"])
+    dx = from_one_hot(labels, [label.upper() for label in HAM10000.classes], folder / ISIC_LABELS).str.lower()
+    lesion = labels.image.map(lesions.drop_duplicates("image").set_index("image").lesion_id)
+    return pd.DataFrame({"image_id": labels.image, "dx": dx, "lesion_id": lesion})
+
+
 def _describe_ham10000(folder: Path) -> pd.DataFrame:
     path = folder / "HAM10000_metadata.csv"
-    table = read_table(path, METADATA_COLUMNS) if path.exists() else pd.DataFrame(columns=METADATA_COLUMNS)
+    table = _read_metadata(path) if path.exists() else pd.DataFrame(columns=METADATA_COLUMNS)
     bands = {"under 30": 0, "30 to 49": 30, "50 to 69": 50, "70 and over": 70}
     ages = pd.cut(pd.to_numeric(table.age), [*bands.values(), 200], right=False, labels=list(bands))
     return pd.DataFrame({"id": table.image_id, "age": ages, "sex": table.sex, "site": table.localization})
@@ -131,6 +164,9 @@ def _read_chest_xray(folder: Path) -> Listing:
             rows.append((path.stem, path.parent.name, patient[1], path.relative_to(folder).as_posix()))
     samples = pd.DataFrame(rows, columns=["id", "label", "group", "path"])
     problems += [f"{folder / path}: another image has this name" for path in samples.path[samples.id.duplicated()]]
+    parts = samples.path.str.extract(r"(?:^|/)(train|val|test)/[^/]+/[^/]+$")[0].map(PARTS)
+    if len(samples) and parts.notna().all():
+        samples["split"] = parts
     return list_samples(samples.drop_duplicates("id"), problems, CHEST_XRAY.classes, folder)
 
 

@@ -92,7 +92,7 @@ def _fill(dataset: Dataset, staging: Path, chosen: dict[PurePosixPath, Entry], p
         problems = dataset.read(staging).problems
     except UserError as error:
         message = str(error).replace(f"{staging}/", "").replace(f"; {IMPORT_IT}", "")
-        raise UserError(f"{path}: {message}; nothing was imported") from None
+        raise UserError(f"{path}: {message}, in any of its folders; nothing was imported") from None
     if problems:
         first = problems[0].replace(f"{staging}/", "")
         raise UserError(f"{path}: {first} ({counted(len(problems), 'problem')} in all); nothing was imported")

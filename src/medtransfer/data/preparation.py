@@ -16,7 +16,7 @@ from medtransfer.core.files import sha256_of, write_array_header, write_json
 from medtransfer.core.params import DatasetParams, Split
 from medtransfer.data.catalogue import Dataset, read_source
 from medtransfer.data.duplicates import find_near_duplicates, thumbnail
-from medtransfer.data.images import largest_value, load_rgb, resize
+from medtransfer.data.images import FORMATS, largest_value, load_rgb, resize
 from medtransfer.data.progress import progress
 
 SPLITS = ("train", "validation", "test")
@@ -79,7 +79,10 @@ def find_white_level(paths: list[Path], bits: int | None) -> int | None:
     """
     if not bits:
         with ThreadPoolExecutor() as pool:
-            largest = max(pool.map(largest_value, (path for path in paths if path.suffix.lower() == ".png")), default=0)
+            largest = max(
+                pool.map(largest_value, (path for path in paths if path.suffix.lower() not in FORMATS["JPEG"])),
+                default=0,
+            )
         bits = max(8, largest.bit_length()) if largest else 0
     return 2**bits - 1 if bits else None
 
@@ -127,24 +130,9 @@ def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
 
     The test part is cut first, so that trees (training + validation) and networks are tested on the same images.
     A split by image, as in the talk, uses train_test_split; one by group StratifiedGroupKFold, so that no group is in
-    two splits. Images that `split.leak` leaves out are LEFT_OUT.
+    two splits. A given split is the column split. Images that `split.leak` leaves out are LEFT_OUT.
     """
-    unit = samples.groupby("label").size() if split.by == "image" else samples.groupby("label").group.nunique()
-    if unit.min() < 5:
-        raise UserError(
-            f"{name}: class {unit.idxmin()} has {counted(unit.min(), split.by)}; a split by {split.by} needs at least 5"
-        )
-    try:
-        rest, test = _cut(samples, split.test, split)
-        train, _ = _cut(samples.loc[rest], split.validation / (1 - split.test), split)
-    except ValueError as error:  # scikit-learn's
-        raise UserError(
-            f"{name}: {len(samples)} images cannot be divided into {split.test:g} test and {split.validation:g} "
-            f"validation ({error}); enlarge the parts in datasets.{name}.split"
-        ) from None
-    splits = pd.Series("validation", index=samples.index)
-    splits[train] = "train"
-    splits[test] = "test"
+    splits = _given(samples, split, name) if split.by == "given" else _divided(samples, split, name)
     splits = leave_out(samples, splits, split)
     for part in SPLITS:
         there = set(samples.label[splits == part])
@@ -157,6 +145,40 @@ def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
     return splits
 
 
+def _given(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
+    if "split" not in samples:
+        raise UserError(
+            f"params.yaml: datasets.{name}.split.by: is given, but the data have no parts; use image or group"
+        )
+    splits = samples.split.copy()
+    if split.validation:
+        splits[splits == "validation"] = LEFT_OUT
+        _, drawn = _cut(samples[splits == "train"], split.validation, split)
+        splits[drawn] = "validation"
+    return splits
+
+
+def _divided(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
+    unit = samples.groupby("label").size() if split.by == "image" else samples.groupby("label").group.nunique()
+    if unit.min() < 5:
+        raise UserError(
+            f"{name}: class {unit.idxmin()} has {counted(unit.min(), split.by)}; a split by {split.by} needs at least 5"
+        )
+    tested, validated = split.test or 0, split.validation or 0  # only a given split has none
+    try:
+        rest, test = _cut(samples, tested, split)
+        train, _ = _cut(samples.loc[rest], validated / (1 - tested), split)
+    except ValueError as error:  # scikit-learn's
+        raise UserError(
+            f"{name}: {len(samples)} images cannot be divided into {tested:g} test and {validated:g} "
+            f"validation ({error}); enlarge the parts in datasets.{name}.split"
+        ) from None
+    splits = pd.Series("validation", index=samples.index)
+    splits[train] = "train"
+    splits[test] = "test"
+    return splits
+
+
 def leave_out(samples: pd.DataFrame, splits: pd.Series, split: Split) -> pd.Series:
     """Mark as LEFT_OUT the images that `split.leak` leaves out of training and validation, to measure leakage.
 
@@ -166,12 +188,12 @@ def leave_out(samples: pd.DataFrame, splits: pd.Series, split: Split) -> pd.Seri
     """
     if split.leak == "keep":
         return splits
-    shared = (splits != "test") & samples.group.isin(samples.group[splits == "test"])
+    shared = splits.isin(FITTED) & samples.group.isin(samples.group[splits == "test"])
     if split.leak == "match":
         rng = np.random.default_rng(split.seed)
         drawn = [
             rng.choice(rows.index, int(shared[rows.index].sum()), replace=False)
-            for _, rows in samples[splits != "test"].groupby([splits, "label"])
+            for _, rows in samples[splits.isin(FITTED)].groupby([splits, "label"])
         ]
         shared = pd.Series(samples.index.isin(np.concatenate(drawn)), index=samples.index)
     return splits.mask(shared, LEFT_OUT)

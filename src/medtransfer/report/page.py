@@ -27,6 +27,9 @@ from medtransfer.report.words import words_for
 # What each way to split means.
 SPLITS = {
     SplitRule("group", "keep"): "no lesion or patient in two parts",
+    SplitRule("given", "keep"): "the published test images; images of one patient may be in several parts",
+    SplitRule("given", "remove"): "the published test images; others of their patients are left out",
+    SplitRule("given", "match"): "the published test images; as many others are left out at random",
     SplitRule("image", "keep"): "as in the talk: images of one lesion or patient in several parts",
     SplitRule("image", "remove"): "lesions and patients of the test images are left out of training and validation",
     SplitRule("image", "match"): "images of one lesion or patient in several parts; as many images are left out at "

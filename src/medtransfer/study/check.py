@@ -10,6 +10,7 @@ from medtransfer.core.errors import UserError, counted
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import WEIGHTS_VARIABLE, Params, read_params
 from medtransfer.core.recipe import TALK, TrainParams
+from medtransfer.core.run_record import BY_WORDS
 from medtransfer.data.catalogue import read_source
 from medtransfer.data.custom import dataset_of
 from medtransfer.data.preparation import read_samples
@@ -31,7 +32,7 @@ def describe_study(params: Params) -> Iterator[str]:
         images = len(read_samples(dataset, DATA / name))
         kind = "SYNTHETIC images" if _is_synthetic(name) else "images"
         fits = len(params.seeds) * (len(params.baselines) + len(study.train) + len(study.transfer))
-        split = dataset.group if settings.split.by == "group" else "image"
+        split = {"group": dataset.group, **BY_WORDS}.get(settings.split.by, "image")
         if settings.split.leak != "keep":
             split += f", leak: {settings.split.leak}"
         elif split == "image" and is_the_talks(name):
