@@ -1,6 +1,7 @@
 """A custom data set: its files are studied as they are, and mistakes in them are named."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from medtransfer.data.checks import validate
 from medtransfer.data.custom import Columns, dataset_of
 from medtransfer.data.preparation import prepare_dataset
 from medtransfer.pipeline.prepare import prepare
-from medtransfer.study.custom_data import add_custom
+from medtransfer.study.custom_data import add_custom, remove_custom
 
 ABOUT = {"title": "My scans"}
 
@@ -252,6 +253,62 @@ def test_data_that_data_dvc_names_are_pulled_first(project: Path, monkeypatch: p
     assert called == [("add", "data")]
 
 
+def test_a_removed_data_set_leaves_no_trace(project: Path) -> None:
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
+    shutil.copy(PROJECT / ".dvcignore", ".")
+    before = {name: Path(name).read_text() for name in ("params.yaml", "dvc.yaml")}
+    add(name="other")
+    with_other = {name: Path(name).read_text() for name in before}
+    command = ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    done = CliRunner().invoke(cli, ["data", "remove", "mine"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert {name: Path(name).read_text() for name in before} == with_other
+    assert [path.name for path in Path("data").iterdir()] == ["other"]
+    assert "nfiles: 42" in Path("data.dvc").read_text()
+    for name in ("mine", "ham10000"):
+        refused = CliRunner().invoke(cli, ["data", "remove", name])
+        assert f"no custom data set '{name}'" in str(refused.exception)
+
+
+def test_the_first_data_set_of_the_pipeline_can_be_removed(project: Path) -> None:
+    add(only=True)
+    with pytest.raises(UserError, match="train-mine is the only training stage; add another data set first"):
+        remove_custom(read_params(Path("params.yaml")), "mine")
+    add(name="another")
+    remove_custom(read_params(Path("params.yaml")), "mine")
+    found = stages()
+    assert "train-another@another-imagenet_all-0" in found
+    assert not [name for name in found if "mine" in name]
+
+
+def test_validation_names_groups_of_several_classes(project: Path) -> None:
+    for group, problems in (("patient", 0), ("lesion", 1)):
+        table = pd.read_csv("labels.csv").rename(columns={"patient": group})
+        table.loc[0, group] = "patient 1"
+        table.to_csv("labels.csv", index=False)
+        add(name=group, columns=Columns(group=group))
+        params = read_params(Path("params.yaml"))
+        report = validate(dataset_of(group, params), Path("data", group))
+        assert report["mixed_groups"] == ["patient 1"]
+        assert len(report["problems"]) == problems
+        table.rename(columns={group: "patient"}).to_csv("labels.csv", index=False)
+
+
+def test_a_part_far_from_what_was_asked_is_a_warning(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    table = pd.read_csv("labels.csv")
+    table.loc[4:27:2, "patient"] = "patient 2"
+    add()
+    prepare(changed(image_size=32), "mine")
+    assert "% of the images are" not in caplog.text
+    change_table(
+        patient=["patient 2" if number < 24 and number % 4 < 2 else table.patient[number] for number in range(40)]
+    )
+    add()
+    prepare(changed(image_size=32), "mine")
+    assert "% of the images are" in caplog.text
+
+
 def test_it_can_be_the_only_data_set(project: Path) -> None:
     add(only=True)
     assert list(read_params(Path("params.yaml")).study) == ["mine"]
@@ -402,6 +459,140 @@ def test_another_separator_is_named(project: Path, sign: str, word: str) -> None
     Path("labels.csv").write_text(Path("labels.csv").read_text().replace(",", sign))
     with pytest.raises(UserError, match=f"separated by {word}; save it with commas"):
         add()
+
+
+def test_cells_that_another_computer_wrote_name_the_image(project: Path) -> None:
+    table = pd.read_csv("labels.csv")
+    places = [f"p{number // 2 % 3}" for number in range(len(table))]
+    written = [
+        [f"C:\\study\\mine\\{place}\\{image}" for place, image in zip(places, table.image, strict=True)],
+        [f"/elsewhere/{place}/{image}" for place, image in zip(places, table.image, strict=True)],
+        [image.replace(".png", ".PNG") for image in table.image],
+        [image.removesuffix(".png") for image in table.image],
+    ]
+    add()
+    expected = Path("data/mine/labels.csv").read_text()
+    for cells in written:
+        change_table(image=cells)
+        add()
+        assert Path("data/mine/labels.csv").read_text() == expected
+
+
+def test_another_folders_image_of_the_same_name_is_not_taken(project: Path) -> None:
+    change_table(image=["/elsewhere/p9/scan 0-0.png", *pd.read_csv("labels.csv").image[1:]])
+    with pytest.raises(UserError, match=r"row 2: '/elsewhere/p9/scan 0-0\.png' is not among the images"):
+        add()
+
+
+@pytest.mark.parametrize(("first", "second"), [("a b", "a_b"), ("Mel", "mel")])
+def test_labels_that_would_share_a_metric_or_a_file_are_refused(project: Path, first: str, second: str) -> None:
+    change_table(label=[first, second] * 20)
+    with pytest.raises(UserError, match=f"labels '{first}' and '{second}' would share"):
+        add()
+
+
+@pytest.mark.parametrize("cell", ["NA", "unknown", "N/A"])
+def test_an_unknown_patient_is_no_group(project: Path, cell: str) -> None:
+    change_table(patient=[*pd.read_csv("labels.csv").patient[:3], cell, *pd.read_csv("labels.csv").patient[4:]])
+    with pytest.raises(UserError, match=f"row 5 has no patient, but '{cell}'"):
+        add()
+
+
+def test_a_one_hot_table_gives_the_classes_of_its_columns(project: Path) -> None:
+    table = pd.read_csv("labels.csv")
+    add()
+    expected = Path("data/mine/labels.csv").read_text()
+    table.assign(ill=(table.label == "ill").astype(float), well=(table.label == "well").astype(int)).drop(
+        columns="label"
+    ).to_csv("labels.csv", index=False)
+    with pytest.raises(UserError, match=r"ill is one of the columns of a one-hot table; .*--label-column ill,well"):
+        add(columns=Columns(label="ill", group="patient"))
+    add(columns=Columns(label="ill,well", group="patient"))
+    assert Path("data/mine/labels.csv").read_text() == expected
+    change_table(well=1)
+    with pytest.raises(UserError, match=r"labels\.csv: row 4: expected 1 in one of ill, well"):
+        add(columns=Columns(label="ill,well", group="patient"))
+
+
+def test_labels_0_and_1_are_classes(project: Path) -> None:
+    change_table(label=[0, 1] * 20, sex=[0, 0, 1, 1] * 10)
+    add()
+    assert set(pd.read_csv("data/mine/labels.csv", dtype=str).label) == {"0", "1"}
+
+
+def test_other_files_are_counted_and_hidden_ones_are_no_images(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (".hidden.png", "._scan.png", ".ipynb_checkpoints/scan 0-0.png", "__MACOSX/a.png"):
+        Path("mine", name).parent.mkdir(exist_ok=True)
+        Path("mine", name).write_bytes(b"no image")
+    Path("mine/p0/notes.docx").write_text("a")
+    add()
+    told = capsys.readouterr().out
+    assert "1 file left out, not an image: mine/p0/notes.docx" in told
+    assert "ill 20, well 20" in told
+    assert len(list(Path("data/mine/images").rglob("*.*"))) == 40
+
+
+def test_class_folders_may_contain_any_format(project: Path) -> None:
+    for number, path in enumerate(sorted(Path("mine").rglob("*.png"))):
+        suffix = (".jfif", ".tif", ".webp", ".bmp", ".JPG")[number % 5]
+        with Image.open(path) as image:
+            image.save(path.with_suffix(suffix))
+        path.unlink()
+    assert add(labels=None, columns=Columns()) == 40
+    prepare(changed(image_size=32), "mine")
+
+
+def test_a_name_that_is_not_utf8_is_one_line(project: Path) -> None:
+    shutil.copy("mine/p0/scan 0-0.png", os.fsdecode(b"mine/p0/k\xf6rper.png"))
+    with pytest.raises(UserError, match="its name is not in UTF-8; rename it"):
+        add()
+
+
+def divide(project: Path, names: tuple[str, ...]) -> dict[str, str]:
+    """Lay the images out as <part>/<class>/<image>, and return the part of each."""
+    table = pd.read_csv("labels.csv").set_index("image")
+    parts = {}
+    for number, path in enumerate(sorted(Path("mine").rglob("*.png"))):
+        name = names[number // 2 % len(names)]
+        target = Path("parts", name, str(table.label[path.name]), path.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+        parts[path.name] = name
+    return parts
+
+
+@pytest.mark.parametrize("names", [("train", "test", "train", "valid"), ("Train", "Test", "Train")])
+def test_folders_train_and_test_are_the_given_split(project: Path, names: tuple[str, ...]) -> None:
+    parts = divide(project, names)
+    add(images=Path("parts"), labels=None, columns=Columns())
+    params = read_params(Path("params.yaml"))
+    split = params.datasets["mine"].split
+    assert (split.by, split.validation) == ("given", None if "valid" in names else 0.2)
+    prepare(params, "mine")
+    _, samples, description = read_dataset(params, "mine")
+    assert description["classes"] == ["ill", "well"]
+    tested = {f"{Path(name).name}.png" for name in samples.id[samples.split == "test"]}
+    assert tested == {name for name, part in parts.items() if part.lower() == "test"}
+    with pytest.raises(UserError, match=r"datasets\.mine\.split\.by: is given, but --split-column is missing"):
+        add(columns=Columns(group="patient"))
+
+
+def test_folders_without_test_images_are_refused(project: Path) -> None:
+    divide(project, ("train", "val"))
+    with pytest.raises(UserError, match="has only the parts train, val; expected train and test"):
+        add(images=Path("parts"), labels=None, columns=Columns())
+
+
+def test_a_column_can_give_the_split(project: Path) -> None:
+    change_table(part=[("training", "testing", "training")[number // 2 % 3] for number in range(40)])
+    add(columns=Columns(group="patient", split="part"))
+    assert set(pd.read_csv("data/mine/labels.csv").split) == {"train", "test"}
+    assert read_params(Path("params.yaml")).datasets["mine"].split.by == "given"
+    change_table(part="somewhere")
+    with pytest.raises(UserError, match="row 2: 'somewhere' is no part; expected train, validation or test"):
+        add(columns=Columns(group="patient", split="part"))
 
 
 def test_a_folder_that_is_a_link_is_not_left_out(project: Path) -> None:

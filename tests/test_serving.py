@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -41,6 +42,7 @@ from medtransfer.serving.app import MAX_BYTES, MAX_WAITING, build_app
 from medtransfer.serving.classifier import load_classifier, read_image, show_where, write_classifier
 from medtransfer.serving.predict import as_json, open_classifier
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
+from test_dicom import dicom
 
 CLASSES = ["NORMAL", "PNEUMONIA"]
 
@@ -235,7 +237,7 @@ def test_folders_are_searched_and_a_file_that_is_no_image_stops_nothing(register
     asked = ["predict", "chest_xray", str(registered / "bad.jpg"), str(images / "a.jpg")]
     done = CliRunner().invoke(cli, [*asked, "--output", "answers.csv", "--overlays", "overlays"])
     assert done.exit_code == 2
-    assert "bad.jpg: cannot be decoded: neither a JPEG nor a PNG; convert it to one of them" in done.output
+    assert "bad.jpg: cannot be decoded: not JPEG, PNG, TIFF" in done.output
     table = pd.read_csv("answers.csv", keep_default_na=False)
     said = ["image", "predicted", "p_NORMAL", "p_PNEUMONIA", "overlay", "problem", "synthetic", "calibrated"]
     assert list(table.columns) == said
@@ -254,7 +256,7 @@ def test_folders_are_searched_and_a_file_that_is_no_image_stops_nothing(register
     empty = registered / "empty"
     empty.mkdir()
     nothing = CliRunner().invoke(cli, ["predict", "chest_xray", str(empty)])
-    assert "empty: no image; expected files that end in .jpg, .jpeg, .png" in str(nothing.exception)
+    assert "empty: no image; expected files that end in .jpg" in str(nothing.exception)
 
 
 def test_no_name_in_an_image_is_in_an_output(registered: Path, tmp_path: Path) -> None:
@@ -264,15 +266,32 @@ def test_no_name_in_an_image_is_in_an_output(registered: Path, tmp_path: Path) -
     picture = Image.new("RGB", (64, 48), (200, 140, 120))
     picture.save(tmp_path / "a.jpg", comment=name, exif=artist, xmp=name.encode())
     picture.save(tmp_path / "b.png", pnginfo=text, exif=artist)
+    dicom(tmp_path / "c.dcm", np.zeros((48, 64), np.uint16), PatientName=name, PatientID=name)
     assert all(name.encode() in path.read_bytes() for path in tmp_path.iterdir())
     asked = ["predict", "chest_xray", str(tmp_path), "--output", str(tmp_path / "out/answers.csv")]
     done = CliRunner().invoke(cli, [*asked, "--overlays", str(tmp_path / "out/overlays")])
     assert done.exit_code == 0, done.output
     written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-    assert len(written) == 3
+    assert len(written) == 4
+    assert name not in done.output
     assert not any(name.encode() in path.read_bytes() for path in written)
     for path in tmp_path.glob("?.*"):
         assert load_rgb(path).image.info == {}
+
+
+def test_a_file_whose_name_is_not_utf8_is_answered_like_the_others(
+    registered: Path, images: Path, tmp_path: Path
+) -> None:
+    shutil.copy(images / "a.jpg", tmp_path / os.fsdecode(b"k\xf6rper.jpg"))
+    shutil.copy(images / "b.png", tmp_path)
+    (tmp_path / "._b.png").write_bytes(b"a resource fork")
+    asked = [sys.executable, "-m", "medtransfer", "predict", "chest_xray", str(tmp_path)]
+    output = tmp_path / "out/answers.csv"
+    for options in ([], ["--output", str(output)]):
+        done = subprocess.run([*asked, *options], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert options or ("b.png" in done.stdout and "rper.jpg" in done.stdout)
+    assert (pd.read_csv(output).predicted != "").sum() == 2
 
 
 JSON = {"Content-Type": "application/json"}
@@ -385,7 +404,7 @@ def png(size: int = 8) -> bytes:
     ("body", "headers", "status", "reason"),
     [
         (b"", {}, 422, "no image"),
-        (b"no image", {}, 422, "neither a JPEG nor a PNG"),
+        (b"no image", {}, 422, "cannot be decoded: not JPEG, PNG, TIFF"),
         (png()[:40], {}, 422, "cannot be decoded"),
         (b"\0" * (MAX_BYTES + 1), {}, 413, "send a smaller image"),
         (png(), {"Origin": "http://evil.example"}, 403, "evil.example"),

@@ -1,6 +1,7 @@
 """Get the raw data sets in data/, put them under DVC, check and describe them."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import click
 
 from medtransfer.cli.app import cli
 from medtransfer.cli.shared import EXISTING_FILE, EXISTING_FOLDER, FOLDER, PATH, SEED, dvc
-from medtransfer.core.errors import UserError, counted
+from medtransfer.core.dvc import IMPORTED, POINTER
+from medtransfer.core.errors import UserError, counted, first_three
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import read_params
 
@@ -27,7 +29,7 @@ def demo(seed: int) -> None:
 
     _pull_named_data()
     draw_demo(DATA, seed)
-    dvc("add", "data")
+    _add_to_dvc()
     click.echo("SYNTHETIC stand-ins for ham10000 and chest_xray are in data/: drawn shapes, not medical images")
 
 
@@ -59,8 +61,9 @@ def import_(name: str, path: Path) -> None:
 @click.option("--images", required=True, type=EXISTING_FOLDER)
 @click.option("--labels", type=EXISTING_FILE, help="A CSV file with one row per image.")
 @click.option("--image-column", default="image")
-@click.option("--label-column", default="label")
+@click.option("--label-column", default="label", help="Several, separated by commas, for a one-hot table.")
 @click.option("--group", help="The column whose values stay in one split, such as the patient.")
+@click.option("--split-column", "split", help="The column with the part of each image: train, validation or test.")
 @click.option("--title", show_default="NAME, or from params.yaml")
 @click.option("--licence", show_default="unknown, or from params.yaml")
 @click.option("--citation", show_default="none, or from params.yaml")
@@ -72,12 +75,14 @@ def add(
     image_column: str,
     label_column: str,
     group: str | None,
+    split: str | None,
     only: bool,
     **about: str | None,
 ) -> None:
     """Copy a custom data set to data/, put it under DVC and add it to the study.
 
-    Without --labels, --images must contain one folder per class. Run `dvc repro` afterwards.
+    Without --labels, --images must contain one folder per class, or train, validation and test with such folders. Run
+    `dvc repro` afterwards.
     """
     from medtransfer.core.dvc import PIPELINE
     from medtransfer.core.files import restored_on_error
@@ -85,12 +90,13 @@ def add(
     from medtransfer.study.check import check_files
     from medtransfer.study.custom_data import add_custom
 
-    if group and not labels:
-        raise UserError("--group: given without --labels, the table with that column; give both or neither")
+    for option, column in (("--group", group), ("--split-column", split)):
+        if column and not labels:
+            raise UserError(f"{option}: given without --labels, the table with that column; give both or neither")
     if not only:
         _pull_named_data()
     params = check_files()
-    columns = Columns(image_column, label_column, group)
+    columns = Columns(image_column, label_column, group, split)
     given = {key: value for key, value in about.items() if value}
     with restored_on_error(DATA / name, PARAMS, PIPELINE):
         count = add_custom(params, name, images, labels, columns, given, only)
@@ -105,9 +111,25 @@ def add(
     click.echo("added to params.yaml and dvc.yaml: review both, then run `dvc repro`")
 
 
+@data.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """Remove a custom data set from data/, params.yaml and dvc.yaml; its finished fits stay in artifacts/."""
+    from medtransfer.core.dvc import PIPELINE
+    from medtransfer.core.files import restored_on_error
+    from medtransfer.study.check import check_files
+    from medtransfer.study.custom_data import remove_custom
+
+    _pull_named_data()
+    params = check_files()
+    with restored_on_error(DATA / name, PARAMS, PIPELINE):
+        remove_custom(params, name)
+        _add_to_dvc()
+    click.echo(f"{name}: removed from data/, params.yaml and dvc.yaml; `git checkout` and `dvc checkout` bring it back")
+
+
 def _pull_named_data() -> None:
     """Pull the data that data.dvc names, if data/ is missing: `dvc add` would drop them from data.dvc."""
-    from medtransfer.core.dvc import POINTER
     from medtransfer.study.run import run_dvc
 
     if POINTER.exists() and not DATA.is_dir() and (code := run_dvc("pull", str(POINTER))):
@@ -115,8 +137,14 @@ def _pull_named_data() -> None:
         sys.exit(code)
 
 
-def _put_under_dvc(name: str, files: int) -> None:
+def _add_to_dvc() -> None:
+    """Record data/ in data.dvc, and that this is the user's will."""
     dvc("add", "data")
+    shutil.copyfile(POINTER, IMPORTED)
+
+
+def _put_under_dvc(name: str, files: int) -> None:
+    _add_to_dvc()
     click.echo(f"{name}: {files} files are in data/{name}; commit data.dvc to keep this version")
 
 
@@ -156,6 +184,9 @@ def _print_validation(report: dict[str, Any]) -> None:
     click.echo(f"{mark}{report['name']}: {report['images']} images of {report['groups']} {report['group']}s")
     click.echo("  " + ", ".join(f"{label} {entry['images']}" for label, entry in report["classes"].items()))
     click.echo(f"  {len(report['duplicates'])} sets of identical images, {crossing} with conflicting labels")
+    if mixed := report["mixed_groups"]:
+        several = f"{counted(len(mixed), report['group'])} with images of several classes"
+        click.echo(f"  {several}: {first_three(mixed)}")
     click.echo(f"  {counted(len(report['problems']), 'problem')}")
     for problem in report["problems"][:20]:
         click.echo(f"    {problem}")

@@ -1,31 +1,38 @@
 """A custom data set: a folder of images with a table of labels, or one folder per class."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from medtransfer.core.errors import UserError, check_known
+from medtransfer.core.errors import UserError, check_known, counted, first_three
 from medtransfer.core.files import atomic_folder, files_under, write_json
 from medtransfer.core.params import CatalogueEntry, Params
-from medtransfer.core.tables import read_table
-from medtransfer.data.catalogue import CATALOGUE, SOURCE_FILE, Dataset, Listing, list_samples, or_pull
-from medtransfer.data.images import FORMATS
+from medtransfer.core.tables import BINARY, from_one_hot, read_table
+from medtransfer.data import dicom
+from medtransfer.data.catalogue import CATALOGUE, PARTS, SOURCE_FILE, Dataset, Listing, list_samples, or_pull
+from medtransfer.data.images import MAX_PIXELS, SUFFIXES, find_images
 from medtransfer.data.progress import progress
 
 LABELS, IMAGES = "labels.csv", "images"
 COLUMNS = ["id", "label", "group", "path"]
-SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+# What people write where they do not know the patient: no group, although it looks like one.
+UNKNOWN = ("na", "n/a", "nan", "none", "null", "unknown", "anonymous", "?", "-")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of the user's table for the image's file name, its label and, if any, its group."""
+    """The columns of the user's table for the image's file name, its label and, if any, its group and its split.
+
+    `label` names one column or, separated by commas, the columns of a one-hot table.
+    """
 
     image: str = "image"
     label: str = "label"
     group: str | None = None
+    split: str | None = None
 
 
 def dataset_of(name: str, params: Params) -> Dataset:
@@ -52,64 +59,118 @@ def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.Data
     Parameters
     ----------
     images : Path
-        A folder of JPEG and PNG files; without `labels`, one folder per class.
+        A folder of images; without `labels`, one folder per class, or folders train, test and, if any, validation with
+        one folder per class in each.
     labels : Path, optional
-        A CSV file with one row per image, named by file name or by path below `images`, with or without suffix.
+        A CSV file with one row per image, named by file name, by path or, for DICOM, by SOPInstanceUID.
 
     Returns
     -------
     DataFrame
-        One row per image: COLUMNS, and `file`, its present path. An image without a group is its own group.
+        One row per image: COLUMNS; split, if the data have parts of their own; and `file`, its present path. An image
+        without a group is its own group. Patient ids of DICOM files, also those in the table, are hashed.
     """
-    files = {
-        file.relative_to(images).as_posix(): file for file in files_under(images) if file.suffix.lower() in SUFFIXES
-    }
+    there, others = find_images(images)
+    files = {file.relative_to(images).as_posix(): file for file in there}
     if not files:
-        raise UserError(f"{images}: no image; expected files that end in {', '.join(SUFFIXES)}")
-    outside = [file for file in files.values() if not file.resolve().is_relative_to(images.resolve())]
-    if outside:
-        raise UserError(f"{outside[0]}: a link that leaves {images}; copy the file there")
-    found = _from_table(files, labels, columns) if labels else _from_folders(files, images)
-    found["id"] = [PurePosixPath(path).with_suffix("").as_posix() for path in found.path]
+        raise UserError(f"{images}: no image; expected files that end in {', '.join(SUFFIXES)}, or DICOM")
+    for path, file in files.items():
+        if path.encode(errors="replace").decode() != path:
+            raise UserError(f"{file}: its name is not in UTF-8; rename it")
+        if not file.resolve().is_relative_to(images.resolve()):
+            raise UserError(f"{file}: a link that leaves {images}; copy the file there")
+    others = [file for file in others if not (labels and file.samefile(labels))]
+    if others:
+        print(f"{counted(len(others), 'file')} left out, not an image: {first_three([str(file) for file in others])}")
+    headers = {path: dicom.read_header(file) for path, file in files.items() if dicom.is_dicom(file)}
+    _check_series(headers, images)
+    uids = {path: header.uid for path, header in headers.items()}
+    found = _from_table(files, uids, labels, columns) if labels else _from_folders(files, images)
+    if headers:
+        found["group"] = found.group.map(dicom.hide) if columns.group else _patients(found.path, headers, images)
+    found["id"] = [_stem(path) for path in found.path]
     found["group"] = found.group.where(found.group != "", found.id)
     found["file"] = found.path.map(files)
-    found["path"] = f"{IMAGES}/" + found.path
+    found["path"] = [f"{IMAGES}/{f'{_stem(path)}.png' if path in headers else path}" for path in found.path]
     twins = found.id[found.id.duplicated()]
     if len(twins):
         raise UserError(f"{images}: {twins.iloc[0]} occurs twice, or with two suffixes; rename or remove one")
-    return found.sort_values("id", ignore_index=True)[[*COLUMNS, "file"]]
+    return found.sort_values("id", ignore_index=True)
+
+
+def _check_series(headers: dict[str, dicom.Header], images: Path) -> None:
+    first: dict[str, tuple[str, str]] = {}
+    for path, header in headers.items():
+        other, voi = first.setdefault(header.series, (path, header.voi))
+        if voi != header.voi:
+            raise UserError(
+                f"{images / path}: its window differs from that of {other} in the same series, so that their pictures "
+                "cannot be compared; give both the same WindowCenter and WindowWidth"
+            )
+
+
+def _patients(paths: pd.Series, headers: dict[str, dicom.Header], images: Path) -> pd.Series:
+    """Return the hashed patient id of each image; '' if no file has one."""
+    found = paths.map(lambda path: headers[path].patient if path in headers else "")
+    if (found != "").any() and (found == "").any():
+        raise UserError(f"{images / paths[found == ''].iloc[0]}: has no PatientID, but other files have; give --group")
+    return found
 
 
 def _from_folders(files: dict[str, Path], images: Path) -> pd.DataFrame:
-    loose = [path for path in files if "/" not in path]
+    parts = {path.split("/")[0] for path in files}
+    given = {PARTS.get(part.lower()) for part in parts}
+    first = 0 if None in given else 1  # the level of the classes' folders
+    if first and not {"train", "test"} <= given:
+        raise UserError(f"{images}: has only the parts {', '.join(sorted(parts))}; expected train and test")
+    loose = [path for path in files if path.count("/") <= first]
     if loose:
         raise UserError(f"{images / loose[0]}: not in the folder of a class; make one per class, or give --labels")
-    return pd.DataFrame({"path": list(files), "label": [path.split("/")[0] for path in files], "group": ""})
+    found = pd.DataFrame({"path": list(files), "label": [path.split("/")[first] for path in files], "group": ""})
+    return found.assign(split=[PARTS[path.split("/")[0].lower()] for path in files]) if first else found
 
 
-def _from_table(files: dict[str, Path], labels: Path, columns: Columns) -> pd.DataFrame:
-    named = [column for column in (columns.image, columns.label, columns.group) if column]
+def _from_table(files: dict[str, Path], uids: dict[str, str], labels: Path, columns: Columns) -> pd.DataFrame:
+    classes = columns.label.split(",")
+    named = [column for column in (columns.image, *classes, columns.group, columns.split) if column]
     table = read_table(labels, named)
     if table.empty:
         raise UserError(f"{labels}: no row below the header; expected one per image")
     # A blank at the end of a cell is invisible, but would turn one patient or class into two.
     table = table.apply(lambda column: column.str.strip())
     for column in named:
-        empty = table.index[table[column] == ""]
+        empty = table.index[
+            (table[column] == "") | ((column == columns.group) & table[column].str.lower().isin(UNKNOWN))
+        ]
         if len(empty):
-            raise UserError(f"{labels}: row {empty[0]} has no {column}; fill it in or remove the row")
-    known = _by_any_name(files)
+            cell = table.loc[empty[0], column]
+            raise UserError(
+                f"{labels}: row {empty[0]} has no {column}{cell and f', but {cell!r}'}; fill it in or remove the row"
+            )
+    label = from_one_hot(table, classes, labels) if len(classes) > 1 else table[classes[0]]
+    if len(classes) == 1:
+        _refuse_one_hot(table, classes[0], labels)
+    find = _finder(files, uids)
     paths = []
     for number, name in table[columns.image].items():
-        matching = known.get(name.removeprefix("./"), [])
+        matching = find(name)
         if len(matching) != 1:
             reason = f"matches {' and '.join(matching[:2])}" if matching else "is not among the images"
             raise UserError(
                 f"{labels}: row {number}: {name!r} {reason}; expected the path of one image below the folder"
             )
         paths += matching
-    group = table[columns.group] if columns.group else ""
-    found = pd.DataFrame({"path": paths, "label": table[columns.label], "group": group})
+    found = pd.DataFrame({"path": paths, "label": label.to_numpy(), "group": ""})
+    if columns.group:
+        found["group"] = table[columns.group].to_numpy()
+    if columns.split:
+        found["split"] = table[columns.split].str.lower().map(PARTS).to_numpy()
+        if found.split.isna().any():
+            number = table.index[found.split.isna()][0]
+            raise UserError(
+                f"{labels}: row {number}: {table.loc[number, columns.split]!r} is no part; expected train, validation "
+                "or test"
+            )
     twice = found.path[found.path.duplicated()]
     if len(twice):
         raise UserError(f"{labels}: {twice.iloc[0]} has two rows; expected one per image")
@@ -119,14 +180,44 @@ def _from_table(files: dict[str, Path], labels: Path, columns: Columns) -> pd.Da
     return found
 
 
-def _by_any_name(files: dict[str, Path]) -> dict[str, list[str]]:
-    """Return the images by path and by name, each with and without suffix."""
-    known: dict[str, list[str]] = {}
+def _refuse_one_hot(table: pd.DataFrame, column: str, labels: Path) -> None:
+    binary = [str(name) for name in table if table[name].isin(BINARY).all()]
+    if column in binary and len(binary) > 1 and (table[binary].astype(float).sum(axis=1) == 1).all():
+        raise UserError(
+            f"{labels}: {column} is one of the columns of a one-hot table; give all: --label-column {','.join(binary)}"
+        )
+
+
+def _finder(files: dict[str, Path], uids: dict[str, str]) -> Callable[[str], list[str]]:
+    """Return the function that finds the images that a table's cell names, by path, by name or by UID."""
+    paths, names = dict[str, list[str]](), dict[str, list[str]]()
     for path in files:
-        pure = PurePosixPath(path)
-        for name in {path, pure.with_suffix("").as_posix(), pure.name, pure.stem}:
-            known.setdefault(name, []).append(path)
-    return known | {path: [path] for path in files}
+        lower = _lower_suffix(path)
+        for name in {lower, _stem(lower)}:
+            paths.setdefault(name, []).append(path)
+        for name in {lower, _stem(lower), (pure := PurePosixPath(lower)).name, _stem(pure.name), uids.get(path, lower)}:
+            names.setdefault(name, []).append(path)
+
+    def find(cell: str) -> list[str]:
+        name = _lower_suffix(cell.replace("\\", "/").removeprefix("./"))
+        parts = name.split("/")
+        # A table may have been written elsewhere: what precedes the path below our folder does not matter.
+        ends = ("/".join(parts[start:]) for start in range(len(parts)))
+        exact = paths.get(name) or names.get(name)
+        return exact or next((paths[end] for end in ends if end in paths), [])
+
+    return find
+
+
+def _lower_suffix(path: str) -> str:
+    pure = PurePosixPath(path)
+    return f"{_stem(path)}{pure.suffix.lower()}" if _stem(path) != path else path
+
+
+def _stem(path: str) -> str:
+    """Return a path without the suffix of an image; a DICOM file may be named by its UID, whose end is no suffix."""
+    pure = PurePosixPath(path)
+    return path[: -len(pure.suffix)] if pure.suffix.lower() in (*SUFFIXES, *dicom.SUFFIXES) else path
 
 
 def copy_custom(name: str, samples: pd.DataFrame, data: Path, source: str) -> None:
@@ -135,9 +226,16 @@ def copy_custom(name: str, samples: pd.DataFrame, data: Path, source: str) -> No
         for row in progress(list(samples.itertuples()), f"copying {name}"):
             target = folder / str(row.path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(str(row.file), target)
-        samples[COLUMNS].to_csv(folder / LABELS, index=False)
+            if dicom.is_dicom(Path(str(row.file))):  # its tags name a person
+                dicom.read_picture(Path(str(row.file)), str(row.file), MAX_PIXELS).save(target)
+            else:
+                shutil.copyfile(str(row.file), target)
+        samples.drop(columns="file").to_csv(folder / LABELS, index=False, columns=_columns(samples))
         write_json(folder / SOURCE_FILE, {"synthetic": False, "source": source})
+
+
+def _columns(table: pd.DataFrame) -> list[str]:
+    return [*COLUMNS, "split"] if "split" in table else COLUMNS
 
 
 def _read(folder: Path, classes: dict[str, str]) -> Listing:
@@ -151,4 +249,4 @@ def _read(folder: Path, classes: dict[str, str]) -> Listing:
     problems = [f"{labels}: {row.id} has no {row.path}" for row in table[~inside].itertuples()]
     problems += [f"{labels}: {name} has two rows" for name in table.id[table.id.duplicated()]]
     problems += [f"{folder / path}: no row in {LABELS}" for path in sorted(there - set(table.path))]
-    return list_samples(table[inside].drop_duplicates("id")[COLUMNS], problems, classes, labels)
+    return list_samples(table[inside].drop_duplicates("id")[_columns(table)], problems, classes, labels)

@@ -1,7 +1,8 @@
-"""data add: a custom data set → data/, params.yaml and dvc.yaml."""
+"""data add and data remove: a custom data set → data/, params.yaml and dvc.yaml, and out of them."""
 
 import io
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,17 @@ def add_custom(
         )
     if not re.fullmatch(NAME_PATTERN, name):
         raise UserError(f"{name!r}: not a name for a data set; expected {IN_WORDS[NAME_PATTERN]}")
-    known = params.datasets.get(name)
-    by = "group" if columns.group else "image"
-    if known and known.split.by != by:
-        given = f"--group {columns.group} would split by group" if columns.group else "--group is missing"
-        raise UserError(
-            f"{PARAMS}: datasets.{name}.split.by: is {known.split.by}, but {given}; change the option, or write "
-            f"by: {by} there"
-        )
     samples = find_samples(images, labels, columns)
+    grouped, given = bool((samples.group != samples.id).any()), "split" in samples
+    known = params.datasets.get(name)
+    by = known.split.by if known else "given" if given else "group" if grouped else "image"
+    if not {"group": grouped, "image": not grouped or given, "given": given}[by]:
+        option = "--split-column" if by == "given" else "--group"
+        found = f"--group {columns.group} would split by group" if by == "image" else f"{option} is missing"
+        raise UserError(
+            f"{PARAMS}: datasets.{name}.split.by: is {by}, but {found}; change the option, or write "
+            f"by: {'group' if grouped else 'image'} there"
+        )
     entry: dict[str, Any] = {"title": name, "classes": [], "meanings": {}, "group": "", "licence": "unknown"}
     entry["citation"] = "none"
     if known and known.catalogue:
@@ -63,21 +66,57 @@ def add_custom(
     entry |= about
     entry["classes"] = _classes(samples, entry["classes"], labels or images)
     entry["meanings"] = {label: entry["meanings"].get(label, label) for label in entry["classes"]}
-    entry["group"] = columns.group or "image"
-    files = _plan(params, name, entry, by=by, only=only)
+    entry["group"] = columns.group or ("patient" if grouped else "image")
+    own = given and "validation" in set(samples.split)
+    files = _plan(params, name, entry, by=by, only=only, without=["test", *["validation"] * own] * (by == "given"))
     split = parse_params(files[PARAMS], PARAMS).datasets[name].split
     assign_splits(samples, split, name)  # refuses what is too small before anything is changed
     copy_custom(name, samples, DATA, f"folder {images.resolve().name}")
     for path, text in files.items():
         with atomic_file(path) as partial:
             partial.write_text(text, encoding="utf-8")
+    print(", ".join(f"{label} {count}" for label, count in samples.label.value_counts()[entry["classes"]].items()))
     return len(samples)
+
+
+def remove_custom(params: Params, name: str) -> None:
+    """Remove a custom data set from data/, params.yaml and dvc.yaml."""
+    if name not in params.datasets or not params.datasets[name].catalogue:
+        raise UserError(f"{PARAMS}: datasets: no custom data set {name!r}; a built-in one is only taken out of `study`")
+    yaml = _round_trip()
+    values, pipeline = (yaml.load(path.read_text(encoding="utf-8")) for path in (PARAMS, PIPELINE))
+    del values["datasets"][name]
+    values["study"].pop(name, None)
+    _remove_training(pipeline["stages"], name)
+    pipeline["plots"][:] = [plot for plot in pipeline.get("plots", ()) if f"{name} training accuracy" not in plot]
+    files = {PARAMS: _dump(yaml, values), PIPELINE: _dump(yaml, pipeline)}
+    parse_params(files[PARAMS], PARAMS)  # refuses if a configuration needs the data set
+    shutil.rmtree(DATA / name, ignore_errors=True)
+    for path, text in files.items():
+        with atomic_file(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+
+def _remove_training(stages: Any, name: str) -> None:
+    stage, training = f"{TRAINING}{name}", [key for key in stages if key.startswith(TRAINING)]
+    if training == [stage]:
+        raise UserError(f"{PIPELINE}: {stage} is the only training stage; add another data set first")
+    if stage == training[0]:  # the others share all but its matrix
+        first, matrix = stages[stage], stages.pop(training[1])["matrix"]
+        stages.insert(list(stages).index(stage), training[1], first)
+        first["matrix"] = matrix
+    del stages[stage]
+    fits = stages["transfer"]["matrix"]["fit"]
+    fits[:] = [fit for fit in fits if fit["dataset"] != name]
 
 
 def _classes(samples: pd.DataFrame, known: Sequence[str], where: Path) -> list[str]:
     """Return the classes, first those in params.yaml in their order there."""
-    classes = sorted(samples.label.unique())
+    classes, alike = sorted(samples.label.unique()), dict[str, str]()
     for label in classes:
+        other = alike.setdefault(label.lower().replace(" ", "_"), label)
+        if other != label:
+            raise UserError(f"{where}: labels {other!r} and {label!r} would share a metric or a file; rename one")
         if not re.fullmatch(LABEL_PATTERN, label):
             raise UserError(f"{where}: label {label!r}: expected {IN_WORDS[LABEL_PATTERN]}; rename it")
         if label in (*BY_NAME, "seeds", "intervals"):
@@ -87,14 +126,17 @@ def _classes(samples: pd.DataFrame, known: Sequence[str], where: Path) -> list[s
     return sorted(classes, key=[*known, *classes].index)
 
 
-def _plan(params: Params, name: str, entry: dict[str, Any], by: str, only: bool) -> dict[Path, str]:
-    """Return the new text of params.yaml and dvc.yaml."""
+def _plan(
+    params: Params, name: str, entry: dict[str, Any], by: str, only: bool, without: Sequence[str]
+) -> dict[Path, str]:
+    """Return the new text of params.yaml and dvc.yaml; a new split is the first one's, without some keys."""
     yaml = _round_trip()
     values, pipeline = (yaml.load(path.read_text(encoding="utf-8")) for path in (PARAMS, PIPELINE))
     first = next(iter(values["datasets"].values()))
     known = values["datasets"].setdefault(name, CommentedMap())
     if not known:
-        split = CommentedMap({**{key: value for key, value in first["split"].items() if key != "leak"}, "by": by})
+        parts = {"by": by, "validation": 0.2, "test": 0.2, **first["split"]} | {"by": by}
+        split = CommentedMap({key: value for key, value in parts.items() if key not in ("leak", *without)})
         split.fa.set_flow_style()
         known.update({"image_size": first["image_size"], "resize_filter": first["resize_filter"], "split": split})
     known.setdefault("catalogue", CommentedMap()).update(entry)

@@ -1,0 +1,208 @@
+"""DICOM: comparable pictures, patients as groups, and no tag that identifies a person in any file."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from pydicom import Dataset, Sequence, dcmread
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
+
+from conftest import PROJECT
+from medtransfer.core.errors import UserError
+from medtransfer.core.params import read_params
+from medtransfer.data.custom import Columns
+from medtransfer.data.images import load_rgb
+from medtransfer.pipeline.prepare import prepare
+from medtransfer.study.custom_data import add_custom
+
+NAME = "Mustermann^Erika"
+
+
+def dicom(path: Path, values: np.ndarray, **tags: Any) -> Path:
+    """Write a grey file with 12 of 16 bits of an odd patient, and return its path."""
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+    data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+    data.SOPClassUID, data.SOPInstanceUID = SecondaryCaptureImageStorage, meta.MediaStorageSOPInstanceUID
+    data.PatientName, data.PatientID, data.StudyInstanceUID = NAME, "P17", generate_uid()
+    data.SeriesInstanceUID, data.PatientComments = generate_uid(), f"seen by {NAME}"
+    data.add_new(0x00091001, "LO", NAME)  # private
+    data.Rows, data.Columns = values.shape[:2]
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit = 16, 12, 11
+    data.PixelRepresentation = int(values.dtype.kind == "i")
+    data.PixelData = values.astype(values.dtype.newbyteorder("<")).tobytes()
+    for name, value in tags.items():
+        setattr(data, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data.save_as(path, enforce_file_format=True)
+    return path
+
+
+def grey(source: Path) -> np.ndarray:
+    return np.asarray(load_rgb(source).image)[..., 0]
+
+
+VALUES = np.random.default_rng(0).integers(0, 4096, (32, 40), np.uint16)
+
+
+def test_without_a_window_the_stored_bits_are_the_range(tmp_path: Path) -> None:
+    for values in (VALUES, VALUES // 2):
+        assert (grey(dicom(tmp_path / "a", values)) == np.rint(values / 4095 * 255)).all()
+
+
+def test_modality_and_window_follow_the_standard(tmp_path: Path) -> None:
+    window = {"RescaleSlope": 2, "RescaleIntercept": -1000, "WindowCenter": [40, 600], "WindowWidth": [400, 1500]}
+    signed = VALUES.astype(np.int16) - 2048
+    for values in (VALUES, signed):
+        # PS3.3 C.11.2.1.2.1
+        expected = np.clip((values * 2.0 - 1000 - 39.5) / 399 + 0.5, 0, 1) * 255
+        assert np.abs(grey(dicom(tmp_path / "a", values, **window)) - expected).max() <= 0.51
+    sigmoid = 255 / (1 + np.exp(-4 * (VALUES - 2000.0) / 1000))
+    tags = {"WindowCenter": 2000, "WindowWidth": 1000, "VOILUTFunction": "SIGMOID"}
+    assert np.abs(grey(dicom(tmp_path / "a", VALUES, **tags)) - sigmoid).max() <= 0.51
+
+
+@pytest.mark.parametrize("bits", [8, 12])
+def test_a_voi_table_comes_before_a_window(tmp_path: Path, bits: int) -> None:
+    table = Dataset()
+    curve = np.rint(np.linspace(0, 1, 4096) ** 2 * (2**bits - 1)).astype(np.uint16)
+    table.LUTDescriptor, table.LUTData = [4096, 0, bits], curve.tolist()
+    table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
+    tags = {"VOILUTSequence": Sequence([table]), "WindowCenter": 40, "WindowWidth": 400}
+    assert np.abs(grey(dicom(tmp_path / "a", VALUES, **tags)) - curve[VALUES] / (2**bits - 1) * 255).max() <= 0.51
+
+
+@pytest.mark.parametrize("tags", [{"PhotometricInterpretation": "MONOCHROME1"}, {"PresentationLUTShape": "INVERSE"}])
+def test_inverted_pictures_are_inverted(tmp_path: Path, tags: dict[str, str]) -> None:
+    plain, inverted = dicom(tmp_path / "a", VALUES), dicom(tmp_path / "b", VALUES, **tags)
+    assert (grey(inverted) == 255 - grey(plain)).all()
+
+
+def test_colours_and_other_frames(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (32, 40, 3), np.uint8)
+    tags = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0, "BitsAllocated": 8}
+    tags |= {"BitsStored": 8, "HighBit": 7}
+    found = load_rgb(dicom(tmp_path / "a", colours, **tags))
+    assert (np.asarray(found.image) == colours).all()
+    assert found.converted == "DICOM"
+    assert found.image.info == {}
+    several = dicom(tmp_path / "b", np.tile(VALUES, (3, 1)), NumberOfFrames=3, Rows=32)
+    with pytest.raises(UserError, match="b: has 3 frames; expected one image"):
+        load_rgb(several)
+
+
+@pytest.mark.parametrize("keep", [140, 400, -100])
+def test_a_damaged_file_is_one_line(tmp_path: Path, keep: int) -> None:
+    path = dicom(tmp_path / "a.dcm", VALUES)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"a\.dcm: ") as caught:
+        load_rgb(path)
+    assert "\n" not in str(caught.value)
+    assert "Mustermann" not in str(caught.value)
+
+
+def test_a_deflated_file_is_not_unpacked(tmp_path: Path) -> None:
+    path = dicom(tmp_path / "a", VALUES)
+    data = dcmread(path)
+    data.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data.save_as(path)
+    with pytest.raises(UserError, match="is deflated as a whole"):
+        load_rgb(path)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with 20 patients' files in `scans/<class>`, two per patient, named by their UID or a number."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(PROJECT / name, tmp_path)
+    rows = []
+    for number in range(40):
+        patient = f"P{number // 2}"  # of odd and even length
+        values = np.random.default_rng(number).integers(0, 4096, (40, 40), np.uint16)
+        uid = generate_uid()
+        label = ("ill", "well")[number // 2 % 2]
+        path = dicom(Path("scans", label, uid if number % 2 else f"{number}.dcm"), values, PatientID=patient)
+        data = dcmread(path)
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = uid
+        data.compress(RLELossless, generate_instance_uid=False)
+        data.save_as(path)
+        rows.append({"image": uid, "label": label, "patient": patient})
+    Path("scans/DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
+    pd.DataFrame(rows).to_csv("labels.csv", index=False)
+    return tmp_path
+
+
+def add(labels: Path | None, columns: Columns) -> pd.DataFrame:
+    params = read_params(Path("params.yaml"))
+    add_custom(params, "mine", Path("scans"), labels, columns, {}, only=False)
+    return pd.read_csv("data/mine/labels.csv", dtype=str)
+
+
+def test_the_patient_of_the_files_is_the_group(project: Path) -> None:
+    found = add(None, Columns())
+    assert (len(found), found.group.nunique()) == (40, 20)
+    assert hashlib.sha256(b"P7").hexdigest()[:16] in set(found.group)
+    params = read_params(Path("params.yaml"))
+    assert params.datasets["mine"].split.by == "group"
+    prepare(params, "mine")
+    samples = pd.read_csv("artifacts/prepared/mine/samples.csv")
+    assert samples.groupby("group").split.nunique().max() == 1
+
+
+def test_rows_name_a_compressed_file_by_its_uid(project: Path) -> None:
+    by_folder = add(None, Columns()).set_index("id")
+    Path("params.yaml").write_text((PROJECT / "params.yaml").read_text())
+    by_table = add(Path("labels.csv"), Columns(group="patient")).set_index("id")
+    pd.testing.assert_frame_equal(by_folder, by_table)
+    table = pd.read_csv("labels.csv")
+    table.loc[4, "image"] = "1.2.3"
+    table.to_csv("labels.csv", index=False)
+    with pytest.raises(UserError, match=r"row 6: '1\.2\.3' is not among the images"):
+        add(Path("labels.csv"), Columns(group="patient"))
+
+
+def test_no_file_names_a_person(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add(None, Columns())
+    prepare(read_params(Path("params.yaml")), "mine")
+    written = [path for folder in ("data", "artifacts") for path in Path(folder).rglob("*") if path.is_file()]
+    assert len(written) > 40
+    written += [Path("params.yaml"), Path("dvc.yaml")]
+    for path in written:
+        content = path.read_bytes()
+        assert b"Mustermann" not in content, path
+        assert b"P17" not in content, path
+    assert "Mustermann" not in json.dumps(capsys.readouterr())
+    for path in Path("data/mine/images").rglob("*.png"):
+        with Image.open(path) as image:
+            assert image.info == {}
+
+
+def test_a_series_with_two_windows_is_refused(project: Path) -> None:
+    series = generate_uid()
+    for number in range(2):
+        window = {"WindowCenter": 40 + number, "WindowWidth": 400, "SeriesInstanceUID": series}
+        dicom(Path("scans/ill", f"w{number}"), VALUES, **window)
+    with pytest.raises(UserError, match=r"scans/ill/w1: its window differs from that of ill/w0 in the same series"):
+        add(None, Columns())
+
+
+def test_a_file_without_a_patient_among_others_is_refused(project: Path) -> None:
+    dicom(Path("scans/ill/x"), VALUES, PatientID="")
+    with pytest.raises(UserError, match="scans/ill/x: has no PatientID, but other files have; give --group"):
+        add(None, Columns())
