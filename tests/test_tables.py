@@ -67,6 +67,17 @@ def test_classes_named_like_missing_values_stay_text(tmp_path: Path) -> None:
     assert set(read_predictions(tmp_path / "p.csv").label) == {"None", "NA"}
 
 
+def test_a_confusion_matrix_of_many_classes_stays_small() -> None:
+    few, many = (
+        figures.confusion(np.eye(classes, dtype=int), [f"c{number}" for number in range(classes)], "t")
+        for classes in (7, 200)
+    )
+    assert len(few.axes[0].texts) == 49
+    assert not many.axes[0].texts
+    assert max(many.get_size_inches()) <= 18
+    assert len(many.axes[0].get_xticklabels()) <= 30
+
+
 def test_chains_stand_beside_random_and_imagenet_weights() -> None:
     whole = run("chest_xray", "imagenet_all", 0.95)
     fits = [

@@ -29,6 +29,7 @@ LOCK = Path("dvc.lock")
 PIPELINE = Path("dvc.yaml")
 POINTER = Path("data.dvc")
 CACHE = Path(".dvc/cache/files/md5")
+IMPORTED = Path(".dvc/tmp/imported.dvc")  # data.dvc as an import left it
 RWLOCK = Path(".dvc/tmp/rwlock")
 DVC_LOCK = Path(".dvc/tmp/lock")
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
@@ -71,12 +72,18 @@ def _is_whole(md5: str) -> bool:
 
 
 def warn_of_another_version() -> None:
-    """Warn if data.dvc differs from the last commit, since `dvc repro` records any change in data/ as a new version."""
+    """Warn if data.dvc differs from the last commit and the last import.
+
+    `dvc repro` records any change in data/ as a new version, damage included.
+    """
     try:
         shown = subprocess.run(["git", "show", f"HEAD:./{POINTER}"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return
-    if POINTER.exists() and POINTER.read_text() != shown.stdout:
+    if POINTER.exists() and POINTER.read_text() not in (
+        shown.stdout,
+        IMPORTED.read_text() if IMPORTED.exists() else "",
+    ):
         log.warning(
             "%s: its data differ from those of the last commit. If you changed them, `git commit %s` keeps the change; "
             "if not, they are damaged, and `git checkout %s && dvc checkout --force %s` restores them",

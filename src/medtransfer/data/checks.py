@@ -41,7 +41,8 @@ def validate(dataset: Dataset, folder: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        `problems`: one line per mistake; `duplicates`: ids of files that are equal byte for byte, and whether their
+        `problems`: one line per mistake; `mixed_groups`: groups with images of several classes, which is a mistake for
+        lesions but not for patients; `duplicates`: ids of files that are equal byte for byte, and whether their
         labels differ (`crosses_labels`), which is no mistake since the published data sets have some; and the counts
         of `describe`.
     """
@@ -63,8 +64,16 @@ def validate(dataset: Dataset, folder: Path) -> dict[str, Any]:
         for _, same in samples.assign(digest=digests).groupby("digest", sort=False)
         if len(same) > 1
     ]
-    problems = [*listing.problems, *sorted(undecodable)]
-    return {**describe(dataset, folder), "problems": problems, "duplicates": duplicates}
+    labels = samples.groupby("group").label.agg(lambda label: sorted(set(label)))
+    mixed = labels[labels.map(len) > 1]
+    wrong = [f"{dataset.group} {name}: has the classes {', '.join(found)}" for name, found in mixed.items()]
+    problems = [*listing.problems, *sorted(undecodable), *(wrong if "lesion" in dataset.group.lower() else [])]
+    return {
+        **describe(dataset, folder),
+        "problems": problems,
+        "mixed_groups": list(mixed.index),
+        "duplicates": duplicates,
+    }
 
 
 def class_counts(description: dict[str, Any]) -> pd.Series:

@@ -1,14 +1,19 @@
 """prepare: a raw data set → artifacts/prepared/<dataset>."""
 
+import logging
 import time
 
 from medtransfer.core.dvc import check_params_unchanged, check_unchanged, warn_of_another_version
 from medtransfer.core.errors import check_known
 from medtransfer.core.files import atomic_folder
 from medtransfer.core.layout import DATA, PREPARED
-from medtransfer.core.params import Params
+from medtransfer.core.params import Params, Split
 from medtransfer.data.custom import dataset_of
-from medtransfer.data.preparation import prepare_dataset
+from medtransfer.data.preparation import LEFT_OUT, prepare_dataset
+
+log = logging.getLogger(__name__)
+
+TOLERATED = 0.25  # of a part's size, as its relative error
 
 
 def prepare(params: Params, dataset: str) -> None:
@@ -22,8 +27,10 @@ def prepare(params: Params, dataset: str) -> None:
         check_params_unchanged(params, f"datasets.{dataset}")
     images, group, total = done["images"], done["group"], sum(done["images"].values())
     speed = total / (time.perf_counter() - begin)
+    _warn_of_uneven_parts(dataset, params.datasets[dataset].split, images)
     synthetic = "SYNTHETIC " if done["synthetic"] else ""
     print(f"{synthetic}{done['title']}: {total} images at {done['image_size']} px, {speed:.0f} per second")
+    print(", ".join(f"{count} {part}" for part, count in images.items() if count or part != LEFT_OUT))
     others = ""
     if group != "image":
         shared = done["test_images_sharing_a_group"]
@@ -40,3 +47,16 @@ def prepare(params: Params, dataset: str) -> None:
     if "white_level" in done:
         reason = "bits in params.yaml" if "bits" in done else "the bits of the largest value in the data set"
         print(f"files with 16 bits: {done['white_level']:,} becomes white ({reason})")
+
+
+def _warn_of_uneven_parts(name: str, split: Split, images: dict[str, int]) -> None:
+    """Warn if a part differs from what params.yaml asks for, as where one patient has most of the images."""
+    divided = {part: count for part, count in images.items() if part != LEFT_OUT}
+    for part, asked in (("validation", split.validation), ("test", split.test)):
+        share = images[part] / sum(divided.values())
+        if split.by == "group" and asked and abs(share / asked - 1) > TOLERATED:
+            log.warning(
+                "%s: %.0f%% of the images are %s images, params.yaml has %.0f%%: some groups have too many images for "
+                "an even split; see samples.csv",
+                name, 100 * share, part, 100 * asked,
+            )  # fmt: skip

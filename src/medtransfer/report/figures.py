@@ -13,6 +13,7 @@ from medtransfer.core.params import BLOCKS
 
 SYNTHETIC_MARK = " - SYNTHETIC demonstration data"
 DPI = 130
+MAX_COUNTED = 30  # classes whose counts a confusion matrix has room for
 # Colours that people with any colour vision can tell apart (Paul Tol, Colour Schemes, SRON/EPS/TN/09-002, 2021,
 # "bright"). Each has its own marker, so that colour is never the only difference.
 PALETTE = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#66ccee", "#ccbb44", "#777777")
@@ -36,8 +37,11 @@ def class_distribution(counts: pd.Series, title: str) -> Figure:
 
 
 def confusion(matrix: np.ndarray, classes: list[str], title: str) -> Figure:
-    """Return a figure of counts (classes, classes), shaded by the share of each true class."""
-    side = 2.4 + 0.5 * len(classes)
+    """Return a figure of counts (classes, classes), shaded by the share of each true class.
+
+    With more than MAX_COUNTED classes, the counts are not written, and the figure grows no further.
+    """
+    side = 2.4 + 0.5 * min(len(classes), MAX_COUNTED)
     figure = _figure(side, side)
     axes = figure.subplots()
     _draw_counts(axes, matrix, classes, fontsize=9)
@@ -58,13 +62,14 @@ def confusions(matrices: dict[str, np.ndarray], classes: list[str], title: str) 
 def _draw_counts(axes: Axes, matrix: np.ndarray, classes: list[str], fontsize: int, *, shares: bool = False) -> None:
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(matrix):
+    for (row, column), count in np.ndenumerate(matrix) if len(classes) <= MAX_COUNTED else ():
         color = "white" if share[row, column] > 0.6 else "black"
         text = f"{share[row, column]:.2f}".removeprefix("0") if shares else str(int(count))
         axes.text(column, row, text, ha="center", va="center", color=color, fontsize=fontsize)
-    ticks = range(len(classes))
-    axes.set_xticks(ticks, classes, rotation=45, ha="right")
-    axes.set_yticks(ticks, classes)
+    step = -(-len(classes) // MAX_COUNTED)  # every name, or every second, third ... of many
+    ticks = range(0, len(classes), step)
+    axes.set_xticks(ticks, classes[::step], rotation=45, ha="right")
+    axes.set_yticks(ticks, classes[::step])
 
 
 def curves(history: pd.DataFrame, title: str) -> Figure:
