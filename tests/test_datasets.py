@@ -85,6 +85,7 @@ def test_the_demo_is_sound_imbalanced_grouped_and_marked(demo: Path, name: str) 
 def test_chest_xray_reads_the_patient_in_both_layouts(tmp_path: Path, path: str, group: str, layout: str) -> None:
     (tmp_path / layout).mkdir(parents=True)
     Image.new("L", (4, 4)).save(tmp_path / layout / path)
+    (tmp_path / layout / ".DS_Store").touch()
     listing = CHEST_XRAY.read(tmp_path)
     assert listing.problems == []
     assert listing.samples.drop(columns="split", errors="ignore").to_dict("records") == [

@@ -202,7 +202,15 @@ def test_a_series_with_two_windows_is_refused(project: Path) -> None:
         add(None, Columns())
 
 
-def test_a_file_without_a_patient_among_others_is_refused(project: Path) -> None:
-    dicom(Path("scans/ill/x"), VALUES, PatientID="")
+def test_files_without_a_series_may_have_different_windows(project: Path) -> None:
+    for number in range(2):
+        window = {"WindowCenter": 40 + number, "WindowWidth": 400, "SeriesInstanceUID": ""}
+        dicom(Path("scans/ill", f"w{number}"), VALUES, **window)
+    assert len(add(None, Columns())) == 42
+
+
+@pytest.mark.parametrize("patient", ["", "unknown "])
+def test_a_file_without_a_patient_among_others_is_refused(project: Path, patient: str) -> None:
+    dicom(Path("scans/ill/x"), VALUES, PatientID=patient)
     with pytest.raises(UserError, match="scans/ill/x: has no PatientID, but other files have; give --group"):
         add(None, Columns())

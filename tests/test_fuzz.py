@@ -17,11 +17,10 @@ from ruamel.yaml import YAML
 
 from conftest import PROJECT
 from medtransfer.core.errors import UserError
-from medtransfer.core.files import files_under
 from medtransfer.core.params import CatalogueEntry, Params, Split, read_params
 from medtransfer.data.catalogue import CHEST_XRAY, HAM10000, METADATA_COLUMNS
 from medtransfer.data.custom import COLUMNS, Columns, custom_dataset, find_samples
-from medtransfer.data.images import load_rgb
+from medtransfer.data.images import load_rgb, visible_files
 from medtransfer.data.importing import import_dataset
 from medtransfer.data.preparation import SPLITS, assign_splits, shared_with_training
 from test_bad_input import png_of_16_bits
@@ -162,7 +161,7 @@ def test_chest_files_are_listed_or_named(tmp_path: Path, names: list[tuple[str, 
         assert listing.samples.id.is_unique
         assert all("\n" not in line for line in listing.problems)
         assert all((Path(work) / path).is_file() for path in listing.samples.path)
-        assert len(listing.samples) + len(listing.problems) >= max(1, len(files_under(Path(work))))
+        assert len(listing.samples) + len(listing.problems) >= max(1, len(visible_files(Path(work))))
 
 
 SCANS = CatalogueEntry(title="Scans", classes=["nv", "mel"], group="patient", licence="none", citation="none")

@@ -59,7 +59,7 @@ def test_classes_named_like_missing_values_stay_text(tmp_path: Path) -> None:
     for fit in fits:
         fit.predictions.rename(columns={f"p_{old}": f"p_{new}" for old, new in names.items()}, inplace=True)
         fit.predictions["label"] = fit.predictions.label.map(names)
-    write_tables(compute_tables(fits), tmp_path)
+    write_tables(compute_tables(fits, {}), tmp_path)
     found = read_tables(tmp_path, "")
     assert {"None", "NA"} <= set(found.results["class"])
     assert {"None", "NA"} <= set(found.calibration["class"])

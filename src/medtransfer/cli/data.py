@@ -117,11 +117,13 @@ def remove(name: str) -> None:
     """Remove a custom data set from data/, params.yaml and dvc.yaml; its finished fits stay in artifacts/."""
     from medtransfer.core.dvc import PIPELINE
     from medtransfer.core.files import restored_on_error
+    from medtransfer.data.custom import dataset_of
     from medtransfer.study.check import check_files
     from medtransfer.study.custom_data import remove_custom
 
     _pull_named_data()
     params = check_files()
+    dataset_of(name, params)  # refuses an unknown name
     with restored_on_error(DATA / name, PARAMS, PIPELINE):
         remove_custom(params, name)
         _add_to_dvc()

@@ -9,6 +9,8 @@ import pandas as pd
 
 from medtransfer.core.errors import UserError
 
+# What people write where they do not know the patient.
+UNKNOWN = ("na", "n/a", "nan", "none", "null", "unknown", "anonymous", "?", "-")
 BINARY = ("0", "0.0", "1", "1.0")  # in one-hot tables
 # The columns of our tables that are text even where they look like numbers or like a missing value.
 TEXT = ["dataset", "model", "class", "id", "label", "group", "split", "predicted", "true", "made_from"]

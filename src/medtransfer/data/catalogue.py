@@ -12,6 +12,7 @@ import pandas as pd
 from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import files_under
 from medtransfer.core.tables import from_one_hot, read_table
+from medtransfer.data.images import visible_files
 
 SOURCE_FILE = "source.json"
 # The names that people give to the parts of a data set, and ours.
@@ -154,7 +155,7 @@ def _read_chest_xray(folder: Path) -> Listing:
     if not folder.is_dir():
         raise UserError(f"{folder}: not found; {IMPORT_IT}{or_pull(folder)}")
     rows, problems = [], []
-    for path in (path for path in files_under(folder) if path.name != SOURCE_FILE):
+    for path in (path for path in visible_files(folder) if path.name != SOURCE_FILE):
         patient = _CHEST_PATIENT.match(path.name)
         if path.suffix.lower() not in (".jpeg", ".jpg", ".png"):
             problems.append(f"{path}: not an image; expected .jpeg, .jpg or .png")

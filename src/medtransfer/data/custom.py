@@ -8,18 +8,16 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from medtransfer.core.errors import UserError, check_known, counted, first_three
-from medtransfer.core.files import atomic_folder, files_under, write_json
+from medtransfer.core.files import atomic_folder, write_json
 from medtransfer.core.params import CatalogueEntry, Params
-from medtransfer.core.tables import BINARY, from_one_hot, read_table
+from medtransfer.core.tables import BINARY, UNKNOWN, from_one_hot, read_table
 from medtransfer.data import dicom
 from medtransfer.data.catalogue import CATALOGUE, PARTS, SOURCE_FILE, Dataset, Listing, list_samples, or_pull
-from medtransfer.data.images import MAX_PIXELS, SUFFIXES, find_images
+from medtransfer.data.images import MAX_PIXELS, SUFFIXES, is_image, visible_files
 from medtransfer.data.progress import progress
 
 LABELS, IMAGES = "labels.csv", "images"
 COLUMNS = ["id", "label", "group", "path"]
-# What people write where they do not know the patient: no group, although it looks like one.
-UNKNOWN = ("na", "n/a", "nan", "none", "null", "unknown", "anonymous", "?", "-")
 
 
 @dataclass(frozen=True)
@@ -70,8 +68,8 @@ def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.Data
         One row per image: COLUMNS; split, if the data have parts of their own; and `file`, its present path. An image
         without a group is its own group. Patient ids of DICOM files, also those in the table, are hashed.
     """
-    there, others = find_images(images)
-    files = {file.relative_to(images).as_posix(): file for file in there}
+    there = visible_files(images)
+    files = {file.relative_to(images).as_posix(): file for file in there if is_image(file)}
     if not files:
         raise UserError(f"{images}: no image; expected files that end in {', '.join(SUFFIXES)}, or DICOM")
     for path, file in files.items():
@@ -79,6 +77,7 @@ def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.Data
             raise UserError(f"{file}: its name is not in UTF-8; rename it")
         if not file.resolve().is_relative_to(images.resolve()):
             raise UserError(f"{file}: a link that leaves {images}; copy the file there")
+    others = sorted(set(there) - set(files.values()))
     others = [file for file in others if not (labels and file.samefile(labels))]
     if others:
         print(f"{counted(len(others), 'file')} left out, not an image: {first_three([str(file) for file in others])}")
@@ -102,7 +101,7 @@ def _check_series(headers: dict[str, dicom.Header], images: Path) -> None:
     first: dict[str, tuple[str, str]] = {}
     for path, header in headers.items():
         other, voi = first.setdefault(header.series, (path, header.voi))
-        if voi != header.voi:
+        if header.series and voi != header.voi:
             raise UserError(
                 f"{images / path}: its window differs from that of {other} in the same series, so that their pictures "
                 "cannot be compared; give both the same WindowCenter and WindowWidth"
@@ -244,7 +243,7 @@ def _read(folder: Path, classes: dict[str, str]) -> Listing:
         table = read_table(labels, COLUMNS)
     except FileNotFoundError:
         raise UserError(f"{labels}: not found; add the data set with `medtransfer data add`{or_pull(folder)}") from None
-    there = {path.relative_to(folder).as_posix() for path in files_under(folder / IMAGES)}
+    there = {path.relative_to(folder).as_posix() for path in visible_files(folder / IMAGES)}
     inside = table.path.isin(there)
     problems = [f"{labels}: {row.id} has no {row.path}" for row in table[~inside].itertuples()]
     problems += [f"{labels}: {name} has two rows" for name in table.id[table.id.duplicated()]]

@@ -35,15 +35,18 @@ MAX_PIXELS = 100_000_000
 WHITE = 65_535  # the largest value of 16 bits
 
 
-def find_images(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the images under a folder, and the other files. Hidden files and macOS's resource forks are neither."""
-    found = [
+def visible_files(folder: Path) -> list[Path]:
+    """Return the files under a folder, but not hidden ones, those in hidden folders or macOS's resource forks."""
+    return [
         path
         for path in files_under(folder)
         if not any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
     ]
-    images = [path for path in found if path.suffix.lower() in SUFFIXES or dicom.is_dicom(path)]
-    return images, [path for path in found if path not in set(images)]
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a file is an image by its suffix or, for DICOM, by its content."""
+    return path.suffix.lower() in SUFFIXES or dicom.is_dicom(path)
 
 
 class Decoded(NamedTuple):

@@ -11,7 +11,7 @@ import pandas as pd
 
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
-from medtransfer.data import images as data_images
+from medtransfer.data.images import SUFFIXES, is_image, visible_files
 from medtransfer.serving.classifier import (
     BATCH,
     NOTE,
@@ -41,9 +41,9 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     """Return the given files, and the images in each given folder and its subfolders, sorted."""
     found: list[Path] = []
     for path in paths:
-        images = data_images.find_images(path)[0] if path.is_dir() else [path]
+        images = [file for file in visible_files(path) if is_image(file)] if path.is_dir() else [path]
         if not images:
-            raise UserError(f"{path}: no image; expected files that end in {', '.join(data_images.SUFFIXES)}")
+            raise UserError(f"{path}: no image; expected files that end in {', '.join(SUFFIXES)}")
         found += images
     return found
 

@@ -34,7 +34,7 @@ def write_result_tables(folder: Path) -> None:
     """Write the tables of collected results, and a figure of their scores, into their folder."""
     runs = _read_collected(folder)
     described = {run.dataset: folder / "runs" / run.dataset / SUBGROUPS for run in runs}
-    attributes = {name: pd.read_csv(path, dtype=str) for name, path in described.items() if path.exists()}
+    attributes = {name: read_result(path, dtype=str) for name, path in described.items() if path.exists()}
     tables = compute_tables(runs, attributes)
     write_tables(tables, folder)
     with atomic_file(folder / "results.md") as path:
