@@ -258,6 +258,9 @@ def test_a_removed_data_set_leaves_no_trace(project: Path) -> None:
     shutil.copy(PROJECT / ".dvcignore", ".")
     before = {name: Path(name).read_text() for name in ("params.yaml", "dvc.yaml")}
     add(name="other")
+    remove_custom(read_params(Path("params.yaml")), "other")
+    assert {name: Path(name).read_text() for name in before} == before
+    add(name="other")
     with_other = {name: Path(name).read_text() for name in before}
     command = ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
     assert CliRunner().invoke(cli, command).exit_code == 0

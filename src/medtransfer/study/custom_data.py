@@ -83,14 +83,17 @@ def remove_custom(params: Params, name: str) -> None:
     """Remove a custom data set from data/, params.yaml and dvc.yaml."""
     if name not in params.datasets or not params.datasets[name].catalogue:
         raise UserError(f"{PARAMS}: datasets: no custom data set {name!r}; a built-in one is only taken out of `study`")
-    yaml = _round_trip()
-    values, pipeline = (yaml.load(path.read_text(encoding="utf-8")) for path in (PARAMS, PIPELINE))
-    del values["datasets"][name]
-    values["study"].pop(name, None)
+    yaml, text = _round_trip(), PARAMS.read_text(encoding="utf-8")
+    for section in ("datasets", *["study"] * (name in params.study)):
+        # As text: ruamel removes the comment behind an entry with it.
+        before, header, after = text.partition(f"\n{section}:")
+        text = before + header + re.sub(rf"(?m)^  {name}:.*\n(?:\n*   .*\n)*", "", after, count=1)
+    pipeline = yaml.load(PIPELINE.read_text(encoding="utf-8"))
     _remove_training(pipeline["stages"], name)
-    pipeline["plots"][:] = [plot for plot in pipeline.get("plots", ()) if f"{name} training accuracy" not in plot]
-    files = {PARAMS: _dump(yaml, values), PIPELINE: _dump(yaml, pipeline)}
-    parse_params(files[PARAMS], PARAMS)  # refuses if a configuration needs the data set
+    plots = pipeline.setdefault("plots", CommentedSeq())
+    plots[:] = [plot for plot in plots if f"{name} training accuracy" not in plot]
+    files = {PARAMS: text, PIPELINE: _dump(yaml, pipeline)}
+    parse_params(text, PARAMS)  # refuses if a configuration needs the data set
     shutil.rmtree(DATA / name, ignore_errors=True)
     for path, text in files.items():
         with atomic_file(path) as partial:
@@ -99,6 +102,8 @@ def remove_custom(params: Params, name: str) -> None:
 
 def _remove_training(stages: Any, name: str) -> None:
     stage, training = f"{TRAINING}{name}", [key for key in stages if key.startswith(TRAINING)]
+    if stage not in training:
+        return
     if training == [stage]:
         raise UserError(f"{PIPELINE}: {stage} is the only training stage; add another data set first")
     if stage == training[0]:  # the others share all but its matrix
