@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from clones import change_params, clone, dvc, run
 from conftest import PROJECT
 from medtransfer.cli import cli
-from medtransfer.core.dvc import recorded_digest
+from medtransfer.core.dvc import recorded_digest, warn_of_another_version
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder
 from medtransfer.core.params import Params, read_params
@@ -271,6 +271,25 @@ def test_a_removed_data_set_leaves_no_trace(project: Path) -> None:
     assert "nfiles: 42" in Path("data.dvc").read_text()
     for name, message in (("mine", "'mine' is unknown"), ("ham10000", "no custom data set 'ham10000'")):
         assert message in str(CliRunner().invoke(cli, ["data", "remove", name]).exception)
+
+
+def test_an_import_is_not_called_damage(project: Path, caplog: pytest.LogCaptureFixture) -> None:
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], check=True)
+    shutil.copy(PROJECT / ".dvcignore", ".")
+    command = ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    subprocess.run(["git", "add", "data.dvc"], check=True)
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "a"], check=True)
+    committed = Path("data.dvc").read_text()
+    pd.read_csv("labels.csv").iloc[:30].to_csv("labels.csv", index=False)
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    assert Path("data.dvc").read_text() != committed
+    warn_of_another_version()
+    assert caplog.text == ""
+    Path("data.dvc").write_text(committed.replace("size: ", "size: 1"))  # as after damage
+    warn_of_another_version()
+    assert "git checkout data.dvc && dvc checkout --force data.dvc" in caplog.text
 
 
 def test_the_first_data_set_of_the_pipeline_can_be_removed(project: Path) -> None:

@@ -405,17 +405,6 @@ def test_data_that_differ_from_the_last_commit_get_a_warning(
     assert "git checkout data.dvc && dvc checkout --force data.dvc" in caplog.text
 
 
-def test_an_import_is_not_called_damage(
-    copy: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.chdir(copy)
-    next(iter(sorted(Path("data/chest_xray").rglob("*.jpeg")))).unlink()
-    shutil.copytree("data/chest_xray", "mine")
-    run(copy, "medtransfer", "data", "import", "chest_xray", "mine")
-    warn_of_another_version()
-    assert caplog.text == ""
-
-
 @pytest.mark.parametrize(
     "content", ["", "schema: '2.0'\nstages:\n  prepare@ham10000:\n    outs:\n    - path: arti", "[", "{}"]
 )
