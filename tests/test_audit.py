@@ -38,7 +38,6 @@ NETWORK = "imagenet_head"
 COMMON: dict[str, Any] = {"batch_size": 8, "scaling": "caffe", "fraction": 1.0, "precision": "float32", "dropout": 0.5}
 TRAIN = TrainParams(**COMMON, learning_rate=0.1).model_dump()
 CONFIGURATION = {"weights": "random", "trainable": "head"}
-ADDRESSES = {"experiments": "artifact_location", "runs": "artifact_uri", "logged_models": "artifact_location"}
 SAMPLES = "id,label,group,split\na,nv,1,train\nb,mel,2,train\nc,nv,3,validation\nd,mel,4,test\n"
 PREDICTIONS = "id,group,split,label,p_nv,p_mel\nd,4,test,mel,0.5,0.5\n"
 VERSION, OTHER_VERSION = (f"{digit * 32}.dir" for digit in "01")
@@ -134,9 +133,6 @@ def made(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
 def study(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
     """The client of a copy that a test may damage; test_pipeline.py runs dvc itself."""
     folder = shutil.copytree(made, tmp_path / "study")
-    with sqlite3.connect(folder / "mlruns" / "mlflow.db") as store:  # the copy's files, not those of `made`
-        for table, column in ADDRESSES.items():
-            store.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (str(made), str(folder)))
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlruns/mlflow.db")
     for check in ("_check_dvc", "_check_data"):

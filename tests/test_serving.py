@@ -125,6 +125,22 @@ def test_the_best_on_validation_is_registered_once(registered: Path) -> None:
     assert not [name for name in files if name.endswith((".pkl", ".pickle"))]
 
 
+def test_a_moved_project_predicts_and_registers(registered: Path, images: Path, tmp_path: Path) -> None:
+    before = ask_command_line(str(images / "a.jpg"))
+    shutil.copytree(registered, tmp_path / "copy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path / "copy")
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/copy/mlruns/mlflow.db")
+        away = registered.rename(registered.with_name("away"))
+        try:
+            assert ask_command_line("images/a.jpg") == before
+            again = CliRunner().invoke(cli, ["register", "chest_xray"])
+            assert "version 1" in again.output
+            assert not registered.exists()
+        finally:
+            away.rename(registered)
+
+
 def test_no_network_is_registered_with_data_that_were_prepared_otherwise(registered: Path) -> None:
     described = registered / "artifacts/prepared/chest_xray/dataset.json"
     kept = described.read_text()

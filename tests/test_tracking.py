@@ -522,6 +522,66 @@ def test_an_experiment_that_dvc_runs_in_a_copy_keeps_its_runs_in_the_project(
     assert mlflow.artifacts.load_text(f"runs:/{run_id}/figure.txt") == "a figure"
 
 
+@pytest.mark.parametrize("named", [None, "mlruns/mlflow.db", "my.db"])
+def test_a_relative_store_is_the_projects_in_a_copy_that_dvc_made(
+    tmp_path: Path, named: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if named:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{named}")
+    else:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    copy = tmp_path / ".dvc" / "tmp" / "exps" / "tmp123"
+    copy.mkdir(parents=True)
+    for folder in (tmp_path, copy):
+        monkeypatch.chdir(folder)
+        assert mlflow_store.store_uri() == f"sqlite:///{tmp_path}/{named or 'mlruns/mlflow.db'}"
+
+
+def test_a_moved_or_copied_project_keeps_its_artifacts_and_leaves_the_old_place_alone(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = np.arange(12, dtype=np.uint8).reshape(4, 3)
+    tree = build_tree(params.trees.decision_tree, 0).fit(features, [0, 1, 0, 1])
+    old = tmp_path / "old_a%"
+    old.mkdir()
+
+    def enter(folder: Path) -> None:
+        monkeypatch.chdir(folder)
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it
+
+    def log(fit: str) -> None:
+        Path("figure.txt").write_text(fit)
+        with mlflow_runs.run("ham10000", fit, fit, {}, {}, sample_seconds=None) as run:
+            run.log_model(lambda: mlflow_models.log_sklearn_model(tree, features[:1], TRUSTED_TYPES))
+        assert mlflow_runs.attach("ham10000", fit, [Path("figure.txt")])
+
+    def check(*fits: str) -> None:
+        client = mlflow_store.connect()
+        for name in fits:
+            run = client.get_run(mlflow_runs.find(client, "ham10000", name))
+            assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/figure.txt") == name
+            assert mlflow_models.model_problem(client, run) == ""
+            assert Path(run.info.artifact_uri).is_relative_to(Path.cwd())
+
+    def files(folder: Path) -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    enter(old)
+    log("first")
+    shutil.copytree(old, tmp_path / "oldXab")
+    before = files(old)
+    enter(tmp_path / "oldXab")
+    log("second")
+    check("first", "second")
+    assert files(old) == before
+    old.rename(tmp_path / "new")
+    enter(tmp_path / "new")
+    check("first")
+    log("third")
+    check("first", "third")
+    assert not old.exists()
+
+
 def test_an_experiment_that_another_process_creates_first_is_used(
     store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

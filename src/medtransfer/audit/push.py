@@ -21,6 +21,7 @@ from medtransfer.tracking.mlflow_store import (
     UNREACHABLE,
     address,
     every_run,
+    keep_artifacts_here,
     living_experiment,
     reach,
     reason,
@@ -46,9 +47,10 @@ def push() -> dict[str, int]:
     if not OWN_STORE.exists():
         raise UserError(f"{OWN_STORE}: not found; there is nothing to push")
     target = reach()
-    own = f"{SQLITE}{OWN_STORE.resolve()}"
+    own = f"{SQLITE}{OWN_STORE.absolute()}"
     if mlflow.get_tracking_uri() == own:
         raise UserError("MLFLOW_TRACKING_URI: names this project's own store; set it to the server's address")
+    keep_artifacts_here(own)
     source = mlflow.MlflowClient(tracking_uri=own)
     counts = {"copied": 0, "already": 0, "running": 0}
     ids: dict[str, str | None] = {}

@@ -31,6 +31,7 @@ from medtransfer.tracking.mlflow_store import (
     connect,
     every_run,
     is_invalid_value,
+    keep_artifacts_here,
     redact,
     set_experiment,
     store_lock,
@@ -66,6 +67,7 @@ def _sent(method: Callable[Concatenate["MlflowRun", Arguments], None]) -> Callab
         if run.client is None or run.run_id is None:
             return
         try:
+            keep_artifacts_here()  # a container and its host may take turns
             method(run, *arguments, **options)
         except UNREACHABLE as error:
             run.give_up(error)

@@ -6,8 +6,9 @@ Runs go to the server that MLFLOW_TRACKING_URI names or to an SQLite store under
 import logging
 import os
 import re
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,16 @@ SQLITE, OWN_STORE = "sqlite:///", Path("mlruns/mlflow.db")
 # DVC runs queued experiments here, in temporary copies of the project.
 COPIES = "/.dvc/tmp/exps/"
 FIT = "medtransfer.fit"
+# Where MLflow's tables have absolute paths.
+MOVES = (
+    "UPDATE experiments SET artifact_location = :new || substr(artifact_location, :rest) "
+    "WHERE instr(artifact_location, :old) = 1",
+    "UPDATE logged_models SET artifact_location = :new || substr(artifact_location, :rest) "
+    "WHERE instr(artifact_location, :old) = 1",
+    "UPDATE runs SET artifact_uri = :new || substr(artifact_uri, :rest) WHERE instr(artifact_uri, :old) = 1",
+    "UPDATE model_versions SET storage_location = :new || substr(storage_location, :rest) "
+    "WHERE instr(storage_location, :old) = 1",
+)
 UNREACHABLE = (MlflowException, RequestException, SQLAlchemyError, OSError)
 # MLflow's own defaults would delay a fit for minutes and draw progress bars.
 DEFAULTS = {
@@ -51,22 +62,41 @@ def connect() -> mlflow.MlflowClient:
     with store_lock():
         client = mlflow.MlflowClient()  # creates the tables of a new store
         client.search_experiments(max_results=1)
+        keep_artifacts_here()
     return client
 
 
 def store_uri() -> str:
     """Return the address of the user's store or else of the project's own; the path of a file is absolute.
 
-    In a copy of the project that DVC made for an experiment, the own store is that of the original.
+    A relative path starts at the project: in a copy that DVC made for an experiment, at the original.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{copied_project() or Path.cwd()}/{OWN_STORE}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{OWN_STORE}"
     file = file_of(uri)
-    return f"{SQLITE}{file.resolve()}" if file else uri
+    return f"{SQLITE}{os.path.abspath(Path(copied_project(), file))}" if file else uri  # noqa: PTH100 - keeps links
 
 
 def file_of(uri: str) -> Path | None:
     """Return the file of an SQLite store, or None if the address is not that of a file."""
     return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+def keep_artifacts_here(uri: str | None = None) -> None:
+    """Let the artifact addresses in a store under mlruns/ lead to this mlruns/, from which MLflow may have been moved.
+
+    MLflow stores absolute paths. After the project was moved or copied, or when a container sees it elsewhere, they
+    would lead to another folder. `uri` is the store's address; the default is MLflow's tracking URI.
+    """
+    file = file_of(uri or mlflow.get_tracking_uri())
+    if file is None or file.parent.name != OWN_STORE.parent.name:
+        return
+    with closing(sqlite3.connect(file)) as store, store:
+        found = store.execute("SELECT artifact_location FROM experiments WHERE artifact_location NOT NULL").fetchall()
+        for folder in {Path(location).parent for (location,) in found} - {file.parent}:
+            if folder.is_absolute() and folder.name == file.parent.name:
+                old = f"{folder}/"
+                for move in MOVES:
+                    store.execute(move, {"old": old, "new": f"{file.parent}/", "rest": len(old) + 1})
 
 
 def is_there() -> bool:
@@ -138,9 +168,9 @@ def set_experiment(name: str) -> None:
     runs of that process would go to the default experiment.
     """
     if not living_experiment(mlflow.MlflowClient(), name):
-        project = copied_project() if file_of(mlflow.get_tracking_uri()) else ""
-        with ignoring_existing():  # keep its files out of a temporary copy
-            mlflow.create_experiment(name, artifact_location=f"{project}/mlruns/{name}" if project else None)
+        with ignoring_existing():
+            mlflow.create_experiment(name)
+        keep_artifacts_here()  # if this is a copy that DVC made for an experiment
     mlflow.set_experiment(name)
 
 
