@@ -140,7 +140,7 @@ def test_a_lock_file_that_dvc_is_writing_is_read_when_it_is_whole(dvc_project: P
 # --- interrupted, as a process
 
 
-SLEEPING = {f"fit-{name}": {"cmd": f"touch {name}-begun; exec sleep 600"} for name in "abc"}
+SLEEPING = {f"fit-{name}": f"touch {name}-begun; exec sleep 600" for name in "abc"}
 IGNORED = "trap '' INT; "  # as a shell without job control does it for `medtransfer study &`
 
 
@@ -179,6 +179,15 @@ def wait_for(happened: Callable[[], bool], process: "subprocess.Popen[str]") -> 
         time.sleep(0.1)
 
 
+def write_study(folder: Path, commands: dict[str, str]) -> None:
+    values = YAML(typ="safe").load((PROJECT / "params.yaml").read_text())
+    (folder / "params.yaml").write_text(json.dumps({**values, "study": {}}))
+    (folder / "dvc.yaml").write_text(json.dumps({"stages": {name: {"cmd": cmd} for name, cmd in commands.items()}}))
+    (folder / "data").mkdir()
+    (folder / "data" / "here.txt").touch()
+    subprocess.run([*DVC, "add", "--quiet", "data"], check=True)
+
+
 @pytest.mark.parametrize(
     ("before", "jobs", "sent"), [("", 2, os.kill), (IGNORED, 1, os.kill), (IGNORED, 2, os.kill), ("", 2, os.killpg)]
 )
@@ -186,12 +195,7 @@ def test_sigterm_leaves_nothing_of_a_study_running(
     dvc_project: Path, before: str, jobs: int, sent: Callable[[int, int], None]
 ) -> None:
     """To the command alone as `kill` sends it, or to all of its group as `timeout` and service managers do."""
-    values = YAML(typ="safe").load((PROJECT / "params.yaml").read_text())
-    (dvc_project / "params.yaml").write_text(json.dumps({**values, "study": {}}))
-    (dvc_project / "dvc.yaml").write_text(json.dumps({"stages": SLEEPING}))
-    (dvc_project / "data").mkdir()
-    (dvc_project / "data" / "here.txt").touch()
-    subprocess.run([*DVC, "add", "--quiet", "data"], check=True)
+    write_study(dvc_project, SLEEPING)
     with running(before, "study", "--jobs", str(jobs)) as process:
         wait_for(lambda: len(list(dvc_project.glob("*-begun"))) == jobs, process)
         assert len(in_group(process.pid)) == 1 + 2 * jobs
@@ -200,6 +204,40 @@ def test_sigterm_leaves_nothing_of_a_study_running(
         assert in_group(process.pid) == []
     assert "Stopped. Finished work is kept" in Path("said.txt").read_text()
     assert len(list(dvc_project.glob("*-begun"))) == jobs, "another stage began"
+
+
+STAGE = """
+import sys, time
+from pathlib import Path
+from medtransfer.cli.app import main
+from medtransfer.pipeline import prepare
+def wait(params, dataset):
+    Path(f"{dataset}-begun").touch()
+    try:
+        time.sleep(600)
+    finally:
+        Path(f"{dataset}-ended").touch()
+prepare.prepare = wait
+sys.argv[1:] = ["stage", "prepare", sys.argv[1]]
+import medtransfer.cli
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent ended")
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_a_killed_study_started_ends(dvc_project: Path, jobs: int) -> None:
+    (dvc_project / "stage.py").write_text(STAGE)
+    write_study(dvc_project, {name: f"{sys.executable} stage.py {name}" for name in ("a", "b")})
+    with running("", "study", "--jobs", str(jobs)) as process:
+        wait_for(lambda: len(list(dvc_project.glob("*-begun"))) == jobs, process)
+        process.kill()
+        process.wait()
+        end = time.monotonic() + 60
+        while in_group(process.pid):
+            assert time.monotonic() < end, in_group(process.pid)
+            time.sleep(0.1)
+    assert len(list(dvc_project.glob("*-ended"))) == jobs
 
 
 @pytest.mark.slow

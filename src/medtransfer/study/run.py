@@ -4,6 +4,7 @@ DVC runs one stage at a time, but several `dvc repro` can work in one project. E
 dependencies are ready. A last `dvc repro` runs the remaining stages and confirms that everything is up to date.
 """
 
+import ctypes
 import os
 import re
 import signal
@@ -22,6 +23,8 @@ from medtransfer.core.hardware import gpu_capabilities
 
 DVC = (sys.executable, "-m", "dvc")
 MAX_JOBS = 2  # one fit leaves cores idle for part of its time; each further fit needs its own memory
+
+PR_SET_PDEATHSIG = 1
 
 Process = subprocess.Popen[Any]
 
@@ -46,9 +49,15 @@ def run_study(jobs: int) -> int:
 
 def run_dvc(*arguments: str) -> int:
     """Run DVC and return its exit code; DVC prints its own error message."""
-    process = subprocess.Popen([*DVC, *arguments])
+    process = subprocess.Popen([*DVC, *arguments], preexec_fn=end_with_parent)
     with _stopped_together([process]):
         return process.wait()
+
+
+def end_with_parent() -> None:
+    """Let Linux send SIGTERM to this process when its parent ends, even if the parent was killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _batches(jobs: int) -> list[list[list[str]]]:
@@ -88,8 +97,9 @@ def divide(generations: list[list[str]], jobs: int) -> list[list[list[str]]]:
 def _run_in_parallel(commands: list[list[str]]) -> int:
     """Run DVC commands in parallel; return the exit code of the first that fails, or 0."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    processes: list[Process] = [subprocess.Popen([*DVC, *command], env=environment, **pipe) for command in commands]
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    options |= {"env": environment, "preexec_fn": end_with_parent}
+    processes: list[Process] = [subprocess.Popen([*DVC, *command], **options) for command in commands]
 
     def stop() -> None:
         for process in processes:
