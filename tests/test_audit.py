@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from sklearn.tree import DecisionTreeClassifier
 
 from attacks import free_port
-from conftest import use_store
+from conftest import PROJECT, use_store
 from medtransfer.audit import audit
 from medtransfer.cli import cli
 from medtransfer.core.dvc import digest_of
@@ -115,6 +115,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         use_store(folder, empty_store, patch)
         Path("data.dvc").write_text(POINTER.format(VERSION))
+        shutil.copy(PROJECT / "params.yaml", folder)
         who = ("-c", "user.name=test", "-c", "user.email=test@localhost")
         for command in (("init", "--quiet"), ("add", "data.dvc"), (*who, "commit", "--quiet", "--message", "start")):
             subprocess.run(["git", *command], check=True)
@@ -362,6 +363,20 @@ def test_runs_of_fits_that_are_not_here_are_listed_but_are_no_difference(study: 
     shown = CliRunner().invoke(cli, ["audit"])
     assert shown.exit_code == 0
     assert shown.output.splitlines() == [line, "3 fits, 0 differences"]
+
+
+def test_fits_of_a_renamed_configuration_are_named_with_the_command_that_removes_them(
+    study: mlflow.MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(text.replace(NETWORK, "imagenet_new_head"))
+    assert CliRunner().invoke(cli, ["audit"]).stdout.endswith("3 fits, 0 differences\n")
+    (line,) = caplog.messages
+    assert line.endswith(f": rm -r artifacts/runs/ham10000/{NETWORK}-seed*")
+    subprocess.run(line.rpartition(": ")[2], shell=True, check=True)
+    caplog.clear()
+    assert CliRunner().invoke(cli, ["audit"]).stdout.endswith("2 fits, 0 differences\n")
+    assert caplog.messages == []
 
 
 # --- repair

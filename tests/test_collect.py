@@ -47,6 +47,23 @@ def test_results_are_collected_and_reported_without_the_models(tmp_path: Path, m
     pd.testing.assert_frame_equal(ours, committed, check_dtype=False)
 
 
+def test_collect_and_tables_name_the_fits_of_a_renamed_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    finished_study(tmp_path, 0, ["imagenet_all", "imagenet_head"])
+    monkeypatch.chdir(tmp_path)
+    for command in ("collect mine", "tables results/mine"):
+        assert CliRunner().invoke(cli, command.split()).exit_code == 0
+    assert caplog.messages == []
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("imagenet_head", "imagenet_new_head"))
+    for command, runs in (("collect mine --replace", "artifacts/runs"), ("tables results/mine", "results/mine/runs")):
+        caplog.clear()
+        assert CliRunner().invoke(cli, command.split()).exit_code == 0
+        assert [line.rpartition(": ")[2] for line in caplog.messages] == [
+            f"rm -r {runs}/chest_xray/imagenet_head-seed*"
+        ]
+
+
 def test_tables_and_layers_of_other_fits_are_noticed(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     for fit in ("imagenet_all-seed0", "imagenet_all-seed1", "imagenet_head-seed0"):

@@ -61,11 +61,15 @@ class Run:
 
 def studied(params: Params) -> list[Path]:
     """Return the folder of every fit that params.yaml studies; others may lie beside them."""
+    return [run_folder(dataset, model, seed) for dataset, model in studied_models(params) for seed in params.seeds]
+
+
+def studied_models(params: Params) -> list[tuple[str, str]]:
+    """Return every data set and model that params.yaml studies."""
     return [
-        run_folder(dataset, model, seed)
+        (dataset, model)
         for dataset, study in params.study.items()
         for model in (*params.baselines, *study.train, *study.transfer)
-        for seed in params.seeds
     ]
 
 

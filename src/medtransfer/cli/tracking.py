@@ -8,8 +8,9 @@ import click
 from medtransfer.cli.app import cli
 from medtransfer.cli.shared import quiet_start
 from medtransfer.core.errors import UserError, counted
-from medtransfer.core.layout import RUNS
-from medtransfer.core.run_record import find_fits
+from medtransfer.core.layout import PARAMS, RUNS
+from medtransfer.core.params import read_params
+from medtransfer.core.run_record import find_fits, warn_of_leftovers
 
 
 @cli.command()
@@ -20,11 +21,13 @@ def audit(repair: bool, host: str | None) -> None:
     if host and not repair:
         raise UserError("--host: given without --repair; give both to end the runs of that machine")
     with quiet_start():
+        from medtransfer.analysis.runs import studied_models
         from medtransfer.audit import audit as store
 
     if not store.is_there_anything():
         click.echo("nothing to audit: no stage has run here; run `medtransfer study` first")
         return
+    warn_of_leftovers(RUNS, studied_models(read_params(PARAMS)))
     repaired = store.repair(host) if repair else []
     differences = store.audit()
     total = f"{counted(len(find_fits(RUNS)), 'fit')}, {counted(len(differences), 'difference')}"

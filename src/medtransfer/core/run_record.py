@@ -1,11 +1,15 @@
 """run.json, the record of a finished fit. Only this module reads and writes it."""
 
 import json
+import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from medtransfer.core.files import is_partial, write_json
 from medtransfer.core.recipe import TrainParams
+
+log = logging.getLogger(__name__)
 
 RECORD = "run.json"
 BY_WORDS = {"given": "the data set's publishers"}
@@ -36,6 +40,17 @@ def write_record(fit: Path, record: dict[str, Any], hyperparameters: dict[str, A
 def find_fits(runs: Path) -> list[Path]:
     """Return the folders of the finished fits under `runs`/<data set>/<model>-seed<k>, sorted."""
     return sorted(path.parent for path in runs.glob(f"*/*/{RECORD}") if not is_partial(path.parent))
+
+
+def warn_of_leftovers(runs: Path, studied: Collection[tuple[str, str]]) -> None:
+    """Warn of fits under `runs` of other (data set, model) pairs, such as those of a renamed configuration."""
+    found = {(fit.parent.name, fit.name.rpartition("-seed")[0]) for fit in find_fits(runs)}
+    for dataset, model in sorted(found - set(studied)):
+        log.warning(
+            "%s: has fits of %s, which params.yaml does not study (any more), and they are counted; to remove them: "
+            "rm -r %s/%s-seed*",
+            runs / dataset, model, runs / dataset, model,
+        )  # fmt: skip
 
 
 def recipe_of(record: dict[str, Any]) -> TrainParams:

@@ -9,6 +9,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from medtransfer.analysis.families import overrides
+from medtransfer.analysis.runs import studied_models
 from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder
@@ -28,7 +29,7 @@ from medtransfer.core.layout import (
     check_name,
 )
 from medtransfer.core.params import read_params
-from medtransfer.core.run_record import RECORD, find_fits, read_record, recipe_of, split_of
+from medtransfer.core.run_record import RECORD, find_fits, read_record, recipe_of, split_of, warn_of_leftovers
 from medtransfer.core.tables import read_result
 from medtransfer.data.custom import dataset_of
 
@@ -58,6 +59,7 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
     fits = find_fits(RUNS)
     if not fits:
         raise UserError(f"{RUNS}: no finished fit; run `dvc repro`")
+    warn_of_leftovers(RUNS, studied_models(read_params(PARAMS)))
     for dataset in sorted({read_record(fit)["dataset"] for fit in fits}):
         check_unchanged(PREPARED / dataset)
     if add:

@@ -15,7 +15,7 @@ from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
 from medtransfer.core.layout import FIGURES, GRADCAM, LAYERS, NOTES, PARAMS, REPORTS, SHARED, SUBGROUPS, TUNING
 from medtransfer.core.params import read_params
-from medtransfer.core.run_record import find_fits, read_record
+from medtransfer.core.run_record import find_fits, read_record, warn_of_leftovers
 from medtransfer.core.tables import read_result
 from medtransfer.metrics.scores import MACRO
 from medtransfer.report.drawings import overview
@@ -162,6 +162,8 @@ def _read_collected(folder: Path) -> list[Run]:
         for dataset, study in params["study"].items()
         for model in (*params["baselines"], *study["train"], *study.get("transfer", []))
     ]
+
+    warn_of_leftovers(folder / "runs", order)
 
     def rank(fit: Path) -> tuple[int, str, int]:
         record = read_record(fit)
