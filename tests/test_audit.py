@@ -353,6 +353,18 @@ def test_a_planted_drift_is_found(
     assert [line for line in found if message in line], found
 
 
+def test_a_stale_run_is_found_among_thousands_of_later_experiments(study: mlflow.MlflowClient) -> None:
+    leave_running(study)
+    with sqlite3.connect("mlruns/mlflow.db") as store:
+        columns = "experiment_id, name, artifact_location, lifecycle_stage, last_update_time"
+        others = [(number, f"other {number}", "s3://elsewhere", "active", 2**50) for number in range(1000, 4000)]
+        store.executemany(f"INSERT INTO experiments ({columns}) VALUES (?, ?, ?, ?, ?)", others)
+    begin = time.monotonic()
+    assert [line for line in audit.audit() if "is RUNNING but its process has ended" in line]
+    assert mlflow_runs.fits_of(study).keys() == {"ham10000"}
+    assert time.monotonic() - begin < 30
+
+
 def test_runs_of_fits_that_are_not_here_are_listed_but_are_no_difference(study: mlflow.MlflowClient) -> None:
     with mlflow_runs.run("ham10000", "old", "before", {}, {}, sample_seconds=None) as run:
         pass

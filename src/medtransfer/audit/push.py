@@ -20,6 +20,7 @@ from medtransfer.tracking.mlflow_store import (
     SQLITE,
     UNREACHABLE,
     address,
+    every,
     every_run,
     keep_artifacts_here,
     living_experiment,
@@ -55,7 +56,7 @@ def push() -> dict[str, int]:
     counts = {"copied": 0, "already": 0, "running": 0}
     ids: dict[str, str | None] = {}
     try:
-        for experiment in source.search_experiments():
+        for experiment in every(source.search_experiments):
             runs = list(every_run(source, [experiment.experiment_id]))
             runs.sort(key=lambda run: MLFLOW_PARENT_RUN_ID in run.data.tags)  # parents first
             for run in track(runs, f"pushing {experiment.name}", transient=True):

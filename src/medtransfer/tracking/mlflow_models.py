@@ -18,7 +18,7 @@ from mlflow.types import ColSpec, Schema
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of
 from medtransfer.core.predictions import probability_columns
-from medtransfer.tracking.mlflow_store import FIT, UNREACHABLE, address, ignoring_existing, reach, reason, redact
+from medtransfer.tracking.mlflow_store import FIT, UNREACHABLE, address, every, ignoring_existing, reach, reason, redact
 
 MODEL, CLASSIFIER = "model", "classifier"
 MODEL_FILES = ("model.keras", "model.skops")
@@ -36,7 +36,7 @@ NOT_REGISTERED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the s
 
 def registered(client: mlflow.MlflowClient) -> list[Any]:
     """Return the versions of the registered models that `register_classifier` made."""
-    return [version for version in client.search_model_versions() if DIGEST in version.tags]
+    return [version for version in every(client.search_model_versions) if DIGEST in version.tags]
 
 
 def model_problem(client: mlflow.MlflowClient, run: Any, read: bool = True) -> str:

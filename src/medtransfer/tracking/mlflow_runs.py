@@ -29,6 +29,7 @@ from medtransfer.tracking.mlflow_store import (
     FIT,
     UNREACHABLE,
     connect,
+    every,
     every_run,
     is_invalid_value,
     keep_artifacts_here,
@@ -266,10 +267,10 @@ def _is_gone(run: Any) -> bool:
 
 
 def _running(client: mlflow.MlflowClient) -> list[tuple[Any, str]]:
-    """Return the RUNNING runs, each with the machine of its process; empty if this project did not start it."""
-    experiments = [entry.experiment_id for entry in client.search_experiments()]
-    runs = every_run(client, experiments, "attributes.status = 'RUNNING'")
-    return [(run, run.data.tags.get(PROCESS, "").partition(" ")[0]) for run in runs]
+    """Return the RUNNING runs that medtransfer started, each with the machine of its process."""
+    experiments = [entry.experiment_id for entry in every(client.search_experiments)]
+    runs = every_run(client, experiments, f"attributes.status = 'RUNNING' and tags.`{PROCESS}` != ''")
+    return [(run, run.data.tags[PROCESS].partition(" ")[0]) for run in runs]
 
 
 def stale_runs(client: mlflow.MlflowClient) -> list[Any]:
@@ -279,7 +280,7 @@ def stale_runs(client: mlflow.MlflowClient) -> list[Any]:
 
 def runs_elsewhere(client: mlflow.MlflowClient) -> list[tuple[Any, str]]:
     """Return the runs that are RUNNING on other machines, with the machine's name."""
-    return [(run, host) for run, host in _running(client) if host not in ("", socket.gethostname())]
+    return [(run, host) for run, host in _running(client) if host != socket.gethostname()]
 
 
 def close_stale(client: mlflow.MlflowClient, host: str | None = None) -> list[Any]:
@@ -294,11 +295,12 @@ def close_stale(client: mlflow.MlflowClient, host: str | None = None) -> list[An
 
 def fits_of(client: mlflow.MlflowClient, status: str | None = None) -> dict[str, list[Any]]:
     """Return the runs of fits by experiment, optionally only those with one status."""
-    condition = f"attributes.status = '{status}'" if status else ""
-    return {
-        entry.name: [run for run in every_run(client, [entry.experiment_id], condition) if FIT in run.data.tags]
-        for entry in client.search_experiments()
-    }
+    names = {entry.experiment_id: entry.name for entry in every(client.search_experiments)}
+    condition = f"tags.`{FIT}` != ''" + (f" and attributes.status = '{status}'" if status else "")
+    found: dict[str, list[Any]] = {}
+    for run in every_run(client, list(names), condition):
+        found.setdefault(names[run.info.experiment_id], []).append(run)
+    return found
 
 
 def flatten(values: Mapping[str, Any]) -> dict[str, str]:

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -204,10 +204,15 @@ def reach() -> mlflow.MlflowClient:
     return connect()
 
 
-def every_run(client: mlflow.MlflowClient, experiment_ids: list[str], condition: str = "") -> Iterator[Any]:
-    """Yield all runs of these experiments, oldest first."""
-    token, order = None, ["start_time ASC"]
+def every(search: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[Any]:
+    """Yield what one of a client's searches finds, page after page."""
+    token = None
     while token != "":
-        page = client.search_runs(experiment_ids, condition, max_results=200, order_by=order, page_token=token)
+        page = search(*arguments, page_token=token, **options)
         yield from page
         token = page.token or ""
+
+
+def every_run(client: mlflow.MlflowClient, experiment_ids: list[str], condition: str = "") -> Iterator[Any]:
+    """Yield all runs of these experiments, oldest first."""
+    return every(client.search_runs, experiment_ids, condition, max_results=200, order_by=["start_time ASC"])
