@@ -51,7 +51,8 @@ HEALTHCHECK --interval=5m --timeout=1m CMD ["medtransfer", "check"]
 CMD ["medtransfer", "study"]
 
 FROM study AS gpu
-ENV NVIDIA_VISIBLE_DEVICES=all \
+ENV MEDTRANSFER_REQUIRE_GPU=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=build-gpu /opt/medtransfer /opt/medtransfer
 

@@ -619,6 +619,18 @@ def test_a_network_with_code_in_it_is_never_run(tmp_path: Path, tiny: TrainParam
     assert vgg16.load_network(tmp_path / "ours.keras").name == "vgg16"
 
 
+def test_a_network_of_a_newer_keras_is_named_with_the_version_that_reads_it(tmp_path: Path) -> None:
+    inputs = keras.Input((2,))
+    keras.Model(inputs, keras.layers.Dense(1)(inputs)).save(tmp_path / "here.keras")
+    with zipfile.ZipFile(tmp_path / "here.keras") as here, zipfile.ZipFile(tmp_path / "newer.keras", "w") as newer:
+        for name in here.namelist():
+            newer.writestr(name, here.read(name).replace(keras.__version__.encode(), b"3.99.0"))
+    with pytest.raises(UserError, match=rf"Keras 3\.99\.0 wrote it.*Keras {keras.__version__}") as caught:
+        vgg16.load_network(tmp_path / "newer.keras")
+    assert one_line(caught.value)
+    assert "pip install keras==3.99.0" in str(caught.value)
+
+
 def command(folder: Path, *arguments: str, prefix: list[str]) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
     return subprocess.run(

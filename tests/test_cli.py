@@ -1,5 +1,6 @@
 """The command line: a user's mistake is one line and exit code 2; our own keeps its traceback."""
 
+import json
 import os
 import shlex
 import shutil
@@ -157,6 +158,18 @@ def test_a_check_tells_drawn_from_real_images_and_misses_a_weights_file(
     named = params.model_copy(update={"weights": params.weights.model_copy(update={"file": "nope.h5"})})
     with pytest.raises(UserError, match=r"params\.yaml: weights\.file: nope\.h5: no such file"):
         list(describe_study(named))
+
+
+def test_a_check_names_the_users_keras_settings_that_are_not_used(project: Path, demo: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo, project / "data")
+    settings = {"backend": "torch", "floatx": "float16", "epsilon": 1e-7}
+    (tmp_path / "keras.json").write_text(json.dumps(settings))
+    shown = medtransfer(project, "check", KERAS_HOME=str(tmp_path), KERAS_BACKEND="jax")
+    (line,) = [line for line in shown.stdout.splitlines() if "keras.json" in line]
+    assert line.endswith("not used: floatx float16, backend torch (KERAS_BACKEND is jax)")
+    refused = medtransfer(project, "check", KERAS_BACKEND="TensorFlow")
+    assert refused.returncode == 2
+    assert refused.stderr == "medtransfer: KERAS_BACKEND: found 'TensorFlow'; expected tensorflow or jax\n"
 
 
 def test_the_params_for_the_real_data_are_those_of_the_results(pipeline: Path) -> None:

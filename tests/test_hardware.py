@@ -1,13 +1,17 @@
 """The meaning of `precision: auto` on processors and GPUs with and without bfloat16."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import pynvml
 import pytest
 
 from conftest import PROJECT
 from medtransfer.core import hardware
+from medtransfer.core.errors import UserError
 from medtransfer.core.params import parse_params
+from medtransfer.training import device
 
 
 @pytest.mark.parametrize(
@@ -85,6 +89,64 @@ def test_a_gpu_counts_only_if_the_backend_finds_nvidias_libraries(
     install(monkeypatch, package)
     monkeypatch.setattr("ctypes.util.find_library", lambda name: system)
     assert hardware.gpu_capabilities() == ([(9, 0)] if expected else [])
+
+
+def refuse(code: int) -> Callable[..., object]:
+    def call(*arguments: object) -> object:
+        raise pynvml.NVMLError(code)
+
+    return call
+
+
+@pytest.mark.parametrize("function", ["nvmlDeviceGetCount", "nvmlDeviceGetCudaComputeCapability"])
+def test_a_lost_gpu_does_not_count(gpu: None, function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"pynvml.{function}", refuse(pynvml.NVML_ERROR_GPU_IS_LOST))
+    assert hardware.installed_gpus() == []
+
+
+@pytest.mark.parametrize(
+    ("visible", "package", "cause"),
+    [
+        (None, "nvidia-cudnn-cu12", "TF_CPP_MIN_LOG_LEVEL=0"),
+        ("0", "nvidia-cudnn-cu12", "CUDA_VISIBLE_DEVICES=0"),
+        (None, "numpy", "pip install --editable '.[gpu]'"),
+    ],
+)
+def test_the_cpu_instead_of_a_gpu_is_a_warning_and_auto_is_the_cpus(
+    gpu: None,
+    visible: str | None,
+    package: str,
+    cause: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    install(monkeypatch, package)
+    monkeypatch.setattr("ctypes.util.find_library", lambda name: None)
+    monkeypatch.setattr(device, "accelerators", list)
+    monkeypatch.setenv("MEDTRANSFER_REQUIRE_GPU", "1")
+    with pytest.raises(UserError, match="MEDTRANSFER_REQUIRE_GPU") as refused:
+        device.check_gpu()
+    assert cause in str(refused.value)
+    monkeypatch.delenv("MEDTRANSFER_REQUIRE_GPU")
+    device.check_gpu()
+    (line,) = caplog.messages
+    assert cause in line
+    assert hardware.gpu_capabilities() == []
+    device.check_gpu()
+    assert len(caplog.messages) == 1
+
+
+def test_without_a_gpu_there_is_no_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("pynvml.nvmlInit", refuse(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND))
+    monkeypatch.setattr(device, "accelerators", list)
+    device.check_gpu()
+    assert caplog.messages == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    device.check_gpu()
+    assert "nvidia-smi" in caplog.messages[0]
 
 
 def test_an_unknown_processor_has_no_bfloat16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

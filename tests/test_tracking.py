@@ -6,14 +6,17 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
+import pynvml
 import pytest
 import requests
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -520,6 +523,31 @@ def test_an_experiment_that_dvc_runs_in_a_copy_keeps_its_runs_in_the_project(
     run_id = mlflow_runs.find(client, "ham10000", "fit-1")
     assert run_id
     assert mlflow.artifacts.load_text(f"runs:/{run_id}/figure.txt") == "a figure"
+
+
+def test_a_gpu_without_a_power_limit_keeps_its_other_metrics(
+    store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lacks(gpu: object) -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    memory = SimpleNamespace(used=1, total=2)
+    for name, answer in (
+        ("nvmlInit", lambda: None),
+        ("nvmlDeviceGetCount", lambda: 1),
+        ("nvmlDeviceGetHandleByIndex", lambda index: "gpu"),
+        ("nvmlDeviceGetMemoryInfo", lambda gpu: memory),
+        ("nvmlDeviceGetUtilizationRates", lacks),
+        ("nvmlDeviceGetPowerUsage", lambda gpu: 1000),
+    ):
+        monkeypatch.setattr(f"pynvml.{name}", answer)
+    monkeypatch.setattr(mlflow_runs, "POWER_LIMIT", lambda gpu: 0)
+    with mlflow_runs.run("ham10000", "x", "f1", {}, {}, sample_seconds=0.2) as run:
+        time.sleep(1.5)
+    logged = store.get_run(run.run_id).data.metrics
+    assert logged["system/gpu_0_memory_usage_percentage"] == 50
+    assert "system/cpu_utilization_percentage" in logged
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("named", [None, "mlruns/mlflow.db", "my.db"])

@@ -1,9 +1,16 @@
 """VGG16: shapes, scaling, and that exactly the named blocks and the head are trained."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 
+from conftest import PROJECT
 from medtransfer.core.params import BLOCKS, Configuration, Params
 from medtransfer.core.recipe import TrainParams
 from medtransfer.models import freezing, vgg16
@@ -113,6 +120,31 @@ def test_a_layer_without_a_block_is_refused(tiny: TrainParams) -> None:
     headless = keras.Model(model.input, model.get_layer("block5_pool").output)
     with pytest.raises(ValueError, match="covers"):
         freezing.set_trainable(headless, BLOCKS)
+
+
+BUILD = """
+import json, sys
+from pathlib import Path
+from medtransfer.core.params import read_params
+from medtransfer.models import vgg16
+from medtransfer.models.weights import digest
+train = read_params(Path(sys.argv[1])).train.model_copy(update={"precision": "float32"})
+model = vgg16.build_vgg16(32, 3, train, seed=0)
+print(digest(vgg16.get_base_weights(model)), model.get_layer("block1_conv1").output.shape, keras.config.epsilon())
+"""
+
+
+def test_the_users_keras_settings_change_no_network(tmp_path: Path) -> None:
+    built = []
+    for number, settings in enumerate(({}, {"floatx": "float16", "image_data_format": "channels_first", "epsilon": 1.0})):
+        home = tmp_path / str(number)
+        home.mkdir()
+        (home / "keras.json").write_text(json.dumps({"backend": "tensorflow", **settings}))
+        env = {**os.environ, "KERAS_HOME": str(home), "KERAS_BACKEND": "tensorflow"}
+        command = [sys.executable, "-c", f"import keras{BUILD}", str(PROJECT / "params.yaml")]
+        built.append(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
+    assert built[0] == built[1]
+    assert "32, 32, 64" in built[0]
 
 
 def test_blocks_come_in_the_order_of_the_network() -> None:

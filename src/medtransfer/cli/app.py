@@ -15,6 +15,7 @@ import click
 from medtransfer.core.errors import UserError
 
 EXIT_USER_ERROR = 2
+BACKENDS = ("tensorflow", "jax")
 # Errors of the machine that the user can fix.
 MACHINE_ERRORS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), "free some space or use another disk"),
@@ -72,7 +73,9 @@ def cli() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("medtransfer").setLevel(logging.INFO)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    backend = os.environ.setdefault("KERAS_BACKEND", BACKENDS[0])
+    if backend not in BACKENDS:
+        raise UserError(f"KERAS_BACKEND: found {backend!r}; expected {' or '.join(BACKENDS)}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # DVC runs the stages, which run `medtransfer`: both must come from this environment.

@@ -43,7 +43,10 @@ def tune(dataset: str, names: list[str], searched: list[str], output: Path, **se
         from medtransfer.study.search_space import advice, parse_space
         from medtransfer.study.shared_study import Plan
         from medtransfer.study.tune import tune
+        from medtransfer.training.device import check_gpu
 
+    check_gpu()
+    params = read_params(PARAMS)  # `precision: auto` is that of the device
     study, plan = params.study[dataset], Plan(parse_space(searched), **settings)
     table = tune(params, dataset, names or [*study.train, *study.transfer], plan, output)
     for name in table.configuration.drop_duplicates():

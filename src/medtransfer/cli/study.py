@@ -9,14 +9,16 @@ from medtransfer.cli.app import cli
 from medtransfer.cli.results import results
 from medtransfer.cli.shared import AT_LEAST_1, SEED, as_dataset, dvc, of_fit, quiet_start
 from medtransfer.core.errors import UserError
+from medtransfer.core.hardware import REQUIRE_GPU
 from medtransfer.core.layout import PARAMS
 from medtransfer.core.params import TREES, read_params
 
 
 @cli.command()
 @click.option("--jobs", type=AT_LEAST_1, help="Stages to run in parallel.", show_default="1 with a GPU, else 2")
+@click.option("--require-gpu", is_flag=True, help="End with an error where a fit would be computed on the CPU.")
 @click.pass_context
-def study(context: click.Context, jobs: int | None) -> None:
+def study(context: click.Context, jobs: int | None, require_gpu: bool) -> None:
     """Run the whole study and print the comparison.
 
     Pulls the data that data.dvc names, then runs every stage that is out of date, in parallel where possible.
@@ -25,6 +27,8 @@ def study(context: click.Context, jobs: int | None) -> None:
     from medtransfer.study.run import default_jobs, run_study
 
     params = check_files()
+    if require_gpu:
+        os.environ[REQUIRE_GPU] = "1"
     server = os.environ.get("MLFLOW_TRACKING_URI")  # the user's server; MLflow sets the variable itself later
     click.echo("Pulling the data that data.dvc names:")
     dvc("pull", "data.dvc")
@@ -87,11 +91,13 @@ def baseline(dataset: str, model: str, seed: int) -> None:
 @of_fit(required=True)
 def train(dataset: str, configuration: str, seed: int) -> None:
     """Fit VGG16 with one freezing configuration."""
-    params = read_params(PARAMS)
+    read_params(PARAMS)  # reports a mistake before Keras is loaded
     with quiet_start():
         from medtransfer.pipeline.train import train
+        from medtransfer.training.device import check_gpu
 
-    train(params, dataset, configuration, seed)
+    check_gpu()
+    train(read_params(PARAMS), dataset, configuration, seed)
 
 
 @stage.command()

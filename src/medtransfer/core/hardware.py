@@ -3,6 +3,7 @@
 import ctypes.util
 import importlib.metadata
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pynvml
@@ -10,24 +11,29 @@ import pynvml
 CPUINFO = Path("/proc/cpuinfo")
 INTEL = "GenuineIntel"
 GPU_CAPABILITY = (8, 0)  # NVIDIA's Ampere
+VISIBLE, HIDDEN = "CUDA_VISIBLE_DEVICES", ("", "-1")
+REQUIRE_GPU = "MEDTRANSFER_REQUIRE_GPU"
 
 
 def gpu_capabilities() -> list[tuple[int, int]]:
     """Return the CUDA compute capability of each NVIDIA GPU; empty if the backend can use none."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not _backend_has_cuda():
-        return []
-    try:
+    return [] if os.environ.get(VISIBLE) in HIDDEN or not backend_has_cuda() else installed_gpus()
+
+
+def installed_gpus() -> list[tuple[int, int]]:
+    """Return the CUDA compute capability of each GPU that NVIDIA's driver shows, without those that it has lost."""
+    found = []
+    with suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return [tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)) for handle in handles]
-    finally:
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            with suppress(pynvml.NVMLError):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                found.append(tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)))
         pynvml.nvmlShutdown()
+    return found
 
 
-def _backend_has_cuda() -> bool:
+def backend_has_cuda() -> bool:
     """Return whether the backend finds NVIDIA's libraries, installed by pip or, in NVIDIA's images, with the system."""
     needed = "jax-cuda" if os.environ.get("KERAS_BACKEND") == "jax" else "nvidia-cudnn"
     packages = (found.metadata["Name"] or "" for found in importlib.metadata.distributions())

@@ -1,5 +1,6 @@
 """The paths that stages read and write, relative to the project's folder."""
 
+import os
 import re
 from pathlib import Path
 
@@ -22,6 +23,16 @@ TUNING_KEY = ["dataset", "configuration", "optimizer", "learning_rate", "fractio
 SWEEPS = Path("artifacts/sweeps")
 REPORTS = Path("reports")
 FIGURES = REPORTS / "figures"
+
+
+# DVC runs queued experiments here, in temporary copies of the project.
+COPIES = "/.dvc/tmp/exps/"
+
+
+def in_project(path: str | Path) -> Path:
+    """Return a path as absolute; a relative one starts at the project, also in a copy that DVC made of it."""
+    # Unlike resolve, this keeps links.
+    return Path(os.path.abspath(Path(str(Path.cwd()).partition(COPIES)[0], path)))  # noqa: PTH100
 
 
 def run_folder(dataset: str, model: str, seed: int) -> Path:

@@ -3,8 +3,9 @@
 Simonyan and Zisserman: Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015, configuration D.
 """
 
+import json
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import keras
 import numpy as np
@@ -67,9 +68,24 @@ def load_network(path: Path) -> keras.Model:
         weighted_layers(model)
         base_layers(model)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, BadZipFile) as error:
+        written = _keras_of(path)
+        if written != keras.__version__ and written:
+            raise UserError(
+                f"{path}: Keras {written} wrote it, and Keras {keras.__version__} cannot read it ({shortened(error)}); "
+                f"install Keras {written} or a newer 3.x (`pip install keras=={written}`)"
+            ) from None
         raise UserError(f"{path}: not a network saved by this project ({shortened(error)}); run `dvc repro`") from None
     use_fast_convolutions(model)
     return model
+
+
+def _keras_of(path: Path) -> str:
+    """Return the version of Keras that wrote a network; empty if the file does not say."""
+    try:
+        with ZipFile(path) as archive:
+            return str(json.loads(archive.read("metadata.json"))["keras_version"])
+    except (OSError, BadZipFile, KeyError, ValueError, TypeError):
+        return ""
 
 
 def base_layers(model: keras.Model) -> list[keras.Layer]:

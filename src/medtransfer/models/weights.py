@@ -21,6 +21,7 @@ import onnx.numpy_helper
 
 from medtransfer.core.errors import UserError, shortened
 from medtransfer.core.files import atomic_file, user_cache
+from medtransfer.core.layout import in_project
 from medtransfer.core.params import WEIGHTS_VARIABLE
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ def imagenet_weights(file: str | None = None) -> list[np.ndarray]:
     named = os.environ.get(WEIGHTS_VARIABLE) or file
     if not named and not cache_path().exists():
         return fetch_weights()
-    path = Path(named) if named else cache_path()
+    path = in_project(named) if named else cache_path()
     tensors = read_weights(path)
     log.info("ImageNet weights: from the %s %s", "file" if named else "cache", path)
     return tensors

@@ -23,7 +23,7 @@ from medtransfer.pipeline.fit_id import claim_fit, remove_recorded_checkpoints
 from medtransfer.pipeline.outputs import describe_fit, log_to_mlflow, write_scores
 from medtransfer.tracking import mlflow_models, mlflow_runs
 from medtransfer.training.code import code_digest
-from medtransfer.training.device import device_name, every_device, keep_freed_memory, make_deterministic
+from medtransfer.training.device import device_name, every_device, prepare_backend
 from medtransfer.training.experiment import Experiment, build_network, cache_features
 from medtransfer.training.feature_cache import hash_array
 from medtransfer.training.loop import best_epoch, fit, predict
@@ -51,9 +51,7 @@ def train(
     """
     check_known("params.yaml: configurations", name, params.configurations)
     remove_recorded_checkpoints()
-    keras.config.disable_interactive_logging()
-    make_deterministic()
-    keep_freed_memory()
+    prepare_backend()
     target = target or mlflow_runs.RunTarget(dataset, run_name(name, seed))
     with every_device() as devices:
         _train(params, dataset, name, seed, target, {**(origin or {}), "devices": devices})
@@ -83,6 +81,7 @@ def _train(
         "weights": configuration.weights,
         "trainable_blocks": ",".join((*configuration.blocks, freezing.HEAD)),
         "backend": keras.backend.backend(),
+        "keras": version("keras"),
         "precision": settings.precision,
         "device": device_name(),
     }

@@ -1,5 +1,6 @@
 """check: describe a study before it runs, and find mistakes in its files."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from medtransfer.data.catalogue import read_source
 from medtransfer.data.custom import dataset_of
 from medtransfer.data.preparation import read_samples
 
+KERAS_DEFAULTS = {"floatx": "float32", "image_data_format": "channels_last", "epsilon": 1e-7}
+
 
 def check_files() -> Params:
     """Read params.yaml, and check that dvc.yaml matches it and that DVC's other files can be read."""
@@ -27,6 +30,7 @@ def check_files() -> Params:
 def describe_study(params: Params) -> Iterator[str]:
     """Yield one line per data set: its images, their size and split, and the number of fits."""
     _check_weights(params)
+    yield from _ignored_settings()
     for name, study in params.study.items():
         dataset, settings = dataset_of(name, params), params.datasets[name]
         images = len(read_samples(dataset, DATA / name))
@@ -66,6 +70,20 @@ def _changes(params: Params, configuration: str, dataset: str) -> str:
 
 def _is_synthetic(name: str) -> bool:
     return bool(read_source(DATA / name)["synthetic"])
+
+
+def _ignored_settings() -> Iterator[str]:
+    """Yield a line if the user's keras.json has settings that medtransfer does not use."""
+    file = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
+    try:
+        found = json.loads(file.read_text())
+        ignored = [f"{key} {found[key]}" for key, value in KERAS_DEFAULTS.items() if found.get(key, value) != value]
+    except (OSError, ValueError, AttributeError):
+        return
+    if found.get("backend", used := os.environ.get("KERAS_BACKEND")) != used:
+        ignored.append(f"backend {found['backend']} (KERAS_BACKEND is {used})")
+    if ignored:
+        yield f"{file}: not used: {', '.join(ignored)}"
 
 
 def _check_weights(params: Params) -> None:

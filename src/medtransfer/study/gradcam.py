@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import keras
 import numpy as np
 import pandas as pd
 
@@ -15,7 +14,7 @@ from medtransfer.core.run_record import read_record
 from medtransfer.layers.gradcam import grad_cam
 from medtransfer.models import vgg16
 from medtransfer.report import figures
-from medtransfer.training.device import make_deterministic
+from medtransfer.training.device import prepare_backend
 
 
 def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> Path:
@@ -25,8 +24,7 @@ def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> P
     with the map of the predicted class.
     """
     fitted = finished_network(params, dataset, name, seed)
-    keras.config.disable_interactive_logging()
-    make_deterministic()
+    prepare_backend()
     images, samples, description = read_dataset(params, dataset)
     check_data_of(fitted, description, samples)
     predictions = read_predictions(fitted / "predictions.csv")

@@ -20,7 +20,7 @@ from medtransfer.core.run_record import read_record, recipe_of
 from medtransfer.layers.probes import compare_layers, probe_blocks, rewind_blocks
 from medtransfer.metrics.scores import BY_NAME, MACRO
 from medtransfer.models import vgg16
-from medtransfer.training.device import device_name, make_deterministic
+from medtransfer.training.device import device_name, prepare_backend
 from medtransfer.training.experiment import load_initial_weights
 from medtransfer.training.loop import predict
 
@@ -36,8 +36,7 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     fitted on up to `PROBED` training images. The initial weights are those in run.json, not in params.yaml.
     """
     fitted = finished_network(params, dataset, name, seed)
-    keras.config.disable_interactive_logging()
-    make_deterministic()
+    prepare_backend()
     images, samples, description = read_dataset(params, dataset)
     check_data_of(fitted, description, samples)
     classes, fit = description["classes"], read_record(fitted)

@@ -5,11 +5,11 @@ import os
 import signal
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 
 from medtransfer.core.errors import UserError, shortened
+from medtransfer.core.layout import in_project
 from medtransfer.core.params import WEIGHTS_VARIABLE, Params
 from medtransfer.tracking.mlflow_store import store_uri
 
@@ -59,7 +59,7 @@ def fit_environment(params: Params, needs: Needs) -> dict[str, str]:
     prefixes = ("KERAS_", "MLFLOW_", "MEDTRANSFER_", "TF_", "JAX_", "XLA_")
     variables = {key: value for key, value in os.environ.items() if key.startswith(prefixes)}
     if weights := variables.get(WEIGHTS_VARIABLE) or params.weights.file:
-        variables[WEIGHTS_VARIABLE] = str(Path(weights).resolve())
+        variables[WEIGHTS_VARIABLE] = str(in_project(weights))
     if not needs.gpus:
         variables["CUDA_VISIBLE_DEVICES"] = ""  # since Ray 2.60, a task without GPUs sees all of its node's
     return variables | {

@@ -26,7 +26,7 @@ from medtransfer.metrics.scores import MACRO, score
 from medtransfer.study.search_space import changed, check_space, decode, first_point
 from medtransfer.study.shared_study import Plan, SharedStudy, living_process
 from medtransfer.tracking import mlflow_runs
-from medtransfer.training.device import device_name, keep_freed_memory, make_deterministic
+from medtransfer.training.device import device_name, prepare_backend
 from medtransfer.training.experiment import build_network, cache_features
 from medtransfer.training.loop import DivergedError, best_epoch, fit, predict
 
@@ -57,9 +57,7 @@ def tune(params: Params, dataset: str, names: list[str], plan: Plan, output: Pat
         check_known("params.yaml: configurations", name, params.configurations)
         recipes[name] = params.configurations[name].settings(params.train, dataset)
         check_space(params, recipes[name], dataset, plan.space)
-    keras.config.disable_interactive_logging()
-    make_deterministic()
-    keep_freed_memory()
+    prepare_backend()
     data, file = read_dataset(params, dataset), output.with_suffix(".db")
     read_trials(output)
     found = []

@@ -17,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec
 import mlflow
 import pandas as pd
 import psutil
+import pynvml
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
@@ -42,6 +43,7 @@ from medtransfer.tracking.mlflow_store import (
 PROCESS = "medtransfer.process"
 ERROR = "medtransfer.error"
 OUTPUTS = "medtransfer.outputs"
+POWER_LIMIT = pynvml.nvmlDeviceGetEnforcedPowerLimit
 
 Arguments = ParamSpec("Arguments")
 
@@ -213,6 +215,7 @@ def _start(
     if sample_seconds is not None:
         mlflow.set_system_metrics_sampling_interval(sample_seconds)
         mlflow.set_system_metrics_samples_before_logging(1)
+        pynvml.nvmlDeviceGetEnforcedPowerLimit = _power_limit
     run_id = find(client, experiment, labels[FIT])
     if run_id:
         _check_params(client, run_id, params)
@@ -224,6 +227,14 @@ def _start(
     if ERROR in started.data.tags:
         client.delete_tag(started.info.run_id, ERROR)
     client.log_batch(started.info.run_id, params=[Param(*item) for item in params.items()])
+
+
+def _power_limit(gpu: Any) -> int:
+    """Return a GPU's power limit; NVMLError if it is 0, by which MLflow's sampling thread would divide."""
+    limit: int = POWER_LIMIT(gpu)
+    if not limit:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+    return limit
 
 
 def _check_params(client: mlflow.MlflowClient, run_id: str, values: Mapping[str, str]) -> None:

@@ -19,11 +19,10 @@ from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
 from medtransfer.core.errors import UserError, shortened
+from medtransfer.core.layout import in_project
 
 log = logging.getLogger(__name__)
 SQLITE, OWN_STORE = "sqlite:///", Path("mlruns/mlflow.db")
-# DVC runs queued experiments here, in temporary copies of the project.
-COPIES = "/.dvc/tmp/exps/"
 FIT = "medtransfer.fit"
 # Where MLflow's tables have absolute paths.
 MOVES = (
@@ -54,6 +53,8 @@ def connect() -> mlflow.MlflowClient:
     for name in IGNORED:
         os.environ.pop(name, None)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    # It warns in every sample of a metric that a GPU lacks.
+    logging.getLogger("mlflow.system_metrics.metrics.gpu_monitor").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # It prints the traceback of what it then raises, which we report in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
@@ -73,7 +74,7 @@ def store_uri() -> str:
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{OWN_STORE}"
     file = file_of(uri)
-    return f"{SQLITE}{os.path.abspath(Path(copied_project(), file))}" if file else uri  # noqa: PTH100 - keeps links
+    return f"{SQLITE}{in_project(file)}" if file else uri
 
 
 def file_of(uri: str) -> Path | None:
@@ -103,12 +104,6 @@ def is_there() -> bool:
     """Return whether there is a store, without creating one: a server or a file that exists."""
     file = file_of(store_uri())
     return file is None or file.exists()
-
-
-def copied_project() -> str:
-    """Return the project that DVC copied here for an experiment; empty if this is no copy."""
-    project, copied, _ = str(Path.cwd()).partition(COPIES)
-    return project if copied else ""
 
 
 def store_lock() -> Any:

@@ -1,6 +1,8 @@
 """The device of a fit, and the settings that make its results reproducible bit for bit."""
 
 import ctypes
+import logging
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -11,10 +13,48 @@ from typing import Any
 import keras
 import numpy as np
 
+from medtransfer.core.errors import UserError
+from medtransfer.core.hardware import HIDDEN, REQUIRE_GPU, VISIBLE, backend_has_cuda, installed_gpus
+
+log = logging.getLogger(__name__)
+
 # The share of a GPU's free memory that images or features may take; the rest is for the network.
 DEVICE_SHARE = 0.5
 # Parameters of glibc's `mallopt` and bytes, larger than any block that a step on a CPU allocates.
 MALLOC = {"M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 2**28), "M_MMAP_THRESHOLD": (-3, 2**30)}
+
+
+def prepare_backend() -> None:
+    """Make Keras quiet and deterministic, and check that it uses the GPU if there is one."""
+    keras.config.disable_interactive_logging()
+    make_deterministic()
+    keep_freed_memory()
+    check_gpu()
+
+
+def check_gpu() -> None:
+    """Warn if there is a GPU, but the backend computes on the CPU; `precision: auto` then becomes that of the CPU.
+
+    If MEDTRANSFER_REQUIRE_GPU is set, computing on the CPU is a UserError.
+    """
+    visible, installed, required = os.environ.get(VISIBLE), installed_gpus(), os.environ.get(REQUIRE_GPU)
+    hidden = visible in HIDDEN
+    if accelerators() or not (required or (not hidden and (visible or installed))):
+        return
+    if hidden:
+        cause = f"{VISIBLE} is {visible!r}"
+    elif not installed:
+        cause = "NVIDIA's driver shows none (see `nvidia-smi`)"
+    elif not backend_has_cuda():
+        extra = "jax-gpu" if keras.backend.backend() == "jax" else "gpu"
+        cause = f"its CUDA libraries are not installed (`pip install --editable '.[{extra}]'`)"
+    else:
+        cause = f"it cannot use {VISIBLE}={visible or 'all'}; run again with TF_CPP_MIN_LOG_LEVEL=0 to see why"
+    problem = f"{keras.backend.backend()} computes on the CPU instead of a GPU: {cause}"
+    if required:
+        raise UserError(f"{problem}; to compute on the CPU, leave out --require-gpu and unset {REQUIRE_GPU}")
+    log.warning("%s", problem)
+    os.environ[VISIBLE] = HIDDEN[-1]
 
 
 def keep_freed_memory() -> None:
