@@ -4,6 +4,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -205,6 +207,7 @@ def test_a_cut_lock_is_refused_unless_the_rest_is_complete(
     small_lock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path(".git").mkdir()
     Path("dvc.lock").write_text(small_lock)
     whole = read_lock()
     refused: list[str] = []
@@ -228,6 +231,7 @@ def test_a_cut_pointer_is_refused_at_every_place(
 ) -> None:
     pointer = (recorded / "data.dvc").read_text()
     monkeypatch.chdir(tmp_path)
+    Path(".git").mkdir()
     for end in range(len(pointer)):
         Path("data.dvc").write_text(pointer[:end])
         with pytest.raises(UserError, match=r"git checkout data\.dvc"):
@@ -235,6 +239,37 @@ def test_a_cut_pointer_is_refused_at_every_place(
     Path("data.dvc").write_text(pointer)
     with pytest.raises(UserError, match=r"data: not found, but data\.dvc names it; run `dvc pull data\.dvc`"):
         check_unchanged(Path("data"))
+
+
+@pytest.mark.parametrize("name", ["dvc.lock", "data.dvc"])
+def test_a_merge_conflict_is_named_and_a_zip_is_not_sent_to_git(
+    dvc_project: Path, recorded: Path, small_lock: str, name: str
+) -> None:
+    whole = small_lock if name == "dvc.lock" else (recorded / name).read_text()
+    lines = whole.splitlines(keepends=True)
+    conflict = [*lines[:1], "<<<<<<< HEAD\n", *lines[1:], "=======\n", *lines[1:], ">>>>>>> theirs\n"]
+    for content, command in (("".join(conflict), f"`git checkout --ours {name}`"), ("", "copy it again")):
+        Path(name).write_text(content)
+        with pytest.raises(UserError) as refused:
+            check_dvc_files()
+        assert command in str(refused.value)
+    Path(".dvc/config").write_text("")
+    with pytest.raises(UserError, match="run `git init`"):
+        check_dvc_files()
+
+
+def test_the_original_is_found_in_a_shared_cache(dvc_project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    shared = tmp_path_factory.mktemp("shared")
+    (dvc_project / "data").mkdir()
+    (dvc_project / "data" / "a.txt").write_text("whole")
+    for command in (["cache", "dir", str(shared)], ["add", "--quiet", "data"]):
+        subprocess.run([sys.executable, "-m", "dvc", *command], check=True)
+    (dvc_project / "data" / "a.txt").unlink()
+    (dvc_project / "data" / "a.txt").write_text("damaged")
+    with pytest.raises(UserError, match="dvc checkout --force data"):
+        check_unchanged(Path("data"))
+    subprocess.run([sys.executable, "-m", "dvc", "checkout", "--force", "data.dvc"], check=True)
+    assert (dvc_project / "data" / "a.txt").read_text() == "whole"
 
 
 def test_a_cut_rwlock_is_refused_at_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ compares them with dvc.lock.
 import hashlib
 import json
 import logging
+import os
 import re
 import subprocess
 from contextlib import nullcontext
@@ -22,16 +23,17 @@ from medtransfer.core.errors import UserError, first_three, shortened
 from medtransfer.core.files import PARTIAL, files_under
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import Params, read_params
+from medtransfer.core.provenance import in_git, restoring
 
 log = logging.getLogger(__name__)
 
 LOCK = Path("dvc.lock")
 PIPELINE = Path("dvc.yaml")
 POINTER = Path("data.dvc")
-CACHE = Path(".dvc/cache/files/md5")
 IMPORTED = Path(".dvc/tmp/imported.dvc")  # data.dvc as an import left it
 RWLOCK = Path(".dvc/tmp/rwlock")
 DVC_LOCK = Path(".dvc/tmp/lock")
+CONFLICT = b"<<<<<<<"
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
@@ -93,6 +95,9 @@ def warn_of_another_version() -> None:
 
 def check_dvc_files() -> None:
     """Check the files of DVC that a crash can leave incomplete."""
+    config = Path(".dvc/config")
+    if config.exists() and not in_git() and "no_scm" not in config.read_text():
+        raise UserError(f"{Path.cwd()}: not a git repository, which DVC needs; run `git init`")
     read_lock()
     if POINTER.exists():
         _pointed()
@@ -164,7 +169,7 @@ def _read_trained(params: Params) -> set[tuple[str, str]]:
                 trained |= {(dataset, name) for name in ([names] if isinstance(names, str) else names)}
     except (YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{PIPELINE}: cannot be read as a pipeline: {shortened(error)}; fix or restore it (git checkout {PIPELINE})"
+            f"{PIPELINE}: cannot be read as a pipeline: {shortened(error)}; fix it, or {restoring(PIPELINE)}"
         ) from None
     return trained
 
@@ -179,7 +184,7 @@ def read_lock() -> dict[str, Any]:
         return {}
     try:
         # A second `dvc repro` (`medtransfer study` starts several) writes dvc.lock in place, under this lock.
-        with FileLock(DVC_LOCK) if DVC_LOCK.parent.is_dir() else nullcontext():
+        with FileLock(DVC_LOCK) if os.access(DVC_LOCK.parent, os.W_OK) else nullcontext():
             lock = _parse(LOCK.read_text())
         _require(lock, "schema")
         stages: dict[str, Any] = lock.get("stages", {})
@@ -188,10 +193,18 @@ def read_lock() -> dict[str, Any]:
             for entry in (*stage.get("deps", []), *stage["outs"]):
                 _check_entry(entry)
     except (YAMLError, UnicodeDecodeError, ValueError, TypeError, AttributeError):
-        raise UserError(
-            f"{LOCK}: empty or cut; restore it (git checkout {LOCK}); finished stages come from DVC's cache"
-        ) from None
+        raise _unreadable(LOCK, "run `dvc repro`; finished stages come from DVC's cache") from None
     return stages
+
+
+def _unreadable(path: Path, then: str) -> UserError:
+    """Return the error for a file of DVC that is cut or has a merge conflict."""
+    if CONFLICT in path.read_bytes():
+        return UserError(
+            f"{path}: has a merge conflict; take either side (`git checkout --ours {path}` or `git checkout --theirs "
+            f"{path}`), then {then}"
+        )
+    return UserError(f"{path}: empty or cut; {restoring(path)}, then {then}")
 
 
 def _require(values: Any, *keys: str) -> None:
@@ -228,7 +241,7 @@ def _pointed() -> str:
         (entry,) = _parse(POINTER.read_text())["outs"]
         _check_entry(entry)
     except (YAMLError, UnicodeDecodeError, ValueError, TypeError, KeyError):
-        raise UserError(f"{POINTER}: empty or cut; restore it (git checkout {POINTER})") from None
+        raise _unreadable(POINTER, f"run `dvc checkout {POINTER}`") from None
     return str(entry["md5"])
 
 
@@ -255,7 +268,21 @@ def _md5_of(path: Path) -> str:
 
 
 def _cached(md5: str) -> Path:
-    return CACHE / md5[:2] / md5[2:]
+    return _cache(Path.cwd()) / md5[:2] / md5[2:]
+
+
+@lru_cache(maxsize=1)
+def _cache(project: Path) -> Path:
+    """Return the folder of the project's DVC cache, which several projects may share."""
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    try:
+        with Repo(project) as repo:
+            folder = Path(repo.cache.local.path)
+    except NotDvcRepoError:
+        return Path(".dvc/cache/files/md5")
+    return folder.relative_to(project) if folder.is_relative_to(project) else folder
 
 
 def _listed(recorded: str) -> dict[str, str]:

@@ -24,6 +24,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from medtransfer.core.errors import UserError, unknown
+from medtransfer.core.provenance import restoring
 from medtransfer.core.recipe import (
     OLD_SCALING,
     RECIPES,
@@ -315,8 +316,7 @@ def read_params(path: Path) -> Params:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(
-            f"{path}: not found in {Path.cwd()}; run medtransfer in the project's folder, or restore it "
-            f"(git checkout {path})"
+            f"{path}: not found in {Path.cwd()}; run medtransfer in the project's folder, or {restoring(path)}"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read as YAML: {error}") from None
@@ -331,7 +331,7 @@ def parse_params(text: str, path: Path) -> Params:
         # A strange date or key raises an error of Python, which ruamel does not catch.
         raise UserError(f"{path}: cannot be read as YAML: {_yaml_reason(error)}") from None
     if raw is None:
-        raise UserError(f"{path}: empty; restore it (git checkout {path})")
+        raise UserError(f"{path}: empty; {restoring(path)}")
     params = validate_params(raw, path)
     if any(section.get("scaling") == OLD_SCALING for section in (raw["train"], *raw["configurations"].values())):
         _warn_of_old_scaling(path)

@@ -2,6 +2,7 @@
 
 import logging
 import subprocess
+from pathlib import Path
 
 from medtransfer.core.errors import shortened
 
@@ -40,6 +41,16 @@ def commit_problem(commit: str) -> str:
     except subprocess.CalledProcessError as error:
         return shortened(error.stderr, 400) or "it is not in this repository"
     return ""
+
+
+def restoring(path: Path) -> str:
+    """Return how to restore a file of the project."""
+    return f"restore it (`git checkout {path}`)" if in_git() else "copy it again from where the project came from"
+
+
+def in_git() -> bool:
+    """Return whether the project is in a git repository; a ZIP of it is not."""
+    return any((folder / ".git").exists() for folder in (Path.cwd(), *Path.cwd().parents))
 
 
 def _git(*arguments: str) -> str:
