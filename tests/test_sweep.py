@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -333,6 +334,42 @@ def test_a_fit_sees_only_the_gpus_that_it_asked_for(
             assert list(stage.run_all(fits, project, needs, "x", None).gpus) == [seen]
         finally:
             ray.shutdown()
+
+
+def test_a_cluster_that_refuses_is_told_apart_from_none(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise ConnectionError("Failed to connect to Ray cluster")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(UserError, match="RAY_AUTH_MODE=token"):
+            join_ray(params, Needs(1, 0, 0.5, 1), local=False)
+    with pytest.raises(UserError, match="no Ray cluster answers"):
+        join_ray(params, Needs(1, 0, 0.5, 1), local=False)
+
+
+@pytest.mark.parametrize(("token", "local", "mode"), [(True, False, "token"), (True, True, None), (False, False, None)])
+def test_rays_token_is_used_where_there_is_one(
+    project: Path, tmp_path: Path, token: bool, local: bool, mode: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "")
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    if token:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray/auth_token").touch()
+    seen = []
+
+    def fail(*arguments: object) -> None:
+        seen.append(os.environ.get("RAY_AUTH_MODE"))
+        raise UserError("far enough")
+
+    monkeypatch.setattr("medtransfer.study.sweep.sweep", fail)
+    CliRunner().invoke(cli, ["sweep", "grid", *(["--local"] if local else [])])
+    assert seen == [mode]
 
 
 def test_a_weights_file_is_found_from_every_project_folder(

@@ -1,5 +1,6 @@
 """Search learning rates, sweep over fits, analyse finished networks, and manage cached weights and features."""
 
+import os
 import sys
 from datetime import datetime
 from importlib.util import find_spec
@@ -77,6 +78,9 @@ def sweep(
     check_name(name, "a sweep")
     if not find_spec("ray"):
         raise UserError("Ray is not installed; run `pip install --editable '.[cluster]'`")
+    if not local and (Path.home() / ".ray" / "auth_token").exists():
+        # As `ray start --head` does since 2.60. Ray reads it when it is imported.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     from medtransfer.study.ray_cluster import Needs
     from medtransfer.study.sweep import plan, sweep
 

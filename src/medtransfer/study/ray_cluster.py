@@ -29,13 +29,19 @@ def join_ray(params: Params, needs: Needs, local: bool) -> None:
     address = "local" if local else os.environ.get("RAY_ADDRESS", "auto")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options = {"runtime_env": {"env_vars": fit_environment(params, needs)}, "include_dashboard": False}
-    stop = signal.getsignal(signal.SIGTERM)
+    stop, answers = signal.getsignal(signal.SIGTERM), False
     try:
         host, _, port = address.removeprefix("ray://").rpartition(":")
         if host:
             socket.create_connection((host, port), timeout=10).close()  # Ray itself keeps trying for minutes
+            answers = True
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (OSError, ValueError) as error:
+        if answers:
+            raise UserError(
+                f"the Ray cluster at {address} answers, but it refuses this process ({shortened(error)}); if it asks "
+                "for a token, copy ~/.ray/auth_token from its first machine and set RAY_AUTH_MODE=token"
+            ) from None
         raise UserError(
             f"no Ray cluster answers at {address} ({shortened(error)}); start one (`ray start --head`) and name it in "
             "RAY_ADDRESS, or use only this machine with --local"
