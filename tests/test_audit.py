@@ -464,7 +464,7 @@ def test_what_mlflow_refuses_to_change_is_named_with_a_remedy(
     plant(study)
     (line,) = audit.repair()
     run_id = run_of(study, NETWORK)
-    assert line.endswith(f"delete the run first (mlflow runs delete --run-id {run_id})")
+    assert line.endswith(f" mlflow runs delete --run-id {run_id}`)")
     study.delete_run(run_id)
     assert audit.repair() == [f"logged {place(NETWORK)} from its files"]
     assert audit.audit() == []

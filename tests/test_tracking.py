@@ -1,6 +1,8 @@
 """MLflow: a run has the status of its process, and a logged model predicts from raw pixels like the network."""
 
 import hashlib
+import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -293,15 +295,41 @@ def test_a_bug_of_ours_is_not_reported_as_an_unreachable_server(store: mlflow.Ml
     assert mlflow.active_run() is None
 
 
-def test_an_experiment_that_was_deleted_is_named(store: mlflow.MlflowClient) -> None:
-    with mlflow_runs.run("ham10000", "x", "f1", {}, {}):
-        pass
-    store.delete_experiment(store.get_experiment_by_name("ham10000").experiment_id)
+def test_the_commands_for_a_deleted_experiment_work_as_they_are_printed(
+    store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = store.get_experiment(store.create_experiment("ham10000"))
+    store.delete_experiment(known.experiment_id)
     with (
-        pytest.raises(UserError, match=r"experiment ham10000 .* was deleted; .*experiments restore --experiment-id 1"),
+        pytest.raises(UserError, match=r"experiment ham10000 .* was deleted") as refused,
         mlflow_runs.run("ham10000", "x", "f2", {}, {}),
     ):
         pass
+    restore, remove = re.findall("`(.+?)`", str(refused.value))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(restore, shell=True, check=True, env={**os.environ, "PATH": path})
+    assert store.get_experiment(known.experiment_id).lifecycle_stage == "active"
+    store.delete_experiment(known.experiment_id)
+    subprocess.run(remove, shell=True, check=True, env={**os.environ, "PATH": path})
+    assert store.get_experiment_by_name("ham10000") is None
+
+
+def test_a_damaged_store_is_moved_away_and_not_blamed_on_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
+    Path("mlruns").mkdir()
+    Path("mlruns/mlflow.db").write_text("no database")
+    with pytest.raises(UserError) as refused:
+        mlflow_store.reach()
+    assert "MLFLOW_TRACKING_URI" not in str(refused.value)
+    (move,) = re.findall(r"\((mv .+?)\)", str(refused.value))
+    subprocess.run(move, shell=True, check=True)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    mlflow_store.reach()
 
 
 def test_a_run_whose_parameters_were_changed_is_not_continued(store: mlflow.MlflowClient) -> None:
@@ -570,7 +598,7 @@ def test_a_moved_or_copied_project_keeps_its_artifacts_and_leaves_the_old_place_
 ) -> None:
     features = np.arange(12, dtype=np.uint8).reshape(4, 3)
     tree = build_tree(params.trees.decision_tree, 0).fit(features, [0, 1, 0, 1])
-    old = tmp_path / "old_a%"
+    old = tmp_path / "old_a%20"
     old.mkdir()
 
     def enter(folder: Path) -> None:
@@ -589,16 +617,17 @@ def test_a_moved_or_copied_project_keeps_its_artifacts_and_leaves_the_old_place_
             run = client.get_run(mlflow_runs.find(client, "ham10000", name))
             assert mlflow.artifacts.load_text(f"{run.info.artifact_uri}/figure.txt") == name
             assert mlflow_models.model_problem(client, run) == ""
-            assert Path(run.info.artifact_uri).is_relative_to(Path.cwd())
+            assert str(Path.cwd()).replace("%", "%25") in run.info.artifact_uri
+            assert list(Path("mlruns").rglob(f"{run.info.run_id}/artifacts/figure.txt"))
 
     def files(folder: Path) -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
     enter(old)
     log("first")
-    shutil.copytree(old, tmp_path / "oldXab")
+    shutil.copytree(old, tmp_path / "oldXa ")
     before = files(old)
-    enter(tmp_path / "oldXab")
+    enter(tmp_path / "oldXa ")
     log("second")
     check("first", "second")
     assert files(old) == before

@@ -136,7 +136,9 @@ print(digest(vgg16.get_base_weights(model)), model.get_layer("block1_conv1").out
 
 def test_the_users_keras_settings_change_no_network(tmp_path: Path) -> None:
     built = []
-    for number, settings in enumerate(({}, {"floatx": "float16", "image_data_format": "channels_first", "epsilon": 1.0})):
+    for number, settings in enumerate(
+        ({}, {"floatx": "float16", "image_data_format": "channels_first", "epsilon": 1.0})
+    ):
         home = tmp_path / str(number)
         home.mkdir()
         (home / "keras.json").write_text(json.dumps({"backend": "tensorflow", **settings}))

@@ -299,8 +299,8 @@ def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]], read
         raise UserError(f"MLflow at {mlflow_store.address()} stopped answering; repair again")
     for line in _check_run(client, folder, record, run, read_models):
         raise UserError(
-            f"{line}; repair again; if that does not help, delete the run first (mlflow runs delete --run-id "
-            f"{run.info.run_id})"
+            f"{line}; repair again; if that does not help, delete the run first "
+            f"({mlflow_store.mlflow_command(f'runs delete --run-id {run.info.run_id}')})"
         )
     return True
 

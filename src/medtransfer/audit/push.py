@@ -17,9 +17,9 @@ from medtransfer.core.errors import UserError
 from medtransfer.tracking.mlflow_store import (
     FIT,
     OWN_STORE,
-    SQLITE,
     UNREACHABLE,
     address,
+    address_of,
     every,
     every_run,
     keep_artifacts_here,
@@ -48,10 +48,11 @@ def push() -> dict[str, int]:
     if not OWN_STORE.exists():
         raise UserError(f"{OWN_STORE}: not found; there is nothing to push")
     target = reach()
-    own = f"{SQLITE}{OWN_STORE.absolute()}"
+    store = OWN_STORE.absolute()
+    own = address_of(store)
     if mlflow.get_tracking_uri() == own:
         raise UserError("MLFLOW_TRACKING_URI: names this project's own store; set it to the server's address")
-    keep_artifacts_here(own)
+    keep_artifacts_here(store)
     source = mlflow.MlflowClient(tracking_uri=own)
     counts = {"copied": 0, "already": 0, "running": 0}
     ids: dict[str, str | None] = {}

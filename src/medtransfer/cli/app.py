@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from medtransfer.core.errors import UserError
+from medtransfer.core.files import user_cache
 
 EXIT_USER_ERROR = 2
 BACKENDS = ("tensorflow", "jax")
@@ -51,8 +52,10 @@ def main() -> None:
     except OSError as error:
         if error.errno not in MACHINE_ERRORS:
             raise
-        remedy = MACHINE_ERRORS[error.errno]
-        line = f"medtransfer: {error.filename or Path.cwd()}: {error.strerror}; {remedy}, then run again"
+        remedy, file = MACHINE_ERRORS[error.errno], Path(str(error.filename or Path.cwd()))
+        if file.is_relative_to(user_cache()) or user_cache().is_relative_to(file):
+            remedy = "set XDG_CACHE_HOME to a folder that you can write"
+        line = f"medtransfer: {file}: {error.strerror}; {remedy}, then run again"
     click.echo(line, err=True)
     sys.exit(EXIT_USER_ERROR)
 

@@ -34,6 +34,7 @@ from medtransfer.tracking.mlflow_store import (
     every_run,
     is_invalid_value,
     keep_artifacts_here,
+    mlflow_command,
     redact,
     set_experiment,
     store_lock,
@@ -242,7 +243,7 @@ def _check_params(client: mlflow.MlflowClient, run_id: str, values: Mapping[str,
         if values.get(key) != found:
             raise UserError(
                 f"MLflow's run {run_id}: {key} is {found}, expected {values.get(key)} as in its fit: someone changed "
-                "it in MLflow; delete the run (mlflow runs delete --run-id ...) and run again"
+                f"it in MLflow; delete the run ({mlflow_command(f'runs delete --run-id {run_id}')}) and run again"
             )
 
 

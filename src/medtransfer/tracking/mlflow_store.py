@@ -3,14 +3,19 @@
 Runs go to the server that MLFLOW_TRACKING_URI names or to an SQLite store under mlruns/.
 """
 
+import atexit
 import logging
 import os
 import re
+import shlex
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import mlflow
 from filelock import FileLock
@@ -59,12 +64,24 @@ def connect() -> mlflow.MlflowClient:
     # It prints the traceback of what it then raises, which we report in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns about every retry
-    mlflow.set_tracking_uri(store_uri())
+    mlflow.set_tracking_uri(_writable(store_uri()))
     with store_lock():
         client = mlflow.MlflowClient()  # creates the tables of a new store
         client.search_experiments(max_results=1)
         keep_artifacts_here()
     return client
+
+
+def _writable(uri: str) -> str:
+    """Return the address of a copy if a store in a file cannot be written, as in a read-only project; else `uri`."""
+    file = file_of(uri)
+    if file is None or not file.exists() or os.access(file.parent, os.W_OK):
+        return uri
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    copy = Path(shutil.copy(file, folder))
+    keep_artifacts_here(copy, file.parent)
+    return address_of(copy)
 
 
 def store_uri() -> str:
@@ -74,30 +91,41 @@ def store_uri() -> str:
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{OWN_STORE}"
     file = file_of(uri)
-    return f"{SQLITE}{in_project(file)}" if file else uri
+    return address_of(in_project(file)) if file else uri
 
 
 def file_of(uri: str) -> Path | None:
     """Return the file of an SQLite store, or None if the address is not that of a file."""
-    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+    return Path(unquote(uri.removeprefix(SQLITE))) if uri.startswith(SQLITE) else None
 
 
-def keep_artifacts_here(uri: str | None = None) -> None:
-    """Let the artifact addresses in a store under mlruns/ lead to this mlruns/, from which MLflow may have been moved.
+def address_of(file: Path) -> str:
+    """Return the address of an SQLite store."""
+    return SQLITE + escaped(file)
+
+
+def escaped(path: Path) -> str:
+    """Return a path as part of an address: SQLAlchemy and MLflow would take `50%20` for the folder `50 `."""
+    return str(path).replace("%", "%25")
+
+
+def keep_artifacts_here(store: Path | None = None, mlruns: Path | None = None) -> None:
+    """Let the artifact addresses in a store lead to the folder mlruns/, from which MLflow may have been moved.
 
     MLflow stores absolute paths. After the project was moved or copied, or when a container sees it elsewhere, they
-    would lead to another folder. `uri` is the store's address; the default is MLflow's tracking URI.
+    would lead to another folder. By default, the store is MLflow's and the folder is that of the store.
     """
-    file = file_of(uri or mlflow.get_tracking_uri())
-    if file is None or file.parent.name != OWN_STORE.parent.name:
+    file = store or file_of(mlflow.get_tracking_uri())
+    if file is None or (mlruns or file.parent).name != OWN_STORE.parent.name:
         return
-    with closing(sqlite3.connect(file)) as store, store:
-        found = store.execute("SELECT artifact_location FROM experiments WHERE artifact_location NOT NULL").fetchall()
-        for folder in {Path(location).parent for (location,) in found} - {file.parent}:
-            if folder.is_absolute() and folder.name == file.parent.name:
+    here = Path(escaped(mlruns or file.parent))
+    with closing(sqlite3.connect(file)) as tables, tables:
+        found = tables.execute("SELECT artifact_location FROM experiments WHERE artifact_location NOT NULL").fetchall()
+        for folder in {Path(location).parent for (location,) in found} - {here}:
+            if folder.is_absolute() and folder.name == here.name:
                 old = f"{folder}/"
                 for move in MOVES:
-                    store.execute(move, {"old": old, "new": f"{file.parent}/", "rest": len(old) + 1})
+                    tables.execute(move, {"old": old, "new": f"{here}/", "rest": len(old) + 1})
 
 
 def is_there() -> bool:
@@ -145,13 +173,21 @@ def warn_unreachable(error: BaseException) -> None:
     )
 
 
+def mlflow_command(arguments: str) -> str:
+    """Return a command of MLflow for this store, as a shell takes it."""
+    return f"`MLFLOW_TRACKING_URI={shlex.quote(address())} mlflow {arguments}`"
+
+
 def living_experiment(client: mlflow.MlflowClient, name: str) -> Any:
     """Return an experiment or None; a UserError if it was deleted, since its name is taken but it accepts no runs."""
     known = client.get_experiment_by_name(name)
     if known and known.lifecycle_stage == "deleted":
+        restore = mlflow_command(f"experiments restore --experiment-id {known.experiment_id}")
+        store = f"--backend-store-uri {shlex.quote(address())} " if file_of(mlflow.get_tracking_uri()) else ""
+        remove = mlflow_command(f"gc {store}--experiment-ids {known.experiment_id}")
         raise UserError(
-            f"MLflow's experiment {name} at {address()} was deleted; restore it "
-            f"(mlflow experiments restore --experiment-id {known.experiment_id}) or remove it permanently (mlflow gc)"
+            f"MLflow's experiment {name} at {address()} was deleted; restore it ({restore}) or remove it permanently "
+            f"({remove}{'' if store else ' on the server'})"
         )
     return known
 
@@ -187,10 +223,14 @@ def answering() -> Iterator[None]:
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         if is_invalid_value(error):
             raise
-        raise UserError(
-            f"MLflow at {address()} does not answer ({reason(error)}); start it or correct MLFLOW_TRACKING_URI, and "
-            "run again"
-        ) from None
+        file = file_of(mlflow.get_tracking_uri())
+        remedy = (
+            f"if it is damaged, move it away (mv {file} {file}.damaged) and run `medtransfer audit --repair`, "
+            "which logs the fits again"
+            if file
+            else "start it or correct MLFLOW_TRACKING_URI, and run again"
+        )
+        raise UserError(f"MLflow at {address()} does not answer ({reason(error)}); {remedy}") from None
 
 
 @answering()
