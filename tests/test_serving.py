@@ -42,6 +42,7 @@ from medtransfer.serving.app import MAX_BYTES, MAX_WAITING, build_app
 from medtransfer.serving.classifier import load_classifier, read_image, show_where, write_classifier
 from medtransfer.serving.predict import as_json, open_classifier
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
+from test_bad_input import AS_A_USER
 from test_dicom import dicom
 
 CLASSES = ["NORMAL", "PNEUMONIA"]
@@ -139,6 +140,32 @@ def test_a_moved_project_predicts_and_registers(registered: Path, images: Path, 
             assert not registered.exists()
         finally:
             away.rename(registered)
+
+
+@pytest.mark.skipif(AS_A_USER != [] and shutil.which("setpriv") is None, reason="as root this needs setpriv")
+def test_a_read_only_project_predicts_and_checks_and_writes_nothing(
+    registered: Path, images: Path, demo: Path, tmp_path: Path
+) -> None:
+    expected = ask_command_line(str(images / "a.jpg"))
+    folder = Path(shutil.copytree(registered, tmp_path / "project", ignore=shutil.ignore_patterns("data")))
+    shutil.copytree(demo, folder / "data")
+    (folder / ".dvc/tmp").mkdir(parents=True)
+    (folder / ".dvc/config").write_text("[core]\n    no_scm = True\n")
+    (folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
+    before = sorted(folder.rglob("*"))
+    env = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    env["PYTHONPATH"] = str(PROJECT / "src")
+    subprocess.run(["chmod", "-R", "a-w", folder], check=True)
+    try:
+        for arguments in (["predict", "chest_xray", "images/a.jpg", "--json"], ["check"]):
+            command = [*AS_A_USER, sys.executable, "-m", "medtransfer", *arguments]
+            done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            if arguments[0] == "predict":
+                assert json.loads(done.stdout)["answers"][0]["probabilities"] == expected["a.jpg"]
+        assert sorted(folder.rglob("*")) == before
+    finally:
+        subprocess.run(["chmod", "-R", "u+w", folder], check=True)
 
 
 def test_no_network_is_registered_with_data_that_were_prepared_otherwise(registered: Path) -> None:
@@ -426,6 +453,10 @@ def png(size: int = 8) -> bytes:
         (png(), {"Origin": "http://evil.example"}, 403, "evil.example"),
         (png(), {"Origin": "null"}, 403, "null"),
         (png(), {"Host": "evil.example"}, 400, "Invalid host"),
+        (b'--boundary\r\nContent-Disposition: form-data; name="image"\r\n\r\n' + png(), {}, 415, "--data-binary"),
+        (base64.b64encode(png()), {}, 415, "--data-binary"),
+        (b"data:image/png;base64," + base64.b64encode(png()), {}, 415, "--data-binary"),
+        (b'{"image": "/9j/"}', {"Content-Type": "application/json"}, 415, "--data-binary"),
     ],
 )
 def test_a_bad_request_gets_a_reason(
@@ -470,6 +501,15 @@ async def ask_app(app: Any, path: str, method: str = "GET", body: bytes = b"") -
 def test_the_page_behind_a_proxy_that_speaks_tls_may_ask(page: TestClient) -> None:
     assert page.post("/predict", content=png(), headers={"Origin": "https://127.0.0.1"}).status_code == 200
     assert page.post("/predict", content=png(), headers={"Origin": "https://other.org"}).status_code == 403
+
+
+def test_a_proxy_may_send_its_own_host_if_the_pages_name_is_allowed(registered: Path) -> None:
+    app = build_app(open_classifier("chest_xray", None), ("127.0.0.1", "localhost", "*.hospital.example"))
+    with TestClient(app, base_url="http://127.0.0.1:8000") as behind:
+        for origin, status in (("https://scans.hospital.example", 200), ("https://hospital.example.evil.org", 403)):
+            answer = behind.post("/predict", content=png(), headers={"Origin": origin})
+            assert answer.status_code == status
+        assert "--allow-host hospital.example.evil.org" in answer.text
 
 
 def test_images_that_wait_keep_nobody_from_asking_whether_it_lives(

@@ -3,6 +3,7 @@
 import base64
 import io
 import logging
+from fnmatch import fnmatch
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +23,9 @@ log = logging.getLogger(__name__)
 MAX_BYTES = 20_000_000
 MAX_PIXELS = 30_000_000  # decoding as many with 16 bits takes 1.8 GB
 MAX_WAITING = 16  # images, each up to MAX_BYTES in memory
+# How multipart forms, JSON, base64 of JPEG and PNG, and data addresses begin.
+WRAPPED = (b"--", b"{", b"[", b'"', b"/9j/", b"iVBOR", b"data:")
+HOW = "send the file itself as the body: curl --data-binary @image.jpg http://.../predict"
 LOOPBACK = ("127.0.0.1", "localhost")
 # The page is self-contained and talks only to this server.
 HEADERS = {
@@ -59,7 +63,7 @@ def build_app(classifier: Classifier, hosts: tuple[str, ...] = LOOPBACK) -> Fast
     @app.post("/predict")
     async def predict(request: Request, overlay: bool = False) -> JSONResponse:
         nonlocal waiting
-        _refuse_foreign_page(request)
+        _refuse_foreign_page(request, hosts)
         if waiting >= MAX_WAITING:
             raise HTTPException(503, f"{waiting} images are already waiting; try again later")
         waiting += 1
@@ -77,11 +81,18 @@ def build_app(classifier: Classifier, hosts: tuple[str, ...] = LOOPBACK) -> Fast
     return app
 
 
-def _refuse_foreign_page(request: Request) -> None:
-    # Without the scheme, which only the browser knows if a proxy handles TLS.
+def _refuse_foreign_page(request: Request, hosts: tuple[str, ...]) -> None:
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
-        raise HTTPException(403, f"request from a page of {origin}; only this server's own page may send requests")
+    if origin is None:
+        return
+    # Without the scheme, which only the browser knows if a proxy handles TLS. A proxy may also send its own Host.
+    page = urlsplit(origin)
+    named = any(fnmatch(page.hostname or "", host) for host in hosts if host not in LOOPBACK)
+    if page.netloc != request.headers.get("host") and not named:
+        proxy = f"; if a proxy serves that page, start with --allow-host {page.hostname}" if page.hostname else ""
+        raise HTTPException(
+            403, f"request from a page of {origin}; only this server's own page may send requests{proxy}"
+        )
 
 
 async def _read_body(request: Request) -> bytes:
@@ -93,6 +104,8 @@ async def _read_body(request: Request) -> bytes:
             raise HTTPException(413, f"more than {MAX_BYTES:,} bytes; send a smaller image")
     if not content:
         raise HTTPException(422, "no image; send an image file as the body")
+    if content.startswith(WRAPPED):
+        raise HTTPException(415, f"a form, JSON or base64; {HOW}")
     return bytes(content)
 
 
