@@ -328,8 +328,7 @@ def test_a_damaged_store_is_moved_away_and_not_blamed_on_an_address(
     assert "MLFLOW_TRACKING_URI" not in str(refused.value)
     (move,) = re.findall(r"\((mv .+?)\)", str(refused.value))
     subprocess.run(move, shell=True, check=True)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    mlflow_store.reach()
+    assert not Path("mlruns/mlflow.db").exists()
 
 
 def test_a_run_whose_parameters_were_changed_is_not_continued(store: mlflow.MlflowClient) -> None:
@@ -594,12 +593,13 @@ def test_a_relative_store_is_the_projects_in_a_copy_that_dvc_made(
 
 
 def test_a_moved_or_copied_project_keeps_its_artifacts_and_leaves_the_old_place_alone(
-    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    params: Params, tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features = np.arange(12, dtype=np.uint8).reshape(4, 3)
     tree = build_tree(params.trees.decision_tree, 0).fit(features, [0, 1, 0, 1])
     old = tmp_path / "old_a%20"
-    old.mkdir()
+    (old / "mlruns").mkdir(parents=True)
+    shutil.copy(empty_store, old / "mlruns")
 
     def enter(folder: Path) -> None:
         monkeypatch.chdir(folder)
