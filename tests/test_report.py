@@ -9,6 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from conftest import PROJECT
+from medtransfer.analysis.external import SIDES
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.scores import f1_table
 from medtransfer.analysis.tables import compute_tables
@@ -88,12 +89,15 @@ def test_a_card_names_the_datasheet_or_what_the_user_said_of_the_data() -> None:
         "title": "Scans", "classes": ["a", "b"], "image_size": 32, "source": "folder scans", "group": "patient",
         "images": {"train": 6, "validation": 2, "test": 2}, "test_images_sharing_a_group": 0,
     }  # fmt: skip
-    values = {"record": record, "split": split_of(record), "metrics": {"a": 0.5}}
+    values = {"record": record, "split": split_of(record), "metrics": {"a": 0.5}, "served": None}
     assert "docs/datasheets/" in render("medtransfer.report", "card.md.j2", data=data, custom=None, **values)
     custom = {"licence": "CC0", "citation": "Us, 2026"}
     own = render("medtransfer.report", "card.md.j2", data=data, custom=custom, **values)
     assert "Scans (licence: CC0; citation: Us, 2026), version" in own
     assert "docs/datasheets/" not in own
+
+
+ENDS = ("", "_low", "_high")
 
 
 def test_every_figure_is_a_picture(tmp_path: Path) -> None:
@@ -106,7 +110,9 @@ def test_every_figure_is_a_picture(tmp_path: Path) -> None:
     figures.training_accuracy({"x": history}, "t").savefig(tmp_path / "4.png")
     outputs = {name: np.random.default_rng(0).random((8, 8, 64)) for name in ("one", "two")}
     figures.activations(np.zeros((8, 8, 3), np.uint8), outputs, "t").savefig(tmp_path / "5.png")
-    for number in range(1, 6):
+    compared = pd.DataFrame({"model": ["x", "y"], **{f"{side}{end}": [0.5, 0.6] for side in SIDES for end in ENDS}})
+    figures.external(compared, "t").savefig(tmp_path / "6.png")
+    for number in range(1, 7):
         pixels = np.asarray(Image.open(tmp_path / f"{number}.png").convert("L"))
         assert min(pixels.shape) > 200
         assert pixels.std() > 1

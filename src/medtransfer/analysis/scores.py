@@ -70,13 +70,13 @@ def summarise(runs: list[Run]) -> pd.DataFrame:
     rows = []
     for dataset, model, fits in by_model(runs):
         names = {"dataset": dataset, "model": model, "family": family(fits[0].record)}
-        scaled = _scaled(fits)
+        tempered = scaled(fits)
         for metric in METRICS:
             rows.append({**names, "measure": metric.name, **_columns(estimate_of(fits, metric), "value")})
-        for metric in METRICS if scaled else ():
+        for metric in METRICS if tempered else ():
             if metric.of_probabilities:
                 measure = f"{metric.name}, scaled"
-                rows.append({**names, "measure": measure, **_columns(estimate_of(scaled, metric), "value")})
+                rows.append({**names, "measure": measure, **_columns(estimate_of(tempered, metric), "value")})
     return pd.DataFrame(rows)[SUMMARY]
 
 
@@ -94,7 +94,7 @@ def _columns(found: Estimate, value: str) -> dict[str, object]:
     return {value: columns.pop("value"), "interval": columns.pop("covers"), **columns}
 
 
-def _scaled(fits: list[Run]) -> list[Run]:
+def scaled(fits: list[Run]) -> list[Run]:
     """Return the fits after temperature scaling, or an empty list if that is impossible for one of them."""
     temperatures = [fit_temperature(run.validation) for run in fits if run.validation is not None]
     if len(temperatures) < len(fits) or not all(map(believable, temperatures)):

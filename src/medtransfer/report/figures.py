@@ -163,6 +163,24 @@ def overview(tables: dict[str, pd.DataFrame]) -> Figure:
     return figure
 
 
+def external(table: pd.DataFrame, title: str) -> Figure:
+    """Return a figure of each model's macro F1 on its own test images and on those of another source.
+
+    `table` has the rows of one measure from `compare_sources`.
+    """
+    figure, axes = _panel(7, 1.6 + 0.45 * len(table), title)
+    rows = np.arange(len(table))[::-1]
+    for number, (side, label) in enumerate((("internal", "internal test"), ("external", "another source"))):
+        part = table[[side, f"{side}_low", f"{side}_high"]].set_axis(["f1", "low", "high"], axis=1)
+        style = {"linestyle": "", "capsize": 3, "label": f"{label}, 95% interval", **_style(number)}
+        axes.errorbar(part.f1, rows - 0.2 * number, xerr=_spans(part), **style)
+    axes.set_yticks(rows - 0.1, list(table.model))
+    axes.set(xlabel="macro F1", ylim=(-0.7, len(table) - 0.3))
+    axes.grid(axis="x", color=GRID)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def _draw_scores(axes: Axes, table: pd.DataFrame) -> None:
     rows = np.arange(len(table))[::-1]
     axes.errorbar(table.f1, rows, xerr=_spans(table), fmt="o", color=PALETTE[0], capsize=3, label="ours, 95% interval")

@@ -372,3 +372,18 @@ def terminal(results: pd.DataFrame, dataset: str) -> Table:
     for name, row in zip(frame.index, frame.to_numpy(), strict=True):
         view.add_row(str(name), *map(str, row))
     return view
+
+
+def external(compared: pd.DataFrame) -> pd.DataFrame:
+    """Return the external scores and their distance from the internal ones: one row per measure, a column per model."""
+    frame = _crossed(compared, "measure", "model", map(_external, compared.to_dict("records"))).fillna("-")
+    frame.loc["seeds"] = compared.drop_duplicates("model").seeds.astype(str).to_numpy()
+    return frame
+
+
+def _external(row: Mapping[Any, Any]) -> str:
+    if pd.isna(row["external"]):
+        return str(row["interval"])
+    star = " *" if row["difference_interval"] == GROUPS else ""
+    score = f"{short(row['external'])} {_interval({**row, 'low': row['external_low'], 'high': row['external_high']})}"
+    return f"{score}\n{interval_text(row['difference'], row['low'], row['high'])}{star}"

@@ -1,0 +1,130 @@
+"""External validation: the scores of networks on images from another source, beside those on their own test images."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from medtransfer.analysis.runs import Run, by_model
+from medtransfer.analysis.scores import scaled
+from medtransfer.analysis.uncertainty import (
+    ALIKE,
+    BOTH,
+    FEWEST_FITS,
+    GROUPS,
+    Estimate,
+    combine,
+    freedom,
+    group_sums,
+    groups_variance,
+    interval_ends,
+    resample,
+    too_few,
+)
+from medtransfer.core.predictions import classes_of
+from medtransfer.metrics.scores import ALL, AUC, Metric, metrics_of
+
+ABSENT, SCALED = "undefined: no images", ", scaled"
+SIDES = ("internal", "external")
+COLUMNS = [
+    "dataset", "model", "measure", "support", "groups",
+    *(f"{side}{part}" for side in SIDES for part in ("", "_low", "_high")), "interval",
+    "difference", "low", "high", "difference_interval", "seeds",
+]  # fmt: skip
+
+
+def compare_sources(outside: list[Run], inside: list[Run]) -> pd.DataFrame:
+    """Return what each model's scores are on images from another source, and how far they are from the internal ones.
+
+    A class without an image from the other source has no score there and no difference, and the averages over classes
+    leave it out on both sides.
+
+    Parameters
+    ----------
+    outside, inside : list of Run
+        The same fits in the same order, with their predictions for either source's images.
+
+    Returns
+    -------
+    DataFrame
+        COLUMNS: support and groups (external images of the class, or of all, and their lesions or patients), internal
+        and external (means over seeds) with 95% intervals, interval (what the external one covers), difference
+        (external less internal) with its interval and what it covers. Measures of probabilities come also with
+        `, scaled`: at the temperature of the validation images.
+    """
+    rows = []
+    for (dataset, model, there), (_, _, here) in zip(by_model(outside), by_model(inside), strict=True):
+        tested, metrics = there[0].predictions, _metrics(there)
+        compared = [(metric.name, there, here, metric) for metric in metrics]
+        if at_temperature := scaled(there):
+            probabilistic = [metric for metric in metrics if metric.of_probabilities]
+            compared += [(metric.name + SCALED, at_temperature, scaled(here), metric) for metric in probabilistic]
+        for measure, far, near, metric in compared:
+            labelled = tested[tested.label == measure] if isinstance(metric.needs, int) else tested
+            row: dict[str, object] = {"dataset": dataset, "model": model, "measure": measure}
+            row |= {"support": len(labelled), "groups": labelled.group.nunique(), "seeds": len(there)}
+            rows.append({**row, **_compare(far, near, metric)})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def estimate_present(fits: list[Run]) -> dict[str, Estimate]:
+    """Return every metric of a model, whose fits have one seed each; averages leave out classes without an image."""
+    return {metric.name: _estimate(fits, metric) for metric in _metrics(fits)}
+
+
+def _metrics(fits: list[Run]) -> list[Metric]:
+    """Return every metric; averages over classes are over those that have an image."""
+    classes = classes_of(fits[0].predictions)
+    present = np.isin(classes, fits[0].predictions.label)
+    return [_among(metric, present) if metric.needs == ALL else metric for metric in metrics_of(classes)]
+
+
+def _among(metric: Metric, present: np.ndarray) -> Metric:
+    """Return an average over classes that leaves out those that are not `present` (classes,)."""
+    kept = np.repeat(present, 5) if metric.name == AUC else np.tile(present, 3)
+    return replace(metric, terms=lambda codes, probabilities: metric.terms(codes, probabilities) * kept)
+
+
+def _estimate(fits: list[Run], metric: Metric) -> Estimate:
+    counted = fits[0].jackknife
+    if isinstance(metric.needs, int) and not counted.holders[metric.needs]:
+        return Estimate(np.nan, np.nan, np.nan, ABSENT, len(fits), np.nan)
+    return combine(*_measure(fits, metric), counted, metric.needs)
+
+
+def _compare(outside: list[Run], inside: list[Run], metric: Metric) -> dict[str, object]:
+    found = [_estimate(fits, metric) for fits in (inside, outside)]
+    difference = found[1] if found[1].covers == ABSENT else _difference(inside, outside, metric)
+    row: dict[str, object] = {"interval": found[1].covers, "difference_interval": difference.covers}
+    for side, estimate in zip(SIDES, found, strict=True):
+        row |= {side: estimate.value, f"{side}_low": estimate.low, f"{side}_high": estimate.high}
+    row |= {"difference": difference.value, "low": difference.low, "high": difference.high}
+    return row
+
+
+def _measure(fits: list[Run], metric: Metric) -> tuple[np.ndarray, float]:
+    """Return a metric of each fit, (seeds,), and the variance of their mean over groups."""
+    sums = [group_sums(run.predictions, metric) for run in fits]
+    values = np.array([metric.value(own.sum(axis=0)) for own in sums])
+    if metric.smooth:
+        left = np.mean([metric.value(own.sum(axis=0) - own) for own in sums], axis=0)
+        return values, groups_variance(left - left.mean())
+    drawn = np.mean([resample(own, metric, fits[0].seed) for own in sums], axis=0)
+    return (values - (drawn.mean() - values.mean())).clip(0), float(drawn.var(ddof=1))
+
+
+def _difference(inside: list[Run], outside: list[Run], metric: Metric) -> Estimate:
+    """Return external less internal: the images differ, so their variances add; the networks are the same."""
+    (near, near_variance), (far, far_variance) = _measure(inside, metric), _measure(outside, metric)
+    near_counted, far_counted = inside[0].jackknife, outside[0].jackknife
+    values, seeds = far - near, len(inside)
+    value, sd = float(values.mean()), float(values.std(ddof=1)) if seeds > 1 else np.nan
+    few = too_few(far_counted, metric.needs) or too_few(near_counted, metric.needs)
+    training = [(sd**2 / seeds, seeds)] if seeds >= FEWEST_FITS else []
+    parts = [(near_variance, near_counted.groups), *training]
+    error = float(np.sqrt(far_variance + sum(variance for variance, _ in parts)))
+    if few or not error > 0:
+        return Estimate(value, np.nan, np.nan, few or ALIKE, seeds, sd)
+    degrees = freedom(far_variance, far_counted.groups, parts)
+    low, high = interval_ends(value, error, degrees, bounded=False)
+    return Estimate(value, low, high, BOTH if training else GROUPS, seeds, sd)

@@ -1,0 +1,100 @@
+"""Labels of images from another source, in the words of a data set."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from medtransfer.core.errors import UserError, first_three
+from medtransfer.core.tables import read_table
+from medtransfer.data.custom import Columns
+
+EXTERNAL = "external"  # the split of such images in predictions.csv
+
+
+def read_labels(path: Path, columns: Columns, names: Mapping[str, str], classes: Sequence[str]) -> pd.DataFrame:
+    """Read a table of labels with one row per image.
+
+    Parameters
+    ----------
+    columns : Columns
+        If the table has no column `columns.label`, the others must be one-hot: one column per label, with 1 in the
+        column of the image's label and 0 in the others.
+    names : mapping
+        A label in the file → a class, or an empty string to leave its images out. Other labels must be the name of a
+        class; capital and small letters are the same.
+
+    Returns
+    -------
+    DataFrame
+        image, label and group; an image without a group is its own group.
+    """
+    given = [column for column in (columns.image, columns.group) if column]
+    table = read_table(path, given).apply(lambda column: column.str.strip())
+    labels = table[columns.label] if columns.label in table else _from_one_hot(path, table, columns.label, given)
+    small = {name.casefold(): name for name in classes}
+    for name, target in names.items():
+        if name not in set(labels):
+            raise UserError(f"{path}: no image has the label {name!r}; its labels are {', '.join(sorted(set(labels)))}")
+        if target and target not in classes:
+            raise UserError(f"{path}: {name!r} cannot become {target!r}; the classes are {', '.join(classes)}")
+    classed = labels.map({name: names.get(name, small.get(name.casefold())) for name in labels.unique()})
+    unknown = Counter(labels[classed.isna()])
+    if unknown:
+        counts = ", ".join(f"{name!r} ({count} images)" for name, count in unknown.most_common())
+        raise UserError(
+            f"{path}: no class is called {counts}; the classes are {', '.join(classes)}. Map each label with "
+            "--map LABEL=CLASS, or leave its images out with --map LABEL="
+        )
+    found = pd.DataFrame({"image": table[columns.image], "label": classed, "group": ""})
+    if columns.group:
+        found["group"] = table[columns.group]
+    twice = found.image[found.image.duplicated()]
+    if len(twice):
+        raise UserError(f"{path}: {twice.iloc[0]} has two rows; expected one per image")
+    found["group"] = found.group.where(found.group != "", found.image)
+    return found[found.label != ""]
+
+
+def _from_one_hot(path: Path, table: pd.DataFrame, label: str, given: list[str]) -> pd.Series:
+    hot = table.drop(columns=given).apply(pd.to_numeric, errors="coerce")
+    if hot.empty or not hot.isin([0, 1]).all(axis=None):
+        raise UserError(
+            f"{path}: no column {label!r}, and the other columns are not one-hot (0 or 1); name the column with "
+            f"--label-column; its columns are {', '.join(table.columns)}"
+        )
+    wrong = hot.index[hot.sum(axis=1) != 1]
+    if len(wrong):
+        raise UserError(f"{path}: row {wrong[0] + 2} has {hot.loc[wrong[0]].sum():.0f} labels; expected one per image")
+    return hot.idxmax(axis=1)
+
+
+def match_labels(files: Mapping[str, Path], table: pd.DataFrame, labels: Path) -> pd.DataFrame:
+    """Return the labelled images: id, group, split, label and file, in the order of `files`.
+
+    Parameters
+    ----------
+    files : mapping
+        A path as a name → the file. A row of the table may name an image by this path or by its file name, with or
+        without suffix.
+    table : DataFrame
+        From `read_labels`; rows without an image are left out, like images without a row.
+    """
+    rows = {row.image: row for row in table.itertuples()}
+    found = []
+    for name, file in files.items():
+        pure = PurePosixPath(name)
+        stem = pure.with_suffix("").as_posix()
+        row = next((rows[known] for known in (name, stem, pure.name, pure.stem) if known in rows), None)
+        if row is not None:
+            found.append((stem, row.group, EXTERNAL, row.label, file, row.image))
+    samples = pd.DataFrame(found, columns=["id", "group", "split", "label", "file", "image"])
+    if samples.empty:
+        raise UserError(f"{labels}: names none of the {len(files)} images, such as {next(iter(files))}")
+    twice = samples[samples.image.duplicated(keep=False)]
+    if len(twice):
+        raise UserError(
+            f"{labels}: {twice.image.iloc[0]} is the name of {first_three(list(twice.id))}; name each by its path"
+        )
+    return samples.drop(columns="image")

@@ -1,0 +1,142 @@
+"""Images of another source: their labels, and what networks lose on them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from medtransfer.analysis.external import compare_sources, estimate_present
+from medtransfer.analysis.runs import Run
+from medtransfer.analysis.scores import estimate_of
+from medtransfer.analysis.uncertainty import groups_variance
+from medtransfer.core.errors import UserError
+from medtransfer.core.predictions import as_predictions, predicted_labels
+from medtransfer.data.custom import Columns
+from medtransfer.metrics.scores import AUC, BALANCED, BY_NAME, CALIBRATION, MACRO, MICRO
+from medtransfer.serving.outside import match_labels, read_labels
+
+CLASSES = ["mel", "nv", "vasc"]
+ONE_HOT = "image,MEL,NV,SCC\na,1.0,0.0,0.0\nb,0.0,1.0,0.0\nc,0.0,0.0,1.0\n"
+LABELS = "image,label,patient\na,MEL,p1 \nb,nv,\nc,naevus,p1\n"
+
+
+def read(tmp_path: Path, text: str, group: str | None = None, **names: str) -> pd.DataFrame:
+    path = tmp_path / "labels.csv"
+    path.write_text(text)
+    return read_labels(path, Columns("image", "label", group), names, CLASSES)
+
+
+def test_labels_come_from_a_column_or_are_one_hot(tmp_path: Path) -> None:
+    table = read(tmp_path, LABELS, "patient", naevus="nv")
+    assert table.label.tolist() == ["mel", "nv", "nv"]
+    assert table.group.tolist() == ["p1", "b", "p1"]
+    table = read(tmp_path, ONE_HOT, SCC="")
+    assert table.image.tolist() == ["a", "b"]
+    assert table.label.tolist() == ["mel", "nv"]
+    assert read(tmp_path, ONE_HOT, SCC="mel").label.tolist() == ["mel", "nv", "mel"]
+
+
+@pytest.mark.parametrize(
+    ("text", "names", "told"),
+    [
+        (LABELS, {}, "no class is called 'naevus' (1 images)"),
+        (LABELS, {"naevus": "nevus"}, "'naevus' cannot become 'nevus'; the classes are mel, nv, vasc"),
+        (LABELS, {"naevi": "nv"}, "no image has the label 'naevi'"),
+        (LABELS + "a,nv,\n", {"naevus": "nv"}, "a has two rows"),
+        ("image,diagnosis\na,mel\n", {}, "no column 'label', and the other columns are not one-hot"),
+        ("image\na\n", {}, "no column 'label'"),
+        ("image,MEL,NV\na,1,1\n", {}, "row 2 has 2 labels"),
+        ("image,MEL,NV\na,0,0\n", {}, "row 2 has 0 labels"),
+        ("image,MEL,NV\na,0.4,0.6\n", {}, "not one-hot"),
+        ("name,label\na,mel\n", {}, "no column 'image'"),
+    ],
+)
+def test_a_mistake_in_the_labels_is_named(tmp_path: Path, text: str, names: dict[str, str], told: str) -> None:
+    with pytest.raises(UserError) as error:
+        read(tmp_path, text, **names)
+    assert told in str(error.value)
+
+
+def test_images_are_matched_by_path_or_name_with_or_without_suffix() -> None:
+    table = pd.DataFrame({"image": ["x/a", "b.jpg", "c", "gone"], "label": "mel", "group": list("abcd")})
+    files = {name: Path("folder", name) for name in ("x/a.png", "x/b.jpg", "y/c.png", "y/d.png")}
+    samples = match_labels(files, table, Path("labels.csv"))
+    assert samples.id.tolist() == ["x/a", "x/b", "y/c"]
+    assert samples.file.tolist() == [files[name] for name in ("x/a.png", "x/b.jpg", "y/c.png")]
+    assert set(samples.split) == {"external"}
+    with pytest.raises(UserError, match=r"c is the name of x/c, y/c; name each by its path"):
+        match_labels({"x/c.png": Path("1"), "y/c.png": Path("2")}, table, Path("labels.csv"))
+    with pytest.raises(UserError, match=r"names none of the 1 images, such as z\.png"):
+        match_labels({"z.png": Path("z.png")}, table, Path("labels.csv"))
+
+
+def made_up(right: float, labels: list[str], seed: int = 0, images: int = 240) -> Run:
+    """Predictions of which a share is right, for images that cycle through the labels, two per group."""
+    rng = np.random.default_rng(seed)
+    codes = np.array([CLASSES.index(label) for label in labels])[np.arange(images) % len(labels)]
+    predicted = np.where(rng.random(images) < right, codes, rng.integers(0, 3, images))
+    probabilities = np.eye(3)[predicted] * rng.uniform(0.5, 0.9, (images, 1)) + 0.03
+    samples = pd.DataFrame({"id": np.arange(images).astype(str), "group": (np.arange(images) // 2).astype(str)})
+    samples = samples.assign(split="test", label=np.array(CLASSES)[codes])
+    table = as_predictions(samples, probabilities / probabilities.sum(axis=1, keepdims=True), CLASSES)
+    record: dict[str, Any] = {"dataset": "d", "model": "m", "seed": seed, "kind": "network"}
+    return Run(record, table, None, table.assign(split="validation"))
+
+
+def test_the_same_images_lose_nothing_and_worse_ones_what_the_scores_say() -> None:
+    inside, outside = made_up(0.9, CLASSES), made_up(0.6, CLASSES, seed=1)
+    same = compare_sources([inside], [inside]).set_index("measure")
+    assert (same.difference == 0).all()
+    assert (same.low[same.low.notna()] < 0).all()
+    found = compare_sources([outside], [inside]).set_index("measure")
+    for name in (*CLASSES, MICRO, MACRO, BALANCED, AUC):
+        assert found.internal[name] == pytest.approx(inside.scores[name])
+        assert found.external[name] == pytest.approx(outside.scores[name])
+        assert found.difference[name] == pytest.approx(outside.scores[name] - inside.scores[name])
+        if name in BY_NAME:
+            expected = estimate_of([outside], BY_NAME[name])
+            assert (found.external_low[name], found.external_high[name]) == pytest.approx((expected.low, expected.high))
+    assert found.high[MACRO] < 0
+    assert {f"{CALIBRATION}, scaled", CALIBRATION} <= set(found.index)
+    assert found.difference_interval[MACRO] == "groups"
+    seeds = [made_up(0.9, CLASSES, seed) for seed in (2, 3, 4)]
+    three = compare_sources([made_up(0.6, CLASSES, seed) for seed in (2, 3, 4)], seeds).set_index("measure")
+    assert three.difference_interval[MACRO] == "groups and seeds"
+    assert three.seeds[MACRO] == 3
+
+
+def test_the_variances_of_both_sources_add_up() -> None:
+    inside, outside = made_up(0.9, CLASSES), made_up(0.6, CLASSES, seed=1, images=100)
+    found = compare_sources([outside], [inside]).set_index("measure")
+    far, near = (groups_variance(run.jackknife.of(MACRO)[1]) for run in (outside, inside))
+    degrees = (far + near) ** 2 / (far**2 / 49 + near**2 / 119)  # Welch and Satterthwaite's, of 50 and 120 groups
+    half = stats.t.ppf(0.975, degrees) * np.sqrt(far + near)
+    assert found.high[MACRO] - found.difference[MACRO] == pytest.approx(half)
+    assert found.difference[MACRO] - found.low[MACRO] == pytest.approx(half)
+
+
+def test_a_class_without_an_image_is_undefined_and_left_out_of_every_gap() -> None:
+    inside, outside = made_up(0.9, CLASSES), made_up(0.6, ["mel", "nv"], seed=1)
+    assert (predicted_labels(outside.predictions) == "vasc").any()  # so that its F1 would be 0
+    found = compare_sources([outside], [inside]).set_index("measure")
+    assert found.interval["vasc"] == "undefined: no images"
+    assert found.loc["vasc", ["external", "difference", "low"]].isna().all()
+    assert found.internal["vasc"] == pytest.approx(inside.scores["vasc"])
+    for side, run in (("external", outside), ("internal", inside)):
+        assert found[side][MACRO] == pytest.approx(np.mean([run.scores["mel"], run.scores["nv"]]))
+    assert found.difference[MACRO] == pytest.approx(found.external[MACRO] - found.internal[MACRO])
+    assert np.isfinite(found.low[MACRO])
+    assert outside.scores[MACRO] < found.external[MACRO]
+    assert estimate_present([outside])[MACRO].value == found.external[MACRO]
+    recalls = [(predicted_labels(part) == name).mean() for name, part in inside.predictions.groupby("label")]
+    assert found.internal[BALANCED] == pytest.approx(np.mean(recalls[:2]))
+
+
+def test_few_patients_get_no_interval() -> None:
+    found = compare_sources([made_up(0.6, CLASSES, 1, images=12)], [made_up(0.9, CLASSES)]).set_index("measure")
+    assert found.difference_interval[MACRO] == "none: 4 groups"
+    assert np.isnan(found.low[MACRO])
+    assert np.isfinite(found.difference[MACRO])
