@@ -114,6 +114,10 @@ ELSEWHERE = {
     "medtransfer predict chest_xray folder --json": SERVED,
     "medtransfer predict chest_xray folder --output answers.csv --overlays where": SERVED,
     "medtransfer serve chest_xray": SERVED,
+    "medtransfer register chest_xray cnn_random --seed 0": "test_serving.py::"
+    "test_a_named_network_is_registered_beside_the_best_and_found_by_its_run",
+    "medtransfer predict chest_xray folder --labels labels.csv": "test_serving.py::"
+    "test_answers_are_scored_where_labels_are_given",
     "curl --data-binary @image.png http://127.0.0.1:8000/predict": SERVED,
     "MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db mlflow models serve --model-uri models:/chest_xray@best "
     "--env-manager local --port 8001": SERVED,

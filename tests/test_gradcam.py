@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from medtransfer.core.recipe import TrainParams
-from medtransfer.layers.gradcam import grad_cam, overlay
+from medtransfer.layers.gradcam import grad_cam, overlay, why_unclear
 from medtransfer.models import vgg16
 from medtransfer.study.gradcam import choose
 
@@ -35,6 +35,11 @@ def test_the_map_is_that_of_the_paper(tiny: TrainParams) -> None:
         heat = np.maximum((slopes.mean(axis=(0, 1)) * maps[image]).sum(axis=-1), 0)
         assert found[image] == pytest.approx(heat / heat.max() if heat.max() else heat, abs=0.05)
     keras.backend.clear_session()
+
+
+def test_a_map_of_few_positions_does_not_show_where_the_network_looked() -> None:
+    assert "2 × 2 positions" in why_unclear(2, 2)
+    assert why_unclear(4, 4) == ""
 
 
 def test_the_heat_colours_its_own_corner_of_the_image() -> None:

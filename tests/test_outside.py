@@ -13,8 +13,10 @@ from medtransfer.analysis.runs import Run
 from medtransfer.analysis.scores import estimate_of
 from medtransfer.analysis.uncertainty import groups_variance
 from medtransfer.core.errors import UserError
+from medtransfer.core.params import CatalogueEntry
 from medtransfer.core.predictions import as_predictions, predicted_labels
-from medtransfer.data.custom import Columns
+from medtransfer.data.catalogue import CATALOGUE
+from medtransfer.data.custom import Columns, custom_dataset
 from medtransfer.metrics.scores import AUC, BALANCED, BY_NAME, CALIBRATION, MACRO, MICRO
 from medtransfer.serving.outside import match_labels, read_labels
 
@@ -133,6 +135,14 @@ def test_a_class_without_an_image_is_undefined_and_left_out_of_every_gap() -> No
     assert estimate_present([outside])[MACRO].value == found.external[MACRO]
     recalls = [(predicted_labels(part) == name).mean() for name, part in inside.predictions.groupby("label")]
     assert found.internal[BALANCED] == pytest.approx(np.mean(recalls[:2]))
+
+
+def test_a_data_set_says_for_which_images_it_is() -> None:
+    about = {"title": "t", "classes": ["a", "b"], "group": "patient", "licence": "l", "citation": "c"}
+    assert custom_dataset("mine", CatalogueEntry.model_validate(about)).scope == ""
+    entry = CatalogueEntry.model_validate({**about, "scope": "hand X-rays only"})
+    assert custom_dataset("mine", entry).scope == "hand X-rays only"
+    assert {data.scope for data in CATALOGUE.values()} == {"dermatoscopic images only", "chest X-rays of children only"}
 
 
 def test_few_patients_get_no_interval() -> None:

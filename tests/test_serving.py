@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import keras
@@ -32,14 +33,24 @@ from conftest import PROJECT, QUIET, use_store
 from medtransfer.cli import cli
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of, write_json
-from medtransfer.core.predictions import write_predictions
+from medtransfer.core.params import read_params
+from medtransfer.core.predictions import read_predictions, write_predictions
 from medtransfer.core.recipe import TrainParams
 from medtransfer.data.catalogue import CHEST_XRAY
 from medtransfer.data.images import load_rgb
+from medtransfer.layers import gradcam
+from medtransfer.metrics.scores import score
 from medtransfer.models import vgg16
 from medtransfer.serving import app as server_page
 from medtransfer.serving.app import MAX_BYTES, MAX_WAITING, build_app
-from medtransfer.serving.classifier import load_classifier, read_image, show_where, write_classifier
+from medtransfer.serving.classifier import (
+    ask,
+    load_classifier,
+    predict_probabilities,
+    read_image,
+    show_where,
+    write_classifier,
+)
 from medtransfer.serving.predict import as_json, open_classifier
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 from test_bad_input import AS_A_USER
@@ -71,15 +82,25 @@ def write_fit(folder: Path, prepared: Path, tiny: TrainParams, model: str, seed:
     told = np.eye(2)[codes if right else 1 - codes] * 0.8 + 0.1
     target = folder / "artifacts" / "runs" / "chest_xray" / f"{model}-seed0"
     target.mkdir(parents=True)
-    network.save(target / "model.keras")
+    keras.Model(network.inputs, network.outputs, name=network.name).save(target / "model.keras")  # as a fit does
     write_predictions(target / "predictions.csv", samples, told, CLASSES)
     fit = f"fit-{model}"
     record = {"dataset": "chest_xray", "model": model, "seed": 0, "fit": fit, "synthetic": True, "image_size": 32}
     data = json.loads((prepared / "dataset.json").read_text())
     data_keys = ("image_size", "resize_filter", "split")
-    hyperparameters = {"train": tiny.model_dump(), "data": {key: data[key] for key in data_keys}}
-    record |= {"data_source": data["source"], "hyperparameters": hyperparameters}
+    configuration = {"weights": "random", "trainable": "all"}
+    hyperparameters = {
+        "configuration": configuration,
+        "train": tiny.model_dump(),
+        "data": {key: data[key] for key in data_keys},
+    }
+    record |= {"data_source": data["source"], "hyperparameters": hyperparameters, "kind": "network", "epochs": 2}
+    record |= {"split_by": "image", "split_leak": "keep", "weights": "random", "trainable_blocks": "all,head"}
+    record |= dict.fromkeys(("data_version", "git_commit", "backend", "precision", "device"), "unknown")
     write_json(target / "run.json", record)
+    predictions = read_predictions(target / "predictions.csv")
+    write_json(target / "metrics.json", score(predictions[predictions.split == "test"]))
+    (target / "history.csv").write_text("epoch,loss,accuracy,val_loss,val_accuracy\n1,1,0.5,1,0.5\n")
     with mlflow_runs.run("chest_xray", f"{model}-seed0", fit, {}, {}, sample_seconds=None) as run:
         example = np.zeros((1, 32, 32, 3), np.uint8)
         run.log_model(lambda: mlflow_models.log_keras_model(network, example))
@@ -274,6 +295,140 @@ def test_a_better_network_becomes_the_best_and_the_other_can_still_be_asked(
     )
 
 
+@pytest.fixture
+def drawn_coarsely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Grad-CAM picture at 32 px too, whose map has 2 × 2 positions."""
+    monkeypatch.setattr(gradcam, "MIN_POSITIONS", 2)
+
+
+def test_a_map_of_four_positions_is_not_shown_as_where_the_network_looked(registered: Path, images: Path) -> None:
+    image, overlays = str(images / "a.jpg"), registered / "coarse"
+    asked = ["predict", "chest_xray", image, "--overlays", str(overlays), "--json"]
+    done = CliRunner().invoke(cli, asked)
+    assert done.exit_code == 0
+    assert "at 32 px: 2 × 2 positions are too few" in done.stderr
+    assert not overlays.exists()
+    assert "overlay" not in json.loads(done.stdout)["answers"][0]
+    page = TestClient(build_app(open_classifier("chest_xray", None)), base_url="http://127.0.0.1")
+    told = page.post("/predict?overlay=true", content=png()).json()
+    assert "overlay" not in told
+    assert "2 × 2 positions" in told["no_overlay"]
+    assert "2 × 2 positions" in page.get("/").text
+    assert "Where the network looked" not in page.get("/").text
+
+
+def test_an_image_is_unlike_the_training_images_alone_and_in_any_batch(registered: Path, demo: Path) -> None:
+    classifier = open_classifier("chest_xray", None)
+    samples = pd.read_csv("artifacts/prepared/chest_xray/samples.csv", dtype=str)
+    prepared = np.load("artifacts/prepared/chest_xray/images.npy")
+    rng = np.random.default_rng(0)
+    foreign = np.stack([np.full((32, 32, 3), 255), rng.integers(0, 256, (32, 32, 3)), 255 - prepared[0]])
+    known = prepared[samples.split == "test"]
+    together = ask(classifier, np.concatenate([known, foreign.astype(np.uint8)]))
+    assert [found.unlike_training for found in together[-3:]] == [True, True, True]
+    assert not any(found.calibrated for found in together[-3:])
+    rate = np.mean([found.unlike_training for found in together[:-3]])
+    like = classifier.facts["likeness"]
+    assert rate == like["false_alarm_rate"] <= 0.1
+    assert like["test_images"] == len(known)
+    assert all(found.calibrated is not found.unlike_training for found in together)
+    for row in (0, len(known) - 1, len(together) - 1):
+        pixels = (known[row] if row < len(known) else foreign[row - len(known)]).astype(np.uint8)
+        (alone,) = ask(classifier, pixels[None])
+        assert alone.distance == together[row].distance
+        assert (alone.probabilities == together[row].probabilities).all()
+    (older,) = ask(replace(classifier, training=None), known[:1])  # a classifier of before likeness was measured
+    assert (older.distance, older.unlike_training, older.calibrated) == (None, None, False)
+    validation = ask(classifier, prepared[samples.split == "validation"])
+    assert max(found.distance or 0 for found in validation) == pytest.approx(like["threshold"], rel=1e-4)
+
+
+def test_the_page_json_and_csv_say_that_an_image_is_unlike_the_training_images(
+    registered: Path, demo: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 64), (255, 255, 255)).save(tmp_path / "white.png")
+    xray = min((demo / "chest_xray").rglob("*.jpeg"))
+    asked = ["predict", "chest_xray", str(tmp_path / "white.png"), str(xray)]
+    done = CliRunner().invoke(cli, [*asked, "--output", str(tmp_path / "answers.csv"), "--json"])
+    told = json.loads(done.stdout)
+    assert [found["unlike_training"] for found in told["answers"]] == [True, False]
+    assert [found["calibrated"] for found in told["answers"]] == [False, True]
+    assert told["answers"][0]["distance"] > told["model"]["likeness"]["threshold"] > told["answers"][1]["distance"]
+    assert "Mahalanobis" in told["model"]["likeness"]["method"]
+    assert 0 <= told["model"]["likeness"]["false_alarm_rate"] < 0.1
+    assert told["model"]["scope"] == "chest X-rays of children only"
+    table = pd.read_csv(tmp_path / "answers.csv")
+    assert table.unlike_training.tolist() == [True, False]
+    assert table.calibrated.tolist() == [False, True]
+    shown = CliRunner().invoke(cli, asked).output
+    assert re.search(r"unlike the training images.*white\.png", shown)
+    assert "chest X-rays of children only" in shown
+    served = mlflow.pyfunc.load_model("models:/chest_xray@best")
+    contents = [(tmp_path / "white.png").read_bytes(), xray.read_bytes()]
+    assert served.predict(pd.DataFrame({"image": contents})).unlike_training.tolist() == [True, False]
+    page = TestClient(build_app(open_classifier("chest_xray", None)), base_url="http://127.0.0.1")
+    assert "chest X-rays of children only" in page.get("/").text
+    answers = [page.post("/predict", content=content).json() for content in contents]
+    assert [found["unlike_training"] for found in answers] == [True, False]
+    assert [found["calibrated"] for found in answers] == [False, True]
+
+
+def test_probabilities_of_16_bits_are_computed_with_and_add_up_to_1(tiny: TrainParams) -> None:
+    inputs = keras.Input((32, 32, 3), dtype="uint8")
+    flat = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255, dtype="float32")(inputs))
+    network = keras.Model(inputs, keras.layers.Dense(7, activation="softmax", dtype="bfloat16")(flat))
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    raw = np.asarray(network.predict_on_batch(pixels)).astype(np.float64)
+    assert np.abs(raw.sum(axis=1) - 1).max() > 1e-4
+    found = predict_probabilities(network, pixels, [(), (2,)])
+    assert found.dtype == np.float64
+    assert found.sum(axis=1) == pytest.approx(np.ones(40), abs=1e-12)
+
+
+def test_a_named_network_is_registered_beside_the_best_and_found_by_its_run(registered: Path, images: Path) -> None:
+    image = str(images / "a.jpg")
+    best = ask_command_line(image)
+    client = mlflow_store.connect()
+    run_id = mlflow_runs.find(client, "chest_xray", "fit-cnn_random")
+    for version in mlflow_models.registered(client):
+        if version.tags["medtransfer.fit"] == "fit-cnn_random":
+            client.delete_model_version("chest_xray", version.version)
+    run = ask_command_line(image, "--model", f"runs:/{run_id}/model")  # not registered, so from its folder
+    assert run != best
+    done = CliRunner().invoke(cli, ["register", "chest_xray", "cnn_random", "--seed", "0"])
+    assert "models:/chest_xray@cnn_random-seed0: cnn_random, seed 0" in done.output
+    assert ask_command_line(image) == best
+    assert ask_command_line(image, "--model", "models:/chest_xray@cnn_random-seed0") == run
+    assert ask_command_line(image, "--model", f"runs:/{run_id}/model") == run
+    version = client.get_model_version_by_alias("chest_xray", "cnn_random-seed0")
+    assert version.run_id == run_id
+    assert "# cnn_random on Chest X-Ray Images" in version.description
+    assert "temperature" in version.description
+    with TemporaryDirectory() as folder:
+        found, _ = mlflow_models.fetch_classifier("models:/chest_xray@cnn_random-seed0", Path(folder))
+        assert version.description == (found / "model-card.md").read_text()
+        classifier = load_classifier(found)
+    assert classifier.facts["calibrated"] is False  # it is wrong about every validation image
+    moved = registered / "artifacts/runs/chest_xray/cnn_random-seed0"
+    hidden = moved.rename(registered / "hidden")
+    try:
+        assert ask_command_line(image, "--model", f"runs:/{run_id}/model") == run  # its registration has all
+        client.delete_model_version("chest_xray", version.version)
+        gone = CliRunner().invoke(cli, ["predict", "chest_xray", image, "--model", f"runs:/{run_id}/model"])
+        assert "its fit is neither in artifacts/runs nor registered" in str(gone.exception)
+    finally:
+        hidden.rename(moved)
+    for arguments, told in (
+        (["predict", "chest_xray", image, "--model", "runs:/nothing"], "expected runs:/RUN/model"),
+        (["predict", "ham10000", image, "--model", f"runs:/{run_id}/model"], "a network for chest_xray"),
+        (["predict", "chest_xray", image, "--model", "best"], "expected models:/NAME@ALIAS"),
+        (["register", "chest_xray", "imagenet_head"], "not found; run `dvc repro`"),
+        (["register", "chest_xray", "--seed", "0"], "--seed: given without a configuration"),
+    ):
+        assert told in str(CliRunner().invoke(cli, arguments).exception)
+
+
+@pytest.mark.usefixtures("drawn_coarsely")
 def test_folders_are_searched_and_a_file_that_is_no_image_stops_nothing(registered: Path, images: Path) -> None:
     assert sorted(ask_command_line(str(images))) == ["a.jpg", "b.png", "c.jpeg"]
     (registered / "bad.jpg").write_text("no image")
@@ -282,7 +437,8 @@ def test_folders_are_searched_and_a_file_that_is_no_image_stops_nothing(register
     assert done.exit_code == 2
     assert "bad.jpg: cannot be decoded: not JPEG, PNG, TIFF" in done.output
     table = pd.read_csv("answers.csv", keep_default_na=False)
-    said = ["image", "predicted", "p_NORMAL", "p_PNEUMONIA", "overlay", "problem", "synthetic", "calibrated"]
+    said = ["image", "predicted", "p_NORMAL", "p_PNEUMONIA", "unlike_training", "distance", "calibrated"]
+    said += ["overlay", "problem", "synthetic"]
     assert list(table.columns) == said
     assert list(table.synthetic) == [True, True]
     assert list(table.overlay) == ["", "overlays/0001-a.png"]
@@ -302,6 +458,7 @@ def test_folders_are_searched_and_a_file_that_is_no_image_stops_nothing(register
     assert "empty: no image; expected files that end in .jpg" in str(nothing.exception)
 
 
+@pytest.mark.usefixtures("drawn_coarsely")
 def test_no_name_in_an_image_is_in_an_output(registered: Path, tmp_path: Path) -> None:
     name, artist, text = "Erika Mustermann", Image.Exif(), PngInfo()
     artist[0x013B] = name
@@ -335,6 +492,38 @@ def test_a_file_whose_name_is_not_utf8_is_answered_like_the_others(
         assert done.returncode == 0, done.stderr
         assert options or ("b.png" in done.stdout and "rper.jpg" in done.stdout)
     assert (pd.read_csv(output).predicted != "").sum() == 2
+
+
+@pytest.fixture(scope="module")
+def outside(project: Path, demo: Path) -> Path:
+    """Images of another source: pictures with labels as ISIC distributes them, and a copy of one of the data set's."""
+    folder = project / "hospital"
+    (folder / "images").mkdir(parents=True)
+    rng, rows = np.random.default_rng(1), []
+    for number in range(24):
+        dark = np.linspace(0, 90 + 60 * (number % 2), 64)[:, None, None]
+        pixels = np.clip(rng.normal(60, 25, (64, 64, 1)) + np.roll(dark, number, axis=0), 0, 255).astype(np.uint8)
+        Image.fromarray(np.repeat(pixels, 3, axis=-1)).save(folder / "images" / f"h{number:02d}.png")
+        rows.append((f"h{number:02d}", 1.0 - number % 2, 1.0 * (number % 2), 0.0, f"p{number % 12}"))
+    shutil.copy(min((demo / "chest_xray").rglob("*.jpeg")), folder / "images" / "copied.jpeg")
+    shutil.copy(folder / "images" / "h00.png", folder / "images" / "odd.png")
+    rows += [("copied", 1.0, 0.0, 0.0, "q"), ("odd", 0.0, 0.0, 1.0, "r")]
+    pd.DataFrame(rows, columns=["image", "NORMAL", "ILL", "OTHER", "patient"]).to_csv(folder / "l.csv", index=False)
+    return folder
+
+
+WITH_LABELS = ["--labels", "hospital/l.csv", "--group", "patient", "--map", "ILL=PNEUMONIA", "--map", "OTHER="]
+
+
+def test_answers_are_scored_where_labels_are_given(registered: Path, outside: Path) -> None:
+    images = [f"hospital/images/h{number:02d}.png" for number in range(4)]
+    done = CliRunner().invoke(cli, ["predict", "chest_xray", *images, *WITH_LABELS, "--output", "labelled.csv"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    table = pd.read_csv("labelled.csv")
+    assert table.label.tolist() == ["NORMAL", "PNEUMONIA"] * 2
+    right = (table.label == table.predicted).mean()
+    assert re.search(rf"micro avg: {right:.3f} none: 4 groups", done.output)
+    assert "4 labelled images of 4 groups" in done.output
 
 
 JSON = {"Content-Type": "application/json"}
@@ -422,11 +611,11 @@ def test_serving_scales_sixteen_bits_as_the_data_set(registered: Path, tmp_path:
         read_image(open_classifier("chest_xray", None), sixteen_bits(values))
     description = json.loads(Path("artifacts/prepared/chest_xray/dataset.json").read_text())
     fit = Path("artifacts/runs/chest_xray/imagenet_all-seed0")
-    write_classifier(fit, {**description, "white_level": 4095}, tmp_path)
+    write_classifier(read_params(Path("params.yaml")), fit, {**description, "white_level": 4095}, tmp_path)
     classifier = load_classifier(tmp_path)
     pixels = read_image(classifier, sixteen_bits(values))
     assert (pixels == np.round(values * 255 / 4095)[..., None]).all()
-    (drawn,) = show_where(classifier, [sixteen_bits(values)], pixels[None], np.array([[0.1, 0.9]]))
+    (drawn,) = show_where(classifier, [sixteen_bits(values)], pixels[None], ask(classifier, pixels[None]))
     assert drawn.size == (32, 32)
     with pytest.raises(UserError, match="has the value 5,000; expected at most 4,095"):
         read_image(classifier, sixteen_bits(values + 5000 - values.max()))
@@ -470,12 +659,13 @@ def test_a_bad_request_gets_a_reason(
 @pytest.mark.parametrize("known", ["synthetic", "calibrated"])
 @pytest.mark.parametrize("value", [True, False])
 def test_an_answer_says_what_the_network_was_trained_on_and_whether_it_is_calibrated(
-    registered: Path, known: str, value: bool
+    registered: Path, demo: Path, known: str, value: bool
 ) -> None:
     opened = open_classifier("chest_xray", None)
     classifier = replace(opened, facts={**opened.facts, known: value})
     page = TestClient(build_app(classifier), base_url="http://127.0.0.1")
-    assert page.post("/predict", content=png()).json()[known] is value
+    xray = min((demo / "chest_xray").rglob("*.jpeg")).read_bytes()
+    assert page.post("/predict", content=xray).json()[known] is value
     assert as_json([], classifier)["model"][known] is value
 
 
@@ -577,7 +767,7 @@ def test_a_network_that_is_not_the_one_that_was_written_is_never_opened(register
         load_classifier(folder)
 
 
-@pytest.mark.parametrize("file", ["classifier.json", "model.keras"])
+@pytest.mark.parametrize("file", ["classifier.json", "model.keras", "training.npz"])
 def test_a_registered_file_that_was_changed_is_found_and_registered_again(
     registered: Path, images: Path, file: str
 ) -> None:
@@ -635,7 +825,7 @@ def test_the_command_line_compares_with_the_registry(registered: Path, images: P
     finally:
         client.set_model_version_tag("chest_xray", version, mlflow_models.DIGEST, digest)
     elsewhere = CliRunner().invoke(cli, [*asked, "--model", "runs:/1/model"])
-    assert "runs:/1/model: not a registered model's address; expected models:/NAME@ALIAS" in str(elsewhere.exception)
+    assert "runs:/1/model: not available from sqlite" in str(elsewhere.exception)
 
 
 def test_probabilities_are_those_of_the_network_at_the_fitted_temperature(registered: Path, images: Path) -> None:
@@ -691,7 +881,10 @@ def wait_for_overlay(page: Any, width: int) -> None:
     raise AssertionError(page.inner_text("body"))
 
 
-def test_a_browser_shows_the_answer_and_says_that_it_is_no_medical_device(registered: Path, images: Path) -> None:
+@pytest.mark.usefixtures("drawn_coarsely")
+def test_a_browser_shows_the_answer_and_says_that_it_is_no_medical_device(
+    registered: Path, images: Path, demo: Path
+) -> None:
     chromium = shutil.which("chromium")
     if not chromium:
         pytest.skip("Chromium is not installed (Debian's package: chromium)")
@@ -713,6 +906,7 @@ def test_a_browser_shows_the_answer_and_says_that_it_is_no_medical_device(regist
             shown.on("request", lambda request: foreign.append(request.url))
             shown.goto(f"http://127.0.0.1:{port}/")
             assert "not for diagnosis or treatment" in shown.inner_text("body")
+            assert "For chest X-rays of children only" in shown.inner_text("body")
             assert "SYNTHETIC" in shown.inner_text("body")
             shown.set_input_files("#file", str(images / "a.jpg"))
             shown.wait_for_selector("#answer:not([hidden])", timeout=60000)
@@ -721,6 +915,10 @@ def test_a_browser_shows_the_answer_and_says_that_it_is_no_medical_device(regist
             assert shown.inner_text("#said").startswith(best)
             assert f"{ours[best]:.3f}" in shown.inner_text("#rows")
             wait_for_overlay(shown, 200)
+            assert shown.is_visible("#unlike")  # it is noise
+            shown.set_input_files("#file", str(min((demo / "chest_xray").rglob("*.jpeg"))))
+            wait_for_overlay(shown, 96)
+            assert not shown.is_visible("#unlike")
             drop(shown, images / "b.png")
             wait_for_overlay(shown, 31)
             dropped = ask_command_line(str(images / "b.png"))["b.png"]
@@ -759,4 +957,4 @@ def test_a_busy_port_is_named(registered: Path) -> None:
 def test_the_models_are_loaded_by_mlflow_without_our_help(registered: Path, images: Path) -> None:
     loaded = mlflow.pyfunc.load_model("models:/chest_xray@best")
     table = loaded.predict(pd.DataFrame({"image": [(images / "a.jpg").read_bytes()]}))
-    assert list(table.columns) == ["predicted", "p_NORMAL", "p_PNEUMONIA"]
+    assert list(table.columns) == ["predicted", "p_NORMAL", "p_PNEUMONIA", "unlike_training"]

@@ -28,6 +28,7 @@ import requests
 from PIL import Image
 
 from medtransfer.core.files import sha256_of, write_json
+from medtransfer.serving import likeness
 from medtransfer.serving.app import MAX_BYTES
 from medtransfer.tracking import mlflow_models, mlflow_runs
 from provenance import made_by
@@ -156,6 +157,11 @@ def register(network: Any, run_id: str, folder: Path) -> None:
         "calibrated": False, "temperature": 1.0, "validation_macro_f1": 0.0,
         "network_sha256": sha256_of(folder / "model.keras"),
     }  # fmt: skip
+    features = network.get_layer(likeness.LAYER).output.shape[-1]
+    likeness.save(likeness.Reference(np.zeros(features), np.eye(features)), folder / "training.npz")
+    facts["likeness"] = {"method": likeness.METHOD, "threshold": 1e9, "false_alarm_rate": 0.0, "test_images": 0}
+    facts["training_sha256"] = sha256_of(folder / "training.npz")
+    (folder / "model-card.md").write_text(NAME)
     write_json(folder / "classifier.json", facts)
     mlflow_models.register_classifier(mlflow.MlflowClient(), NAME, run_id, folder, facts, "tensorflow")
 

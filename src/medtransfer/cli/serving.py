@@ -1,4 +1,4 @@
-"""Register the best network, classify images with it, and serve it."""
+"""Register a network, classify images with it, and serve it."""
 
 import json
 import re
@@ -9,31 +9,40 @@ from pathlib import Path
 import click
 
 from medtransfer.cli.app import EXIT_USER_ERROR, cli
-from medtransfer.cli.shared import FILE, FOLDER, as_dataset, quiet_start
-from medtransfer.core.errors import UserError, counted
+from medtransfer.cli.shared import FILE, FOLDER, SEED, as_dataset, quiet_start, with_labels
+from medtransfer.core.errors import UserError, counted, first_three
 from medtransfer.core.layout import PARAMS
 from medtransfer.core.params import read_params
 
 with_model = click.option(
-    "--model", help="Another registered model, such as models:/ham10000/2.", show_default="models:/DATASET@best"
+    "--model",
+    help="Another network: a registered model, such as models:/ham10000/2, or that of a fit's run, runs:/RUN/model.",
+    show_default="models:/DATASET@best",
 )
 
 
 @cli.command()
 @as_dataset
-def register(dataset: str) -> None:
-    """Register the best network of a data set in MLflow, as a model that takes image files.
+@click.argument("configuration", required=False)
+@click.option("--seed", type=SEED, show_default="the first in params.yaml")
+def register(dataset: str, configuration: str | None, seed: int | None) -> None:
+    """Register the best network of a data set in MLflow, or a named one, as a model that takes image files.
 
     The best has the highest macro F1 on the validation images. `predict` and `mlflow models serve` find it as
-    models:/DATASET@best.
+    models:/DATASET@best, and a named network as models:/DATASET@CONFIGURATION-seedSEED.
     """
+    if seed is not None and not configuration:
+        raise UserError("--seed: given without a configuration; give both, or neither to register the best network")
     params = read_params(PARAMS)
     with quiet_start():
+        from medtransfer.core.prepared import finished_network
         from medtransfer.serving.register import register
 
-    facts, version = register(params, dataset)
+    seed = params.seeds[0] if seed is None else seed
+    fit = finished_network(params, dataset, configuration, seed) if configuration else None
+    facts, version, alias = register(params, dataset, fit)
     click.echo(
-        f"{dataset} version {version}, models:/{dataset}@best: {facts['model']}, seed {facts['seed']}, "
+        f"{dataset} version {version}, models:/{dataset}@{alias}: {facts['model']}, seed {facts['seed']}, "
         f"macro F1 {facts['validation_macro_f1']:.3f} on the validation images"
     )
 
@@ -45,30 +54,57 @@ def register(dataset: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--output", type=FILE, help="Write a CSV file.")
 @click.option("--overlays", type=FOLDER, help="Write Grad-CAM pictures to this folder.")
+@with_labels()
 def predict(
-    dataset: str, paths: tuple[Path, ...], model: str | None, as_json: bool, output: Path | None, overlays: Path | None
+    dataset: str,
+    paths: tuple[Path, ...],
+    model: str | None,
+    as_json: bool,
+    output: Path | None,
+    overlays: Path | None,
+    labels: Path | None,
+    image_column: str,
+    label_column: str,
+    group: str | None,
+    names: dict[str, str],
 ) -> None:
     """Classify image files, or all images in folders, with the best network of DATASET.
 
-    For research only, not a medical device: not for diagnosis or treatment. Probabilities are calibrated if the
-    validation images determine a temperature (`calibrated` in JSON and CSV). If a file is not an image, the others are
-    still classified, and the exit code is 2.
+    For research only, not a medical device: not for diagnosis or treatment. An image that is far from the training
+    images is marked (`unlike_training` in JSON and CSV). Probabilities are calibrated (`calibrated`) if the validation
+    images determine a temperature and the image resembles them. If a file is not an image, the others are still
+    classified, and the exit code is 2. With --labels, the answers are also scored.
     """
     with quiet_start():
         from medtransfer.core.files import atomic_file
         from medtransfer.core.predictions import probability_columns
+        from medtransfer.data.custom import Columns
         from medtransfer.report.tables import SYNTHETIC_NOTE
+        from medtransfer.serving import outside
         from medtransfer.serving import predict as serving
-        from medtransfer.serving.classifier import NOTE
+        from medtransfer.serving.classifier import NOTE, why_no_overlay
 
     images = serving.find_images(paths)
     classifier = serving.open_classifier(dataset, model)
+    scores = []
+    if labels:
+        columns, files = Columns(image_column, label_column, group), {path.as_posix(): path for path in images}
+        known = outside.read_labels(labels, columns, names, classifier.facts["classes"])
+        samples = outside.match_labels(files, known, labels)
+    if overlays and (why := why_no_overlay(classifier)):
+        click.echo(f"medtransfer: {why}", err=True)
+        overlays = None
     answers = list(serving.answer(classifier, images, overlays))
+    if labels:
+        label_of = dict(zip(map(str, samples.file), samples.label, strict=True))
+        answers = [{**found, "label": label_of.get(found["image"], "")} for found in answers]
+        scores = serving.score_answers(answers, samples, classifier.facts)
     table = serving.as_table(answers, classifier.facts)
     if output:
         with atomic_file(output) as partial:
             table.to_csv(partial, index=False)
         click.echo(f"{counted(len(table), 'image')}: {output}", err=True)
+    unlike = [found["image"] for found in answers if found.get("unlike_training")]
     problems = [found["problem"] for found in answers if "problem" in found]
     if as_json:
         click.echo(json.dumps(serving.as_json(answers, classifier), indent=2))
@@ -77,7 +113,12 @@ def predict(
         shown = table[table.problem == ""][["image", "predicted", *probability_columns(facts["classes"])]]
         click.echo(f"{facts['title']}: {facts['model']}, seed {facts['seed']}")
         click.echo(shown.to_string(index=False, float_format="{:.3f}".format))
-        click.echo(NOTE + (f" {SYNTHETIC_NOTE}" if facts["synthetic"] else ""))
+        if unlike:
+            click.echo(f"unlike the training images, so that the answer means nothing: {first_three(unlike)}")
+        scope = f"For {facts['scope']}. " if facts["scope"] else ""
+        click.echo(scope + NOTE + (f" {SYNTHETIC_NOTE}" if facts["synthetic"] else ""))
+    for line in scores:
+        click.echo(line, err=as_json)
     for problem in problems:
         click.echo(f"medtransfer: {problem}", err=True)
     if problems:

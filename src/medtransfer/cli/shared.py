@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,28 @@ def of_fit(**seed: Any) -> Decorator:
 def many(option: str, name: str, **settings: Any) -> Decorator:
     """Return a decorator for an option that can be repeated; the command gets a list without duplicates."""
     return click.option(option, name, multiple=True, callback=lambda *args: list(dict.fromkeys(args[-1])), **settings)
+
+
+def _read_map(context: click.Context, option: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise click.BadParameter(f"{pair!r}: expected LABEL=CLASS, or LABEL= to leave its images out")
+    return {name: target for name, _, target in (pair.partition("=") for pair in pairs)}
+
+
+def with_labels(**labels: Any) -> Decorator:
+    """Return a decorator that adds --labels and the options that say how to read that file."""
+    options = [
+        click.option("--labels", type=EXISTING_FILE, help="A CSV file: one label column, or one-hot.", **labels),
+        click.option("--image-column", default="image"),
+        click.option("--label-column", default="label"),
+        click.option("--group", help="The column of the lesion or patient, for the intervals."),
+        click.option(
+            "--map", "names", multiple=True, callback=_read_map, metavar="LABEL=CLASS",
+            help="Read LABEL as CLASS; with no CLASS, leave its images out. Repeat for more.",
+        ),
+    ]  # fmt: skip
+    return lambda command: reduce(lambda done, option: option(done), reversed(options), command)
 
 
 @contextmanager

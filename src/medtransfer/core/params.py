@@ -125,6 +125,7 @@ class CatalogueEntry(Section):
 
     `classes`: the labels in the order of every table, a list because DVC does not see the order of a mapping.
     `meanings`: what a label stands for, if its name does not say so. `group`: what several images can share.
+    `scope`: for which images the networks are, such as `chest X-rays only`; shown where images are classified.
     """
 
     title: Line
@@ -133,6 +134,7 @@ class CatalogueEntry(Section):
     group: Line
     licence: Line
     citation: Line
+    scope: str = ""
 
     @model_validator(mode="before")
     @classmethod

@@ -35,7 +35,7 @@ def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, d
                 f"{folder}: prepared with {key} {prepared[key]}, but params.yaml has {expected[key]}; "
                 f"run `dvc repro prepare@{name}`"
             )
-    return np.load(folder / "images.npy", mmap_mode="r"), _read_samples(name), description
+    return np.load(folder / "images.npy", mmap_mode="r"), read_samples(name), description
 
 
 def _read_description(name: str) -> dict[str, Any]:
@@ -50,7 +50,8 @@ def _read_description(name: str) -> dict[str, Any]:
     return json.loads((folder / "dataset.json").read_text())
 
 
-def _read_samples(name: str) -> pd.DataFrame:
+def read_samples(name: str) -> pd.DataFrame:
+    """Return samples.csv of a prepared data set."""
     return read_result(PREPARED / name / "samples.csv", dtype=str, na_values=None)
 
 
@@ -71,7 +72,7 @@ def data_of(fit: Path) -> dict[str, Any]:
     """Return dataset.json of the data of a finished fit."""
     name = read_record(fit)["dataset"]
     description = _read_description(name)
-    check_data_of(fit, description, _read_samples(name))
+    check_data_of(fit, description, read_samples(name))
     return description
 
 

@@ -48,6 +48,7 @@ class Dataset:
     group : what several images can share, such as a patient; split by group, no group is in two splits
     read : folder → Listing
     describe : folder → a table with `id` and one column per attribute of the patient or lesion, such as age
+    scope : for which images its networks are, in a few words; empty if unknown
     select : path in the published layout → path below data/<name>, or None for a file that is not needed
     """
 
@@ -60,6 +61,7 @@ class Dataset:
     read: Callable[[Path], Listing]
     describe: Callable[[Path], pd.DataFrame] = lambda folder: pd.DataFrame(columns=["id"])
     kaggle: str = ""
+    scope: str = ""
     select: Callable[[PurePosixPath], PurePosixPath | None] = lambda path: None
 
 
@@ -206,6 +208,7 @@ HAM10000 = Dataset(
     },
     group="lesion",
     kaggle="kmader/skin-cancer-mnist-ham10000",
+    scope="dermatoscopic images only",
     licence="CC BY-NC 4.0",
     citation=(
         "Tschandl, Rosendahl, Kittler: The HAM10000 dataset, a large collection of multi-source dermatoscopic "
@@ -224,6 +227,7 @@ CHEST_XRAY = Dataset(
     # patient cannot leak.
     group="patient",
     kaggle="paultimothymooney/chest-xray-pneumonia",
+    scope="chest X-rays of children only",
     licence="CC BY 4.0",
     citation=(
         "Kermany et al.: Identifying Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning. "

@@ -8,6 +8,9 @@ import matplotlib
 import numpy as np
 from PIL import Image
 
+LAST = "block5_conv3"  # the last convolution
+MIN_POSITIONS = 4  # per side of a heat map: fewer do not show where a network looked
+
 
 def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Return how strongly each position of the images (n, size, size, 3), uint8, supports its class in `classes` (n,).
@@ -15,7 +18,7 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.
     The heat maps (n, h, w), float32, have the resolution of the last convolution. Their values are from 0 to 1: the
     maximum of each image is 1, or 0 if nothing supports the class.
     """
-    last = model.get_layer("block5_conv3").output
+    last = model.get_layer(LAST).output
     maps = keras.Model(model.inputs, last)
     # The scores before the softmax: a probability close to 1 has hardly any gradient.
     rest = keras.Model(last, model.get_layer("head_output").input)
@@ -27,6 +30,13 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray) -> np.
     heat = np.maximum((importance * values).sum(axis=-1), 0)  # (n, h, w)
     highest = heat.max(axis=(1, 2), keepdims=True)
     return np.divide(heat, highest, out=np.zeros_like(heat), where=highest > 0)
+
+
+def why_unclear(height: int, width: int) -> str:
+    """Return why heat maps with so many positions do not show where a network looked; empty if they do."""
+    if min(height, width) >= MIN_POSITIONS:
+        return ""
+    return f"{height} × {width} positions are too few to show where the network looked"
 
 
 def overlay(image: Image.Image, heat: np.ndarray) -> Image.Image:

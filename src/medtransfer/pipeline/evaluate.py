@@ -1,6 +1,5 @@
 """evaluate: the folders of all fits → tables and figures in reports/; the figures are also added to the MLflow runs."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +14,10 @@ from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, REPORTS, run_fol
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import classes_of, predicted_labels
 from medtransfer.core.prepared import data_of
-from medtransfer.core.run_record import split_of
 from medtransfer.data.custom import dataset_of
 from medtransfer.pipeline.fit_id import remove_recorded_checkpoints
 from medtransfer.report import figures
-from medtransfer.report.render import render
+from medtransfer.report.card import model_card
 from medtransfer.report.tables import markdown
 from medtransfer.tracking import mlflow_runs
 
@@ -93,9 +91,7 @@ def draw_figures(runs: list[Run], params: Params, folder: Path) -> None:
         for run in fits:
             drawn = folder / dataset / run_name(run.model, run.seed)
             draw_run(run, drawn)
-            metrics = json.loads((run_folder(run.dataset, run.model, run.seed) / "metrics.json").read_text())
-            values = {"record": run.record, "split": split_of(run.record), "metrics": metrics, "data": data}
-            card = render("medtransfer.report", "card.md.j2", custom=params.datasets[dataset].catalogue, **values)
+            card = model_card(params, run_folder(dataset, run.model, run.seed), data)
             (drawn / "model-card.md").write_text(card, encoding="utf-8")
 
 

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from medtransfer.core.errors import UserError
 from medtransfer.report.render import render
-from medtransfer.serving.classifier import NOTE, Classifier, ask, describe, read_image, show_where
+from medtransfer.serving.classifier import NOTE, Classifier, ask, describe, read_image, show_where, why_no_overlay
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,8 @@ def build_app(classifier: Classifier, hosts: tuple[str, ...] = LOOPBACK) -> Fast
     # FastAPI's documentation pages would load scripts from the internet.
     app = FastAPI(title="medtransfer", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*hosts])
-    page = render("medtransfer.serving", "page.html.j2", facts=classifier.facts, note=NOTE, max_bytes=MAX_BYTES)
+    values = {"facts": classifier.facts, "note": NOTE, "max_bytes": MAX_BYTES}
+    page = render("medtransfer.serving", "page.html.j2", **values, no_overlay=why_no_overlay(classifier))
     one_at_a_time = anyio.CapacityLimiter(1)  # one request uses every core
     waiting = 0
 
@@ -111,15 +112,17 @@ async def _read_body(request: Request) -> bytes:
 
 def _answer(classifier: Classifier, content: bytes, overlay: bool) -> dict[str, Any]:
     pixels = read_image(classifier, content, max_pixels=MAX_PIXELS)[None]
-    probabilities = ask(classifier, pixels)
+    answers = ask(classifier, pixels)
     answer = {
-        **describe(classifier, probabilities[0]),
+        **describe(classifier, answers[0]),
         "note": NOTE,
-        **{key: classifier.facts[key] for key in ("synthetic", "calibrated")},
+        **{key: classifier.facts[key] for key in ("scope", "synthetic")},
     }
-    if overlay:
+    if overlay and (why := why_no_overlay(classifier)):
+        answer["no_overlay"] = why
+    elif overlay:
         buffer = io.BytesIO()
-        (drawn,) = show_where(classifier, [content], pixels, probabilities)
+        (drawn,) = show_where(classifier, [content], pixels, answers)
         drawn.save(buffer, format="PNG")
         answer["overlay"] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     return answer

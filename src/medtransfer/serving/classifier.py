@@ -1,13 +1,14 @@
 """The content of an image file → calibrated probabilities, and where the network looked.
 
-A classifier is a folder with the network and, in classifier.json, everything else that determines an answer. The
-command line, the served model and the page share it.
+A classifier is a folder with the network, the training images in feature space, the model card and, in classifier.json,
+everything else that determines an answer. The command line, the served model and the page share it.
 """
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,20 @@ from PIL import Image
 from medtransfer.analysis.calibration import believable, fit_temperature, temper
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of, write_json
+from medtransfer.core.layout import PREPARED
+from medtransfer.core.params import Params
 from medtransfer.core.predictions import read_predictions
+from medtransfer.core.prepared import read_samples
 from medtransfer.core.run_record import read_record, recipe_of
+from medtransfer.data.custom import dataset_of
 from medtransfer.data.images import MAX_PIXELS, WHITE, load_pixels, load_rgb
-from medtransfer.layers.gradcam import grad_cam, overlay
+from medtransfer.layers.gradcam import LAST, grad_cam, overlay, why_unclear
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.models.vgg16 import load_network
+from medtransfer.report.card import model_card
+from medtransfer.serving import likeness
 
-FACTS, NETWORK = "classifier.json", "model.keras"
+FACTS, NETWORK, TRAINING, CARD = "classifier.json", "model.keras", "training.npz", "model-card.md"
 NOTE = "For research only, not a medical device: not for diagnosis or treatment."
 BATCH = 32
 
@@ -35,40 +42,73 @@ class Classifier:
     """A network and the content of classifier.json.
 
     facts : dict
-        dataset, title, synthetic, classes (in the order of the probabilities), meanings, calibrated (whether the
-        validation images determine a temperature), temperature (1 if not calibrated), image_size, resize_filter,
-        white_level (None if the data set has no files with 16 bits), network_sha256, flips (axes, for a mean of
-        predictions), model, seed, fit, validation_macro_f1
+        dataset, title, synthetic, scope (for which images it is), classes (in the order of the probabilities),
+        meanings, calibrated (whether the validation images determine a temperature), temperature (1 if not
+        calibrated), image_size, resize_filter, white_level (None if the data set has no files with 16 bits),
+        network_sha256, training_sha256, likeness (from `describe_training`), flips (axes, for a mean of predictions),
+        model, seed, fit, validation_macro_f1
+    training : Reference or None
+        The training images in feature space; classifiers of older versions have none.
     """
 
     network: keras.Model
     facts: dict[str, Any]
+    training: likeness.Reference | None = None
+
+    @cached_property
+    def with_features(self) -> keras.Model:
+        """The network, with its features before its probabilities."""
+        return likeness.with_features(self.network)
 
 
-def write_classifier(fit: Path, description: dict[str, Any], folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Answer:
+    """The answer for one image.
+
+    probabilities : (classes,), float64
+    distance : from the training images; None if the classifier cannot measure it
+    unlike_training : whether that is beyond the threshold
+    calibrated : whether the probabilities are calibrated for an image like this
+    """
+
+    probabilities: np.ndarray
+    distance: float | None
+    unlike_training: bool | None
+    calibrated: bool
+
+
+def write_classifier(params: Params, fit: Path, description: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write the classifier of a finished fit into a folder and return its facts; `description` is dataset.json."""
     record = read_record(fit)
     predictions = read_predictions(fit / "predictions.csv")
     validation = predictions[predictions.split == "validation"].reset_index(drop=True)
     shutil.copyfile(fit / NETWORK, folder / NETWORK)
+    images = np.load(PREPARED / record["dataset"] / "images.npy", mmap_mode="r")
+    splits = read_samples(record["dataset"]).split.to_numpy()
+    training, like = likeness.describe_training(load_network(folder / NETWORK), images, splits)
+    likeness.save(training, folder / TRAINING)
     temperature = fit_temperature(validation)
     calibrated = believable(temperature)
     facts = {
         **{key: record[key] for key in ("dataset", "model", "seed", "fit", "synthetic")},
         **{key: description[key] for key in ("title", "classes", "meanings", "image_size", "resize_filter")},
+        "scope": dataset_of(record["dataset"], params).scope,
         "white_level": description.get("white_level"),
         "calibrated": calibrated,
         "temperature": temperature if calibrated else 1.0,
         "flips": recipe_of(record).flips,
         "validation_macro_f1": score(validation)[MACRO],
+        "likeness": like,
         "network_sha256": sha256_of(folder / NETWORK),
+        "training_sha256": sha256_of(folder / TRAINING),
     }
     write_json(folder / FACTS, facts)
+    (folder / CARD).write_text(model_card(params, fit, description, facts), encoding="utf-8")
     return facts
 
 
 def load_classifier(folder: Path, registered: dict[str, str] | None = None) -> Classifier:
-    """Read a classifier's folder; the network is opened only after its digest was compared.
+    """Read a classifier's folder; its files are opened only after their digests were compared.
 
     Parameters
     ----------
@@ -78,6 +118,8 @@ def load_classifier(folder: Path, registered: dict[str, str] | None = None) -> C
     try:
         facts = json.loads((folder / FACTS).read_text())
         expected = {NETWORK: facts["network_sha256"], **(registered or {})}
+        if "training_sha256" in facts:
+            expected[TRAINING] = facts["training_sha256"]
         found = {file: sha256_of(folder / file) for file in expected}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: no classifier ({error}); run `medtransfer register`") from None
@@ -88,8 +130,9 @@ def load_classifier(folder: Path, registered: dict[str, str] | None = None) -> C
             )
     keras.config.disable_interactive_logging()
     # Older classifiers lack the keys; all of them were calibrated.
-    older = {"calibrated": True, "flips": [[]], "white_level": WHITE}
-    return Classifier(load_network(folder / NETWORK), older | facts)
+    older = {"calibrated": True, "flips": [[]], "white_level": WHITE, "scope": "", "likeness": None}
+    training = likeness.load(folder / TRAINING) if TRAINING in expected else None
+    return Classifier(load_network(folder / NETWORK), older | facts, training)
 
 
 def read_image(classifier: Classifier, content: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -98,36 +141,66 @@ def read_image(classifier: Classifier, content: bytes, name: str = "", max_pixel
     return load_pixels(content, facts["image_size"], facts["resize_filter"], name, max_pixels, facts["white_level"])
 
 
-def ask(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
-    """Return calibrated probabilities (n, classes), float64, of images (n, size, size, 3), uint8."""
-    raw = [
-        np.mean(
-            [
-                classifier.network.predict_on_batch(np.flip(pixels[start : start + BATCH], axes))
-                for axes in map(tuple, classifier.facts["flips"])
-            ],
-            axis=0,
+def predict_probabilities(
+    network: keras.Model, pixels: np.ndarray, flips: Iterable[Sequence[int]] = ((),)
+) -> np.ndarray:
+    """Return probabilities (n, classes), float64, of images (n, size, size, 3), uint8: the mean over `flips`.
+
+    They add up to 1: a mean of 16-bit numbers, or of rows that do not, would be wrong.
+    """
+    batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
+    return np.concatenate([
+        _mean([network.predict_on_batch(np.flip(batch, tuple(axes))) for axes in flips]) for batch in batches
+    ])  # fmt: skip
+
+
+def _mean(outputs: Sequence[Any]) -> np.ndarray:
+    probabilities = np.array([np.asarray(output, np.float64) for output in outputs])
+    return (probabilities / probabilities.sum(axis=-1, keepdims=True)).mean(axis=0)
+
+
+def ask(classifier: Classifier, pixels: np.ndarray) -> list[Answer]:
+    """Return the answer for each of the images (n, size, size, 3), uint8: the same alone and in any batch."""
+    facts, both = classifier.facts, classifier.with_features
+    answers = []
+    for image in pixels[:, None]:
+        maps, outputs = zip(
+            *(both.predict_on_batch(np.flip(image, tuple(axes))) for axes in facts["flips"]), strict=True
         )
-        for start in range(0, len(pixels), BATCH)
-    ]
-    return temper(np.concatenate(raw), classifier.facts["temperature"])
+        distance, unlike = None, None
+        if classifier.training:
+            distance = float(likeness.distances(classifier.training, likeness.pool(maps[0]))[0])
+            unlike = distance > facts["likeness"]["threshold"]
+        (probabilities,) = temper(_mean(outputs), facts["temperature"])
+        answers.append(Answer(probabilities, distance, unlike, facts["calibrated"] and unlike is False))
+    return answers
 
 
-def describe(classifier: Classifier, probabilities: np.ndarray) -> dict[str, Any]:
-    """Return an image's answer, from its probabilities (classes,), as JSON values."""
+def describe(classifier: Classifier, answer: Answer) -> dict[str, Any]:
+    """Return an image's answer as JSON values."""
     classes = classifier.facts["classes"]
-    best = classes[int(probabilities.argmax())]
+    best = classes[int(answer.probabilities.argmax())]
+    probabilities = zip(classes, answer.probabilities, strict=True)
     return {
         "predicted": best,
         "meaning": classifier.facts["meanings"][best],
-        "probabilities": {name: round(float(value), 6) for name, value in zip(classes, probabilities, strict=True)},
+        "probabilities": {name: round(float(value), 6) for name, value in probabilities},
+        "unlike_training": answer.unlike_training,
+        "distance": answer.distance,
+        "calibrated": answer.calibrated,
     }
 
 
+def why_no_overlay(classifier: Classifier) -> str:
+    """Return why the network's Grad-CAM does not show where it looked; empty if it does."""
+    why = why_unclear(*classifier.network.get_layer(LAST).output.shape[1:3])
+    return f"no Grad-CAM picture at {classifier.facts['image_size']} px: {why}" if why else ""
+
+
 def show_where(
-    classifier: Classifier, contents: Sequence[bytes], pixels: np.ndarray, probabilities: np.ndarray
+    classifier: Classifier, contents: Sequence[bytes], pixels: np.ndarray, answers: Sequence[Answer]
 ) -> Iterator[Image.Image]:
     """Yield each image, in its original size, overlaid with where the network looked (Grad-CAM)."""
-    heat = grad_cam(classifier.network, pixels, probabilities.argmax(axis=1))
+    heat = grad_cam(classifier.network, pixels, np.array([answer.probabilities.argmax() for answer in answers]))
     for content, heat_map in zip(contents, heat, strict=True):
         yield overlay(load_rgb(content, white_level=classifier.facts["white_level"]).image, heat_map)

@@ -1,6 +1,7 @@
-"""predict: image files or folders → the registered classifier's answers as a table, JSON or CSV."""
+"""predict: image files or folders → a network's answers as a table, JSON or CSV."""
 
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,9 +9,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 
+from medtransfer.analysis.external import estimate_present
+from medtransfer.analysis.runs import Run
+from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
+from medtransfer.core.layout import PARAMS, RUNS
+from medtransfer.core.params import read_params
+from medtransfer.core.predictions import as_predictions
+from medtransfer.core.prepared import data_of
+from medtransfer.core.run_record import find_fits, read_record
 from medtransfer.data.images import SUFFIXES, is_image, visible_files
 from medtransfer.serving.classifier import (
     BATCH,
@@ -21,20 +31,49 @@ from medtransfer.serving.classifier import (
     load_classifier,
     read_image,
     show_where,
+    write_classifier,
 )
-from medtransfer.tracking import mlflow_models
+from medtransfer.tracking import mlflow_models, mlflow_store
 
-MODEL = ("dataset", "model", "seed", "fit", "synthetic", "calibrated", "network_sha256")
+MODEL = ("dataset", "model", "seed", "fit", "scope", "synthetic", "calibrated", "likeness", "network_sha256")
 
 
 def open_classifier(dataset: str, model: str | None) -> Classifier:
-    """Return a classifier from MLflow's registry: a data set's best, or the one with the URI `model`."""
+    """Return a data set's best classifier in MLflow's registry, or the one with the address `model`.
+
+    `runs:/RUN/model` is the network of a fit's run, with the calibration that its registration has or would have.
+    """
     uri = model or f"models:/{dataset}@{mlflow_models.BEST}"
     with tempfile.TemporaryDirectory() as folder:
-        found = load_classifier(*mlflow_models.fetch_classifier(uri, Path(folder)))
+        found = _open_run(uri, Path(folder)) if uri.startswith("runs:/") else _open_registered(uri, Path(folder))
     if found.facts["dataset"] != dataset:
         raise UserError(f"{uri}: a network for {found.facts['dataset']}; expected one for {dataset}")
     return found
+
+
+def _open_registered(uri: str, folder: Path) -> Classifier:
+    return load_classifier(*mlflow_models.fetch_classifier(uri, folder))
+
+
+def _open_run(uri: str, folder: Path) -> Classifier:
+    parts = re.fullmatch(r"runs:/(\w+)/model", uri)
+    if not parts:
+        raise UserError(f"{uri}: not the address of a fit's model; expected runs:/RUN/model")
+    client = mlflow_store.reach()
+    try:
+        fit = client.get_run(parts[1]).data.tags.get(mlflow_store.FIT)
+    except MlflowException as error:
+        raise UserError(f"{uri}: not available from {mlflow_store.address()} ({mlflow_store.reason(error)})") from None
+    versions = [found for found in mlflow_models.registered(client) if found.tags.get(mlflow_store.FIT) == fit]
+    if versions:
+        newest = max(versions, key=lambda found: int(found.version))
+        return _open_registered(f"models:/{newest.name}/{newest.version}", folder)
+    for path in find_fits(RUNS):
+        if read_record(path)["fit"] == fit:
+            check_unchanged(path)
+            write_classifier(read_params(PARAMS), path, data_of(path), folder)
+            return load_classifier(folder)
+    raise UserError(f"{uri}: its fit is neither in {RUNS} nor registered; run `medtransfer register` where the fit is")
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
@@ -71,11 +110,11 @@ def answer(classifier: Classifier, paths: list[Path], overlays: Path | None = No
                 found["problem"] = f"{found['image']}: {error.strerror}"
         if good:
             stacked = np.stack(pixels)
-            probabilities = ask(classifier, stacked)
-            for (_, found), row in zip(good, probabilities, strict=True):
-                found |= describe(classifier, row)
+            given = ask(classifier, stacked)
+            for (_, found), said in zip(good, given, strict=True):
+                found |= describe(classifier, said)
         if good and overlays:
-            pictures = show_where(classifier, contents, stacked, probabilities)
+            pictures = show_where(classifier, contents, stacked, given)
             for (number, found), picture in zip(good, pictures, strict=True):
                 target = overlays / f"{number:04d}-{paths[number].stem}.png"
                 with atomic_file(target) as partial:
@@ -90,16 +129,21 @@ def _printable(path: Path) -> str:
 
 
 def as_table(answers: list[dict[str, Any]], facts: dict[str, Any]) -> pd.DataFrame:
-    """Return one row per file: image, predicted, p_<class>, overlay, problem, synthetic, calibrated."""
+    """Return one row per file.
+
+    Its columns are image, predicted, p_<class>, unlike_training, distance, calibrated, overlay, problem and synthetic,
+    and label where labels were given.
+    """
     rows = [
         {
             "image": found["image"],
+            **({"label": found["label"]} if "label" in found else {}),
             "predicted": found.get("predicted", ""),
             **{f"p_{name}": found.get("probabilities", {}).get(name, np.nan) for name in facts["classes"]},
+            **{key: found.get(key) for key in ("unlike_training", "distance", "calibrated")},
             "overlay": found.get("overlay", ""),
             "problem": found.get("problem", ""),
             "synthetic": facts["synthetic"],
-            "calibrated": facts["calibrated"],
         }
         for found in answers
     ]
@@ -109,3 +153,25 @@ def as_table(answers: list[dict[str, Any]], facts: dict[str, Any]) -> pd.DataFra
 def as_json(answers: list[dict[str, Any]], classifier: Classifier) -> dict[str, Any]:
     """Return all answers, and the model behind them, as JSON values."""
     return {"model": {key: classifier.facts[key] for key in MODEL}, "note": NOTE, "answers": answers}
+
+
+def score_answers(answers: list[dict[str, Any]], samples: pd.DataFrame, facts: dict[str, Any]) -> list[str]:
+    """Return one line per score of the images that have a label and an answer.
+
+    Parameters
+    ----------
+    samples : DataFrame
+        From `match_labels`; the images of `answers` in the column `file`.
+    """
+    given = {found["image"]: list(found["probabilities"].values()) for found in answers if "probabilities" in found}
+    known = samples[[str(file) in given for file in samples.file]].reset_index(drop=True)
+    if known.empty:
+        return ["no labelled image could be read, so there is no score"]
+    probabilities = np.array([given[str(file)] for file in known.file])
+    run = Run({**facts, "kind": "network"}, as_predictions(known, probabilities, facts["classes"]), None)
+    lines = [f"{len(known)} labelled images of {known.group.nunique()} groups from another source:"]
+    for name, found in estimate_present([run]).items():
+        ends = found.covers if np.isnan(found.low) else f"[{found.low:.3f}, {found.high:.3f}]"
+        value = "" if np.isnan(found.value) else f"{found.value:.3f} "
+        lines.append(f"  {'F1 of ' if name in facts['classes'] else ''}{name}: {value}{ends}")
+    return lines

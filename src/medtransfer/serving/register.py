@@ -1,4 +1,4 @@
-"""register: the best finished network of a data set → MLflow's registry, as a model that takes image files."""
+"""register: a finished network, by default the best → MLflow's registry, as a model that takes image files."""
 
 import logging
 import tempfile
@@ -19,31 +19,36 @@ from medtransfer.core.run_record import read_record
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.serving.classifier import write_classifier
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
+from medtransfer.training.device import make_deterministic
 
 log = logging.getLogger(__name__)
 
 
-def register(params: Params, dataset: str) -> tuple[dict[str, Any], str]:
-    """Register the network with the highest macro F1 on the validation images as the best.
+def register(params: Params, dataset: str, fit: Path | None = None) -> tuple[dict[str, Any], str, str]:
+    """Register a finished fit; by default, the network with the highest macro F1 on the validation images as the best.
 
-    Returns the content of classifier.json and the model's version in MLflow.
+    Returns the content of classifier.json, the model's version in MLflow and its alias there: the fit's name, or BEST.
     """
     check_known("params.yaml: study", dataset, params.study)
-    fit = best_fit(params, dataset)
+    alias = fit.name if fit else mlflow_models.BEST
+    fit = fit or best_fit(params, dataset)
     only = only_prediction(_validation_rows(fit))
     if only:
-        log.warning("%s: predicts only %s on the validation images, and no network does better", fit, only)
+        better = ", and no network does better" if alias == mlflow_models.BEST else ""
+        log.warning("%s: predicts only %s on the validation images%s", fit, only, better)
     description = data_of(fit)
     client = mlflow_store.reach()
     run_id = mlflow_runs.find(client, dataset, read_record(fit)["fit"])
     if run_id is None:
         raise UserError(f"{fit}: MLflow has no run of this fit; run `medtransfer audit --repair`")
+    make_deterministic()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, mlflow_models.CLASSIFIER)
         folder.mkdir()
-        facts = write_classifier(fit, description, folder)
-        version = mlflow_models.register_classifier(client, dataset, run_id, folder, facts, keras.backend.backend())
-    return facts, version
+        facts = write_classifier(params, fit, description, folder)
+        backend = keras.backend.backend()
+        version = mlflow_models.register_classifier(client, dataset, run_id, folder, facts, backend, alias)
+    return facts, version, alias
 
 
 def best_fit(params: Params, dataset: str) -> Path:

@@ -24,7 +24,7 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
         self.classifier = load_classifier(Path(context.artifacts["classifier"]))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Return predicted and p_<class> per image; an image that cannot be decoded is the caller's mistake."""
+        """Return predicted, p_<class> and unlike_training per image; one that cannot be decoded is an error."""
         classes = self.classifier.facts["classes"]
         try:
             pixels = [
@@ -33,10 +33,11 @@ class ImageClassifier(mlflow.pyfunc.PythonModel):
             ]
         except UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
-        probabilities = ask(self.classifier, np.stack(pixels)) if pixels else np.zeros((0, len(classes)))
+        answers = ask(self.classifier, np.stack(pixels)) if pixels else []
+        probabilities = np.array([answer.probabilities for answer in answers]).reshape(-1, len(classes))
         table = pd.DataFrame(probabilities, columns=probability_columns(classes))
         table.insert(0, "predicted", np.array(classes)[probabilities.argmax(axis=1)])
-        return table
+        return table.assign(unlike_training=np.array([answer.unlike_training for answer in answers], bool))
 
 
 mlflow.models.set_model(ImageClassifier())

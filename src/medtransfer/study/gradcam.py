@@ -11,7 +11,7 @@ from medtransfer.core.params import Params
 from medtransfer.core.predictions import predicted_labels, probabilities_of, read_predictions
 from medtransfer.core.prepared import check_data_of, finished_network, read_dataset
 from medtransfer.core.run_record import read_record
-from medtransfer.layers.gradcam import grad_cam
+from medtransfer.layers.gradcam import grad_cam, why_unclear
 from medtransfer.models import vgg16
 from medtransfer.report import figures
 from medtransfer.training.device import prepare_backend
@@ -35,10 +35,9 @@ def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> P
     record = read_record(fitted)
     with atomic_folder(GRADCAM / dataset / run_name(name, seed)) as folder:
         chosen.round(6).to_csv(folder / "images.csv", index=False)
-        title = figures.mark(
-            f"{dataset}, {name}, seed {seed}: where it looked (Grad-CAM, {heat.shape[1]} × {heat.shape[2]} positions)",
-            record["synthetic"],
-        )
+        _, height, width = heat.shape
+        seen = why_unclear(height, width) or f"where it looked, {height} × {width} positions"
+        title = figures.mark(f"{dataset}, {name}, seed {seed}: Grad-CAM, {seen}", record["synthetic"])
         figures.gradcam(chosen, pixels, heat, description["classes"], title).savefig(folder / "gradcam.png")
         write_json(folder / "gradcam.json", {"dataset": dataset, "model": name, "seed": seed, "fit": record["fit"]})
     return GRADCAM / dataset / run_name(name, seed)

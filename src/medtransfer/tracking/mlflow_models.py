@@ -26,7 +26,11 @@ MODEL_DIGEST = "medtransfer.sha256"
 BEST = "best"
 DIGEST = "medtransfer.network"
 # A registered classifier's files, and the tags with their SHA-256.
-REGISTERED = {"model.keras": DIGEST, "classifier.json": "medtransfer.classifier"}
+REGISTERED = {
+    "model.keras": DIGEST, "classifier.json": "medtransfer.classifier", "training.npz": "medtransfer.training",
+}  # fmt: skip
+CARD = "model-card.md"
+MAX_DESCRIPTION = 5000  # MLflow's
 PACKAGE = Path(__file__).parent.parent
 SERVING = (
     "mlflow", "keras", "matplotlib", "numpy", "pandas", "pillow", "pydantic", "ruamel.yaml", "scikit-learn", "scipy",
@@ -126,18 +130,24 @@ def _log_model(save: Callable[..., None], flavor: str, **arguments: Any) -> None
 
 
 def register_classifier(
-    client: mlflow.MlflowClient, name: str, run_id: str, folder: Path, facts: Mapping[str, Any], backend: str
+    client: mlflow.MlflowClient,
+    name: str,
+    run_id: str,
+    folder: Path,
+    facts: Mapping[str, Any],
+    backend: str,
+    alias: str = BEST,
 ) -> str:
-    """Log the folder of a classifier with the run of its fit, register it with the alias BEST and return its version.
+    """Log the folder of a classifier with the run of its fit, register it with an alias and return its version.
 
-    A version that is already registered and undamaged is reused.
+    Its model card becomes the version's description. A version that is already registered and undamaged is reused.
     """
     tags = {FIT: facts["fit"], **{tag: sha256_of(folder / file) for file, tag in REGISTERED.items()}}
     with ignoring_existing():
         client.create_registered_model(name)
     for known in client.search_model_versions(f"name = '{name}'"):
         if tags.items() <= known.tags.items() and not list(registered_problems(known)):
-            client.set_registered_model_alias(name, BEST, known.version)
+            client.set_registered_model_alias(name, alias, known.version)
             return str(known.version)
     columns = [ColSpec("double", column) for column in probability_columns(facts["classes"])]
     mlflow.set_experiment(experiment_id=client.get_run(run_id).info.experiment_id)
@@ -152,12 +162,15 @@ def register_classifier(
             artifacts={folder.name: str(folder)},
             code_paths=[str(PACKAGE)],
             signature=ModelSignature(
-                Schema([ColSpec("binary", "image")]), Schema([ColSpec("string", "predicted"), *columns])
+                Schema([ColSpec("binary", "image")]),
+                Schema([ColSpec("string", "predicted"), *columns, ColSpec("boolean", "unlike_training")]),
             ),
             pip_requirements=_pinned(*SERVING, backend),
         )
-    version = client.create_model_version(name, logged.model_uri, run_id, tags, model_id=logged.model_id)
-    client.set_registered_model_alias(name, BEST, version.version)
+    card = (folder / CARD).read_text(encoding="utf-8")[:MAX_DESCRIPTION]
+    source = {"description": card, "model_id": logged.model_id}
+    version = client.create_model_version(name, logged.model_uri, run_id, tags, **source)
+    client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)
 
 
@@ -182,7 +195,8 @@ def fetch_classifier(uri: str, folder: Path) -> tuple[Path, dict[str, str]]:
     """
     parts = re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))", uri)
     if not parts:
-        raise UserError(f"{uri}: not a registered model's address; expected models:/NAME@ALIAS or models:/NAME/VERSION")
+        expected = "models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN/model"
+        raise UserError(f"{uri}: not the address of a model; expected {expected}")
     client = reach()
     name, alias, version = parts["name"], parts["alias"], parts["version"]
     try:
