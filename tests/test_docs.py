@@ -31,6 +31,7 @@ IMPORT = "test_datasets.py::test_the_command_imports_one_after_the_other_under_d
 COLLECT = "test_collect.py::test_results_are_collected_and_reported_without_the_models"
 BUCKET = "test_bucket.py::test_data_come_back_from_a_bucket"
 LAYERS = "test_pipeline.py::test_the_layers_that_matter_are_found_and_the_page_shows_them"
+EXTERNAL = "test_serving.py::test_networks_are_scored_on_images_of_another_source"
 SWEEP = "test_sweep.py::test_a_sweep_fits_everything_once"
 
 NOT_RUN = {
@@ -118,6 +119,8 @@ ELSEWHERE = {
     "test_a_named_network_is_registered_beside_the_best_and_found_by_its_run",
     "medtransfer predict chest_xray folder --labels labels.csv": "test_serving.py::"
     "test_answers_are_scored_where_labels_are_given",
+    "medtransfer score ham10000 --images path/to/images --labels labels.csv --group patient": EXTERNAL,
+    "medtransfer score ham10000 --images ISIC2019 --labels ISIC2019.csv --map AK=akiec --map SCC= --map UNK=": EXTERNAL,
     "curl --data-binary @image.png http://127.0.0.1:8000/predict": SERVED,
     "MLFLOW_TRACKING_URI=sqlite:///mlruns/mlflow.db mlflow models serve --model-uri models:/chest_xray@best "
     "--env-manager local --port 8001": SERVED,

@@ -513,6 +513,52 @@ def outside(project: Path, demo: Path) -> Path:
 
 
 WITH_LABELS = ["--labels", "hospital/l.csv", "--group", "patient", "--map", "ILL=PNEUMONIA", "--map", "OTHER="]
+SCORE = ["score", "chest_xray", "--images", "hospital/images", *WITH_LABELS]
+
+
+def test_networks_are_scored_on_images_of_another_source(registered: Path, outside: Path) -> None:
+    runs = [path for path in (registered / "artifacts/runs").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in runs}
+    chosen = CliRunner().invoke(cli, ["register", "chest_xray"]).output
+    done = CliRunner().invoke(cli, [*SCORE, "--name", "hospital"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "left out: 1 images without a row" in done.output
+    assert "left out: 1 image that chest_xray has too" in done.output
+    folder = registered / "artifacts/external/chest_xray/hospital"
+    facts = json.loads((folder / "external.json").read_text())
+    assert (facts["images"], facts["groups"], facts["copies"]) == (24, 12, 1)
+    table = pd.read_csv(folder / "scores.csv").set_index(["model", "measure"])
+    assert {model for model, _ in table.index} == {"cnn_random", "imagenet_all"}
+    client = mlflow_store.connect()
+    for name in ("cnn_random", "imagenet_all"):
+        predictions = read_predictions(folder / f"{name}-seed0" / "predictions.csv")
+        assert set(predictions.split) == {"external"}
+        assert table.external[name, "macro avg"] == pytest.approx(score(predictions)["macro avg"], abs=1e-6)
+        internal = json.loads((registered / f"artifacts/runs/chest_xray/{name}-seed0/metrics.json").read_text())
+        # The other network is wrong about every validation image, so that it has no temperature.
+        assert ("calibration error, scaled" in table.loc[name].index) is (name == "imagenet_all")
+        assert internal["macro avg"] == pytest.approx(table.internal[name, "macro avg"], abs=1e-6)
+        assert np.isfinite(table.low[name, "micro avg"])
+        network = mlflow_runs.find(client, "chest_xray", f"fit-{name}")
+        run = client.get_run(mlflow_runs.find(client, "chest_xray on hospital", f"fit-{name}"))
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["medtransfer.network_run"] == network
+        logged = sorted(value for key, value in run.data.metrics.items() if "macro" in key)
+        expected = sorted(table[side][name, "macro avg"] for side in ("external", "difference"))
+        assert logged == pytest.approx(expected, abs=1e-6)
+        stored = {entry.path for entry in client.list_artifacts(run.info.run_id)}
+        assert {"confusion.png", "report.txt", "scores.csv", "scores.md", "scores.png", "reliability.png"} <= stored
+    text = (folder / "scores.md").read_text()
+    assert "SYNTHETIC" in text
+    assert "24 images of 12 patients" in text
+    assert (folder / "calibration.csv").exists()
+    # No choice sees them: the runs are as before, and the best network is the same.
+    assert {path: path.read_bytes() for path in runs} == before
+    assert CliRunner().invoke(cli, ["register", "chest_xray"]).output == chosen
+    again = CliRunner().invoke(cli, [*SCORE, "--name", "hospital", "--configuration", "cnn_random"])
+    assert again.exit_code == 0, again.exception
+    assert set(pd.read_csv(folder / "scores.csv").model) == {"cnn_random"}
+    assert len(client.search_runs([client.get_experiment_by_name("chest_xray on hospital").experiment_id])) == 2
 
 
 def test_answers_are_scored_where_labels_are_given(registered: Path, outside: Path) -> None:
@@ -524,6 +570,21 @@ def test_answers_are_scored_where_labels_are_given(registered: Path, outside: Pa
     right = (table.label == table.predicted).mean()
     assert re.search(rf"micro avg: {right:.3f} none: 4 groups", done.output)
     assert "4 labelled images of 4 groups" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--configuration", "decision_tree"], "a tree, not a network"),
+        (["--configuration", "imagenet_head"], "not found; run `dvc repro`"),
+        (["--name", "../up"], "not a name for a source"),
+        (["--map", "NORMAL=HEALTHY"], "'NORMAL' cannot become 'HEALTHY'"),
+    ],
+)
+def test_a_mistake_in_scoring_is_named(registered: Path, outside: Path, arguments: list[str], told: str) -> None:
+    done = CliRunner().invoke(cli, [*SCORE, *arguments])
+    assert isinstance(done.exception, UserError)
+    assert told in str(done.exception)
 
 
 JSON = {"Content-Type": "application/json"}

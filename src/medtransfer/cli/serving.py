@@ -1,4 +1,4 @@
-"""Register a network, classify images with it, and serve it."""
+"""Register a network, classify images with it, serve it, and score networks on images of another source."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from medtransfer.cli.app import EXIT_USER_ERROR, cli
-from medtransfer.cli.shared import FILE, FOLDER, SEED, as_dataset, quiet_start, with_labels
+from medtransfer.cli.shared import EXISTING_FOLDER, FILE, FOLDER, SEED, as_dataset, many, quiet_start, with_labels
 from medtransfer.core.errors import UserError, counted, first_three
 from medtransfer.core.layout import PARAMS
 from medtransfer.core.params import read_params
@@ -45,6 +45,44 @@ def register(dataset: str, configuration: str | None, seed: int | None) -> None:
         f"{dataset} version {version}, models:/{dataset}@{alias}: {facts['model']}, seed {facts['seed']}, "
         f"macro F1 {facts['validation_macro_f1']:.3f} on the validation images"
     )
+
+
+@cli.command()
+@as_dataset
+@click.option("--images", required=True, type=EXISTING_FOLDER)
+@with_labels(required=True)
+@many("--configuration", "configurations", help="Score only this configuration; repeat for more.")
+@many("--seed", "seeds", type=SEED, show_default="from params.yaml")
+@click.option("--name", help="A name for the source of the images.", show_default="the name of the folder")
+def score(
+    dataset: str,
+    images: Path,
+    labels: Path,
+    image_column: str,
+    label_column: str,
+    group: str | None,
+    names: dict[str, str],
+    configurations: list[str],
+    seeds: list[int],
+    name: str | None,
+) -> None:
+    """Score the finished networks of DATASET on labelled images of another source (external validation).
+
+    Writes the scores, what they lose against the internal test, calibration, confusion matrices and predictions to
+    artifacts/external/DATASET/NAME, and one MLflow run per network. These images never choose a network or a setting.
+    """
+    params = read_params(PARAMS)
+    with quiet_start():
+        from medtransfer.data.custom import Columns
+        from medtransfer.report.tables import external
+        from medtransfer.study.external import Source, find_networks, score_outside
+
+    fits = find_networks(params, dataset, configurations, seeds)
+    columns = Columns(image_column, label_column, group)
+    source = Source(images, labels, columns, names, name or images.resolve().name)
+    folder, compared = score_outside(params, dataset, fits, source)
+    click.echo(external(compared).replace("\n", "  ", regex=True).to_string())
+    click.echo(f"external score, then its difference from the internal test; all results: {folder}")
 
 
 @cli.command()

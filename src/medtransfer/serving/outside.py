@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from medtransfer.core.errors import UserError, first_three
-from medtransfer.core.tables import read_table
+from medtransfer.core.tables import BINARY, from_one_hot, read_table
 from medtransfer.data.custom import Columns
 
 EXTERNAL = "external"  # the split of such images in predictions.csv
@@ -32,7 +32,16 @@ def read_labels(path: Path, columns: Columns, names: Mapping[str, str], classes:
     """
     given = [column for column in (columns.image, columns.group) if column]
     table = read_table(path, given).apply(lambda column: column.str.strip())
-    labels = table[columns.label] if columns.label in table else _from_one_hot(path, table, columns.label, given)
+    if columns.label in table:
+        labels = table[columns.label]
+    else:
+        others = [column for column in table if column not in given]
+        if not others or not table[others].isin(BINARY).all(axis=None):
+            raise UserError(
+                f"{path}: no column {columns.label!r}, and the other columns are not one-hot (0 or 1); name the column "
+                f"with --label-column; its columns are {', '.join(table.columns)}"
+            )
+        labels = from_one_hot(table, others, path)
     small = {name.casefold(): name for name in classes}
     for name, target in names.items():
         if name not in set(labels):
@@ -55,19 +64,6 @@ def read_labels(path: Path, columns: Columns, names: Mapping[str, str], classes:
         raise UserError(f"{path}: {twice.iloc[0]} has two rows; expected one per image")
     found["group"] = found.group.where(found.group != "", found.image)
     return found[found.label != ""]
-
-
-def _from_one_hot(path: Path, table: pd.DataFrame, label: str, given: list[str]) -> pd.Series:
-    hot = table.drop(columns=given).apply(pd.to_numeric, errors="coerce")
-    if hot.empty or not hot.isin([0, 1]).all(axis=None):
-        raise UserError(
-            f"{path}: no column {label!r}, and the other columns are not one-hot (0 or 1); name the column with "
-            f"--label-column; its columns are {', '.join(table.columns)}"
-        )
-    wrong = hot.index[hot.sum(axis=1) != 1]
-    if len(wrong):
-        raise UserError(f"{path}: row {wrong[0] + 2} has {hot.loc[wrong[0]].sum():.0f} labels; expected one per image")
-    return hot.idxmax(axis=1)
 
 
 def match_labels(files: Mapping[str, Path], table: pd.DataFrame, labels: Path) -> pd.DataFrame:

@@ -1,0 +1,209 @@
+"""score: finished networks on labelled images of another source → artifacts/external/<data set>/<name>/.
+
+The scores of such images stay out of artifacts/runs, from which networks and settings are chosen.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from medtransfer.analysis.calibration import calibration_table, reliability
+from medtransfer.analysis.external import SCALED, compare_sources
+from medtransfer.analysis.runs import Run, by_model, read_run, studied
+from medtransfer.analysis.tables import DIGITS
+from medtransfer.core.errors import UserError, check_known, counted
+from medtransfer.core.files import atomic_folder, write_json
+from medtransfer.core.layout import RUNS, check_name
+from medtransfer.core.params import Params
+from medtransfer.core.predictions import as_predictions, write_predictions
+from medtransfer.core.prepared import check_data_of, finished_network, read_dataset
+from medtransfer.core.run_record import read_record, recipe_of
+from medtransfer.data.custom import Columns
+from medtransfer.data.duplicates import find_near_duplicates, thumbnail
+from medtransfer.data.images import SUFFIXES, is_image, load_pixels, visible_files
+from medtransfer.data.progress import progress
+from medtransfer.metrics.scores import MACRO, mlflow_name
+from medtransfer.models.vgg16 import load_network
+from medtransfer.pipeline.evaluate import draw_run
+from medtransfer.report import figures, tables
+from medtransfer.report.render import render
+from medtransfer.report.words import words_for
+from medtransfer.serving.classifier import predict_probabilities
+from medtransfer.serving.outside import match_labels, read_labels
+from medtransfer.tracking import mlflow_runs
+from medtransfer.training.device import make_deterministic
+
+EXTERNAL = Path("artifacts/external")
+NETWORK_RUN = "medtransfer.network_run"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labelled images of another source.
+
+    images, labels : the folder, and the table of labels with its columns
+    names : label in the table → class, as in `read_labels`
+    title : the name of the folder of results and, in part, of the MLflow experiment
+    """
+
+    images: Path
+    labels: Path
+    columns: Columns
+    names: Mapping[str, str]
+    title: str
+
+
+def score_outside(params: Params, dataset: str, fits: Sequence[Path], source: Source) -> tuple[Path, pd.DataFrame]:
+    """Score networks on images of another source, write tables and figures, and log one MLflow run per network.
+
+    Parameters
+    ----------
+    fits : sequence of Path
+        From `find_networks`.
+
+    Returns
+    -------
+    Path, DataFrame
+        The folder of results, and its table from `compare_sources`.
+    """
+    check_name(source.title, "a source")
+    keras.config.disable_interactive_logging()
+    make_deterministic()
+    images, known, description = read_dataset(params, dataset)
+    for fit in fits:
+        check_data_of(fit, description, known)
+    samples, pixels = _read(source, description)
+    copies = _find_copies(pixels, samples, images, known)
+    if copies.any():
+        print(f"left out: {counted(int(copies.sum()), 'image')} that {dataset} has too")
+    samples, pixels = samples[~copies].reset_index(drop=True), pixels[~copies]
+    if samples.empty:
+        raise UserError(f"{source.images}: only images that {dataset} has too; expected images of another source")
+    facts = {
+        "dataset": dataset, "name": source.title, "folder": source.images.resolve().name, "labels": source.labels.name,
+        "map": dict(source.names), "images": len(samples), "groups": int(samples.group.nunique()),
+        "copies": int(copies.sum()), "pixels_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
+    }  # fmt: skip
+    target = EXTERNAL / dataset / source.title
+    with atomic_folder(target) as folder:
+        pairs = [_score(fit, samples, pixels, description["classes"], facts, folder / fit.name) for fit in fits]
+        compared = _write_tables([there for there, _ in pairs], [here for _, here in pairs], facts, folder)
+    shown = [target / "scores.md", *sorted(target.glob("*.png"))]
+    for fit in fits:
+        drawn = [path for path in sorted((target / fit.name).iterdir()) if path.name != "predictions.csv"]
+        mlflow_runs.attach(_experiment(facts), read_record(fit)["fit"], [*drawn, *shown])
+    return target, compared
+
+
+def _read(source: Source, description: Mapping[str, Any]) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return the labelled images: samples, from `match_labels`, and pixels (n, size, size, 3), uint8."""
+    folder = source.images
+    files = {path.relative_to(folder).as_posix(): path for path in visible_files(folder) if is_image(path)}
+    if not files:
+        raise UserError(f"{folder}: no image; expected files that end in {', '.join(SUFFIXES)}")
+    table = read_labels(source.labels, source.columns, source.names, description["classes"])
+    samples = match_labels(files, table, source.labels)
+    unlabelled, missing = len(files) - len(samples), len(table) - len(samples)
+    if unlabelled or missing:
+        print(f"left out: {unlabelled} images without a row, {missing} rows without an image")
+    how = (description["image_size"], description["resize_filter"])
+
+    def decode(path: Path) -> np.ndarray:
+        return load_pixels(path, *how, white_level=description.get("white_level"))
+
+    with ThreadPoolExecutor() as pool:
+        decoded = list(progress(pool.map(decode, samples.file), "reading images", len(samples)))
+    return samples, np.stack(decoded)
+
+
+def find_networks(params: Params, dataset: str, names: Sequence[str], seeds: Sequence[int]) -> list[Path]:
+    """Return the folders of the named finished networks; by default, of all that the study has."""
+    check_known("params.yaml: study", dataset, params.study)
+    if names or seeds:
+        study = params.study[dataset]
+        named = names or [*study.train, *study.transfer]
+        return [finished_network(params, dataset, name, seed) for name in named for seed in seeds or params.seeds]
+    found = [fit for fit in studied(params) if fit.parent == RUNS / dataset and (fit / "model.keras").exists()]
+    if not found:
+        raise UserError(f"{RUNS / dataset}: no finished network; run `dvc repro`")
+    return found
+
+
+def _experiment(facts: Mapping[str, Any]) -> str:
+    return f"{facts['dataset']} on {facts['name']}"
+
+
+def _find_copies(pixels: np.ndarray, samples: pd.DataFrame, images: np.ndarray, known: pd.DataFrame) -> np.ndarray:
+    """Return which images, (n,), bool, show the same picture as one of the data set's."""
+    small = np.stack([thumbnail(Image.fromarray(image)) for part in (pixels, images) for image in part])
+    both = pd.concat([samples.assign(split="test", sha256=""), known.assign(split="train")], ignore_index=True)
+    both["id"] = np.arange(len(both))
+    found: np.ndarray = np.isin(np.arange(len(samples)), find_near_duplicates(small, both).id.to_numpy(int))
+    return found
+
+
+def _score(
+    fit: Path, samples: pd.DataFrame, pixels: np.ndarray, classes: list[str], facts: Mapping[str, Any], folder: Path
+) -> tuple[Run, Run]:
+    """Write predictions.csv, the confusion matrix and the report of a network, and log them; return both its runs."""
+    inside, record = read_run(fit), read_record(fit)
+    tags = {key: record[key] for key in ("dataset", "model", "seed", "synthetic")}
+    tags |= {key: facts[key] for key in ("images", "copies", "pixels_sha256")}
+    experiment, settings = _experiment(facts), {"dataset": facts["dataset"], "network": fit.name}
+    with mlflow_runs.run(experiment, fit.name, record["fit"], settings, tags, sample_seconds=None) as run:
+        if run.client:
+            run.tag({NETWORK_RUN: mlflow_runs.find(run.client, record["dataset"], record["fit"]) or "unknown"})
+        network = load_network(fit / "model.keras")
+        probabilities = predict_probabilities(network, pixels, recipe_of(record).flips)
+        keras.backend.clear_session()
+        predictions = as_predictions(samples, probabilities, classes)
+        outside = Run({**record, "dataset": experiment}, predictions, None, inside.validation)
+        draw_run(outside, folder)
+        write_predictions(folder / "predictions.csv", samples, probabilities, classes)
+        compared = compare_sources([outside], [inside])
+        compared.round(DIGITS).to_csv(folder / "scores.csv", index=False)
+        run.log_metrics(_for_mlflow(compared))
+    return outside, inside
+
+
+def _for_mlflow(compared: pd.DataFrame) -> dict[str, float]:
+    """Return one network's external scores and their differences from the internal ones, by their name in MLflow."""
+    found = {}
+    for row in compared.dropna(subset=["external"]).to_dict("records"):
+        measure, scaled, _ = row["measure"].partition(SCALED)
+        for side in ("external", "difference"):
+            found[mlflow_name(measure).replace("test", side, 1) + scaled.replace(", ", "_")] = row[side]
+    return found
+
+
+def _write_tables(outside: list[Run], inside: list[Run], facts: dict[str, Any], folder: Path) -> pd.DataFrame:
+    compared, calibration = compare_sources(outside, inside), calibration_table(outside)
+    for name, table in (("scores", compared), ("calibration", calibration)):
+        table.round(DIGITS).to_csv(folder / f"{name}.csv", index=False)
+    write_json(folder / "external.json", facts)
+    experiment, synthetic = _experiment(facts), any(run.record["synthetic"] for run in outside)
+    text = render(
+        "medtransfer.report", "external.md.j2", facts=facts, synthetic=synthetic, synthetic_note=tables.SYNTHETIC_NOTE,
+        units=words_for(facts["dataset"]).groups, internal_images=len(inside[0].predictions),
+        tables=[
+            ("external", tables.external(compared)),
+            ("external calibration", tables.calibration(calibration, experiment)),
+        ],
+    )  # fmt: skip
+    (folder / "scores.md").write_text(text, encoding="utf-8")
+    title = figures.mark(f"{experiment}: macro F1", synthetic)
+    figures.external(compared[compared.measure == MACRO], title).savefig(folder / "scores.png")
+    models = by_model(outside)
+    bands = {model: reliability(fits) for _, model, fits in models}
+    figures.reliability(bands, figures.mark(f"{experiment}: calibration", synthetic)).savefig(
+        folder / "reliability.png"
+    )
+    return compared
