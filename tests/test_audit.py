@@ -28,7 +28,7 @@ from medtransfer.core.errors import UserError
 from medtransfer.core.files import write_json
 from medtransfer.core.provenance import git_commit
 from medtransfer.core.recipe import TrainParams
-from medtransfer.pipeline.outputs import log_to_mlflow
+from medtransfer.pipeline.outputs import log_to_mlflow, mlflow_params
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 from medtransfer.trees.classifiers import TRUSTED_TYPES, Tree, load_tree, save_tree
 from test_tracking import server
@@ -96,9 +96,8 @@ def write_lock() -> None:
 def log_fit(model: str) -> None:
     record = json.loads((place(model) / "run.json").read_text())
     tags = {key: record[key] for key in audit.REQUIRED_TAGS}
-    with mlflow_runs.run(
-        "ham10000", place(model).name, record["fit"], record["hyperparameters"], tags, sample_seconds=None
-    ) as run:
+    params = mlflow_params(record, record["hyperparameters"])
+    with mlflow_runs.run("ham10000", place(model).name, record["fit"], params, tags, sample_seconds=None) as run:
         log_to_mlflow(run, place(model))
         run.log_model(log_tree)
 
@@ -210,16 +209,16 @@ def change_param(client: mlflow.MlflowClient) -> None:
 
 
 def change_metric(client: mlflow.MlflowClient) -> None:
-    client.log_metric(run_of(client, NETWORK), "test_f1_macro_avg", 0.9, step=1)
+    client.log_metric(run_of(client, NETWORK), "test/macro_f1", 0.9, step=1)
 
 
 def log_epoch(client: mlflow.MlflowClient) -> None:
-    client.log_metric(run_of(client, NETWORK), "loss", 0.1, step=3)
+    client.log_metric(run_of(client, NETWORK), "train/loss", 0.1, step=3)
 
 
 def change_epoch(client: mlflow.MlflowClient) -> None:
     with sqlite3.connect("mlruns/mlflow.db") as store:
-        where = (run_of(client, NETWORK), "loss", 2)
+        where = (run_of(client, NETWORK), "train/loss", 2)
         changed = store.execute("UPDATE metrics SET value = 0.3 WHERE run_uuid = ? AND key = ? AND step = ?", where)
         assert changed.rowcount == 1
 
@@ -321,7 +320,7 @@ def register_other(client: mlflow.MlflowClient) -> None:
         (end_otherwise, "is FAILED, but the fit is finished"),
         (log_other_files, "was logged from other files"),
         (change_param, "train.dropout is 0.9, run.json has 0.5"),
-        (change_metric, "test_f1_macro_avg is 0.9, metrics.json has 0.5"),
+        (change_metric, "test/macro_f1 is 0.9, the folder has 0.5"),
         (log_epoch, "has loss for the epochs [1, 2, 3], history.csv has [1, 2]"),
         (change_epoch, "loss of epoch 2 is 0.3, history.csv has 0.25"),
         (change_tag("data_version"), f"tag data_version is other, run.json has {VERSION}"),
@@ -427,10 +426,10 @@ def test_a_damaged_fit_is_left_out_and_the_others_are_logged(study: mlflow.Mlflo
     assert f"logged {place(second)} from its files" in shown.output
     kept = study.get_run(run_of(study, first))
     assert kept.info.status == "FAILED"
-    assert kept.data.metrics["test_f1_macro_avg"] == 0.5
+    assert kept.data.metrics["test/macro_f1"] == 0.5
     again = study.get_run(run_of(study, second))
     assert again.info.status == "FINISHED"
-    assert again.data.metrics["test_f1_macro_avg"] == 0.5
+    assert again.data.metrics["test/macro_f1"] == 0.5
     assert not mlflow_models.model_problem(study, again, read=False)
 
 
@@ -599,9 +598,8 @@ def train_network(rows: list[dict[str, float]], stalls: Callable[[int], None] = 
     begin = time.monotonic()
     record = json.loads((place(NETWORK) / "run.json").read_text())
     tags = {key: record[key] for key in audit.REQUIRED_TAGS}
-    with mlflow_runs.run(
-        "ham10000", place(NETWORK).name, record["fit"], record["hyperparameters"], tags, sample_seconds=None
-    ) as run:
+    params = mlflow_params(record, record["hyperparameters"])
+    with mlflow_runs.run("ham10000", place(NETWORK).name, record["fit"], params, tags, sample_seconds=None) as run:
         for epoch in range(1, 5):
             run.log_epochs(rows[:epoch])
             stalls(epoch)
@@ -624,8 +622,8 @@ def check_each_point_arrived_once(client: mlflow.MlflowClient) -> None:
     assert [line for line in audit.audit() if str(place(NETWORK)) in line] == []
     run = client.get_run(run_of(client, NETWORK))
     assert run.info.status == "FINISHED"
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3, 4]
-    assert len(client.get_metric_history(run.info.run_id, "test_f1_macro_avg")) == 1
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2, 3, 4]
+    assert len(client.get_metric_history(run.info.run_id, "test/macro_f1")) == 1
 
 
 @pytest.mark.usefixtures("log_a_tree_for_the_network")

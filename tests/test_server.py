@@ -71,7 +71,7 @@ def test_eight_processes_at_once_lose_nothing_and_a_restart_keeps_it(folder: Pat
         assert sorted(run.info.run_name for run in runs) == [f"run{number}" for number in range(PROCESSES)]
         for run in runs:
             assert run.info.status == "FINISHED"
-            assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == list(
+            assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == list(
                 range(1, POINTS + 1)
             )
 
@@ -138,6 +138,6 @@ def test_the_composed_server_asks_for_a_password_and_its_own_name(
         client = mlflow_store.connect()
         found = client.get_run(str(mlflow_runs.find(client, "many", "fit-one")))
         assert found.info.status == "FINISHED"
-        assert found.data.metrics == {"loss": 0.5}
+        assert found.data.metrics == {"train/loss": 0.5}
         assert [entry.path for entry in client.list_artifacts(found.info.run_id)] == ["figure.txt"]
     assert list((folder / "artifacts").rglob("figure.txt"))

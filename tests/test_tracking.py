@@ -72,7 +72,7 @@ def test_a_run_has_the_status_of_its_work(
     assert run.info.status == status
     assert run.info.run_name == "x-seed0"
     assert run.data.params == {"a.b": "1"}
-    assert [(point.step, point.value) for point in store.get_metric_history(run.info.run_id, "loss")] == [
+    assert [(point.step, point.value) for point in store.get_metric_history(run.info.run_id, "train/loss")] == [
         (1, 0.5),
         (2, 0.25),
     ]
@@ -209,6 +209,23 @@ def test_files_are_added_only_to_a_known_run(store: mlflow.MlflowClient, tmp_pat
     assert mlflow_runs.attach("nowhere", "f1", [tmp_path / "f.txt"]) is False
 
 
+def test_a_refit_supersedes_the_finished_run_of_the_same_model_and_seed(store: mlflow.MlflowClient) -> None:
+    def finish(fit: str, model: str, seed: int) -> str:
+        with mlflow_runs.run("ham10000", model, fit, {}, {"model": model, "seed": seed}, None) as run:
+            run.supersede()
+        assert run.run_id
+        return run.run_id
+
+    first, other_seed, other_model = finish("f1", "x", 0), finish("f2", "x", 1), finish("f3", "y", 0)
+    again = finish("f4", "x", 0)
+    found = [store.get_run(run_id).data.tags.get(mlflow_runs.SUPERSEDED) for run_id in (first, other_seed, other_model)]
+    assert found == [again, None, None]
+    experiment = store.get_experiment_by_name("ham10000")
+    assert "validation/macro_f1" in experiment.tags[mlflow_store.NOTE]
+    left = store.search_runs([experiment.experiment_id], f"tags.`{mlflow_runs.SUPERSEDED}` IS NULL")
+    assert {run.info.run_id for run in left} == {other_seed, other_model, again}
+
+
 def test_the_data_version_is_dvcs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert data_version() == "unknown"
@@ -231,7 +248,7 @@ def test_an_unfinished_run_continues_and_each_point_arrives_once(store: mlflow.M
     assert run.info.status == "FINISHED"
     assert run.data.tags["device"] == "two"
     assert mlflow_runs.ERROR not in run.data.tags
-    assert len(store.get_metric_history(run.info.run_id, "loss")) == 2
+    assert len(store.get_metric_history(run.info.run_id, "train/loss")) == 2
     assert len(store.get_metric_history(run.info.run_id, "test_f1")) == 1
     assert run.data.metrics["test_f2"] == 0.25
 
@@ -391,7 +408,7 @@ def test_a_loss_of_nan_fails_the_run_and_names_the_epoch(store: mlflow.MlflowCli
     ended = store.get_run(run.run_id)
     assert ended.info.status == "FAILED"
     assert ended.data.tags[mlflow_runs.ERROR].startswith("DivergedError: epoch 1: the loss is nan")
-    assert "loss" not in ended.data.metrics
+    assert "train/loss" not in ended.data.metrics
 
 
 # --- a server that comes and goes
@@ -436,7 +453,7 @@ def test_a_server_that_dies_early_or_late_gets_every_point_once(
         assert sorted(run.info.run_name for run in runs) == ["early", "late"]
         for run in runs:
             assert run.info.status == "FINISHED"
-            assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3, 4]
+            assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2, 3, 4]
             assert len(client.get_metric_history(run.info.run_id, "test_f1")) == 1
 
 

@@ -61,8 +61,8 @@ def count(address: str, fits: int) -> dict[str, int]:
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     finished = [found for found in runs if found.info.status == "FINISHED"]
-    steps = [[point.step for point in client.get_metric_history(found.info.run_id, "loss")] for found in finished]
-    expected = [range(1, int(found.data.metrics["epochs_run"]) + 1) for found in finished]
+    steps = [[point.step for point in client.get_metric_history(found.info.run_id, "train/loss")] for found in finished]
+    expected = [range(1, int(found.data.metrics["train/epochs_run"]) + 1) for found in finished]
     models = client.search_logged_models([experiment.experiment_id])
     return {
         "runs": len(runs),

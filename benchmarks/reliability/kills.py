@@ -247,7 +247,7 @@ def mlflow_state(folder: Path) -> dict[str, int]:
         tags = logged.data.tags
         history = folder / "artifacts/runs" / tags["dataset"] / str(logged.info.run_name) / "history.csv"
         if history.exists():
-            steps = [point.step for point in client.get_metric_history(logged.info.run_id, "loss")]
+            steps = [point.step for point in client.get_metric_history(logged.info.run_id, "train/loss")]
             doubled += len(steps) - len(set(steps))
             lost += len(set(pd.read_csv(history).epoch) - set(steps))
     return {

@@ -61,7 +61,7 @@ def lost_points(folder: Path, processes: int, points: int) -> dict[str, int]:
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("many")
     runs = client.search_runs([experiment.experiment_id]) if experiment else []  # one elsewhere is lost too
-    steps = [[point.step for point in client.get_metric_history(run.info.run_id, "loss")] for run in runs]
+    steps = [[point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] for run in runs]
     steps += [[]] * (processes - len(runs))
     return {
         "points": sum(len(set(range(1, points + 1)) ^ set(found)) + len(found) - len(set(found)) for found in steps),

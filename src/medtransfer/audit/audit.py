@@ -23,8 +23,7 @@ from medtransfer.core.prepared import data_of
 from medtransfer.core.provenance import commit_problem
 from medtransfer.core.recipe import AUTO, TrainParams
 from medtransfer.core.run_record import find_fits, read_record, recipe_of
-from medtransfer.metrics.scores import mlflow_name
-from medtransfer.pipeline.outputs import log_to_mlflow
+from medtransfer.pipeline.outputs import log_to_mlflow, mlflow_params, mlflow_scores
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 
 # The tags of every fit's run.
@@ -60,7 +59,8 @@ def others() -> list[str]:
     client = mlflow_store.reach()
     here, lines = _folders_by_fit(), []
     for name, runs in mlflow_runs.fits_of(client, "FINISHED").items():
-        ids = [run.info.run_id for run in runs if run.data.tags[mlflow_store.FIT] not in here]
+        known = [run for run in runs if mlflow_runs.SUPERSEDED not in run.data.tags]
+        ids = [run.info.run_id for run in known if run.data.tags[mlflow_store.FIT] not in here]
         if ids:
             lines.append(
                 f"MLflow's experiment {name} has {len(ids)} finished runs of fits that are not here (from earlier "
@@ -187,11 +187,9 @@ def _check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read
     # Some keys of run.json are known only at the end of a fit, and are no tags.
     tags = [key for key in record if key != "hyperparameters" and (key in data.tags or key in REQUIRED_TAGS)]
     yield from _differences(f"{name}: tag", data.tags, "run.json", {key: str(record[key]) for key in tags})
-    params = dict.fromkeys(data.params) | mlflow_runs.flatten(record["hyperparameters"])
+    params = dict.fromkeys(data.params) | mlflow_params(record, record["hyperparameters"])
     yield from _differences(f"{name}:", data.params, "run.json", params)
-    scores = json.loads((folder / "metrics.json").read_text())
-    logged = {mlflow_name(key): value for key, value in scores.items()}
-    yield from _differences(f"{name}:", data.metrics, "metrics.json", logged)
+    yield from _differences(f"{name}:", data.metrics, "the folder", mlflow_scores(folder))
     if record["kind"] == "network":
         yield from _check_history(client, folder, name, run.info.run_id)
     if problem := mlflow_models.model_problem(client, run, read_models):
@@ -205,7 +203,9 @@ def _check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read
 def _check_history(client: Any, folder: Path, name: str, run_id: str) -> Iterator[str]:
     history = pd.read_csv(folder / "history.csv", float_precision="round_trip").set_index("epoch")
     for column, values in history.items():
-        points = sorted((point.step, point.value) for point in client.get_metric_history(run_id, column))
+        # The point after the last epoch is that of the finished network.
+        logged_points = client.get_metric_history(run_id, mlflow_runs.curve_name(str(column)))
+        points = sorted((point.step, point.value) for point in logged_points if point.step <= len(values))
         steps = [step for step, _ in points]
         if steps != list(values.index):
             yield f"{name} has {column} for the epochs {steps}, history.csv has {list(values.index)}"
@@ -307,9 +307,8 @@ def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]], read
 
 def _log_again(folder: Path, record: dict[str, Any]) -> None:
     tags = {key: value for key, value in record.items() if not isinstance(value, dict)}
-    with mlflow_runs.run(
-        record["dataset"], folder.name, record["fit"], record["hyperparameters"], tags, sample_seconds=None
-    ) as run:
+    params = mlflow_params(record, record["hyperparameters"])
+    with mlflow_runs.run(record["dataset"], folder.name, record["fit"], params, tags, sample_seconds=None) as run:
         run.log_data(PREPARED / record["dataset"] / "samples.csv", record)
         log_to_mlflow(run, folder)
         run.log_model(lambda: _log_model(folder, record))

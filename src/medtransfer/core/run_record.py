@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,9 @@ log = logging.getLogger(__name__)
 
 RECORD = "run.json"
 BY_WORDS = {"given": "the data set's publishers"}
+SYNTHETIC_NOTE = (
+    "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."
+)
 # What a description of a split adds if images are left out of training; older records contain these words.
 LEAK_WORDS = {"keep": "", "remove": ", leak removed", "match": ", as many images left out"}
 
@@ -51,6 +54,14 @@ def warn_of_leftovers(runs: Path, studied: Collection[tuple[str, str]]) -> None:
             "rm -r %s/%s-seed*",
             runs / dataset, model, runs / dataset, model,
         )  # fmt: skip
+
+
+def note_of(about: Mapping[str, Any]) -> str:
+    """Return what must be said wherever these data or their scores are shown; empty for a complete data set.
+
+    `about` is a fit's record or the description of a data set.
+    """
+    return str(about.get("note") or (SYNTHETIC_NOTE if about["synthetic"] else ""))
 
 
 def recipe_of(record: dict[str, Any]) -> TrainParams:

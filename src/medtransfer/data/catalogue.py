@@ -248,7 +248,7 @@ def get_dataset(name: str) -> Dataset:
 
 
 def read_source(folder: Path) -> dict[str, Any]:
-    """Return `synthetic` and `source` of a raw data set, as its import noted them.
+    """Return `synthetic`, `source` and, if there is one, the `note` of a raw data set, as its import wrote them.
 
     A folder without a note was put there by hand and counts as real data.
     """
@@ -257,7 +257,8 @@ def read_source(folder: Path) -> dict[str, Any]:
         return {"synthetic": False, "source": "unknown"}
     try:
         source = json.loads(note.read_text())
-        return {"synthetic": bool(source["synthetic"]), "source": str(source["source"])}
+        about = {"synthetic": bool(source["synthetic"]), "source": str(source["source"])}
+        return {**about, "note": str(source["note"])} if "note" in source else about
     except (ValueError, KeyError, TypeError):
         raise UserError(
             f"{note}: expected JSON with the keys synthetic and source; import the data set again"

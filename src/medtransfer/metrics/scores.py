@@ -26,7 +26,7 @@ class Metric:
     """A number that says how good predictions are.
 
     name : in tables and in metrics.json
-    mlflow : in MLflow, after `test_`
+    mlflow : in MLflow, after the split
     terms : labels (n,), as numbers of classes, and probabilities (n, classes) → what each image adds, (n, terms)
     value : sums (..., terms) → the metric (...); NaN where it is undefined
     of_probabilities : whether it changes when probabilities are rescaled and their order stays
@@ -57,9 +57,9 @@ def metrics_of(classes: Sequence[str]) -> list[Metric]:
     return [*(_f1(number, name) for number, name in enumerate(classes)), *METRICS]
 
 
-def mlflow_name(name: str) -> str:
-    """Return MLflow's name of a metric or, for a class, of its F1."""
-    return f"test_{BY_NAME[name].mlflow if name in BY_NAME else f'f1_{name}'}".replace(" ", "_")
+def mlflow_name(name: str, split: str = "test") -> str:
+    """Return MLflow's name of a metric or, for a class, of its F1, such as `test/macro_f1`."""
+    return f"{split}/{BY_NAME[name].mlflow if name in BY_NAME else f'f1_{name}'}".replace(" ", "_")
 
 
 def encode(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -155,8 +155,8 @@ def _gaps(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 # Micro F1 is the accuracy, as each image has one label. Brier: Monthly Weather Review 78, 1 (1950). Calibration error:
 # Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 3, with bins of equal width.
 METRICS = (
-    Metric(MICRO, "f1_micro avg", _counts, _accuracy),
-    Metric(MACRO, "f1_macro avg", _counts, lambda sums: _mean(_f1_by_class(sums)), needs=ALL),
+    Metric(MICRO, "micro_f1", _counts, _accuracy),
+    Metric(MACRO, "macro_f1", _counts, lambda sums: _mean(_f1_by_class(sums)), needs=ALL),
     Metric(BALANCED, "balanced accuracy", _counts, lambda sums: _mean(_recall(sums)), needs=ALL),
     Metric(AUC, "AUC", placements, area, needs=ALL),
     Metric(BRIER, "Brier score", _squares, lambda sums: _ratio(sums[..., 0], sums[..., 1]), of_probabilities=True),

@@ -11,7 +11,7 @@ from medtransfer.core.prepared import encode_labels, read_dataset
 from medtransfer.core.run_record import write_record
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.pipeline.fit_id import claim_fit, remove_recorded_checkpoints
-from medtransfer.pipeline.outputs import describe_fit, log_to_mlflow, write_scores
+from medtransfer.pipeline.outputs import describe_fit, log_to_mlflow, mlflow_params, write_scores
 from medtransfer.tracking import mlflow_models, mlflow_runs
 from medtransfer.trees.classifiers import TRUSTED_TYPES, build_tree, flatten_pixels, predict_probabilities, save_tree
 
@@ -32,13 +32,14 @@ def baseline(params: Params, dataset: str, model: str, seed: int) -> None:
         "device": "CPU",
     }
     hyperparameters = {model: settings.model_dump(), "seed": seed, "image_size": description["image_size"]}
+    logged = mlflow_params(record, hyperparameters)
     made_from = {"hyperparameters": hyperparameters, "samples": sha256_of(PREPARED / dataset / "samples.csv")}
     outputs = run_folder(dataset, model, seed)
     with (
         claim_fit(checkpoints_folder(dataset, model, seed), outputs, made_from) as fit,
         atomic_folder(outputs) as folder,
         # Fitting a small tree takes less than a second.
-        mlflow_runs.run(dataset, run_name(model, seed), fit, hyperparameters, record, sample_seconds=0.2) as run,
+        mlflow_runs.run(dataset, run_name(model, seed), fit, logged, record, sample_seconds=0.2) as run,
     ):
         run.log_data(PREPARED / dataset / "samples.csv", record)
         begin = time.perf_counter()

@@ -9,9 +9,10 @@ import pandas as pd
 
 from medtransfer.core.dvc import data_version
 from medtransfer.core.files import digest_of_folder, write_json
+from medtransfer.core.params import BLOCKS
 from medtransfer.core.predictions import read_predictions, write_predictions
 from medtransfer.core.provenance import git_commit
-from medtransfer.core.run_record import read_record
+from medtransfer.core.run_record import note_of, read_record
 from medtransfer.metrics.scores import mlflow_name, score
 from medtransfer.tracking import mlflow_runs
 
@@ -23,6 +24,7 @@ def describe_fit(dataset: dict[str, Any], model: str, seed: int) -> dict[str, An
         "model": model,
         "seed": seed,
         "synthetic": dataset["synthetic"],
+        **({"note": note} if (note := note_of(dataset)) else {}),
         "data_source": dataset["source"],
         "data_version": data_version(),
         "git_commit": git_commit(),
@@ -46,10 +48,35 @@ def write_scores(
 def log_to_mlflow(run: mlflow_runs.MlflowRun, folder: Path) -> None:
     """Log the folder of a finished fit: epochs, scores, seconds and the digest of its files."""
     record = read_record(folder)
-    metrics = json.loads((folder / "metrics.json").read_text())
-    scores = {mlflow_name(name): value for name, value in metrics.items()}
+    metrics = {**mlflow_scores(folder), "train/seconds_total": record["seconds"]}
     if record["kind"] == "network":
         run.log_epochs(pd.read_csv(folder / "history.csv").to_dict("records"))
-        run.log_metrics({"epochs_run": record["epochs"]})
-    run.log_metrics({**scores, "seconds_total": record["seconds"]})
+        metrics["train/epochs_run"] = record["epochs"]
+    run.log_metrics(metrics, record.get("epochs", 0) + 1)
     run.tag({mlflow_runs.OUTPUTS: digest_of_folder(folder)})
+    run.supersede()
+
+
+def mlflow_scores(folder: Path) -> dict[str, float]:
+    """Return the scores of a finished fit on the test images and, for a network, on the validation images."""
+    tested = json.loads((folder / "metrics.json").read_text())
+    scores = {mlflow_name(name): value for name, value in tested.items()}
+    predictions = read_predictions(folder / "predictions.csv")
+    validated = predictions[predictions.split == "validation"]
+    if len(validated):
+        scores |= {mlflow_name(name, "validation"): value for name, value in score(validated).items()}
+    return scores
+
+
+def mlflow_params(record: dict[str, Any], hyperparameters: dict[str, Any]) -> dict[str, str]:
+    """Return the parameters of a fit's run: its hyperparameters, and names that trees and networks share."""
+    trained = [block for block in record.get("trainable_blocks", "").split(",") if block in BLOCKS]
+    blocks = "all" if len(trained) == len(BLOCKS) else "+".join(trained) or "head"
+    shared = {
+        "configuration": record["model"],
+        "weights": record.get("weights", "none"),
+        "blocks": blocks if record["kind"] == "network" else "none",
+        "seed": record["seed"],
+        "image_size": record["image_size"],
+    }
+    return mlflow_runs.flatten({**mlflow_runs.flatten(hyperparameters), **shared})

@@ -20,7 +20,7 @@ from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.models import freezing, vgg16
 from medtransfer.models.weights import digest
 from medtransfer.pipeline.fit_id import claim_fit, remove_recorded_checkpoints
-from medtransfer.pipeline.outputs import describe_fit, log_to_mlflow, write_scores
+from medtransfer.pipeline.outputs import describe_fit, log_to_mlflow, mlflow_params, write_scores
 from medtransfer.tracking import mlflow_models, mlflow_runs
 from medtransfer.training.code import code_digest
 from medtransfer.training.device import device_name, every_device, prepare_backend
@@ -87,12 +87,13 @@ def _train(
     }
     weights = f"{counts['trainable']:,} weights"
     print(f"{dataset} {run_name(name, seed)} on {record['device']}: trains {', '.join(trained)} ({weights})")
+    logged = mlflow_params(record, hyperparameters)
     inputs = {**describe_inputs(network, images, dataset, hyperparameters), "devices": origin["devices"]}
     checkpoints = checkpoints_folder(dataset, name, seed)
     with (
         claim_fit(checkpoints, outputs, inputs) as fit_id,
         atomic_folder(outputs) as folder,
-        mlflow_runs.run(target.experiment, target.name, fit_id, hyperparameters, {**record, **target.tags}) as run,
+        mlflow_runs.run(target.experiment, target.name, fit_id, logged, {**record, **target.tags}) as run,
     ):
         run.log_data(PREPARED / dataset / "samples.csv", record)
         ready = cache_features(network, configuration, settings, images, samples, classes, seed, params.cache.max_gb)

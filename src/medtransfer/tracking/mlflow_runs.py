@@ -24,6 +24,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of
+from medtransfer.core.layout import COPIES
 from medtransfer.core.tables import read_result
 from medtransfer.tracking.mlflow_models import model_problem, models_of
 from medtransfer.tracking.mlflow_store import (
@@ -45,6 +46,7 @@ PROCESS = "medtransfer.process"
 ERROR = "medtransfer.error"
 OUTPUTS = "medtransfer.outputs"
 POWER_LIMIT = pynvml.nvmlDeviceGetEnforcedPowerLimit
+SUPERSEDED = "medtransfer.superseded_by"
 
 Arguments = ParamSpec("Arguments")
 
@@ -97,20 +99,21 @@ class MlflowRun:
     def log_epochs(self, rows: Sequence[Mapping[Any, float]]) -> None:
         """Log the rows of a history that MLflow does not have yet, with the epoch as the step."""
         known = self.client.get_run(self.run_id).data.metrics
-        points = self.client.get_metric_history(self.run_id, "loss") if "loss" in known else ()
+        points = self.client.get_metric_history(self.run_id, LOSS) if LOSS in known else ()
         logged = {point.step for point in points}
         for row in rows:
             values = dict(row)
             epoch = int(values.pop("epoch"))
             if epoch not in logged:  # one call per epoch: its values arrive together or not at all
-                self.client.log_batch(self.run_id, _points(values, epoch))
+                named = {curve_name(column): value for column, value in values.items()}
+                self.client.log_batch(self.run_id, _points(named, epoch))
 
     @_sent
-    def log_metrics(self, metrics: Mapping[str, float]) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Log metrics of the whole run that MLflow does not have yet."""
         known = self.client.get_run(self.run_id).data.metrics
         missing = {key: value for key, value in metrics.items() if known.get(key) != value}
-        self.client.log_batch(self.run_id, _points(missing, 0))
+        self.client.log_batch(self.run_id, _points(missing, step))
 
     @_sent
     def log_data(self, table: Path, record: Mapping[str, Any]) -> None:
@@ -142,11 +145,30 @@ class MlflowRun:
         self.client.log_batch(self.run_id, tags=[RunTag(*item) for item in tags.items()])
 
     @_sent
+    def supersede(self) -> None:
+        """Mark the earlier finished runs of this model and seed, except those of a sweep or a DVC experiment."""
+        run = self.client.get_run(self.run_id)
+        if MLFLOW_PARENT_RUN_ID in run.data.tags or COPIES in str(Path.cwd()):
+            return
+        same = " and ".join(f"tags.{key} = '{run.data.tags[key]}'" for key in ("model", "seed"))
+        for other in every_run(self.client, [run.info.experiment_id], f"{same} and attributes.status = 'FINISHED'"):
+            if other.info.run_id != self.run_id:
+                self.client.set_tag(other.info.run_id, SUPERSEDED, self.run_id)
+
+    @_sent
     def close_children(self) -> None:
         """End the RUNNING children of this run as KILLED, once their processes have ended."""
         for run, _ in _running(self.client):
             if run.data.tags.get(MLFLOW_PARENT_RUN_ID) == self.run_id:
                 self.client.set_terminated(run.info.run_id, "KILLED")
+
+
+def curve_name(column: str) -> str:
+    """Return MLflow's name of a column of the history: `val_loss` is `validation/loss`, `loss` is `train/loss`."""
+    return f"validation/{column[4:]}" if column.startswith("val_") else f"train/{column}"
+
+
+LOSS = curve_name("loss")
 
 
 def _points(values: Mapping[Any, float], step: int) -> list[Metric]:

@@ -39,6 +39,11 @@ MOVES = (
     "UPDATE model_versions SET storage_location = :new || substr(storage_location, :rest) "
     "WHERE instr(storage_location, :old) = 1",
 )
+NOTE = "mlflow.note.content"  # what MLflow shows as the description
+DESCRIPTION = (
+    "medtransfer: {}. One run per model and seed. Choose a model by validation/macro_f1; test/macro_f1 is for the "
+    "report. A run with the tag medtransfer.superseded_by was fitted again."
+)
 UNREACHABLE = (MlflowException, RequestException, SQLAlchemyError, OSError)
 # MLflow's own defaults would delay a fit for minutes and draw progress bars.
 DEFAULTS = {
@@ -202,7 +207,8 @@ def set_experiment(name: str) -> None:
         with ignoring_existing():
             mlflow.create_experiment(name)
         keep_artifacts_here()  # if this is a copy that DVC made for an experiment
-    mlflow.set_experiment(name)
+    if NOTE not in mlflow.set_experiment(name).tags:
+        mlflow.set_experiment_tag(NOTE, DESCRIPTION.format(name))
 
 
 @contextmanager
