@@ -31,7 +31,7 @@ def results() -> None:
         others = table[(table.dataset == dataset) & (table["class"] == MACRO) & (table.family != TALK)]
         if len(others):
             scores = ", ".join(f"{row.model} {row.f1:.2f}" for row in others.itertuples())
-            click.echo(f"Macro F1 of further models: {scores}")
+            click.echo(f"Macro F1 of models that the talk does not have (their tables: reports/results.md): {scores}")
     click.echo("Tables, figures and provenance: reports/results.md, reports/figures/")
 
 

@@ -34,6 +34,9 @@ IMPORTED = Path(".dvc/tmp/imported.dvc")  # data.dvc as an import left it
 RWLOCK = Path(".dvc/tmp/rwlock")
 DVC_LOCK = Path(".dvc/tmp/lock")
 CONFLICT = b"<<<<<<<"
+DEMONSTRATION = Path(".dvc/embedded/data.dvc")  # what data.dvc is for the data in the remote `embedded`
+_STUDIED = re.compile(r"\$\{study\.(\w+)\.(train|transfer)\}")
+_SOURCE = re.compile(r"\$\{configurations\.(\w+)\.weights\}")
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
@@ -161,17 +164,29 @@ def _read_trained(params: Params) -> set[tuple[str, str]]:
             if not isinstance(stage, dict):
                 raise ValueError(f"the stage {name} is empty")
             matrix = stage.get("matrix", {})
-            trained |= {(fit["dataset"], fit["configuration"]) for fit in matrix.get("fit", ())}
             for dataset in matrix["dataset"] if "configuration" in matrix else ():
                 names = matrix["configuration"]
-                if dataset in params.study and names == f"${{study.{dataset}.train}}":
-                    names = params.study[dataset].train
-                trained |= {(dataset, name) for name in ([names] if isinstance(names, str) else names)}
+                if dataset in params.study and (key := _STUDIED.fullmatch(str(names))) and key[1] == dataset:
+                    names = _studied(params, dataset, key[2])
+                named = _SOURCE.findall(" ".join(stage["deps"]))
+                sources = {params.configurations[name].weights for name in named if name in params.configurations}
+                for name in [names] if isinstance(names, str) else names:
+                    known = params.configurations.get(name)
+                    if not sources or not known or known.weights in sources:
+                        trained.add((dataset, name))
     except (YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{PIPELINE}: cannot be read as a pipeline: {shortened(error)}; fix it, or {restoring(PIPELINE)}"
         ) from None
     return trained
+
+
+def _studied(params: Params, dataset: str, key: str) -> list[str]:
+    """Return a list of configurations that dvc.yaml reads from params.yaml, where DVC needs it even if it is empty."""
+    study = params.study[dataset]
+    if key not in study.model_fields_set:
+        raise UserError(f"{PARAMS}: study.{dataset}.{key}: not found, but {PIPELINE} reads it; write `{key}: []`")
+    return list(getattr(study, key))
 
 
 def read_lock() -> dict[str, Any]:

@@ -241,6 +241,13 @@ class Configuration(Overrides):
             found["learning_rate"] = self.learning_rate.get(dataset, train.learning_rate)
         return TrainParams(**found).on(dataset)
 
+    def replaces(self, key: str, dataset: str) -> bool:
+        """Return whether a network on this data set has another source for a setting than `train`."""
+        value = getattr(self, key, None)
+        if isinstance(value, dict) and key == "learning_rate":
+            return dataset in value
+        return value is not None or (self.recipe is not None and key in RECIPES[self.recipe])
+
     @property
     def source(self) -> tuple[str, str] | None:
         """The finished run that training starts from, as (data set, configuration), or None."""
@@ -337,6 +344,8 @@ def parse_params(text: str, path: Path) -> Params:
     params = validate_params(raw, path)
     if any(section.get("scaling") == OLD_SCALING for section in (raw["train"], *raw["configurations"].values())):
         _warn_of_old_scaling(path)
+    for key in unused_settings(params):
+        _warn_of_unused(path, key)
     for name, settings in raw["datasets"].items():
         if isinstance((settings.get("catalogue") or {}).get("classes"), dict):
             _warn_of_old_classes(path, name)
@@ -349,6 +358,25 @@ def validate_params(raw: Any, where: object) -> Params:
         return Params.model_validate(raw)
     except ValidationError as error:
         raise UserError(" ".join(_one_line(where, error).split())) from None
+
+
+def unused_settings(params: Params) -> list[str]:
+    """Return the keys of `train` that each studied network replaces, and that are not those of the recipe."""
+    studied = [
+        (dataset, params.configurations[name])
+        for dataset, study in params.study.items()
+        for name in (*study.train, *study.transfer)
+    ]
+    given, recipe = dict(params.train), RECIPES[params.train.recipe]
+    changed = [key for key, value in given.items() if key in recipe and value != recipe[key]]
+    return [key for key in changed if studied and all(own.replaces(key, dataset) for dataset, own in studied)]
+
+
+@cache
+def _warn_of_unused(path: Path, key: str) -> None:
+    log.warning(
+        "%s: train.%s: no network uses it, since each has its own; change configurations.<name>.%s", path, key, key
+    )
 
 
 @cache

@@ -1,5 +1,6 @@
 """evaluate: the folders of all fits → tables and figures in reports/; the figures are also added to the MLflow runs."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.files import atomic_folder, write_json
 from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, REPORTS, run_folder, run_name
 from medtransfer.core.params import Params
-from medtransfer.core.predictions import classes_of, predicted_labels
+from medtransfer.core.predictions import classes_of
 from medtransfer.core.prepared import data_of
+from medtransfer.core.run_record import note_of
 from medtransfer.data.custom import dataset_of
+from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.pipeline.fit_id import remove_recorded_checkpoints
 from medtransfer.report import figures
 from medtransfer.report.card import model_card
@@ -35,31 +38,23 @@ def evaluate(params: Params) -> None:
     tables = compute_tables(runs, attributes)
     write_tables(tables, REPORTS)
     (REPORTS / "results.md").write_text(markdown(tables, runs))
-    write_json(REPORTS / "metrics.json", nest(tables.results))
-    with atomic_folder(REPORTS / "plots" / "confusion") as folder:
-        for run in runs:
-            rows = pd.DataFrame({"actual": run.predictions.label, "predicted": predicted_labels(run.predictions)})
-            rows.to_csv(folder / f"{run.dataset}-{run_name(run.model, run.seed)}.csv", index=False)
-    with atomic_folder(REPORTS / "plots" / "training_accuracy") as folder:
-        for dataset in params.study:
-            for model, history in first_histories(runs, dataset).items():
-                history[["epoch", "accuracy"]].to_csv(folder / f"{dataset}-{model}.csv", index=False)
+    version = runs[0].record["data_version"]
+    with atomic_folder(REPORTS / "metrics") as folder:
+        for names, part in tables.results.groupby(["dataset", "model"], sort=False):
+            scores = dict(zip(part["class"], part.f1.round(6), strict=True))
+            averages = {"macro_f1": scores.pop(MACRO), "micro_f1": scores.pop(MICRO)}
+            write_json(folder / f"{'-'.join(map(str, names))}.json", {**averages, "f1": scores, "data": version[:8]})
     with atomic_folder(FIGURES) as folder:
         draw_figures(runs, params, folder)
+    with atomic_folder(REPORTS / "plots") as folder:
+        for drawn in FIGURES.rglob("*.png"):
+            shutil.copyfile(drawn, folder / "-".join(drawn.relative_to(FIGURES).parts))
     unknown = 0
     for run in runs:
         drawn = FIGURES / run.dataset / run_name(run.model, run.seed)
         unknown += not mlflow_runs.attach(run.dataset, run.record["fit"], sorted(drawn.iterdir()))
     if unknown:
         print(f"{unknown} of {len(runs)} fits are not in this MLflow store: their figures are in reports/ only")
-
-
-def nest(results: pd.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
-    """Return F1 as data set → model → class, for DVC's metrics."""
-    nested: dict[str, dict[str, dict[str, float]]] = {}
-    for row in results.to_dict("records"):
-        nested.setdefault(row["dataset"], {}).setdefault(row["model"], {})[row["class"]] = round(row["f1"], 6)
-    return nested
 
 
 def first_histories(runs: list[Run], dataset: str) -> dict[str, pd.DataFrame]:
@@ -76,16 +71,16 @@ def draw_figures(runs: list[Run], params: Params, folder: Path) -> None:
     """Draw what the talk shows (learning curves, confusion matrices, first-layer activations); write model cards."""
     for dataset in dict.fromkeys(run.dataset for run in runs):
         fits = [run for run in runs if run.dataset == dataset]
-        synthetic = fits[0].record["synthetic"]
+        note = note_of(fits[0].record)
         (folder / dataset).mkdir()
         histories = first_histories(runs, dataset)
         if histories:
-            title = figures.mark(f"{dataset}: training accuracy", synthetic)
+            title = figures.mark(f"{dataset}: training accuracy", note)
             labelled = {LEARNING[model]: history for model, history in histories.items()}
             figures.training_accuracy(labelled, title).savefig(folder / dataset / "training_accuracy.png")
         with np.load(ACTIVATIONS / dataset / "activations.npz") as arrays:
             layers = {"ImageNet weights": arrays["imagenet"], "random weights": arrays["random"]}
-            title = figures.mark(f"{dataset}: first convolution layer, all filters, image {arrays['id']}", synthetic)
+            title = figures.mark(f"{dataset}: first convolution layer, all filters, image {arrays['id']}", note)
             figures.activations(arrays["image"], layers, title).savefig(folder / dataset / "activations.png")
         data = data_of(run_folder(dataset, fits[0].model, fits[0].seed))
         for run in fits:
@@ -97,7 +92,7 @@ def draw_figures(runs: list[Run], params: Params, folder: Path) -> None:
 
 def draw_run(run: Run, folder: Path) -> None:
     """Write one fit's confusion matrix, text report and, for a network, its curves."""
-    title = figures.mark(f"{run.dataset} {run.model}, seed {run.seed}", run.record["synthetic"])
+    title = figures.mark(f"{run.dataset} {run.model}, seed {run.seed}", note_of(run.record))
     folder.mkdir()
     matrix = confusion(run.predictions)
     figures.confusion(matrix, classes_of(run.predictions), title).savefig(folder / "confusion.png")

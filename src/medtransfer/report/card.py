@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medtransfer.core.params import Params
-from medtransfer.core.run_record import read_record, split_of
+from medtransfer.core.run_record import note_of, read_record, split_of
 from medtransfer.report.render import render
 
 
@@ -24,5 +24,5 @@ def model_card(params: Params, fit: Path, data: Mapping[str, Any], served: Mappi
     entry = params.datasets.get(record["dataset"])
     return render(
         "medtransfer.report", "card.md.j2", record=record, split=split_of(record), metrics=metrics, data=data,
-        custom=entry.catalogue if entry else None, served=served,
+        custom=entry.catalogue if entry else None, served=served, note=note_of(record),
     )  # fmt: skip

@@ -1,5 +1,6 @@
 """The figures of a study, as Matplotlib's."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,9 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 from medtransfer.core.params import BLOCKS
 
-SYNTHETIC_MARK = " - SYNTHETIC demonstration data"
 DPI = 130
 MAX_COUNTED = 30  # classes whose counts a confusion matrix has room for
+NOTE_WIDTH = 60  # in characters
 # Colours that people with any colour vision can tell apart (Paul Tol, Colour Schemes, SRON/EPS/TN/09-002, 2021,
 # "bright"). Each has its own marker, so that colour is never the only difference.
 PALETTE = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#66ccee", "#ccbb44", "#777777")
@@ -22,9 +23,9 @@ GRID = "#dddddd"
 REFERENCE: dict[str, Any] = {"color": "#333333", "linestyle": "--", "linewidth": 1}
 
 
-def mark(title: str, synthetic: bool) -> str:
-    """Return a title that says whether the data are synthetic."""
-    return title + SYNTHETIC_MARK if synthetic else title
+def mark(title: str, note: str) -> str:
+    """Return a title with the note on its data below it."""
+    return "\n".join([title, *textwrap.wrap(note, NOTE_WIDTH)])
 
 
 def class_distribution(counts: pd.Series, title: str) -> Figure:

@@ -23,8 +23,6 @@ from medtransfer.data.preparation import assign_splits
 from medtransfer.metrics.scores import BY_NAME
 
 TRAINING = "train-"
-ACCURACY = "reports/plots/training_accuracy/{}-{}.csv"
-COMPARED = ("cnn_random", "imagenet_all")
 
 
 def add_custom(
@@ -151,7 +149,6 @@ def _plan(
     for other in [key for key in values["study"] if only and key != name]:
         del values["study"][other]
     _add_training(pipeline["stages"], name, only)
-    _add_plot(pipeline, name, only)
     return {PARAMS: _dump(yaml, values), PIPELINE: _dump(yaml, pipeline)}
 
 
@@ -186,7 +183,7 @@ def _add_training(stages: Any, name: str, only: bool) -> None:
             del stages[other]
         first["matrix"] = matrix
         stages.insert(place, stage, first)
-        stages["transfer"]["matrix"]["fit"] = CommentedSeq()
+        stages["transfer"]["matrix"]["configuration"] = CommentedSeq()
     elif stage not in stages:
         shared = MergeValue()
         shared.append(first)
@@ -194,13 +191,3 @@ def _add_training(stages: Any, name: str, only: bool) -> None:
         added = CommentedMap(matrix=matrix)
         added.add_yaml_merge(shared)
         stages.insert(place + 1, stage, added)
-
-
-def _add_plot(pipeline: Any, name: str, only: bool) -> None:
-    plots = pipeline.setdefault("plots", CommentedSeq())
-    if only:
-        plots[:] = [plot for plot in plots if not any("training accuracy" in title for title in plot)]
-    title = f"{name} training accuracy"
-    if not any(title in plot for plot in plots):
-        files = {ACCURACY.format(name, configuration): "accuracy" for configuration in COMPARED}
-        plots.append(CommentedMap({title: {"x": "epoch", "y": files}}))
