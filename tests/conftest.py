@@ -16,10 +16,10 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+from drawn import draw_data
 from medtransfer.core.files import atomic_folder
 from medtransfer.core.params import Params, read_params
 from medtransfer.core.recipe import TrainParams
-from medtransfer.data.demo import draw_demo
 
 # As `medtransfer` itself does it (cli.main).
 gc.set_threshold(100_000)
@@ -75,7 +75,7 @@ def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder data/ with both synthetic data sets; tests must not write into it."""
-    return make_once(tmp_path_factory, "demo", lambda folder: draw_demo(folder, seed=0))
+    return make_once(tmp_path_factory, "demo", lambda folder: draw_data(folder, seed=0))
 
 
 @pytest.fixture(scope="session")

@@ -361,7 +361,7 @@ BAD_METADATA: dict[str, tuple[Callable[[Path], object], str]] = {
     "an image without row": (lambda folder: edit(folder, lambda table: table.iloc[1:]), "no row in"),
     "two rows": (lambda folder: edit(folder, lambda table: pd.concat([table, table[:1]])), "has two rows"),
     "an empty class": (keep_of("vasc", 0), "no image of vasc; ham10000 has the classes"),
-    "a class with one image": (keep_of("vasc", 1), "class vasc has 1 image; a split by image needs at least 5"),
+    "a class with one image": (keep_of("vasc", 1), "class vasc has 1 group; a split by group needs at least 5"),
     "a broken image": (lambda folder: first_image(folder).write_bytes(b"x"), "cannot be decoded: not JPEG, PNG, TIFF"),
     "an image that is a folder": (image_becomes_folder, "has no image file"),
 }  # fmt: skip

@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from PIL import Image
 from ruamel.yaml import YAML
 
+from drawn import draw_data
 from medtransfer.cli import cli
 from medtransfer.core.errors import UserError
 from medtransfer.data.catalogue import CATALOGUE, CHEST_XRAY, HAM10000, get_dataset, read_source
 from medtransfer.data.checks import describe, validate
-from medtransfer.data.demo import draw_demo
 from medtransfer.data.images import load_pixels, load_rgb
 from medtransfer.data.importing import import_dataset
 
@@ -46,19 +46,19 @@ def raw(demo: Path, tmp_path: Path) -> Callable[[str], Path]:
     return lambda name: Path(shutil.copytree(demo / name, tmp_path / "raw" / name))
 
 
-# --- the demo
+# --- the drawn data
 
 
-def test_the_demo_is_the_same_from_the_same_seed_and_small(demo: Path, tmp_path: Path) -> None:
-    draw_demo(tmp_path / "data", seed=0)
+def test_the_drawn_data_are_the_same_from_the_same_seed_and_small(demo: Path, tmp_path: Path) -> None:
+    draw_data(tmp_path / "data", seed=0)
     assert contents(tmp_path / "data") == contents(demo)
     assert sum(map(len, contents(demo).values())) < 4_000_000
-    draw_demo(tmp_path / "data", seed=1)
+    draw_data(tmp_path / "data", seed=1)
     assert contents(tmp_path / "data") != contents(demo)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_demo_is_sound_imbalanced_grouped_and_marked(demo: Path, name: str) -> None:
+def test_the_drawn_data_are_sound_imbalanced_grouped_and_marked(demo: Path, name: str) -> None:
     report = validate(get_dataset(name), demo / name)
     assert report["problems"] == []
     assert report["duplicates"] == []

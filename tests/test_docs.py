@@ -207,7 +207,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
             values["configurations"] = {"imagenet_head": values["configurations"]["imagenet_head"]}
         else:
             del values["stages"]["train-chest_xray"]
-            values["stages"]["transfer"]["matrix"]["fit"] = []
+            values["stages"]["transfer"]["matrix"]["configuration"] = []
         with (folder / name).open("w") as file:
             yaml.dump(values, file)
     run(folder, "git", "config", "user.name", "test")
@@ -264,16 +264,17 @@ def check_experiments(study: Path) -> None:
     for state in shown:
         for experiment in state.get("experiments") or []:
             revision = experiment["revs"][0]
-            train = revision["data"]["params"]["params.yaml"]["data"]["train"]
-            rates[revision["name"]] = (train.get("learning_rate"), train.get("dropout"))
-    assert rates == {"dropout-0.3": (None, 0.3), "rate-3e-4": (3e-4, None)}
+            params = revision["data"]["params"]["params.yaml"]["data"]
+            network = params["configurations"]["imagenet_head"]
+            rates[revision["name"]] = (network["learning_rate"], params["train"]["dropout"])
+    assert rates == {"dropout-0.3": (1e-3, 0.3), "rate-3e-4": (3e-4, 0.2)}
     assert (study / "dvc_plots" / "index.html").stat().st_size > 1000
     client = mlflow.MlflowClient(f"sqlite:///{study}/mlruns/mlflow.db")
     experiment = client.get_experiment_by_name("ham10000")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "attributes.run_name = 'imagenet_head-seed0'")
     logged = [(run.data.params["train.learning_rate"], run.data.params["train.dropout"]) for run in runs]
-    for values in (("0.0001", "0.3"), ("0.0003", "0.5"), ("0.001", "0.5")):
+    for values in (("0.001", "0.3"), ("0.0003", "0.2"), ("0.003", "0.2")):
         assert logged.count(values) == 1, logged
     for found in runs:
         assert found.info.status == "FINISHED"

@@ -42,17 +42,17 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
         ("  epochs: 8", "  warmup: 2\n  epochs: 8", "train: warmup: 2 is for schedule: cosine, not none"),
         ("  epochs: 8", "  head_first: 8\n  epochs: 8", "must be less than epochs, which is 8"),
         (
-            "trainable: all}\n  imagenet_last",
-            "trainable: all, augment: {mixup: 0.2}, balance: class_weights}\n  imagenet_last",
-            "configurations.imagenet_all: augment.mixup mixes labels",
+            "trainable: [block5]}\n  imagenet_first_block",
+            "trainable: [block5], augment: {mixup: 0.2}, balance: class_weights}\n  imagenet_first_block",
+            "configurations.imagenet_last_block: augment.mixup mixes labels",
         ),
         (
-            "trainable: all}\n  imagenet_last",
-            "trainable: all, augment: {crp: 0.2}}\n  imagenet_last",
-            "configurations.imagenet_all.augment.crp: unknown key; did you mean crop?",
+            "trainable: [block5]}\n  imagenet_first_block",
+            "trainable: [block5], augment: {crp: 0.2}}\n  imagenet_first_block",
+            "configurations.imagenet_last_block.augment.crp: unknown key; did you mean crop?",
         ),
         ("  epochs: 8", "  epochs: 0", "train.epochs: found 0 (int), input should be greater than or equal to 1"),
-        ("  batch_size: 32\n", "", "train.batch_size: missing"),
+        ("  batch_size: 16\n", "", "train.batch_size: missing"),
         (
             "precision: auto",
             "precision: float16",
@@ -64,11 +64,11 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
             "configurations.imagenet_first_last.trainable: found ['block1', 'block6']",
         ),
         ("trainable: head", "trainable: []", "must be 'all', 'head' or a list of different blocks"),
-        ("by: image, validation: 0.2", "by: patient, validation: 0.2", "datasets.ham10000.split.by: found 'patient'"),
+        ("by: group, validation: 0.2", "by: patient, validation: 0.2", "datasets.ham10000.split.by: found 'patient'"),
         ("validation: 0.2, test: 0.2", "validation: 0.5, test: 0.5", "validation + test is 1; expected less than 1"),
-        ("by: image, validation: 0.2, test: 0.2", "by: group, validation: 0.2, test: 0.3", "equal folds"),
+        ("validation: 0.2, test: 0.2", "validation: 0.2, test: 0.3", "equal folds"),
         (
-            "by: image, validation: 0.2, test: 0.2, seed: 0",
+            "by: group, validation: 0.2, test: 0.2, seed: 0",
             "by: group, validation: 0.2, test: 0.2, seed: 0, leak: remove",
             "leak: remove is for by: image; a split by group has no leakage",
         ),
@@ -84,9 +84,9 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
         ("  cnn_random: {", "  random_forest: {", "this name belongs to a baseline"),
         ("{weights: random,", "{weights: rendom,", "weights: found 'rendom' (str), expected random, imagenet or"),
         ("  cnn_random: {", "  My Network: {", "configurations.My Network: found 'My Network' (str), expected small"),
-        ("trainable: head", "trainable: head, learning_rate: fast", "imagenet_head.learning_rate: found 'fast'"),
-        ("trainable: head", "trainable: head, learning_rate: {ham10000: 0}", "learning_rate.ham10000: found 0 (int)"),
-        ("trainable: head", "trainable: head, learning_rate: {ham: 0.1}", "'ham' is unknown; choose one of ham10000"),
+        ("learning_rate: 1e-3", "learning_rate: fast", "imagenet_head.learning_rate: found 'fast'"),
+        ("learning_rate: 1e-3", "learning_rate: {ham10000: 0}", "learning_rate.ham10000: found 0 (int)"),
+        ("learning_rate: 1e-3", "learning_rate: {ham: 0.1}", "'ham' is unknown; choose one of ham10000"),
     ],
 )
 def test_a_mistake_is_one_clear_line(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -111,16 +111,16 @@ def test_rates_that_dvc_writes_without_a_point_are_numbers(tmp_path: Path) -> No
     path = Path(shutil.copy(PROJECT / "params.yaml", tmp_path))
     # As `dvc exp run -S` does.
     apply_overrides(
-        str(path), ["+train.learning_rate=3e-5", "+configurations.imagenet_all.learning_rate={ham10000: 1e-5}"]
+        str(path), ["+train.learning_rate=3e-5", "+configurations.imagenet_last_block.learning_rate={ham10000: 1e-5}"]
     )
     assert "learning_rate: 3e-05\n" in path.read_text()
     params = read_params(path)
     assert params.train.learning_rate == 3e-5
-    assert params.configurations["imagenet_all"].settings(params.train, "ham10000").learning_rate == 1e-5
+    assert params.configurations["imagenet_last_block"].settings(params.train, "ham10000").learning_rate == 1e-5
 
 
 def test_the_values_of_a_configuration_replace_the_common_ones(params: Params) -> None:
-    plain = params.configurations["imagenet_all"]
+    plain = params.configurations["imagenet_last_block"]
     own = plain.model_copy(
         update={"learning_rate": 3e-4, "optimizer": "sgd", "scaling": "caffe", "balance": "sampling", "fraction": 0.1}
     )
@@ -129,6 +129,19 @@ def test_the_values_of_a_configuration_replace_the_common_ones(params: Params) -
     assert (recipe.learning_rate, recipe.scaling, recipe.balance, recipe.fraction) == (3e-4, "caffe", "sampling", 0.1)
     assert recipe.optimizer == "sgd"
     assert recipe.epochs == params.train.epochs
+
+
+def test_a_value_that_no_network_uses_gets_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    real = (PROJECT / "results" / "params-real.yaml").read_text()  # each network has a rate per data set
+    (tmp_path / "params.yaml").write_text(real.replace("train:\n  recipe", "train:\n  learning_rate: 1e-3\n  recipe"))
+    for _ in range(2):
+        read_params(tmp_path / "params.yaml")
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert "train.learning_rate: no network uses it" in warning
+    caplog.clear()
+    read_params(PROJECT / "results" / "params-real.yaml")
+    read_params(edited(tmp_path, "  recipe: talk", "  learning_rate: 1e-3\n  recipe: talk"))  # two networks have none
+    assert not caplog.records
 
 
 def test_a_learning_rate_may_depend_on_the_data_set(params: Params, caplog: pytest.LogCaptureFixture) -> None:
@@ -156,7 +169,7 @@ def test_an_empty_file_is_called_empty(text: str) -> None:
         parse_params(text, Path("params.yaml"))
 
 
-@pytest.mark.parametrize(("old", "new"), [("scaling: tf", "scaling: talk"), ("all}", "all, scaling: talk}")])
+@pytest.mark.parametrize(("old", "new"), [("scaling: caffe", "scaling: talk"), ("all}", "all, scaling: talk}")])
 def test_the_old_name_of_a_scaling_is_read_and_reported_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, old: str, new: str
 ) -> None:

@@ -72,10 +72,10 @@ def predictions(
     folder: str, output: str, trainable: Any, epochs: int, seed: int, max_gb: float = 1.0, precision: str = "float32"
 ) -> None:
     """Train as the stage does, from random weights, and write the probabilities of all images."""
+    from drawn import draw_data
     from medtransfer.core.params import Configuration, read_params
     from medtransfer.core.prepared import encode_labels
     from medtransfer.data.catalogue import get_dataset
-    from medtransfer.data.demo import draw_demo
     from medtransfer.data.preparation import prepare_dataset
     from medtransfer.models import freezing, vgg16
     from medtransfer.training.batches import Batches
@@ -86,7 +86,7 @@ def predictions(
     params = read_params(Path(__file__).parents[2] / "params.yaml")
     data, prepared = Path(folder) / "data", Path(folder) / "prepared"
     if not prepared.exists():
-        draw_demo(data, 0)
+        draw_data(data, 0)
         prepared.mkdir()
         prepare_dataset(get_dataset("ham10000"), data / "ham10000", params.datasets["ham10000"], prepared)
     import pandas as pd

@@ -10,6 +10,7 @@ from medtransfer.analysis.published import published_f1
 from medtransfer.analysis.runs import Run, by_model, check_same_images
 from medtransfer.analysis.uncertainty import Estimate, estimate, estimate_by_bootstrap
 from medtransfer.core.predictions import classes_of
+from medtransfer.core.run_record import note_of
 from medtransfer.metrics.scores import MACRO, METRICS, MICRO, Metric, metrics_of
 
 INTERVAL = ["low", "high", "interval", "seeds", "sd"]
@@ -37,13 +38,14 @@ def f1_table(runs: list[Run]) -> pd.DataFrame:
     DataFrame
         RESULTS: class (or an average), support (test images of the class) and groups (their lesions or patients), f1
         (mean over seeds), the 95% interval and what it covers (see Estimate), published (missing where the talk has
-        none).
+        none); `note` if there is one on the data.
     """
     rows = []
     for dataset, model, fits in by_model(runs):
         classes = classes_of(fits[0].predictions)
         wanted = {*classes, MICRO, MACRO}
-        about = {"test_images": len(fits[0].predictions), "synthetic": fits[0].record["synthetic"]}
+        record = fits[0].record
+        about = {"test_images": len(fits[0].predictions), "synthetic": record["synthetic"], "note": note_of(record)}
         tested = fits[0].predictions
         support, groups = tested.label.value_counts(), tested.groupby("label").group.nunique()
         for metric in metrics_of(classes):
@@ -54,7 +56,8 @@ def f1_table(runs: list[Run]) -> pd.DataFrame:
                     "groups": groups.get(metric.name, tested.group.nunique()),
                 }
                 rows.append({**names, **sizes, **_columns(estimate_of(fits, metric), "f1"), **about})
-    return pd.DataFrame(rows).merge(published_f1(), how="left", on=["dataset", "model", "class"])[RESULTS]
+    table = pd.DataFrame(rows).merge(published_f1(), how="left", on=["dataset", "model", "class"])
+    return table[[*RESULTS, "note"] if table.note.any() else RESULTS]
 
 
 def summarise(runs: list[Run]) -> pd.DataFrame:

@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from medtransfer.cli.app import cli
-from medtransfer.cli.shared import EXISTING_FILE, EXISTING_FOLDER, FOLDER, PATH, SEED, dvc
+from medtransfer.cli.shared import EXISTING_FILE, EXISTING_FOLDER, FOLDER, PATH, dvc
 from medtransfer.core.dvc import IMPORTED, POINTER
 from medtransfer.core.errors import UserError, counted, first_three
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import read_params
+from medtransfer.core.run_record import note_of
 
 
 @cli.group()
@@ -22,15 +23,18 @@ def data() -> None:
 
 
 @data.command()
-@click.option("--seed", type=SEED, default=0)
-def demo(seed: int) -> None:
-    """Draw synthetic stand-ins for both data sets and put them under DVC."""
-    from medtransfer.data.demo import draw_demo
+def demo() -> None:
+    """Put the demonstration data, which the repository contains, back into data/.
 
-    _pull_named_data()
-    draw_demo(DATA, seed)
-    _add_to_dvc()
-    click.echo("SYNTHETIC stand-ins for ham10000 and chest_xray are in data/: drawn shapes, not medical images")
+    What data.dvc names now stays in DVC's cache; commit data.dvc first to get it back with `git checkout`.
+    """
+    from medtransfer.core.dvc import DEMONSTRATION
+    from medtransfer.core.files import restored_on_error
+
+    with restored_on_error(DATA, *filter(Path.exists, [POINTER])):
+        shutil.copyfile(DEMONSTRATION, POINTER)
+        dvc("pull", "--remote", DEMONSTRATION.parent.name, str(POINTER))
+    shutil.copyfile(POINTER, IMPORTED)
 
 
 @data.command()
@@ -181,9 +185,10 @@ def _datasets(names: tuple[str, ...]) -> list[Any]:
 
 
 def _print_validation(report: dict[str, Any]) -> None:
-    mark = "SYNTHETIC " if report["synthetic"] else ""
     crossing = sum(entry["crosses_labels"] for entry in report["duplicates"])
-    click.echo(f"{mark}{report['name']}: {report['images']} images of {report['groups']} {report['group']}s")
+    click.echo(f"{report['name']}: {report['images']} images of {report['groups']} {report['group']}s")
+    if note := note_of(report):
+        click.echo(f"  {note}")
     click.echo("  " + ", ".join(f"{label} {entry['images']}" for label, entry in report["classes"].items()))
     click.echo(f"  {len(report['duplicates'])} sets of identical images, {crossing} with conflicting labels")
     if mixed := report["mixed_groups"]:
@@ -210,17 +215,17 @@ def describe(names: tuple[str, ...], plots: Path) -> None:
         _print_description(entry)
         plots.mkdir(parents=True, exist_ok=True)
         plot = plots / f"{name}.png"
-        title = mark(f"{name}: images per class", entry["synthetic"])
+        title = mark(f"{name}: images per class", note_of(entry))
         class_distribution(class_counts(entry), title).savefig(plot)
         click.echo(f"  plot: {plot}\n")
 
 
 def _print_description(entry: dict[str, Any]) -> None:
-    click.echo(f"{'SYNTHETIC stand-in for ' if entry['synthetic'] else ''}{entry['title']}")
+    click.echo("\n".join(filter(None, [entry["title"], note_of(entry)])))
     click.echo(f"  {entry['images']} images of {entry['groups']} {entry['group']}s; from {entry['source']}")
     for label, counts in entry["classes"].items():
         click.echo(
             f"  {label:<10} {counts['images']:>6} images {counts['groups']:>6} {entry['group']}s  {counts['meaning']}"
         )
-    click.echo(f"  licence of the real data set: {entry['licence']}")
+    click.echo(f"  licence: {entry['licence']}")
     click.echo(f"  cite: {entry['citation']}")

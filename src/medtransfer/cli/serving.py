@@ -117,7 +117,6 @@ def predict(
         from medtransfer.core.files import atomic_file
         from medtransfer.core.predictions import probability_columns
         from medtransfer.data.custom import Columns
-        from medtransfer.report.tables import SYNTHETIC_NOTE
         from medtransfer.serving import outside
         from medtransfer.serving import predict as serving
         from medtransfer.serving.classifier import NOTE, why_no_overlay
@@ -154,7 +153,7 @@ def predict(
         if unlike:
             click.echo(f"unlike the training images, so that the answer means nothing: {first_three(unlike)}")
         scope = f"For {facts['scope']}. " if facts["scope"] else ""
-        click.echo(scope + NOTE + (f" {SYNTHETIC_NOTE}" if facts["synthetic"] else ""))
+        click.echo(scope + " ".join(filter(None, [NOTE, facts["note"]])))
     for line in scores:
         click.echo(line, err=as_json)
     for problem in problems:

@@ -8,6 +8,7 @@ from medtransfer.core.errors import check_known
 from medtransfer.core.files import atomic_folder
 from medtransfer.core.layout import DATA, PREPARED
 from medtransfer.core.params import Params, Split
+from medtransfer.core.run_record import note_of
 from medtransfer.data.custom import dataset_of
 from medtransfer.data.preparation import LEFT_OUT, prepare_dataset
 
@@ -28,8 +29,9 @@ def prepare(params: Params, dataset: str) -> None:
     images, group, total = done["images"], done["group"], sum(done["images"].values())
     speed = total / (time.perf_counter() - begin)
     _warn_of_uneven_parts(dataset, params.datasets[dataset].split, images)
-    synthetic = "SYNTHETIC " if done["synthetic"] else ""
-    print(f"{synthetic}{done['title']}: {total} images at {done['image_size']} px, {speed:.0f} per second")
+    print(f"{done['title']}: {total} images at {done['image_size']} px, {speed:.0f} per second")
+    if note := note_of(done):
+        print(note)
     print(", ".join(f"{count} {part}" for part, count in images.items() if count or part != LEFT_OUT))
     others = ""
     if group != "image":

@@ -30,7 +30,7 @@ def overview(table: pd.DataFrame) -> Figure:
     parts = {dataset: tables.in_front(macro, dataset) for dataset in macro.dataset.drop_duplicates()}
     return figures.overview(
         {
-            figures.mark(f"{dataset}, {own.test_images.iloc[0]} test images", bool(own.synthetic.any())): own
+            figures.mark(f"{dataset}, {own.test_images.iloc[0]} test images", " ".join(tables.noted(own))): own
             for dataset, own in parts.items()
         }
     )
@@ -171,5 +171,5 @@ def _seeds(study: Study, dataset: str) -> dict[str, list[float]]:
 
 
 def _title(study: Study, dataset: str, text: str) -> str:
-    synthetic = any(run.record["synthetic"] for run in study.runs if run.dataset == dataset)
-    return figures.mark(f"{dataset}: {text}", synthetic)
+    found = tables.notes(run for run in study.runs if run.dataset == dataset)
+    return figures.mark(f"{dataset}: {text}", " ".join(found))

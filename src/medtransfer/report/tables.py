@@ -16,14 +16,11 @@ from medtransfer.analysis.questions import chain, data_sizes, recipe_changes
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.tables import Tables
 from medtransfer.analysis.uncertainty import BOTH, EXACT, FEWEST_FITS, GROUPS
-from medtransfer.core.run_record import recipe_of, split_of
+from medtransfer.core.run_record import note_of, recipe_of, split_of
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.report.render import render
 from medtransfer.report.words import words_for
 
-SYNTHETIC_NOTE = (
-    "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."
-)
 # The name of a table's caption in templates/captions.html.j2, and the table.
 Section = tuple[str, pd.DataFrame]
 SHOWN = 0.005  # smaller values are printed as 0.00
@@ -225,16 +222,26 @@ def markdown(tables: Tables, runs: list[Run]) -> str:
         fits = [run for run in runs if run.dataset == dataset]
         shown = [*sections(tables, runs, dataset), ("provenance", provenance(fits))]
         words = {"name": dataset, "talk": is_the_talks(dataset), "units": words_for(dataset).groups}
-        datasets.append({**words, "first": fits[0], "split": split_of(fits[0].record), "tables": shown})
+        made = {"first": fits[0], "split": split_of(fits[0].record), "note": note_of(fits[0].record)}
+        datasets.append({**words, **made, "tables": shown})
     return render(
         "medtransfer.report",
         "results.md.j2",
         claims=claims(tables.claims),
         power=power(tables.claims),
-        synthetic=any(run.record["synthetic"] for run in runs),
-        synthetic_note=SYNTHETIC_NOTE,
+        notes=notes(runs),
         datasets=datasets,
     )
+
+
+def notes(runs: Iterable[Run]) -> list[str]:
+    """Return the notes on the data of these runs, each once."""
+    return list(filter(None, dict.fromkeys(note_of(run.record) for run in runs)))
+
+
+def noted(results: pd.DataFrame) -> list[str]:
+    """Return the notes on the data in a table from `f1_table`, each once."""
+    return list(results["note"].dropna().unique()) if "note" in results else []
 
 
 def sections(tables: Tables, runs: list[Run], dataset: str) -> list[Section]:
@@ -362,8 +369,7 @@ def terminal(results: pd.DataFrame, dataset: str) -> Table:
     part = results[results.dataset == dataset]
     ours = "our F1 (the talk's)" if is_the_talks(dataset) else "F1"
     title = f"{dataset}: {ours}, 95% interval; {part.test_images.iloc[0]} test images"
-    if part.synthetic.any():
-        title += f"\n{SYNTHETIC_NOTE}"
+    title = "\n".join([title, *noted(part)])
     frame = pivot(results, dataset)
     view = Table(title=title, title_justify="left", show_lines=False)
     view.add_column("F1")

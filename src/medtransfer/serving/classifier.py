@@ -23,7 +23,7 @@ from medtransfer.core.layout import PREPARED
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import read_predictions
 from medtransfer.core.prepared import read_samples
-from medtransfer.core.run_record import read_record, recipe_of
+from medtransfer.core.run_record import note_of, read_record, recipe_of
 from medtransfer.data.custom import dataset_of
 from medtransfer.data.images import MAX_PIXELS, WHITE, load_pixels, load_rgb
 from medtransfer.layers.gradcam import LAST, grad_cam, overlay, why_unclear
@@ -42,8 +42,8 @@ class Classifier:
     """A network and the content of classifier.json.
 
     facts : dict
-        dataset, title, synthetic, scope (for which images it is), classes (in the order of the probabilities),
-        meanings, calibrated (whether the validation images determine a temperature), temperature (1 if not
+        dataset, title, synthetic, note (on its data, or empty), scope (for which images it is), classes (in the order
+        of the probabilities), meanings, calibrated (whether the validation images determine a temperature), temperature (1 if not
         calibrated), image_size, resize_filter, white_level (None if the data set has no files with 16 bits),
         network_sha256, training_sha256, likeness (from `describe_training`), flips (axes, for a mean of predictions),
         model, seed, fit, validation_macro_f1
@@ -93,6 +93,7 @@ def write_classifier(params: Params, fit: Path, description: dict[str, Any], fol
         **{key: record[key] for key in ("dataset", "model", "seed", "fit", "synthetic")},
         **{key: description[key] for key in ("title", "classes", "meanings", "image_size", "resize_filter")},
         "scope": dataset_of(record["dataset"], params).scope,
+        "note": note_of(record),
         "white_level": description.get("white_level"),
         "calibrated": calibrated,
         "temperature": temperature if calibrated else 1.0,

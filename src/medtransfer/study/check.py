@@ -11,7 +11,7 @@ from medtransfer.core.errors import UserError, counted
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import WEIGHTS_VARIABLE, Params, read_params
 from medtransfer.core.recipe import TALK, TrainParams
-from medtransfer.core.run_record import BY_WORDS
+from medtransfer.core.run_record import BY_WORDS, note_of
 from medtransfer.data.catalogue import read_source
 from medtransfer.data.custom import dataset_of
 from medtransfer.data.preparation import read_samples
@@ -34,7 +34,8 @@ def describe_study(params: Params) -> Iterator[str]:
     for name, study in params.study.items():
         dataset, settings = dataset_of(name, params), params.datasets[name]
         images = len(read_samples(dataset, DATA / name))
-        kind = "SYNTHETIC images" if _is_synthetic(name) else "images"
+        if note := note_of(read_source(DATA / name)):
+            yield f"{name}: {note}"
         fits = len(params.seeds) * (len(params.baselines) + len(study.train) + len(study.transfer))
         split = {"group": dataset.group, **BY_WORDS}.get(settings.split.by, "image")
         if settings.split.leak != "keep":
@@ -42,7 +43,7 @@ def describe_study(params: Params) -> Iterator[str]:
         elif split == "image" and is_the_talks(name):
             split += ", as in the talk"
         yield (
-            f"{name}: {images:,} {kind}, {settings.image_size} x {settings.image_size} px, split by {split}; "
+            f"{name}: {images:,} images, {settings.image_size} x {settings.image_size} px, split by {split}; "
             f"{counted(fits, 'fit')}"
         )
         for configuration in (*study.train, *study.transfer):
@@ -50,9 +51,9 @@ def describe_study(params: Params) -> Iterator[str]:
                 yield f"{name}: {configuration} differs from the talk's recipe in {changed}"
         for configuration in study.transfer:
             source = params.configurations[configuration].source
-            if source and _is_synthetic(source[0]) and not _is_synthetic(name):
+            if source and note_of(read_source(DATA / source[0])) and not note:
                 yield (
-                    f"{name}: {configuration} would start from a network trained on SYNTHETIC images of {source[0]}; "
+                    f"{name}: {configuration} would start from a network trained on demonstration data of {source[0]}; "
                     f"import {source[0]}, or remove {configuration} from study.{name}.transfer and from {PIPELINE}"
                 )
 
@@ -66,10 +67,6 @@ def _changes(params: Params, configuration: str, dataset: str) -> str:
         found[f"augment.{key}"], talk[f"augment.{key}"] = value, talk["augment"][key]
     changed = [key for key in found if key != "augment" and found[key] != talk[key]]
     return ", ".join(f"{key} {found[key]}" for key in changed)
-
-
-def _is_synthetic(name: str) -> bool:
-    return bool(read_source(DATA / name)["synthetic"])
 
 
 def _ignored_settings() -> Iterator[str]:

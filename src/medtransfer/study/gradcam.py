@@ -10,7 +10,7 @@ from medtransfer.core.layout import GRADCAM, run_name
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import predicted_labels, probabilities_of, read_predictions
 from medtransfer.core.prepared import check_data_of, finished_network, read_dataset
-from medtransfer.core.run_record import read_record
+from medtransfer.core.run_record import note_of, read_record
 from medtransfer.layers.gradcam import grad_cam, why_unclear
 from medtransfer.models import vgg16
 from medtransfer.report import figures
@@ -37,7 +37,7 @@ def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> P
         chosen.round(6).to_csv(folder / "images.csv", index=False)
         _, height, width = heat.shape
         seen = why_unclear(height, width) or f"where it looked, {height} × {width} positions"
-        title = figures.mark(f"{dataset}, {name}, seed {seed}: Grad-CAM, {seen}", record["synthetic"])
+        title = figures.mark(f"{dataset}, {name}, seed {seed}: Grad-CAM, {seen}", note_of(record))
         figures.gradcam(chosen, pixels, heat, description["classes"], title).savefig(folder / "gradcam.png")
         write_json(folder / "gradcam.json", {"dataset": dataset, "model": name, "seed": seed, "fit": record["fit"]})
     return GRADCAM / dataset / run_name(name, seed)
