@@ -48,10 +48,11 @@ lint: install ## Check style, types, the order of imports and the Dockerfile
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 
-ui: install ## Open the MLflow UI on http://127.0.0.1:5000
+ui: install ## Open the MLflow UI on http://127.0.0.1:5000, and print the address of each experiment's charts
 	@test -f mlruns/mlflow.db || { echo "mlruns/mlflow.db: not found; run make study first"; exit 2; }
 	@$(BIN)/python -c 'import socket, sys; s = socket.socket(); sys.exit(s.connect_ex(("127.0.0.1", $(or $(PORT),5000))) == 0)' \
 		|| { echo "port $(or $(PORT),5000) is taken: make ui PORT=5001"; exit 2; }
+	@$(BIN)/python tools/charts.py $(or $(PORT),5000)
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db --host 127.0.0.1 --port $(or $(PORT),5000)
 
 up: .env ## Start the tracking server in containers (Docker), with new passwords in .env
