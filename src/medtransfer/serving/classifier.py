@@ -43,10 +43,10 @@ class Classifier:
 
     facts : dict
         dataset, title, synthetic, note (on its data, or empty), scope (for which images it is), classes (in the order
-        of the probabilities), meanings, calibrated (whether the validation images determine a temperature), temperature (1 if not
-        calibrated), image_size, resize_filter, white_level (None if the data set has no files with 16 bits),
-        network_sha256, training_sha256, likeness (from `describe_training`), flips (axes, for a mean of predictions),
-        model, seed, fit, validation_macro_f1
+        of the probabilities), meanings, calibrated (whether the validation images determine a temperature),
+        temperature (1 if not calibrated), image_size, resize_filter, white_level (None if the data set has no files
+        with 16 bits), network_sha256, training_sha256, likeness (from `describe_training`), flips (axes, for a mean of
+        predictions), model, seed, fit, validation_macro_f1
     training : Reference or None
         The training images in feature space; classifiers of older versions have none.
     """
@@ -117,7 +117,7 @@ def load_classifier(folder: Path, registered: dict[str, str] | None = None) -> C
         The files' SHA-256 in MLflow's registry, which reveal changes in the folder.
     """
     try:
-        facts = json.loads((folder / FACTS).read_text())
+        facts = {"note": "", **json.loads((folder / FACTS).read_text())}  # older ones have no note
         expected = {NETWORK: facts["network_sha256"], **(registered or {})}
         if "training_sha256" in facts:
             expected[TRAINING] = facts["training_sha256"]
