@@ -62,7 +62,7 @@ def test_metrics_are_those_of_scikit_learn() -> None:
 def test_every_metric_has_its_own_name_in_mlflow() -> None:
     names = [mlflow_name(name) for name in (*CLASSES, *(metric.name for metric in METRICS))]
     assert len(set(names)) == len(names)
-    assert {"test/f1_a", "test/macro_f1", "test/AUC", "test/calibration_error"} <= set(names)
+    assert {"test/f1/a", "test/macro_f1", "test/AUC", "test/calibration_error"} <= set(names)
 
 
 def test_probabilities_are_scored_as_by_hand() -> None:

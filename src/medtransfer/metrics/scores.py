@@ -59,7 +59,7 @@ def metrics_of(classes: Sequence[str]) -> list[Metric]:
 
 def mlflow_name(name: str, split: str = "test") -> str:
     """Return MLflow's name of a metric or, for a class, of its F1, such as `test/macro_f1`."""
-    return f"{split}/{BY_NAME[name].mlflow if name in BY_NAME else f'f1_{name}'}".replace(" ", "_")
+    return f"{split}/{BY_NAME[name].mlflow if name in BY_NAME else f'f1/{name}'}".replace(" ", "_")
 
 
 def encode(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +108,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def _f1(number: int, name: str) -> Metric:
-    return Metric(name, f"f1_{name}", _counts, lambda sums: _f1_by_class(sums)[..., number], needs=number)
+    return Metric(name, f"f1/{name}", _counts, lambda sums: _f1_by_class(sums)[..., number], needs=number)
 
 
 def placements(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
