@@ -89,7 +89,13 @@ def test_a_card_names_the_datasheet_or_what_the_user_said_of_the_data() -> None:
         "title": "Scans", "classes": ["a", "b"], "image_size": 32, "source": "folder scans", "group": "patient",
         "images": {"train": 6, "validation": 2, "test": 2}, "test_images_sharing_a_group": 0,
     }  # fmt: skip
-    values = {"record": record, "split": split_of(record), "metrics": {"a": 0.5}, "note": "a few images", "served": None}
+    values = {
+        "record": record,
+        "split": split_of(record),
+        "metrics": {"a": 0.5},
+        "note": "a few images",
+        "served": None,
+    }
     assert "docs/datasheets/" in render("medtransfer.report", "card.md.j2", data=data, custom=None, **values)
     custom = {"licence": "CC0", "citation": "Us, 2026"}
     own = render("medtransfer.report", "card.md.j2", data=data, custom=custom, **values)

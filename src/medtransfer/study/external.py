@@ -25,7 +25,7 @@ from medtransfer.core.layout import RUNS, check_name
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import as_predictions, write_predictions
 from medtransfer.core.prepared import check_data_of, finished_network, read_dataset
-from medtransfer.core.run_record import read_record, recipe_of
+from medtransfer.core.run_record import note_of, read_record, recipe_of
 from medtransfer.data.custom import Columns
 from medtransfer.data.duplicates import find_near_duplicates, thumbnail
 from medtransfer.data.images import SUFFIXES, is_image, load_pixels, visible_files
@@ -189,9 +189,9 @@ def _write_tables(outside: list[Run], inside: list[Run], facts: dict[str, Any], 
     for name, table in (("scores", compared), ("calibration", calibration)):
         table.round(DIGITS).to_csv(folder / f"{name}.csv", index=False)
     write_json(folder / "external.json", facts)
-    experiment, synthetic = _experiment(facts), any(run.record["synthetic"] for run in outside)
+    experiment, note = _experiment(facts), note_of(outside[0].record)
     text = render(
-        "medtransfer.report", "external.md.j2", facts=facts, synthetic=synthetic, synthetic_note=tables.SYNTHETIC_NOTE,
+        "medtransfer.report", "external.md.j2", facts=facts, note=note,
         units=words_for(facts["dataset"]).groups, internal_images=len(inside[0].predictions),
         tables=[
             ("external", tables.external(compared)),
@@ -199,11 +199,9 @@ def _write_tables(outside: list[Run], inside: list[Run], facts: dict[str, Any], 
         ],
     )  # fmt: skip
     (folder / "scores.md").write_text(text, encoding="utf-8")
-    title = figures.mark(f"{experiment}: macro F1", synthetic)
+    title = figures.mark(f"{experiment}: macro F1", note)
     figures.external(compared[compared.measure == MACRO], title).savefig(folder / "scores.png")
     models = by_model(outside)
     bands = {model: reliability(fits) for _, model, fits in models}
-    figures.reliability(bands, figures.mark(f"{experiment}: calibration", synthetic)).savefig(
-        folder / "reliability.png"
-    )
+    figures.reliability(bands, figures.mark(f"{experiment}: calibration", note)).savefig(folder / "reliability.png")
     return compared
