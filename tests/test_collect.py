@@ -184,6 +184,12 @@ def test_another_network_with_another_common_recipe_is_not_added(
     own["scaling"] = "caffe"  # said by the configuration, it is another family
     write_json(path, record)
     assert CliRunner().invoke(cli, ["collect", "mine", "--add"]).exit_code == 0
+    own["recipe"], recipe["optimizer"] = "modern", "adamw"  # a named recipe stands for all of its keys
+    write_json(path, record)
+    assert CliRunner().invoke(cli, ["collect", "mine", "--replace"]).exit_code == 0
+    shutil.rmtree("artifacts")
+    finished_study(tmp_path, 0, ["imagenet_all"])
+    assert CliRunner().invoke(cli, ["collect", "mine", "--add"]).exit_code == 0
 
 
 @pytest.mark.parametrize("name", ["../../keep", "../keep", "..", ".", "", "/tmp/keep", "a/b", "-x", "mine\n"])

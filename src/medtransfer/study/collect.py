@@ -168,8 +168,9 @@ def _facts(record: dict[str, Any], prepared: Path) -> dict[tuple[str, ...], Any]
             values = value if isinstance(value, dict) else {key: value}
             facts |= {(dataset, model, name): part for name, part in values.items()}
     if record["kind"] == "network":
-        own = {"learning_rate", *overrides(record)}
-        for key, value in recipe_of(record).model_dump().items():
+        recipe, changed = recipe_of(record).model_dump(), overrides(record)
+        own = {"learning_rate", *(recipe if "recipe" in changed else changed)}
+        for key, value in recipe.items():
             facts[dataset, model, key] = value
             if key not in own:
                 facts[dataset, NETWORKS, key] = value
