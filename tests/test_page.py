@@ -4,6 +4,7 @@ import dataclasses
 import html
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -166,7 +167,8 @@ def test_names_of_the_data_cannot_put_markup_into_the_page() -> None:
 
 def test_what_is_said_of_the_talks_data_is_not_said_of_ones_own() -> None:
     named = [run("mine", "cnn_random", 0.7), run("mine", "imagenet_all", 0.9)]
-    entry = {"title": "My scans", "group": "person", "licence": "CC0", "citation": "Us, 2026"}
+    entry: dict[str, Any] = {"title": "My scans", "group": "person", "licence": "CC0", "citation": "Us, 2026"}
+    entry["meanings"] = {"NORMAL": "no finding of ours"}
     own = dataclasses.replace(
         evaluate_study("s", named), custom={"mine": entry, "unused": {**entry, "title": "No scans"}}
     )
@@ -175,6 +177,7 @@ def test_what_is_said_of_the_talks_data_is_not_said_of_ones_own() -> None:
     assert [word for word in words if word in page] == []
     assert "licence CC0, citation Us, 2026. Each group is a person" in page
     assert "No scans" not in page
+    assert "NORMAL: no finding of ours." in page
     assert [word for word in words if word not in both] == ["HAM10000"]
     assert "My scans and chest X-rays" in both
     assert "licence CC0" not in build_page([evaluate_study("first", runs())])

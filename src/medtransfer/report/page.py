@@ -194,7 +194,7 @@ def _about(study: Study) -> dict[str, Any]:
 def _about_dataset(study: Study, dataset: str) -> dict[str, Any]:
     runs = [run for run in study.runs if run.dataset == dataset]
     recipes = [(recipe_of(run.record), run.record["epochs"]) for run in runs if run.history is not None]
-    known = study.custom.get(dataset, {}).get("classes") or getattr(CATALOGUE.get(dataset), "classes", {})
+    known = CATALOGUE[dataset].classes if dataset in CATALOGUE else study.custom.get(dataset, {}).get("meanings", {})
     return {
         "name": dataset,
         "title": words_for(dataset).title,

@@ -14,7 +14,7 @@ from medtransfer.analysis.tables import compute_tables, read_tables, write_table
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
 from medtransfer.core.layout import FIGURES, GRADCAM, LAYERS, NOTES, PARAMS, REPORTS, SHARED, SUBGROUPS, TUNING
-from medtransfer.core.params import read_params
+from medtransfer.core.params import CatalogueEntry, read_params
 from medtransfer.core.run_record import find_fits, read_record, warn_of_leftovers
 from medtransfer.core.tables import read_result
 from medtransfer.metrics.scores import MACRO
@@ -106,7 +106,11 @@ def read_study(folder: Path) -> Study:
     datasets = _read_yaml(folder / PARAMS)["datasets"]
     return Study(
         folder.resolve().name, runs, tables, layers, _read_pictures(folder, artifacts, runs),
-        custom={name: settings["catalogue"] for name, settings in datasets.items() if "catalogue" in settings},
+        custom={
+            name: CatalogueEntry.model_validate(settings["catalogue"]).model_dump()
+            for name, settings in datasets.items()
+            if "catalogue" in settings
+        },
         notes=[" ".join(paragraph.split()) for paragraph in written.split("\n\n") if paragraph.strip()],
         **{key: read_result(path) for key, path in tables_of.items() if path.exists()},
     )  # fmt: skip
