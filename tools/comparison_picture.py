@@ -14,7 +14,7 @@ import mlflow
 
 from charts import PAGE
 
-WIDTH, HEIGHT = 1600, 1100
+WIDTH, HEIGHT = 1500, 1000
 SHOWN = ("test/macro_f1", "validation/macro_f1")
 
 
@@ -38,11 +38,11 @@ def main(picture: Path, port: int, experiment: str, seconds: int) -> None:
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
         page.set_default_timeout(seconds * 1000)
         page.goto(PAGE.format(port, known.experiment_id))
+        page.get_by_placeholder("Search metric charts").fill("macro_f1")
         for name in SHOWN:
             page.get_by_text(name, exact=True).first.wait_for()
-        page.get_by_text(SHOWN[0], exact=True).first.scroll_into_view_if_needed()
-        page.wait_for_timeout(3000)  # the bars are drawn after their titles
-        page.screenshot(path=picture)
+        page.wait_for_timeout(5000)  # the bars are drawn after their titles
+        page.screenshot(path=picture, timeout=seconds * 1000)
         browser.close()
     click.echo(f"{picture}: {experiment}")
 
