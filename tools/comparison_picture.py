@@ -15,7 +15,7 @@ import mlflow
 from charts import PAGE
 
 WIDTH, HEIGHT = 1500, 1000
-CLIP = {"x": 198, "y": 0, "width": 912, "height": 695}  # without MLflow's menu and its assistant
+CLIP = (198, 0, 912, 695)  # without MLflow's menu and its assistant
 
 
 @click.command()
@@ -41,7 +41,8 @@ def main(picture: Path, port: int, experiment: str, seconds: int) -> None:
         page.get_by_placeholder("Search metric charts").fill("macro_f1")
         page.get_by_text("test/macro_f1").first.wait_for(state="attached")
         page.wait_for_timeout(10_000)  # the bars are drawn after their titles
-        page.screenshot(path=picture, clip=CLIP, timeout=seconds * 1000)
+        x, y, width, height = CLIP
+        page.screenshot(path=picture, clip={"x": x, "y": y, "width": width, "height": height}, timeout=seconds * 1000)
         browser.close()
     click.echo(f"{picture}: {experiment}")
 
