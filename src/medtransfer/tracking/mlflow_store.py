@@ -44,7 +44,7 @@ DESCRIPTION = (
     "medtransfer: {}. One run per model and seed. Choose a model by validation/macro_f1; test/macro_f1 is for the "
     "report. A run with the tag medtransfer.superseded_by was fitted again."
 )
-UNREACHABLE = (MlflowException, RequestException, SQLAlchemyError, OSError)
+UNREACHABLE = (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, OSError)
 # MLflow's own defaults would delay a fit for minutes and draw progress bars.
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -84,7 +84,7 @@ def _writable(uri: str) -> str:
         return uri
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    copy = Path(shutil.copy(file, folder))
+    copy = Path(shutil.copyfile(file, Path(folder, file.name)))
     keep_artifacts_here(copy, file.parent)
     return address_of(copy)
 
@@ -124,7 +124,7 @@ def keep_artifacts_here(store: Path | None = None, mlruns: Path | None = None) -
     if file is None or (mlruns or file.parent).name != OWN_STORE.parent.name:
         return
     here = Path(escaped(mlruns or file.parent))
-    with closing(sqlite3.connect(file)) as tables, tables:
+    with closing(sqlite3.connect(file, timeout=20)) as tables, tables:
         found = tables.execute("SELECT artifact_location FROM experiments WHERE artifact_location NOT NULL").fetchall()
         for folder in {Path(location).parent for (location,) in found} - {here}:
             if folder.is_absolute() and folder.name == here.name:
@@ -226,7 +226,7 @@ def answering() -> Iterator[None]:
     """Raise a UserError if MLflow does not answer: a traceback would show the password in its address."""
     try:
         yield
-    except (MlflowException, RequestException, SQLAlchemyError) as error:
+    except (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error) as error:
         if is_invalid_value(error):
             raise
         file = file_of(mlflow.get_tracking_uri())
