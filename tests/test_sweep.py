@@ -284,7 +284,8 @@ def test_however_a_sweep_ends_nothing_is_running_under_it(project: Path, monkeyp
         ) -> pd.DataFrame:
             client = mlflow.MlflowClient()
             known = client.get_experiment_by_name(experiment).experiment_id
-            client.create_run(known, run_name="lost", tags=mlflow_runs.RunTarget(experiment, "lost", parent).tags)
+            tags = mlflow_runs.RunTarget(experiment, "lost", parent).tags | {mlflow_runs.PROCESS: "node 1 0"}
+            client.create_run(known, run_name="lost", tags=tags)
             if error:
                 raise error
             return pd.DataFrame([{"problem": "WorkerCrashedError", "val_macro_f1": float("nan")}])
