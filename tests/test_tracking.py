@@ -147,7 +147,8 @@ def test_only_the_children_of_a_run_are_ended(store: mlflow.MlflowClient) -> Non
     with mlflow_runs.run("sweep", "grid", "f1", {}, {}) as parent:
         target = mlflow_runs.RunTarget("sweep", "x", parent.run_id)
         experiment = store.get_run(parent.run_id or "").info.experiment_id
-        running, other = (store.create_run(experiment, tags=tags).info.run_id for tags in (target.tags, {}))
+        own = target.tags | {mlflow_runs.PROCESS: "node 1 0"}
+        running, other = (store.create_run(experiment, tags=tags).info.run_id for tags in (own, {}))
         finished = store.create_run(experiment, tags=target.tags).info.run_id
         store.set_terminated(finished, "FINISHED")
         parent.close_children()

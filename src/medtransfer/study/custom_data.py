@@ -60,7 +60,7 @@ def add_custom(
     entry: dict[str, Any] = {"title": name, "classes": [], "meanings": {}, "group": "", "licence": "unknown"}
     entry["citation"] = "none"
     if known and known.catalogue:
-        entry = known.catalogue.model_dump()
+        entry |= known.catalogue.model_dump(exclude_unset=True)
     entry |= about
     entry["classes"] = _classes(samples, entry["classes"], labels or images)
     entry["meanings"] = {label: entry["meanings"].get(label, label) for label in entry["classes"]}
@@ -88,8 +88,6 @@ def remove_custom(params: Params, name: str) -> None:
         text = before + header + re.sub(rf"(?m)^  {name}:.*\n(?:\n*   .*\n)*", "", after, count=1)
     pipeline = yaml.load(PIPELINE.read_text(encoding="utf-8"))
     _remove_training(pipeline["stages"], name)
-    plots = pipeline.setdefault("plots", CommentedSeq())
-    plots[:] = [plot for plot in plots if f"{name} training accuracy" not in plot]
     files = {PARAMS: text, PIPELINE: _dump(yaml, pipeline)}
     parse_params(text, PARAMS)  # refuses if a configuration needs the data set
     shutil.rmtree(DATA / name, ignore_errors=True)
@@ -109,8 +107,8 @@ def _remove_training(stages: Any, name: str) -> None:
         stages.insert(list(stages).index(stage), training[1], first)
         first["matrix"] = matrix
     del stages[stage]
-    fits = stages["transfer"]["matrix"]["fit"]
-    fits[:] = [fit for fit in fits if fit["dataset"] != name]
+    transferred = stages["transfer"]["matrix"]["dataset"]
+    transferred[:] = [dataset for dataset in transferred if dataset != name]
 
 
 def _classes(samples: pd.DataFrame, known: Sequence[str], where: Path) -> list[str]:
