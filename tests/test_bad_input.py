@@ -341,7 +341,7 @@ def image_becomes_folder(folder: Path) -> None:
 
 
 BAD_METADATA: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no metadata": (lambda folder: (folder / "HAM10000_metadata.csv").unlink(), "not found, nor .*; import the data set"),
+    "no metadata": (lambda folder: (folder / "HAM10000_metadata.csv").unlink(), "not found, nor .*; import the"),
     "empty metadata": (metadata(b""), "cannot be read as CSV"),
     "metadata in another encoding": (metadata("lesion_id;imäge".encode("utf-16")), "cannot be read as CSV"),
     "metadata with a quote left open": (metadata(b'lesion_id,image_id\n"a,b\n'), "cannot be read as CSV|no column"),

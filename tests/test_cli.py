@@ -48,7 +48,7 @@ def project(tmp_path: Path) -> Path:
         (["stage", "train", "ham10000", "nothing", "--seed", "0"], "configurations: 'nothing' is unknown"),
         (["stage", "evaluate"], "no finished fit"),
         (["results"], "reports/results.csv: not found; run `medtransfer study`"),
-        (["check"], "HAM10000_metadata.csv: not found; import the data set"),
+        (["check"], "HAM10000_metadata.csv: not found, nor"),
         (["data", "import", "ham10000", "none.zip"], "none.zip: not found"),
         (["data", "import", "moles", "none.zip"], "'moles' is unknown; choose one of ham10000, chest_xray"),
         (["data", "validate", "chest_xray"], "data/chest_xray: not found"),

@@ -62,7 +62,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).write_text(content)
     outs = sorted({str(Path(name).parent) for name in FILES if name.startswith("artifacts/")})
     stage = {"cmd": "true", "outs": outs, "params": ["trees.decision_tree"]}
-    (folder / "params.yaml").write_text(json.dumps({"trees": {"decision_tree": {}}}))
+    shutil.copy(PROJECT / "params.yaml", folder)
     (folder / "dvc.yaml").write_text(json.dumps({"stages": {"all": stage}}))
     dvc(folder, "add", "--quiet", "data")
     dvc(folder, "commit", "--quiet", "--force")

@@ -14,7 +14,7 @@ import medtransfer.data.preparation
 from conftest import PROJECT
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of
-from medtransfer.core.params import Params, Split
+from medtransfer.core.params import Params, Split, read_params
 from medtransfer.data.catalogue import HAM10000
 from medtransfer.data.images import load_pixels, load_rgb
 from medtransfer.data.preparation import (
@@ -132,7 +132,7 @@ def test_a_split_by_group_that_shares_a_group_stops_prepare(
 
 
 def test_prepare_prints_what_it_counts(
-    demo: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     raw = Path(shutil.copytree(demo / "ham10000", tmp_path / "data" / "ham10000"))
     images = sorted(raw.rglob("*.jpg"))
@@ -141,9 +141,10 @@ def test_prepare_prints_what_it_counts(
     exif = Image.Exif()
     exif[0x0112] = 3
     Image.open(images[2]).save(images[2], "JPEG", exif=exif)
-    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    by_image = (PROJECT / "params.yaml").read_text().replace("by: group", "by: image")
+    (tmp_path / "params.yaml").write_text(by_image)
     monkeypatch.chdir(tmp_path)
-    prepare(params, "ham10000")
+    prepare(read_params(Path("params.yaml")), "ham10000")
     folder = tmp_path / "artifacts" / "prepared" / "ham10000"
     written = json.loads((folder / "dataset.json").read_text())
     table = pd.read_csv(folder / "samples.csv", dtype=str)
@@ -152,7 +153,7 @@ def test_prepare_prints_what_it_counts(
     assert written["converted"] == {"CMYK": 2, "EXIF orientation": 1}
     assert written["test_images_sharing_a_group"] == len(sharing) > 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[1:] == [
+    assert printed[2:] == [
         "204 train, 68 validation, 68 test",
         f"{len(sharing)} of 68 test images share a lesion with training or validation images",
         "near-duplicates (duplicates.csv): 0 of 68 test images have one in training or validation (0 of another "

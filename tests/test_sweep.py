@@ -352,14 +352,16 @@ def test_a_cluster_that_refuses_is_told_apart_from_none(params: Params, monkeypa
         join_ray(params, Needs(1, 0, 0.5, 1), local=False)
 
 
-@pytest.mark.parametrize(("token", "local", "mode"), [(True, False, "token"), (True, True, None), (False, False, None)])
+@pytest.mark.parametrize(
+    ("written", "local", "mode"), [(True, False, "token"), (True, True, None), (False, False, None)]
+)
 def test_rays_token_is_used_where_there_is_one(
-    project: Path, tmp_path: Path, token: bool, local: bool, mode: str | None, monkeypatch: pytest.MonkeyPatch
+    project: Path, tmp_path: Path, written: bool, local: bool, mode: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("RAY_AUTH_MODE", "")
     monkeypatch.delenv("RAY_AUTH_MODE")
-    if token:
+    if written:
         (tmp_path / ".ray").mkdir()
         (tmp_path / ".ray/auth_token").touch()
     seen = []

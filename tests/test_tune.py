@@ -200,7 +200,7 @@ def test_any_key_is_searched_and_one_value_fixes_it(
         ([4, 4], 0.1), ([4, 4], 0.2), ([8, 8], 0.1), ([8, 8], 0.2),
     ]  # fmt: skip
     assert {(settings.optimizer, settings.fraction, settings.learning_rate) for settings in trials} == {
-        ("sgd", 0.25, 1e-4)
+        ("sgd", 0.25, 1e-3)
     }
     table = pd.read_csv("tuning.csv")
     assert json.loads(table.searched[1]) == {"dense_units": [4, 4], "dropout": 0.2, "fraction": 0.25}
