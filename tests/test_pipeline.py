@@ -343,7 +343,7 @@ def test_what_mlflow_lost_is_logged_again_from_the_outputs(study: Path, copy: Pa
 def test_planted_drifts_are_found(copy: Path) -> None:
     drifts = [
         ("ham10000/random_forest-seed0", "predictions.csv", "test", "text"),
-        ("ham10000/imagenet_head-seed0", "run.json", '"learning_rate": 0.0001', '"learning_rate": 0.001'),
+        ("ham10000/imagenet_head-seed0", "run.json", '"learning_rate": 0.001', '"learning_rate": 0.002'),
         ("ham10000/imagenet_all-seed0", "metrics.json", "0.", "1."),
         ("chest_xray/cnn_random-seed0", "history.csv", "\n1,", "\n2,"),
     ]
