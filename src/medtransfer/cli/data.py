@@ -144,7 +144,7 @@ def _pull_named_data() -> None:
 
 
 def _add_to_dvc() -> None:
-    """Record data/ in data.dvc, and that this is the user's will."""
+    """Record data/ in data.dvc as a change that the user intends."""
     dvc("add", "data")
     shutil.copyfile(POINTER, IMPORTED)
 

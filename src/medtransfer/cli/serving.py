@@ -1,4 +1,4 @@
-"""Register a network, classify images with it, serve it, and score networks on images of another source."""
+"""Register a network, classify images with it, serve it, and score networks on images from another source."""
 
 import json
 import re
@@ -66,7 +66,7 @@ def score(
     seeds: list[int],
     name: str | None,
 ) -> None:
-    """Score the finished networks of DATASET on labelled images of another source (external validation).
+    """Score the finished networks of DATASET on labelled images from another source (external validation).
 
     Writes the scores, what they lose against the internal test, calibration, confusion matrices and predictions to
     artifacts/external/DATASET/NAME, and one MLflow run per network. These images never choose a network or a setting.
@@ -151,7 +151,7 @@ def predict(
         click.echo(f"{facts['title']}: {facts['model']}, seed {facts['seed']}")
         click.echo(shown.to_string(index=False, float_format="{:.3f}".format))
         if unlike:
-            click.echo(f"unlike the training images, so that the answer means nothing: {first_three(unlike)}")
+            click.echo(f"unlike the training images, so the answer means nothing: {first_three(unlike)}")
         scope = f"For {facts['scope']}. " if facts["scope"] else ""
         click.echo(scope + " ".join(filter(None, [NOTE, facts["note"]])))
     for line in scores:

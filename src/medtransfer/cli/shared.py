@@ -48,10 +48,10 @@ def with_labels(**labels: Any) -> Decorator:
         click.option("--labels", type=EXISTING_FILE, help="A CSV file: one label column, or one-hot.", **labels),
         click.option("--image-column", default="image"),
         click.option("--label-column", default="label"),
-        click.option("--group", help="The column of the lesion or patient, for the intervals."),
+        click.option("--group", help="The column that names the lesion or patient, for the intervals."),
         click.option(
             "--map", "names", multiple=True, callback=_read_map, metavar="LABEL=CLASS",
-            help="Read LABEL as CLASS; with no CLASS, leave its images out. Repeat for more.",
+            help="Read LABEL as CLASS; without CLASS, leave its images out. Can be repeated.",
         ),
     ]  # fmt: skip
     return lambda command: reduce(lambda done, option: option(done), reversed(options), command)

@@ -182,7 +182,7 @@ def _tables(study: Study, dataset: str) -> Iterator[tuple[str, str, pd.DataFrame
 
 
 def _about(study: Study) -> dict[str, Any]:
-    """Return what the page says of how the runs of a study were made."""
+    """Return what the page says about how the runs of a study were made."""
     return {
         "name": study.name,
         "title": _title(study),

@@ -1,4 +1,4 @@
-"""Labels of images from another source, in the words of a data set."""
+"""Labels of images from another source, translated to the classes of a data set."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ def read_labels(path: Path, columns: Columns, names: Mapping[str, str], classes:
         column of the image's label and 0 in the others.
     names : mapping
         A label in the file → a class, or an empty string to leave its images out. Other labels must be the name of a
-        class; capital and small letters are the same.
+        class; upper and lower case do not matter.
 
     Returns
     -------

@@ -80,7 +80,9 @@ def add_custom(
 def remove_custom(params: Params, name: str) -> None:
     """Remove a custom data set from data/, params.yaml and dvc.yaml."""
     if name not in params.datasets or not params.datasets[name].catalogue:
-        raise UserError(f"{PARAMS}: datasets: no custom data set {name!r}; a built-in one is only taken out of `study`")
+        raise UserError(
+            f"{PARAMS}: datasets: no custom data set {name!r}; to leave out a built-in one, remove it from `study`"
+        )
     yaml, text = _round_trip(), PARAMS.read_text(encoding="utf-8")
     for section in ("datasets", *["study"] * (name in params.study)):
         # As text: ruamel removes the comment behind an entry with it.

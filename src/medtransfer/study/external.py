@@ -1,4 +1,4 @@
-"""score: finished networks on labelled images of another source → artifacts/external/<data set>/<name>/.
+"""score: finished networks on labelled images from another source → artifacts/external/<data set>/<name>/.
 
 The scores of such images stay out of artifacts/runs, from which networks and settings are chosen.
 """
@@ -47,7 +47,7 @@ NETWORK_RUN = "medtransfer.network_run"
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled images of another source.
+    """Labelled images from another source.
 
     images, labels : the folder, and the table of labels with its columns
     names : label in the table → class, as in `read_labels`
@@ -62,7 +62,7 @@ class Source:
 
 
 def score_outside(params: Params, dataset: str, fits: Sequence[Path], source: Source) -> tuple[Path, pd.DataFrame]:
-    """Score networks on images of another source, write tables and figures, and log one MLflow run per network.
+    """Score networks on images from another source, write tables and figures, and log one MLflow run per network.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def score_outside(params: Params, dataset: str, fits: Sequence[Path], source: So
         print(f"left out: {counted(int(copies.sum()), 'image')} that {dataset} has too")
     samples, pixels = samples[~copies].reset_index(drop=True), pixels[~copies]
     if samples.empty:
-        raise UserError(f"{source.images}: only images that {dataset} has too; expected images of another source")
+        raise UserError(f"{source.images}: {dataset} has all of these images too; expected images from another source")
     facts = {
         "dataset": dataset, "name": source.title, "folder": source.images.resolve().name, "labels": source.labels.name,
         "map": dict(source.names), "images": len(samples), "groups": int(samples.group.nunique()),
@@ -142,7 +142,7 @@ def _experiment(facts: Mapping[str, Any]) -> str:
 
 
 def _find_copies(pixels: np.ndarray, samples: pd.DataFrame, images: np.ndarray, known: pd.DataFrame) -> np.ndarray:
-    """Return which images, (n,), bool, show the same picture as one of the data set's."""
+    """Return which images, (n,), bool, show the same picture as an image of the data set."""
     small = np.stack([thumbnail(Image.fromarray(image)) for part in (pixels, images) for image in part])
     both = pd.concat([samples.assign(split="test", sha256=""), known.assign(split="train")], ignore_index=True)
     both["id"] = np.arange(len(both))

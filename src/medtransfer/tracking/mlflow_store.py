@@ -115,7 +115,7 @@ def escaped(path: Path) -> str:
 
 
 def keep_artifacts_here(store: Path | None = None, mlruns: Path | None = None) -> None:
-    """Let the artifact addresses in a store lead to the folder mlruns/, from which MLflow may have been moved.
+    """Let the artifact addresses in a store point to the folder mlruns/, from which MLflow may have been moved.
 
     MLflow stores absolute paths. After the project was moved or copied, or when a container sees it elsewhere, they
     would lead to another folder. By default, the store is MLflow's and the folder is that of the store.
@@ -179,7 +179,7 @@ def warn_unreachable(error: BaseException) -> None:
 
 
 def mlflow_command(arguments: str) -> str:
-    """Return a command of MLflow for this store, as a shell takes it."""
+    """Return a command of MLflow for this store, quoted for a shell."""
     return f"`MLFLOW_TRACKING_URI={shlex.quote(address())} mlflow {arguments}`"
 
 
@@ -231,7 +231,7 @@ def answering() -> Iterator[None]:
             raise
         file = file_of(mlflow.get_tracking_uri())
         remedy = (
-            f"if it is damaged, move it away (mv {file} {file}.damaged) and run `medtransfer audit --repair`, "
+            f"if it is damaged, move it aside (mv {file} {file}.damaged) and run `medtransfer audit --repair`, "
             "which logs the fits again"
             if file
             else "start it or correct MLFLOW_TRACKING_URI, and run again"
@@ -246,7 +246,7 @@ def reach() -> mlflow.MlflowClient:
 
 
 def every(search: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[Any]:
-    """Yield what one of a client's searches finds, page after page."""
+    """Yield the results of one of a client's searches, page after page."""
     token = None
     while token != "":
         page = search(*arguments, page_token=token, **options)
