@@ -25,10 +25,10 @@ ONE_HOT = "image,MEL,NV,SCC\na,1.0,0.0,0.0\nb,0.0,1.0,0.0\nc,0.0,0.0,1.0\n"
 LABELS = "image,label,patient\na,MEL,p1 \nb,nv,\nc,naevus,p1\n"
 
 
-def read(tmp_path: Path, text: str, group: str | None = None, **names: str) -> pd.DataFrame:
+def read(tmp_path: Path, text: str, group: str | None = None, label: str = "label", **names: str) -> pd.DataFrame:
     path = tmp_path / "labels.csv"
     path.write_text(text)
-    return read_labels(path, Columns("image", "label", group), names, CLASSES)
+    return read_labels(path, Columns("image", label, group), names, CLASSES)
 
 
 def test_labels_come_from_a_column_or_are_one_hot(tmp_path: Path) -> None:
@@ -39,6 +39,8 @@ def test_labels_come_from_a_column_or_are_one_hot(tmp_path: Path) -> None:
     assert table.image.tolist() == ["a", "b"]
     assert table.label.tolist() == ["mel", "nv"]
     assert read(tmp_path, ONE_HOT, SCC="mel").label.tolist() == ["mel", "nv", "mel"]
+    more = "image,MEL,NV,UNK,age\na,1,0,0,40\nb,0,1,0,\n"
+    assert read(tmp_path, more, label="MEL,NV,UNK", UNK="").label.tolist() == ["mel", "nv"]  # no image is UNK
 
 
 @pytest.mark.parametrize(
@@ -48,11 +50,16 @@ def test_labels_come_from_a_column_or_are_one_hot(tmp_path: Path) -> None:
         (LABELS, {"naevus": "nevus"}, "'naevus' cannot become 'nevus'; the classes are mel, nv, vasc"),
         (LABELS, {"naevi": "nv"}, "no image has the label 'naevi'"),
         (LABELS + "a,nv,\n", {"naevus": "nv"}, "a has two rows"),
-        ("image,diagnosis\na,mel\n", {}, "no column 'label', and the other columns are not one-hot"),
+        (
+            "image,diagnosis\na,mel\n",
+            {},
+            "no column 'label', and not all other columns are one-hot (0 or 1): diagnosis;",
+        ),
         ("image\na\n", {}, "no column 'label'"),
         ("image,MEL,NV\na,1,1\n", {}, "row 2: expected 1 in one of MEL, NV"),
         ("image,MEL,NV\na,0,0\n", {}, "row 2: expected 1 in one of MEL, NV"),
-        ("image,MEL,NV\na,0.4,0.6\n", {}, "not one-hot"),
+        ("image,MEL,NV\na,0.4,0.6\n", {}, "one-hot (0 or 1): MEL, NV;"),
+        ("image,MEL,NV,age\na,1,0,40\n", {}, "one-hot (0 or 1): age;"),
         ("name,label\na,mel\n", {}, "no column 'image'"),
     ],
 )

@@ -47,7 +47,7 @@ def with_labels(**labels: Any) -> Decorator:
     options = [
         click.option("--labels", type=EXISTING_FILE, help="A CSV file: one label column, or one-hot.", **labels),
         click.option("--image-column", default="image"),
-        click.option("--label-column", default="label"),
+        click.option("--label-column", default="label", help="Several, separated by commas, for a one-hot table."),
         click.option("--group", help="The column that names the lesion or patient, for the intervals."),
         click.option(
             "--map", "names", multiple=True, callback=_read_map, metavar="LABEL=CLASS",

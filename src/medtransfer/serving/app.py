@@ -115,7 +115,7 @@ def _answer(classifier: Classifier, content: bytes, overlay: bool) -> dict[str, 
     answers = ask(classifier, pixels)
     answer = {
         **describe(classifier, answers[0]),
-        "note": NOTE,
+        "note": " ".join(filter(None, [NOTE, classifier.facts["note"]])),
         **{key: classifier.facts[key] for key in ("scope", "synthetic")},
     }
     if overlay and (why := why_no_overlay(classifier)):

@@ -19,8 +19,8 @@ def read_labels(path: Path, columns: Columns, names: Mapping[str, str], classes:
     Parameters
     ----------
     columns : Columns
-        If the table has no column `columns.label`, the others must be one-hot: one column per label, with 1 in the
-        column of the image's label and 0 in the others.
+        The label may be several columns, separated by commas, which are one-hot: one column per label, with 1 in the
+        column of the image's label and 0 in the others. If there is no such column, all others must be one-hot.
     names : mapping
         A label in the file → a class, or an empty string to leave its images out. Other labels must be the name of a
         class; upper and lower case do not matter.
@@ -31,20 +31,23 @@ def read_labels(path: Path, columns: Columns, names: Mapping[str, str], classes:
         image, label and group; an image without a group is its own group.
     """
     given = [column for column in (columns.image, columns.group) if column]
-    table = read_table(path, given).apply(lambda column: column.str.strip())
+    hot = columns.label.split(",") if "," in columns.label else []
+    table = read_table(path, [*given, *hot]).apply(lambda column: column.str.strip())
     if columns.label in table:
         labels = table[columns.label]
     else:
-        others = [column for column in table if column not in given]
-        if not others or not table[others].isin(BINARY).all(axis=None):
+        hot = hot or [column for column in table if column not in given]
+        other = [column for column in hot if not table[column].isin(BINARY).all()]
+        if other or not hot:
             raise UserError(
-                f"{path}: no column {columns.label!r}, and the other columns are not one-hot (0 or 1); name the column "
-                f"with --label-column; its columns are {', '.join(table.columns)}"
+                f"{path}: no column {columns.label!r}, and not all other columns are one-hot (0 or 1): "
+                f"{', '.join(other)}; name the column of the label, or all one-hot columns with commas, with "
+                f"--label-column; its columns are {', '.join(table.columns)}"
             )
-        labels = from_one_hot(table, others, path)
+        labels = from_one_hot(table, hot, path)
     small = {name.casefold(): name for name in classes}
     for name, target in names.items():
-        if name not in set(labels):
+        if name not in {*labels, *hot}:
             raise UserError(f"{path}: no image has the label {name!r}; its labels are {', '.join(sorted(set(labels)))}")
         if target and target not in classes:
             raise UserError(f"{path}: {name!r} cannot become {target!r}; the classes are {', '.join(classes)}")

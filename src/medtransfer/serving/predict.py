@@ -152,7 +152,8 @@ def as_table(answers: list[dict[str, Any]], facts: dict[str, Any]) -> pd.DataFra
 
 def as_json(answers: list[dict[str, Any]], classifier: Classifier) -> dict[str, Any]:
     """Return all answers, and the model behind them, as JSON values."""
-    return {"model": {key: classifier.facts[key] for key in MODEL}, "note": NOTE, "answers": answers}
+    note = " ".join(filter(None, [NOTE, classifier.facts["note"]]))
+    return {"model": {key: classifier.facts[key] for key in MODEL}, "note": note, "answers": answers}
 
 
 def score_answers(answers: list[dict[str, Any]], samples: pd.DataFrame, facts: dict[str, Any]) -> list[str]:
