@@ -112,7 +112,9 @@ def add(
     others = [other for other in params.study if other != name]
     if only and others:
         click.echo(f"removed from the study: {', '.join(others)}; their files in data/, if any, stay under DVC")
-    click.echo("added to params.yaml and dvc.yaml: review both, then run `dvc repro`")
+    click.echo(
+        f"added to params.yaml and dvc.yaml: review both, run `medtransfer data validate {name}`, then `dvc repro`"
+    )
 
 
 @data.command()
@@ -131,7 +133,8 @@ def remove(name: str) -> None:
     with restored_on_error(DATA / name, PARAMS, PIPELINE):
         remove_custom(params, name)
         _add_to_dvc()
-    click.echo(f"{name}: removed from data/, params.yaml and dvc.yaml; `git checkout` and `dvc checkout` bring it back")
+    click.echo(f"{name}: removed from data/, params.yaml and dvc.yaml")
+    click.echo("if it was committed, `git checkout` and `dvc checkout` bring it back")
 
 
 def _pull_named_data() -> None:
