@@ -119,7 +119,7 @@ def predict(
         from medtransfer.data.custom import Columns
         from medtransfer.serving import outside
         from medtransfer.serving import predict as serving
-        from medtransfer.serving.classifier import NOTE, why_no_overlay
+        from medtransfer.serving.classifier import note_of_answers, why_no_overlay
 
     images = serving.find_images(paths)
     classifier = serving.open_classifier(dataset, model)
@@ -153,7 +153,7 @@ def predict(
         if unlike:
             click.echo(f"unlike the training images, so the answer means nothing: {first_three(unlike)}")
         scope = f"For {facts['scope']}. " if facts["scope"] else ""
-        click.echo(scope + " ".join(filter(None, [NOTE, facts["note"]])))
+        click.echo(scope + note_of_answers(classifier))
     for line in scores:
         click.echo(line, err=as_json)
     for problem in problems:

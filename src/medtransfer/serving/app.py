@@ -16,7 +16,16 @@ from starlette.requests import ClientDisconnect
 
 from medtransfer.core.errors import UserError
 from medtransfer.report.render import render
-from medtransfer.serving.classifier import NOTE, Classifier, ask, describe, read_image, show_where, why_no_overlay
+from medtransfer.serving.classifier import (
+    NOTE,
+    Classifier,
+    ask,
+    describe,
+    note_of_answers,
+    read_image,
+    show_where,
+    why_no_overlay,
+)
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +124,7 @@ def _answer(classifier: Classifier, content: bytes, overlay: bool) -> dict[str, 
     answers = ask(classifier, pixels)
     answer = {
         **describe(classifier, answers[0]),
-        "note": " ".join(filter(None, [NOTE, classifier.facts["note"]])),
+        "note": note_of_answers(classifier),
         **{key: classifier.facts[key] for key in ("scope", "synthetic")},
     }
     if overlay and (why := why_no_overlay(classifier)):

@@ -192,6 +192,11 @@ def describe(classifier: Classifier, answer: Answer) -> dict[str, Any]:
     }
 
 
+def note_of_answers(classifier: Classifier) -> str:
+    """Return what must be said with every answer: NOTE, and on which data the network was trained, if that matters."""
+    return " ".join(filter(None, [NOTE, classifier.facts["note"]]))
+
+
 def why_no_overlay(classifier: Classifier) -> str:
     """Return why the network's Grad-CAM does not show where it looked; empty if it does."""
     why = why_unclear(*classifier.network.get_layer(LAST).output.shape[1:3])

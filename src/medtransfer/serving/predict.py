@@ -24,11 +24,11 @@ from medtransfer.core.run_record import find_fits, read_record
 from medtransfer.data.images import SUFFIXES, is_image, visible_files
 from medtransfer.serving.classifier import (
     BATCH,
-    NOTE,
     Classifier,
     ask,
     describe,
     load_classifier,
+    note_of_answers,
     read_image,
     show_where,
     write_classifier,
@@ -152,8 +152,8 @@ def as_table(answers: list[dict[str, Any]], facts: dict[str, Any]) -> pd.DataFra
 
 def as_json(answers: list[dict[str, Any]], classifier: Classifier) -> dict[str, Any]:
     """Return all answers, and the model behind them, as JSON values."""
-    note = " ".join(filter(None, [NOTE, classifier.facts["note"]]))
-    return {"model": {key: classifier.facts[key] for key in MODEL}, "note": note, "answers": answers}
+    model = {key: classifier.facts[key] for key in MODEL}
+    return {"model": model, "note": note_of_answers(classifier), "answers": answers}
 
 
 def score_answers(answers: list[dict[str, Any]], samples: pd.DataFrame, facts: dict[str, Any]) -> list[str]:
