@@ -58,7 +58,7 @@ def params() -> Params:
 @pytest.fixture(scope="session")
 def tiny(params: Params) -> TrainParams:
     """The project's training section with a small head and a short run."""
-    return params.train.model_copy(update={"dense_units": [16, 16], "batch_size": 8, "epochs": 2, "scaling": "tf"})
+    return params.train.model_copy(update={"dense_units": [16, 16], "batch_size": 8, "epochs": 2})
 
 
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:

@@ -76,7 +76,7 @@ def project(
 
 def write_fit(folder: Path, prepared: Path, tiny: TrainParams, model: str, seed: int, right: bool) -> None:
     network = vgg16.build_vgg16(32, 2, tiny, seed)
-    network.get_layer("head_output").bias.assign([0.1, 0.0])  # unsure, but not so much that no temperature shows
+    network.get_layer("head_output").bias.assign([0.6, 0.0])  # unsure, but not so much that no temperature shows
     samples = pd.read_csv(prepared / "samples.csv", dtype=str)
     codes = samples.label.map(CLASSES.index).to_numpy()
     told = np.eye(2)[codes if right else 1 - codes] * 0.8 + 0.1
@@ -329,7 +329,7 @@ def test_an_image_is_unlike_the_training_images_alone_and_in_any_batch(registere
     assert not any(found.calibrated for found in together[-3:])
     rate = np.mean([found.unlike_training for found in together[:-3]])
     like = classifier.facts["likeness"]
-    assert rate == like["false_alarm_rate"] <= 0.2  # of 22 test images
+    assert rate == like["false_alarm_rate"] <= 0.1
     assert like["test_images"] == len(known)
     assert all(found.calibrated is not found.unlike_training for found in together)
     for row in (0, len(known) - 1, len(together) - 1):
@@ -355,7 +355,7 @@ def test_the_page_json_and_csv_say_that_an_image_is_unlike_the_training_images(
     assert [found["calibrated"] for found in told["answers"]] == [False, True]
     assert told["answers"][0]["distance"] > told["model"]["likeness"]["threshold"] > told["answers"][1]["distance"]
     assert "Mahalanobis" in told["model"]["likeness"]["method"]
-    assert 0 <= told["model"]["likeness"]["false_alarm_rate"] <= 0.2
+    assert 0 <= told["model"]["likeness"]["false_alarm_rate"] < 0.1
     assert told["model"]["scope"] == "chest X-rays of children only"
     table = pd.read_csv(tmp_path / "answers.csv")
     assert table.unlike_training.tolist() == [True, False]
