@@ -225,8 +225,12 @@ main()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent ended")
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_what_a_killed_study_started_ends(dvc_project: Path, jobs: int) -> None:
+@pytest.mark.parametrize(("jobs", "shell"), [(1, "/bin/sh"), (2, "/bin/sh"), (2, "/bin/bash")])
+def test_what_a_killed_study_started_ends(
+    dvc_project: Path, jobs: int, shell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dash, which stays between DVC and a stage, and with bash, which the stage replaces."""
+    monkeypatch.setenv("SHELL", shell)
     (dvc_project / "stage.py").write_text(STAGE)
     write_study(dvc_project, {name: f"{sys.executable} stage.py {name}" for name in ("a", "b")})
     with running("", "study", "--jobs", str(jobs)) as process:

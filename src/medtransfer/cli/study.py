@@ -60,10 +60,10 @@ def check() -> None:
 @cli.group()
 def stage() -> None:
     """Run one stage of dvc.yaml (called by `dvc repro`)."""
-    from medtransfer.study.run import end_with_parent
+    from medtransfer.study.run import end_with_dvc
 
     if "DVC_STAGE" in os.environ:
-        end_with_parent()
+        end_with_dvc()
 
 
 @stage.command()
