@@ -174,6 +174,22 @@ def test_the_cosine_schedule_rises_and_falls_to_0() -> None:
     assert rates[50] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize(("kind", "decay"), [("adam", 0.0), ("adamw", 0.1)])
+def test_adam_in_one_pass_is_adam(kind: str, decay: float) -> None:
+    """The rate changes at each step, as under a schedule"""
+    params = recipe(optimizer=kind, weight_decay=decay, schedule="cosine", warmup=1)
+    settings = {"weight_decay": decay} if decay else {}
+    plain = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}[kind]
+    weights = []
+    for optimizer in (build_optimizer(params, steps=3), plain(learning_rate(params, 3), **settings)):
+        weight, rng = keras.Variable(np.linspace(-1, 1, 6, dtype=np.float32)), np.random.default_rng(0)
+        for _ in range(10):
+            optimizer.apply([keras.ops.convert_to_tensor(rng.normal(size=6).astype(np.float32) * 10.0**-3)], [weight])
+        weights.append(keras.ops.convert_to_numpy(weight))
+    assert np.abs(weights[0] - np.linspace(-1, 1, 6)).mean() > 1e-3
+    assert weights[0] == pytest.approx(weights[1], rel=1e-5)
+
+
 def test_each_block_has_its_rate_and_decay_and_waits_for_the_head() -> None:
     weights = {
         name: keras.Variable([1.0, 1.0], name="kernel") for name in ("block1_conv1", "block5_conv3", "head_output")

@@ -34,6 +34,8 @@ def build_optimizer(params: TrainParams, steps: int) -> keras.optimizers.Optimiz
         settings |= {"use_ema": True, "ema_momentum": params.average}
     by_block = params.block_rate < 1 or params.head_first
     kind = KINDS["adam" if by_block and params.optimizer == "adamw" else params.optimizer]
+    if issubclass(kind, keras.optimizers.Adam) and keras.backend.backend() == "tensorflow":
+        kind = _in_one_pass(kind)
     if params.average:
         kind = _averaging(kind)
     if not by_block:
@@ -55,6 +57,33 @@ def learning_rate(params: TrainParams, steps: int) -> Any:
 def rate_of(block: str, block_rate: float) -> float:
     """Return a block's share of the learning rate (Howard and Ruder, ULMFiT, ACL 2018, section 3.2)."""
     return float(block_rate ** ([*BLOCKS, HEAD][::-1].index(block)))
+
+
+def _in_one_pass(kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
+    """Return Adam or AdamW with TensorFlow's own update of a variable, which reads and writes memory only once.
+
+    Keras's update is a chain of operations, each over the whole variable. The values differ only by rounding.
+    """
+
+    class InOnePass(kind):
+        def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+            import tensorflow as tf
+
+            index, step = self._get_variable_index(variable), tf.cast(self.iterations + 1, tf.float32)
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=self._momentums[index].value.handle,
+                v=self._velocities[index].value.handle,
+                beta1_power=tf.pow(self.beta_1, step),
+                beta2_power=tf.pow(self.beta_2, step),
+                lr=tf.cast(learning_rate, tf.float32),
+                beta1=self.beta_1,
+                beta2=self.beta_2,
+                epsilon=self.epsilon,
+                grad=gradient,
+            )
+
+    return InOnePass
 
 
 def _averaging(kind: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
