@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 
 from medtransfer.core.params import Params
 from medtransfer.data.catalogue import HAM10000
-from medtransfer.data.duplicates import find_near_duplicates, thumbnail
+from medtransfer.data.decoding import thumbnail
+from medtransfer.data.duplicates import find_near_duplicates
 from medtransfer.data.images import load_rgb
 from medtransfer.data.preparation import assign_splits, prepare_dataset
 

@@ -1,6 +1,7 @@
 """Splits: sizes, stratification, no group in two splits; arrays in the order of samples.csv."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from conftest import PROJECT
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of
 from medtransfer.core.params import Params, Split, read_params
+from medtransfer.data import decoding
 from medtransfer.data.catalogue import HAM10000
 from medtransfer.data.images import load_pixels, load_rgb
 from medtransfer.data.preparation import (
@@ -184,6 +186,33 @@ def test_an_image_that_does_not_decode_stops_prepare(demo: Path, params: Params,
 def given(samples: pd.DataFrame, **changes: Any) -> pd.Series:
     parts = np.resize(["train", "train", "train", "validation", "test"], len(samples))
     return assign_splits(samples.assign(split=parts), Split.model_validate({"by": "given", "seed": 0, **changes}), "x")
+
+
+def test_processes_write_the_same_files_as_one(
+    demo: Path, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cores in (1, 3):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr(decoding, "WORTH_A_PROCESS", 1)
+        (tmp_path / str(cores)).mkdir()
+        prepare_dataset(HAM10000, demo / "ham10000", params.datasets["ham10000"], tmp_path / str(cores))
+    files = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert files == ["dataset.json", "duplicates.csv", "images.npy", "samples.csv"]
+    for name in files:
+        assert sha256_of(tmp_path / "1" / name) == sha256_of(tmp_path / "3" / name), name
+
+
+def test_the_first_image_that_a_process_cannot_decode_is_named(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = sorted(demo.glob("ham10000/*/*.jpg"))
+    for number in (70, 100):
+        paths[number] = tmp_path / f"{number}.jpg"
+        paths[number].write_bytes(b"no image")
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(decoding, "WORTH_A_PROCESS", 1)
+    with pytest.raises(UserError, match=f"^{paths[70]}: cannot be decoded"):
+        decoding.decode_all(paths, 32, "lanczos", None, "x", tmp_path)
 
 
 def test_a_given_split_is_kept(samples: pd.DataFrame) -> None:

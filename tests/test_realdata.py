@@ -9,7 +9,8 @@ import pytest
 from medtransfer.core.params import Split
 from medtransfer.data.catalogue import CHEST_XRAY, HAM10000
 from medtransfer.data.checks import describe, validate
-from medtransfer.data.duplicates import find_near_duplicates, thumbnail
+from medtransfer.data.decoding import thumbnail
+from medtransfer.data.duplicates import find_near_duplicates
 from medtransfer.data.images import load_rgb
 from medtransfer.data.importing import import_dataset
 from medtransfer.data.preparation import assign_splits, shared_with_training

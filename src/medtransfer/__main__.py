@@ -2,4 +2,5 @@
 
 from medtransfer.cli import main
 
-main()
+if __name__ == "__main__":  # a process that decodes images imports this file
+    main()

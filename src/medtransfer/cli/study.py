@@ -60,7 +60,7 @@ def check() -> None:
 @cli.group()
 def stage() -> None:
     """Run one stage of dvc.yaml (called by `dvc repro`)."""
-    from medtransfer.study.run import end_with_dvc
+    from medtransfer.core.processes import end_with_dvc
 
     if "DVC_STAGE" in os.environ:
         end_with_dvc()

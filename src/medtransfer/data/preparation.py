@@ -1,9 +1,6 @@
 """Raw images → one array, and a table of the samples and their splits."""
 
-import os
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +9,12 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from medtransfer.core.errors import UserError, counted
-from medtransfer.core.files import sha256_of, write_array_header, write_json
+from medtransfer.core.files import write_json
 from medtransfer.core.params import DatasetParams, Split
 from medtransfer.data.catalogue import Dataset, read_source
-from medtransfer.data.duplicates import find_near_duplicates, thumbnail
-from medtransfer.data.images import FORMATS, largest_value, load_rgb, resize
-from medtransfer.data.progress import progress
+from medtransfer.data.decoding import THUMBNAILS, decode_all
+from medtransfer.data.duplicates import find_near_duplicates
+from medtransfer.data.images import FORMATS, largest_value
 
 SPLITS = ("train", "validation", "test")
 FITTED = ("train", "validation")
@@ -41,10 +38,11 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
         )
     paths = [raw / path for path in samples.path]
     white_level = find_white_level(paths, params.bits)
-    samples["sha256"], thumbnails, conversions = _write_images(
-        paths, params, dataset.name, white_level, target / "images.npy"
+    samples["sha256"], conversions = decode_all(
+        paths, params.image_size, params.resize_filter, white_level, dataset.name, target
     )
-    duplicates = find_near_duplicates(thumbnails, samples)
+    duplicates = find_near_duplicates(np.load(target / THUMBNAILS, mmap_mode="r"), samples)
+    (target / THUMBNAILS).unlink()
     duplicates.to_csv(target / "duplicates.csv", index=False)
     tested, validated = (duplicates[duplicates.split == split] for split in ("test", "validation"))
     samples[["id", "label", "group", "split", "sha256"]].to_csv(target / "samples.csv", index=False)
@@ -85,29 +83,6 @@ def find_white_level(paths: list[Path], bits: int | None) -> int | None:
             )
         bits = max(8, largest.bit_length()) if largest else 0
     return 2**bits - 1 if bits else None
-
-
-def _write_images(
-    paths: list[Path], params: DatasetParams, name: str, white_level: int | None, target: Path
-) -> tuple[list[str], np.ndarray, Counter[str]]:
-    """Write the decoded images to `target`; return the files' SHA-256, thumbnails and the number of each conversion."""
-    size, workers = params.image_size, os.cpu_count() or 1
-    batch = 64 * workers  # the pool would keep every decoded image in memory
-
-    def decode(path: Path) -> tuple[np.ndarray, np.ndarray, str, str]:
-        image, converted = load_rgb(path, size, white_level=white_level)
-        return resize(image, size, params.resize_filter), thumbnail(image), converted, sha256_of(path)
-
-    digests, thumbnails, conversions = [], [], Counter[str]()
-    with target.open("wb") as file, ThreadPoolExecutor(workers) as pool:
-        write_array_header(file, np.dtype(np.uint8), (len(paths), size, size, 3))
-        decoded = chain.from_iterable(pool.map(decode, paths[i : i + batch]) for i in range(0, len(paths), batch))
-        for pixels, small, converted, digest in progress(decoded, f"preparing {name}", len(paths)):
-            file.write(pixels.tobytes())
-            digests.append(digest)
-            thumbnails.append(small)
-            conversions.update([converted] if converted else [])
-    return digests, np.stack(thumbnails), conversions
 
 
 def read_samples(dataset: Dataset, raw: Path) -> pd.DataFrame:

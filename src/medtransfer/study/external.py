@@ -27,7 +27,8 @@ from medtransfer.core.predictions import as_predictions, write_predictions
 from medtransfer.core.prepared import check_data_of, finished_network, read_dataset
 from medtransfer.core.run_record import note_of, read_record, recipe_of
 from medtransfer.data.custom import Columns
-from medtransfer.data.duplicates import find_near_duplicates, thumbnail
+from medtransfer.data.decoding import thumbnail
+from medtransfer.data.duplicates import find_near_duplicates
 from medtransfer.data.images import SUFFIXES, is_image, load_pixels, visible_files
 from medtransfer.data.progress import progress
 from medtransfer.metrics.scores import MACRO, mlflow_name

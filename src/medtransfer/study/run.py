@@ -4,7 +4,6 @@ DVC runs one stage at a time, but several `dvc repro` can work in one project. E
 dependencies are ready. A last `dvc repro` runs the remaining stages and confirms that everything is up to date.
 """
 
-import ctypes
 import os
 import re
 import signal
@@ -13,8 +12,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import psutil
@@ -22,11 +19,10 @@ import psutil
 from medtransfer.core.dvc import PIPELINE
 from medtransfer.core.errors import UserError
 from medtransfer.core.hardware import gpu_capabilities
+from medtransfer.core.processes import end_with_parent
 
 DVC = (sys.executable, "-m", "dvc")
 MAX_JOBS = 2  # one fit leaves cores idle for part of its time; each further fit needs its own memory
-
-PR_SET_PDEATHSIG = 1
 
 Process = subprocess.Popen[Any]
 
@@ -54,26 +50,6 @@ def run_dvc(*arguments: str) -> int:
     process = subprocess.Popen([*DVC, *arguments], preexec_fn=end_with_parent)
     with _stopped_together([process]):
         return process.wait()
-
-
-def end_with_parent() -> None:
-    """Let Linux send SIGTERM to this process when its parent ends, even if the parent was killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def end_with_dvc() -> None:
-    """Send SIGTERM to this stage when the DVC process that started it ends, even if it was killed."""
-    dvc = psutil.Process().parent()
-    if dvc and dvc.name() == Path(os.environ.get("SHELL") or "/bin/sh").name:  # dash stays between the two
-        dvc = dvc.parent()
-
-    def watch(dvc: psutil.Process) -> None:
-        dvc.wait()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    if dvc:
-        Thread(target=watch, args=[dvc], daemon=True).start()
 
 
 def _batches(jobs: int) -> list[list[list[str]]]:

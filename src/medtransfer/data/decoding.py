@@ -1,0 +1,107 @@
+"""Decoding and resizing all images of a data set, in processes on all cores."""
+
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from medtransfer.core.files import sha256_of, write_array_header
+from medtransfer.core.processes import end_with_parent
+from medtransfer.data.images import load_rgb, resize
+from medtransfer.data.progress import progress
+
+CHUNK = 32  # images that a process decodes at a time
+WORTH_A_PROCESS = 200  # images; starting a process takes as long as decoding some hundred small ones
+IMAGES, THUMBNAILS = "images.npy", "thumbnails.npy"
+SIDE = 32  # of a thumbnail
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """What is done to each image, and the .npy files of images and thumbnails, with the length of their headers."""
+
+    size: int
+    resize_filter: str
+    white_level: int | None
+    images: tuple[Path, int]
+    thumbnails: tuple[Path, int]
+
+    def decode(self, start: int, paths: list[Path]) -> list[tuple[str, str]]:
+        """Write images from row `start` on; return each file's SHA-256 and the conversions that it needed."""
+        found = []
+        with self.images[0].open("r+b") as images, self.thumbnails[0].open("r+b") as thumbnails:
+            images.seek(self.images[1] + start * 3 * self.size**2)
+            thumbnails.seek(self.thumbnails[1] + start * SIDE**2)
+            for path in paths:
+                image, converted = load_rgb(path, self.size, white_level=self.white_level)
+                images.write(resize(image, self.size, self.resize_filter).tobytes())
+                thumbnails.write(thumbnail(image).tobytes())
+                found.append((sha256_of(path), converted))
+        return found
+
+
+def thumbnail(image: Image.Image) -> np.ndarray:
+    """Return the grey pixels (SIDE, SIDE), uint8, by which images are compared."""
+    return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
+
+
+def decode_all(
+    paths: list[Path], size: int, resize_filter: str, white_level: int | None, name: str, folder: Path
+) -> tuple[list[str], Counter[str]]:
+    """Write IMAGES (n, size, size, 3) and THUMBNAILS (n, SIDE, SIDE), uint8, in the order of `paths`.
+
+    Returns
+    -------
+    list of str
+        The SHA-256 of each file.
+    Counter
+        How many images needed each conversion.
+
+    Raises
+    ------
+    UserError
+        An image cannot be decoded; it is the first such image.
+    """
+    files = [folder / IMAGES, folder / THUMBNAILS]
+    shapes = [(len(paths), size, size, 3), (len(paths), SIDE, SIDE)]
+    headers = [_begin(path, shape) for path, shape in zip(files, shapes, strict=True)]
+    decoder = Decoder(size, resize_filter, white_level, *zip(files, headers, strict=True))
+    digests, conversions = [], Counter[str]()
+    for digest, converted in progress(_decoded(decoder, paths), f"preparing {name}", len(paths)):
+        digests.append(digest)
+        conversions.update([converted] if converted else [])
+    return digests, conversions
+
+
+def _begin(path: Path, shape: tuple[int, ...]) -> int:
+    with path.open("wb") as file:
+        write_array_header(file, np.dtype(np.uint8), shape)
+        return file.tell()
+
+
+def _decoded(decoder: Decoder, paths: list[Path]) -> Iterator[tuple[str, str]]:
+    starts = range(0, len(paths), CHUNK)
+    chunks = [paths[start : start + CHUNK] for start in starts]
+    processes = min(os.cpu_count() or 1, len(paths) // WORTH_A_PROCESS)
+    with ExitStack() as stack:
+        decode: Callable[..., Iterator[list[tuple[str, str]]]] = map
+        if processes > 1:
+            context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+            context.set_forkserver_preload([__name__])
+            decode = stack.enter_context(ProcessPoolExecutor(processes, context, _start)).map
+        for found in decode(decoder.decode, starts, chunks):
+            yield from found
+
+
+def _start() -> None:
+    """Leave Ctrl-C to the parent, which waits for what its processes have begun."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
