@@ -3,11 +3,15 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from PIL import Image
 
@@ -213,6 +217,30 @@ def test_the_first_image_that_a_process_cannot_decode_is_named(
     monkeypatch.setattr(decoding, "WORTH_A_PROCESS", 1)
     with pytest.raises(UserError, match=f"^{paths[70]}: cannot be decoded"):
         decoding.decode_all(paths, 32, "lanczos", None, "x", tmp_path)
+
+
+PREPARE = """
+import os, sys
+from pathlib import Path
+from medtransfer.data import decoding
+os.cpu_count = lambda: 2
+if __name__ == "__main__":
+    decoding.decode_all([Path(sys.argv[1])] * 10**6, 32, "lanczos", None, "x", Path())
+"""
+
+
+def test_what_a_killed_prepare_started_ends(demo: Path, tmp_path: Path) -> None:
+    (tmp_path / "prepare.py").write_text(PREPARE)
+    command = [sys.executable, "prepare.py", str(next(demo.rglob("*.jpg")))]
+    with subprocess.Popen(command, cwd=tmp_path) as process:
+        started: list[psutil.Process] = []
+        while len(started) < 4:  # both, the one that forks them, and Python's resource tracker
+            assert process.poll() is None
+            started = psutil.Process(process.pid).children(recursive=True)
+            time.sleep(0.1)
+        process.kill()
+    _, left = psutil.wait_procs(started, timeout=60)
+    assert not left
 
 
 def test_a_given_split_is_kept(samples: pd.DataFrame) -> None:

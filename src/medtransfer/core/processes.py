@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
@@ -23,10 +24,15 @@ def end_with_dvc() -> None:
     dvc = psutil.Process().parent()
     if dvc and dvc.name() == Path(os.environ.get("SHELL") or "/bin/sh").name:  # dash stays between the two
         dvc = dvc.parent()
+    if dvc:
+        end_after(dvc.wait)
 
-    def watch(dvc: psutil.Process) -> None:
-        dvc.wait()
+
+def end_after(wait: Callable[[], object]) -> None:
+    """Send SIGTERM to this process when `wait`, which runs in a thread, returns."""
+
+    def watch() -> None:
+        wait()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    if dvc:
-        Thread(target=watch, args=[dvc], daemon=True).start()
+    Thread(target=watch, daemon=True).start()

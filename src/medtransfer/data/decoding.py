@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from medtransfer.core.files import sha256_of, write_array_header
-from medtransfer.core.processes import end_with_parent
+from medtransfer.core.processes import end_after
 from medtransfer.data.images import load_rgb, resize
 from medtransfer.data.progress import progress
 
@@ -102,6 +102,7 @@ def _decoded(decoder: Decoder, paths: list[Path]) -> Iterator[tuple[str, str]]:
 
 
 def _start() -> None:
-    """Leave Ctrl-C to the parent, which waits for what its processes have begun."""
+    """Leave Ctrl-C to the parent, which waits for what its processes have begun, and end when it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
+    if parent := multiprocessing.parent_process():
+        end_after(parent.join)
