@@ -39,6 +39,7 @@ def test_a_tiny_configuration_trains_on_jax_without_tensorflow(
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(NO_TENSORFLOW)
     env = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": f"{tmp_path / 'site'}:{PROJECT / 'src'}"}
+    env["XDG_CACHE_HOME"] = str(tmp_path / "cache")
     env.pop("MLFLOW_TRACKING_URI", None)
     command = [sys.executable, "-m", "medtransfer", "stage", "train", "chest_xray", configuration, "--seed", "0"]
     result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
@@ -47,6 +48,7 @@ def test_a_tiny_configuration_trains_on_jax_without_tensorflow(
     assert json.loads((folder / "run.json").read_text())["backend"] == "jax"
     predictions = pd.read_csv(folder / "predictions.csv")
     assert len(predictions) == 88
+    assert list((tmp_path / "cache/medtransfer/jax").iterdir()), "the next process compiles again"
     assert (predictions[["p_NORMAL", "p_PNEUMONIA"]].sum(axis=1) - 1).abs().max() < 1e-5
 
 

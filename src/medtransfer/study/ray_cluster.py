@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import ray
 
 from medtransfer.core.errors import UserError, shortened
+from medtransfer.core.hardware import SHARED_GPU
 from medtransfer.core.layout import in_project
 from medtransfer.core.params import WEIGHTS_VARIABLE, Params
 from medtransfer.tracking.mlflow_store import store_uri
@@ -72,6 +73,5 @@ def fit_environment(params: Params, needs: Needs) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": store_uri(),
         "TF_NUM_INTRAOP_THREADS": str(needs.cpus),
         "TF_NUM_INTEROP_THREADS": "1",
-        "TF_FORCE_GPU_ALLOW_GROWTH": "true",  # for fits that share a GPU
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        **SHARED_GPU,
     }

@@ -18,7 +18,7 @@ import psutil
 
 from medtransfer.core.dvc import PIPELINE
 from medtransfer.core.errors import UserError
-from medtransfer.core.hardware import gpu_capabilities
+from medtransfer.core.hardware import SHARED_GPU, gpu_capabilities
 from medtransfer.core.processes import end_with_parent
 
 DVC = (sys.executable, "-m", "dvc")
@@ -88,7 +88,7 @@ def divide(generations: list[list[str]], jobs: int) -> list[list[list[str]]]:
 
 def _run_in_parallel(commands: list[list[str]]) -> int:
     """Run DVC commands in parallel; return the exit code of the first that fails, or 0."""
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**SHARED_GPU, **os.environ, "PYTHONUNBUFFERED": "1"}
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     options |= {"env": environment, "preexec_fn": end_with_parent}
     processes: list[Process] = [subprocess.Popen([*DVC, *command], **options) for command in commands]

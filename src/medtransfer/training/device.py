@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from medtransfer.core.errors import UserError
+from medtransfer.core.files import user_cache
 from medtransfer.core.hardware import HIDDEN, REQUIRE_GPU, VISIBLE, backend_has_cuda, installed_gpus
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def prepare_backend() -> None:
     keras.config.disable_interactive_logging()
     make_deterministic()
     keep_freed_memory()
+    keep_compiled_programs()
     check_gpu()
 
 
@@ -55,6 +57,16 @@ def check_gpu() -> None:
         raise UserError(f"{problem}; to compute on the CPU, leave out --require-gpu and unset {REQUIRE_GPU}")
     log.warning("%s", problem)
     os.environ[VISIBLE] = HIDDEN[-1]
+
+
+def keep_compiled_programs() -> None:
+    """Let JAX keep compiled programs in the user's cache, by version and device, for the next process."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if not jax.config.jax_compilation_cache_dir:
+            jax.config.update("jax_compilation_cache_dir", str(user_cache() / "jax"))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # a step has many small programs
 
 
 def keep_freed_memory() -> None:
