@@ -39,7 +39,7 @@ COMMON: dict[str, Any] = {"batch_size": 8, "scaling": "caffe", "fraction": 1.0, 
 TRAIN = TrainParams(**COMMON, learning_rate=0.1).model_dump()
 CONFIGURATION = {"weights": "random", "trainable": "head"}
 SAMPLES = "id,label,group,split\na,nv,1,train\nb,mel,2,train\nc,nv,3,validation\nd,mel,4,test\n"
-PREDICTIONS = "id,group,split,label,p_nv,p_mel\nd,4,test,mel,0.5,0.5\n"
+PREDICTIONS = "id,group,split,label,p_nv,p_mel\nc,3,validation,nv,0.5,0.5\nd,4,test,mel,0.5,0.5\n"
 VERSION, OTHER_VERSION = (f"{digit * 32}.dir" for digit in "01")
 POINTER = "outs:\n- md5: {}\n  size: 1\n  nfiles: 1\n  path: data\n"
 DESCRIPTION = {"image_size": 1, "source": "here", "classes": ["nv", "mel"]}
@@ -56,10 +56,10 @@ def write_fit(model: str, commit: str) -> None:
     record = {"dataset": "ham10000", "model": model, "seed": 0, "fit": f"fit-{model}", "kind": "baseline"}
     record |= {"data_version": VERSION, "data_source": "here", "image_size": 1, "git_commit": commit, "seconds": 1.5}
     if model == NETWORK:
-        record |= {"kind": "network", "epochs": 2}
+        record |= {"kind": "network", "epochs": 2, "best_epoch": 2}
         configuration = {**CONFIGURATION, "learning_rate": 0.1}
         hyperparameters = {"train": TRAIN, "configuration": configuration, "trainable_layers": "head_dense1"}
-        (place(model) / "history.csv").write_text("epoch,loss\n1,0.5\n2,0.25\n")
+        (place(model) / "history.csv").write_text("epoch,loss,val_loss,val_macro_f1\n1,0.5,0.5,0.25\n2,0.25,0.25,0.5\n")
         (place(NETWORK) / "model.keras").write_bytes(b"a network")
     else:
         save_tree(fitted(), str(place(model) / "model.skops"))
@@ -223,6 +223,14 @@ def change_epoch(client: mlflow.MlflowClient) -> None:
         assert changed.rowcount == 1
 
 
+def log_as_older_versions(client: mlflow.MlflowClient) -> None:
+    client.log_metric(run_of(client, NETWORK), "validation/macro_f1", 0.5, step=3)
+    with sqlite3.connect("mlruns/mlflow.db") as store:
+        for table in ("metrics", "latest_metrics"):
+            where = (run_of(client, NETWORK), "validation/best/%")
+            assert store.execute(f"DELETE FROM {table} WHERE run_uuid = ? AND key LIKE ?", where).rowcount
+
+
 def change_tag(tag: str) -> Callable[[mlflow.MlflowClient], None]:
     return lambda client: client.set_tag(run_of(client, NETWORK), tag, "other")
 
@@ -322,6 +330,7 @@ def register_other(client: mlflow.MlflowClient) -> None:
         (change_param, "train.dropout is 0.9, run.json has 0.5"),
         (change_metric, "test/macro_f1 is 0.9, the folder has 0.5"),
         (log_epoch, "has loss for the epochs [1, 2, 3], history.csv has [1, 2]"),
+        (log_as_older_versions, "validation/best/macro_f1 is None, the folder has"),
         (change_epoch, "loss of epoch 2 is 0.3, history.csv has 0.25"),
         (change_tag("data_version"), f"tag data_version is other, run.json has {VERSION}"),
         (change_tag("git_commit"), "tag git_commit is other, run.json has"),
@@ -447,6 +456,7 @@ def test_a_damaged_fit_is_left_out_and_the_others_are_logged(study: mlflow.Mlflo
         lose_run,
         end_otherwise,
         log_other_files,
+        log_as_older_versions,
     ],
 )
 def test_the_repair_fixes_what_it_can(study: mlflow.MlflowClient, plant: Callable[[mlflow.MlflowClient], None]) -> None:
@@ -586,9 +596,9 @@ def test_a_machine_can_be_named_only_for_a_repair() -> None:
 
 def write_four_epochs() -> list[dict[str, float]]:
     """Give the network's fit four epochs and return them."""
-    rows = [{"epoch": epoch, "loss": 1 / epoch} for epoch in range(1, 5)]
-    lines = [f"{row['epoch']},{row['loss']!r}" for row in rows]
-    (place(NETWORK) / "history.csv").write_text("\n".join(["epoch,loss", *lines, ""]))
+    rows = [{"epoch": epoch, "loss": 1 / epoch, "val_loss": 1 / epoch} for epoch in range(1, 5)]
+    lines = [f"{row['epoch']},{row['loss']!r},{row['val_loss']!r}" for row in rows]
+    (place(NETWORK) / "history.csv").write_text("\n".join(["epoch,loss,val_loss", *lines, ""]))
     write_lock()
     return rows
 

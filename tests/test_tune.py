@@ -287,10 +287,10 @@ def test_trials_are_children_of_one_run_in_mlflow(project: Path, small: Params) 
         assert run.data.tags[MLFLOW_PARENT_RUN_ID] == parent.info.run_id
         assert float(run.data.params["train.learning_rate"]) == row.learning_rate
         assert run.data.params["train.dropout"] == "0.1"
-        assert run.data.metrics["validation/best_macro_f1"] == row.val_macro_f1
+        assert run.data.metrics["validation/best/macro_f1"] == row.val_macro_f1
         history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "validation/macro_f1")
         assert [point.step for point in history] == [1, 2]
-    assert parent.data.metrics == {"trials": 2, "validation/best_macro_f1": table.val_macro_f1.max()}
+    assert parent.data.metrics == {"trials": 2, "validation/best/macro_f1": table.val_macro_f1.max()}
     assert {run.info.status for run in runs} == {"FINISHED"}
 
 

@@ -50,25 +50,27 @@ def log_to_mlflow(run: mlflow_runs.MlflowRun, folder: Path) -> None:
     record = read_record(folder)
     metrics = {**mlflow_scores(folder), "train/seconds_total": record["seconds"]}
     if record["kind"] == "network":
-        run.log_epochs(pd.read_csv(folder / "history.csv").to_dict("records"))
+        history = pd.read_csv(folder / "history.csv")
+        run.log_epochs(history.to_dict("records"))
         metrics["train/epochs_run"] = record["epochs"]
-    # MLflow draws bars for metrics that only step 0 has. This one has a curve, which the finished network ends.
-    kept = {name: metrics.pop(name) for name in ("validation/macro_f1",) if name in metrics}
+        metrics[f"{mlflow_runs.BEST}/loss"] = history.val_loss[record["best_epoch"] - 1]
     run.log_metrics(metrics)
-    run.log_metrics(kept, record.get("epochs", 0) + 1)
     run.tag({mlflow_runs.OUTPUTS: digest_of_folder(folder)})
     run.supersede()
 
 
 def mlflow_scores(folder: Path) -> dict[str, float]:
-    """Return the scores of a finished fit on the test images and, for a network, on the validation images."""
+    """Return the scores of a finished fit on the test images and, for a network, on the validation images.
+
+    Undefined scores (NaN) are left out: F1 of a class that is neither in a small split nor predicted.
+    """
     tested = json.loads((folder / "metrics.json").read_text())
     scores = {mlflow_name(name): value for name, value in tested.items()}
     predictions = read_predictions(folder / "predictions.csv")
     validated = predictions[predictions.split == "validation"]
     if len(validated):
-        scores |= {mlflow_name(name, "validation"): value for name, value in score(validated).items()}
-    return scores
+        scores |= {mlflow_name(name, mlflow_runs.BEST): value for name, value in score(validated).items()}
+    return {name: value for name, value in scores.items() if not np.isnan(value)}
 
 
 def mlflow_params(record: dict[str, Any], hyperparameters: dict[str, Any]) -> dict[str, str]:

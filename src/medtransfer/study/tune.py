@@ -104,7 +104,7 @@ class _Search:
         if running := len(self.study.trials(TrialState.RUNNING)):
             print(f"{self.name}: {running} trials are still running in other processes; run again when they have ended")
         best = rows.val_macro_f1.max()
-        self.log_parent({"trials": len(rows)} | ({"validation/best_macro_f1": best} if np.isfinite(best) else {}))
+        self.log_parent({"trials": len(rows)} | ({f"{mlflow_runs.BEST}/macro_f1": best} if np.isfinite(best) else {}))
         return rows
 
     def log_parent(self, metrics: dict[str, float]) -> str | None:
@@ -139,7 +139,7 @@ class _Search:
                 row = {str(column): value for column, value in known.to_dict("records")[0].items()}
             else:
                 row = {**key, **run_trial(self.params, self.data, self.name, settings, follow)}
-            best = {f"validation/best_{key}": row[f"val_{key}"] for key in ("loss", "macro_f1")}
+            best = {f"{mlflow_runs.BEST}/{key}": row[f"val_{key}"] for key in ("loss", "macro_f1")}
             run.log_metrics({key: value for key, value in best.items() if np.isfinite(value)})
         return row | {"searched": json.dumps(point)}
 

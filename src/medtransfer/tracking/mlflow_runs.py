@@ -45,6 +45,9 @@ from medtransfer.tracking.mlflow_store import (
 PROCESS = "medtransfer.process"
 ERROR = "medtransfer.error"
 OUTPUTS = "medtransfer.outputs"
+# The folder of metrics of the best epoch, whose weights are kept, on the validation images; the curves of all epochs
+# are in train/ and validation/. Without a step, MLflow draws them as bars and its table can be sorted by them.
+BEST = "validation/best"
 POWER_LIMIT = pynvml.nvmlDeviceGetEnforcedPowerLimit
 SUPERSEDED = "medtransfer.superseded_by"
 
@@ -109,11 +112,11 @@ class MlflowRun:
                 self.client.log_batch(self.run_id, _points(named, epoch))
 
     @_sent
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+    def log_metrics(self, metrics: Mapping[str, float]) -> None:
         """Log metrics of the whole run that MLflow does not have yet."""
         known = self.client.get_run(self.run_id).data.metrics
         missing = {key: value for key, value in metrics.items() if known.get(key) != value}
-        self.client.log_batch(self.run_id, _points(missing, step))
+        self.client.log_batch(self.run_id, _points(missing, 0))
 
     @_sent
     def log_data(self, table: Path, record: Mapping[str, Any]) -> None:

@@ -41,7 +41,7 @@ MOVES = (
 )
 NOTE = "mlflow.note.content"  # what MLflow shows as the description
 DESCRIPTION = (
-    "medtransfer: {}. One run per model and seed. Choose a model by validation/macro_f1; test/macro_f1 is for the "
+    "medtransfer: {}. One run per model and seed. Choose a model by validation/best/macro_f1; test/macro_f1 is for the "
     "report. A run with the tag medtransfer.superseded_by was fitted again."
 )
 UNREACHABLE = (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, OSError)
