@@ -360,6 +360,9 @@ def test_the_page_json_and_csv_say_that_an_image_is_unlike_the_training_images(
     table = pd.read_csv(tmp_path / "answers.csv")
     assert table.unlike_training.tolist() == [True, False]
     assert table.calibrated.tolist() == [False, True]
+    like = told["model"]["likeness"]
+    for key in ("method", "threshold", "false_alarm_rate"):
+        assert table[key].tolist() == [like[key]] * 2
     shown = CliRunner().invoke(cli, asked).output
     assert re.search(r"unlike the training images.*white\.png", shown)
     assert "chest X-rays of children only" in shown
@@ -367,10 +370,15 @@ def test_the_page_json_and_csv_say_that_an_image_is_unlike_the_training_images(
     contents = [(tmp_path / "white.png").read_bytes(), xray.read_bytes()]
     assert served.predict(pd.DataFrame({"image": contents})).unlike_training.tolist() == [True, False]
     page = TestClient(build_app(open_classifier("chest_xray", None)), base_url="http://127.0.0.1")
-    assert "chest X-rays of children only" in page.get("/").text
+    text = page.get("/").text
+    assert "chest X-rays of children only" in text
+    assert like["method"] in text
+    assert f"{like['threshold']:.2f}" in text
+    assert f"{100 * like['false_alarm_rate']:.1f}%" in text
     answers = [page.post("/predict", content=content).json() for content in contents]
     assert [found["unlike_training"] for found in answers] == [True, False]
     assert [found["calibrated"] for found in answers] == [False, True]
+    assert [found["likeness"] for found in answers] == [like, like]
 
 
 def test_probabilities_of_16_bits_are_computed_with_and_add_up_to_1(tiny: TrainParams) -> None:
@@ -437,8 +445,8 @@ def test_folders_are_searched_and_a_file_that_is_no_image_stops_nothing(register
     assert done.exit_code == 2
     assert "bad.jpg: cannot be decoded: not JPEG, PNG, TIFF" in done.output
     table = pd.read_csv("answers.csv", keep_default_na=False)
-    said = ["image", "predicted", "p_NORMAL", "p_PNEUMONIA", "unlike_training", "distance", "calibrated"]
-    said += ["overlay", "problem", "synthetic"]
+    said = ["image", "predicted", "p_NORMAL", "p_PNEUMONIA", "unlike_training", "distance", "threshold"]
+    said += ["false_alarm_rate", "method", "calibrated", "overlay", "problem", "synthetic"]
     assert list(table.columns) == said
     assert list(table.synthetic) == [True, True]
     assert list(table.overlay) == ["", "overlays/0001-a.png"]

@@ -125,7 +125,7 @@ def _answer(classifier: Classifier, content: bytes, overlay: bool) -> dict[str, 
     answer = {
         **describe(classifier, answers[0]),
         "note": note_of_answers(classifier),
-        **{key: classifier.facts[key] for key in ("scope", "synthetic")},
+        **{key: classifier.facts[key] for key in ("scope", "synthetic", "likeness")},
     }
     if overlay and (why := why_no_overlay(classifier)):
         answer["no_overlay"] = why

@@ -36,6 +36,7 @@ from medtransfer.serving.classifier import (
 from medtransfer.tracking import mlflow_models, mlflow_store
 
 MODEL = ("dataset", "model", "seed", "fit", "scope", "synthetic", "calibrated", "likeness", "network_sha256")
+LIKENESS = ("threshold", "false_alarm_rate", "method")
 
 
 def open_classifier(dataset: str, model: str | None) -> Classifier:
@@ -131,16 +132,19 @@ def _printable(path: Path) -> str:
 def as_table(answers: list[dict[str, Any]], facts: dict[str, Any]) -> pd.DataFrame:
     """Return one row per file.
 
-    Its columns are image, predicted, p_<class>, unlike_training, distance, calibrated, overlay, problem and synthetic,
-    and label where labels were given.
+    Its columns are image, predicted, p_<class>, unlike_training, distance, LIKENESS (the same in every row),
+    calibrated, overlay, problem and synthetic, and label where labels were given.
     """
+    like = {key: (facts["likeness"] or {}).get(key) for key in LIKENESS}
     rows = [
         {
             "image": found["image"],
             **({"label": found["label"]} if "label" in found else {}),
             "predicted": found.get("predicted", ""),
             **{f"p_{name}": found.get("probabilities", {}).get(name, np.nan) for name in facts["classes"]},
-            **{key: found.get(key) for key in ("unlike_training", "distance", "calibrated")},
+            **{key: found.get(key) for key in ("unlike_training", "distance")},
+            **like,
+            "calibrated": found.get("calibrated"),
             "overlay": found.get("overlay", ""),
             "problem": found.get("problem", ""),
             "synthetic": facts["synthetic"],
