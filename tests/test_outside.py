@@ -1,13 +1,18 @@
 """Images of another source: their labels, and what networks lose on them."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from scipy import stats
 
+from conftest import PROJECT
 from medtransfer.analysis.external import compare_sources, estimate_present
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.scores import estimate_of
@@ -67,6 +72,43 @@ def test_a_mistake_in_the_labels_is_named(tmp_path: Path, text: str, names: dict
     with pytest.raises(UserError) as error:
         read(tmp_path, text, **names)
     assert told in str(error.value)
+
+
+MISTAKEN = """
+import sys
+from medtransfer.cli import cli
+from medtransfer.core.errors import UserError
+try:
+    cli(["score", *sys.argv[1:]], standalone_mode=False)
+except UserError as error:
+    print(error)
+print(sorted({"keras", "matplotlib", "mlflow", "tensorflow"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "no column 'label'"),
+        (["--label-column", "diagnosis", "--image-column", "file"], "no column 'file'"),
+        (["--label-column", "diagnosis", "--map", "mel="], "no class is called 'scar'"),
+        (["--label-column", "diagnosis", "--map", "scar="], "no finished network"),
+        (["--label-column", "diagnosis", "--map", "scar=", "--configuration", "none"], "'none' is unknown"),
+        (["--name", "../up"], "not a name for a source"),
+    ],
+)
+def test_a_mistake_in_scoring_is_named_before_anything_slow_is_imported(
+    tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text("image,diagnosis\na,mel\nb,scar\n")
+    command = ["ham10000", "--images", str(tmp_path), "--labels", str(tmp_path / "labels.csv"), *arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", MISTAKEN, *command], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert told in done.stdout
+    assert done.stdout.endswith("\n[]\n")
 
 
 def test_images_are_matched_by_path_or_name_with_or_without_suffix() -> None:

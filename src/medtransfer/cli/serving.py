@@ -11,7 +11,7 @@ import click
 from medtransfer.cli.app import EXIT_USER_ERROR, cli
 from medtransfer.cli.shared import EXISTING_FOLDER, FILE, FOLDER, SEED, as_dataset, many, quiet_start, with_labels
 from medtransfer.core.errors import UserError, counted, first_three
-from medtransfer.core.layout import PARAMS
+from medtransfer.core.layout import PARAMS, check_name
 from medtransfer.core.params import read_params
 
 with_model = click.option(
@@ -72,15 +72,19 @@ def score(
     artifacts/external/DATASET/NAME, and one MLflow run per network. These images never choose a network or a setting.
     """
     params = read_params(PARAMS)
-    with quiet_start():
-        from medtransfer.data.custom import Columns
-        from medtransfer.report.tables import external
-        from medtransfer.study.external import Source, find_networks, score_outside
+    title = name or images.resolve().name
+    check_name(title, "a source")
+    from medtransfer.data.custom import Columns, dataset_of
+    from medtransfer.serving.outside import Source, find_labelled, find_networks
 
+    source = Source(images, labels, Columns(image_column, label_column, group), names, title)
+    samples = find_labelled(source, list(dataset_of(dataset, params).classes))
     fits = find_networks(params, dataset, configurations, seeds)
-    columns = Columns(image_column, label_column, group)
-    source = Source(images, labels, columns, names, name or images.resolve().name)
-    folder, compared = score_outside(params, dataset, fits, source)
+    with quiet_start():
+        from medtransfer.report.tables import external
+        from medtransfer.study.external import score_outside
+
+    folder, compared = score_outside(params, dataset, fits, source, samples)
     click.echo(external(compared).replace("\n", "  ", regex=True).to_string())
     click.echo(f"external score, then its difference from the internal test; all results: {folder}")
 
@@ -121,7 +125,7 @@ def predict(
         from medtransfer.serving import predict as serving
         from medtransfer.serving.classifier import note_of_answers, why_no_overlay
 
-    images = serving.find_images(paths)
+    images = outside.find_images(paths)
     classifier = serving.open_classifier(dataset, model)
     scores = []
     if labels:

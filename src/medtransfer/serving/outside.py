@@ -1,16 +1,76 @@
-"""Labels of images from another source, translated to the classes of a data set."""
+"""Images from another source: their labels, translated to the classes of a data set, and the networks to be scored.
+
+This imports neither Keras nor MLflow, so that a mistake in a table shows at once.
+"""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from medtransfer.core.errors import UserError, first_three
+from medtransfer.analysis.runs import studied
+from medtransfer.core.errors import UserError, check_known, first_three
+from medtransfer.core.layout import RUNS
+from medtransfer.core.params import Params
+from medtransfer.core.prepared import finished_network
 from medtransfer.core.tables import BINARY, from_one_hot, read_table
 from medtransfer.data.custom import Columns
+from medtransfer.data.images import SUFFIXES, is_image, visible_files
 
 EXTERNAL = "external"  # the split of such images in predictions.csv
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labelled images from another source.
+
+    images, labels : the folder, and the table of labels with its columns
+    names : label in the table → class, as in `read_labels`
+    title : the name of the folder of results and, in part, of the MLflow experiment
+    """
+
+    images: Path
+    labels: Path
+    columns: Columns
+    names: Mapping[str, str]
+    title: str
+
+
+def find_networks(params: Params, dataset: str, names: Sequence[str], seeds: Sequence[int]) -> list[Path]:
+    """Return the folders of the named finished networks; by default, of all that the study has."""
+    check_known("params.yaml: study", dataset, params.study)
+    if names or seeds:
+        study = params.study[dataset]
+        named = names or [*study.train, *study.transfer]
+        return [finished_network(params, dataset, name, seed) for name in named for seed in seeds or params.seeds]
+    found = [fit for fit in studied(params) if fit.parent == RUNS / dataset and (fit / "model.keras").exists()]
+    if not found:
+        raise UserError(f"{RUNS / dataset}: no finished network; run `dvc repro`")
+    return found
+
+
+def find_labelled(source: Source, classes: Sequence[str]) -> pd.DataFrame:
+    """Return the labelled images of a source, from `match_labels`, and print how many others there are."""
+    files = {path.relative_to(source.images).as_posix(): path for path in find_images([source.images])}
+    table = read_labels(source.labels, source.columns, source.names, classes)
+    samples = match_labels(files, table, source.labels)
+    unlabelled, missing = len(files) - len(samples), len(table) - len(samples)
+    if unlabelled or missing:
+        print(f"left out: {unlabelled} images without a row, {missing} rows without an image")
+    return samples
+
+
+def find_images(paths: Iterable[Path]) -> list[Path]:
+    """Return the given files, and the images in each given folder and its subfolders, sorted."""
+    found: list[Path] = []
+    for path in paths:
+        images = [file for file in visible_files(path) if is_image(file)] if path.is_dir() else [path]
+        if not images:
+            raise UserError(f"{path}: no image; expected files that end in {', '.join(SUFFIXES)}")
+        found += images
+    return found
 
 
 def read_labels(path: Path, columns: Columns, names: Mapping[str, str], classes: Sequence[str]) -> pd.DataFrame:

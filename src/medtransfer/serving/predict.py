@@ -3,7 +3,7 @@
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from medtransfer.core.params import read_params
 from medtransfer.core.predictions import as_predictions
 from medtransfer.core.prepared import data_of
 from medtransfer.core.run_record import find_fits, read_record
-from medtransfer.data.images import SUFFIXES, is_image, visible_files
 from medtransfer.serving.classifier import (
     BATCH,
     Classifier,
@@ -75,17 +74,6 @@ def _open_run(uri: str, folder: Path) -> Classifier:
             write_classifier(read_params(PARAMS), path, data_of(path), folder)
             return load_classifier(folder)
     raise UserError(f"{uri}: its fit is neither in {RUNS} nor registered; run `medtransfer register` where the fit is")
-
-
-def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Return the given files, and the images in each given folder and its subfolders, sorted."""
-    found: list[Path] = []
-    for path in paths:
-        images = [file for file in visible_files(path) if is_image(file)] if path.is_dir() else [path]
-        if not images:
-            raise UserError(f"{path}: no image; expected files that end in {', '.join(SUFFIXES)}")
-        found += images
-    return found
 
 
 def answer(classifier: Classifier, paths: list[Path], overlays: Path | None = None) -> Iterator[dict[str, Any]]:

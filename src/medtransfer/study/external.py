@@ -6,7 +6,6 @@ The scores of such images stay out of artifacts/runs, from which networks and se
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +16,17 @@ from PIL import Image
 
 from medtransfer.analysis.calibration import calibration_table, reliability
 from medtransfer.analysis.external import SCALED, compare_sources
-from medtransfer.analysis.runs import Run, by_model, read_run, studied
+from medtransfer.analysis.runs import Run, by_model, read_run
 from medtransfer.analysis.tables import DIGITS
-from medtransfer.core.errors import UserError, check_known, counted
+from medtransfer.core.errors import UserError, counted
 from medtransfer.core.files import atomic_folder, write_json
-from medtransfer.core.layout import RUNS, check_name
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import as_predictions, write_predictions
-from medtransfer.core.prepared import check_data_of, finished_network, read_dataset
+from medtransfer.core.prepared import check_data_of, read_dataset
 from medtransfer.core.run_record import note_of, read_record, recipe_of
-from medtransfer.data.custom import Columns
 from medtransfer.data.decoding import thumbnail
 from medtransfer.data.duplicates import find_near_duplicates
-from medtransfer.data.images import SUFFIXES, is_image, load_pixels, visible_files
+from medtransfer.data.images import load_pixels
 from medtransfer.data.progress import progress
 from medtransfer.metrics.scores import MACRO, mlflow_name
 from medtransfer.models.vgg16 import load_network
@@ -38,7 +35,7 @@ from medtransfer.report import figures, tables
 from medtransfer.report.render import render
 from medtransfer.report.words import words_for
 from medtransfer.serving.classifier import predict_probabilities
-from medtransfer.serving.outside import match_labels, read_labels
+from medtransfer.serving.outside import Source
 from medtransfer.tracking import mlflow_runs
 from medtransfer.training.device import make_deterministic
 
@@ -46,42 +43,29 @@ EXTERNAL = Path("artifacts/external")
 NETWORK_RUN = "medtransfer.network_run"
 
 
-@dataclass(frozen=True)
-class Source:
-    """Labelled images from another source.
-
-    images, labels : the folder, and the table of labels with its columns
-    names : label in the table → class, as in `read_labels`
-    title : the name of the folder of results and, in part, of the MLflow experiment
-    """
-
-    images: Path
-    labels: Path
-    columns: Columns
-    names: Mapping[str, str]
-    title: str
-
-
-def score_outside(params: Params, dataset: str, fits: Sequence[Path], source: Source) -> tuple[Path, pd.DataFrame]:
+def score_outside(
+    params: Params, dataset: str, fits: Sequence[Path], source: Source, samples: pd.DataFrame
+) -> tuple[Path, pd.DataFrame]:
     """Score networks on images from another source, write tables and figures, and log one MLflow run per network.
 
     Parameters
     ----------
     fits : sequence of Path
         From `find_networks`.
+    samples : DataFrame
+        From `find_labelled`.
 
     Returns
     -------
     Path, DataFrame
         The folder of results, and its table from `compare_sources`.
     """
-    check_name(source.title, "a source")
     keras.config.disable_interactive_logging()
     make_deterministic()
     images, known, description = read_dataset(params, dataset)
     for fit in fits:
         check_data_of(fit, description, known)
-    samples, pixels = _read(source, description)
+    pixels = _read(samples, description)
     copies = _find_copies(pixels, samples, images, known)
     if copies.any():
         print(f"left out: {counted(int(copies.sum()), 'image')} that {dataset} has too")
@@ -104,38 +88,15 @@ def score_outside(params: Params, dataset: str, fits: Sequence[Path], source: So
     return target, compared
 
 
-def _read(source: Source, description: Mapping[str, Any]) -> tuple[pd.DataFrame, np.ndarray]:
-    """Return the labelled images: samples, from `match_labels`, and pixels (n, size, size, 3), uint8."""
-    folder = source.images
-    files = {path.relative_to(folder).as_posix(): path for path in visible_files(folder) if is_image(path)}
-    if not files:
-        raise UserError(f"{folder}: no image; expected files that end in {', '.join(SUFFIXES)}")
-    table = read_labels(source.labels, source.columns, source.names, description["classes"])
-    samples = match_labels(files, table, source.labels)
-    unlabelled, missing = len(files) - len(samples), len(table) - len(samples)
-    if unlabelled or missing:
-        print(f"left out: {unlabelled} images without a row, {missing} rows without an image")
+def _read(samples: pd.DataFrame, description: Mapping[str, Any]) -> np.ndarray:
+    """Return the pixels (n, size, size, 3), uint8, of the files of the samples."""
     how = (description["image_size"], description["resize_filter"])
 
     def decode(path: Path) -> np.ndarray:
         return load_pixels(path, *how, white_level=description.get("white_level"))
 
     with ThreadPoolExecutor() as pool:
-        decoded = list(progress(pool.map(decode, samples.file), "reading images", len(samples)))
-    return samples, np.stack(decoded)
-
-
-def find_networks(params: Params, dataset: str, names: Sequence[str], seeds: Sequence[int]) -> list[Path]:
-    """Return the folders of the named finished networks; by default, of all that the study has."""
-    check_known("params.yaml: study", dataset, params.study)
-    if names or seeds:
-        study = params.study[dataset]
-        named = names or [*study.train, *study.transfer]
-        return [finished_network(params, dataset, name, seed) for name in named for seed in seeds or params.seeds]
-    found = [fit for fit in studied(params) if fit.parent == RUNS / dataset and (fit / "model.keras").exists()]
-    if not found:
-        raise UserError(f"{RUNS / dataset}: no finished network; run `dvc repro`")
-    return found
+        return np.stack(list(progress(pool.map(decode, samples.file), "reading images", len(samples))))
 
 
 def _experiment(facts: Mapping[str, Any]) -> str:
