@@ -532,6 +532,7 @@ def test_networks_are_scored_on_images_of_another_source(registered: Path, outsi
     assert done.exit_code == 0, (done.output, done.exception)
     assert "left out: 1 images without a row" in done.output
     assert "left out: 1 image that chest_xray has too" in done.output
+    assert re.search(r"cnn_random-seed0: \d+% of the images are unlike the training images", done.output)
     folder = registered / "artifacts/external/chest_xray/hospital"
     facts = json.loads((folder / "external.json").read_text())
     assert (facts["images"], facts["groups"], facts["copies"]) == (24, 12, 1)
@@ -541,6 +542,9 @@ def test_networks_are_scored_on_images_of_another_source(registered: Path, outsi
     for name in ("cnn_random", "imagenet_all"):
         predictions = read_predictions(folder / f"{name}-seed0" / "predictions.csv")
         assert set(predictions.split) == {"external"}
+        like = facts["unlike_training"][f"{name}-seed0"]
+        assert predictions.unlike_training.mean() == like["share"] > 0.5  # noise with a shade
+        assert like["false_alarm_rate"] <= 0.1
         assert table.external[name, "macro avg"] == pytest.approx(score(predictions)["macro avg"], abs=1e-6)
         internal = json.loads((registered / f"artifacts/runs/chest_xray/{name}-seed0/metrics.json").read_text())
         # The other network is wrong about every validation image, so that it has no temperature.
@@ -551,6 +555,7 @@ def test_networks_are_scored_on_images_of_another_source(registered: Path, outsi
         run = client.get_run(mlflow_runs.find(client, "chest_xray on hospital", f"fit-{name}"))
         assert run.info.status == "FINISHED"
         assert run.data.tags["medtransfer.network_run"] == network
+        assert run.data.metrics["external/unlike_training"] == like["share"]
         logged = sorted(value for key, value in run.data.metrics.items() if "macro" in key)
         expected = sorted(table[side][name, "macro avg"] for side in ("external", "difference"))
         assert logged == pytest.approx(expected, abs=1e-6)

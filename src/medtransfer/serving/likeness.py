@@ -43,6 +43,13 @@ def distances(reference: Reference, features: np.ndarray) -> np.ndarray:
     return np.sqrt(np.einsum("ni,ij,nj->n", away, reference.precision, away).clip(0))
 
 
+def features_of(network: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Return the features (n, features) of images (n, size, size, 3), uint8."""
+    maps = keras.Model(network.inputs, network.get_layer(LAYER).output)
+    batches = [np.asarray(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+    return np.concatenate([pool(maps.predict_on_batch(batch)) for batch in batches])
+
+
 def describe_training(network: keras.Model, images: np.ndarray, splits: np.ndarray) -> tuple[Reference, dict[str, Any]]:
     """Return the training images in feature space, and the threshold beyond which an image is unlike them.
 
@@ -58,13 +65,11 @@ def describe_training(network: keras.Model, images: np.ndarray, splits: np.ndarr
         method; threshold, the distance of the validation images that a share of FALSE_ALARMS of them exceeds;
         validation_images; false_alarm_rate, the share of test images beyond it; test_images.
     """
-    rng, maps = np.random.default_rng(0), keras.Model(network.inputs, network.get_layer(LAYER).output)
-    features = {}
+    rng, features = np.random.default_rng(0), {}
     for split in ("train", "validation", "test"):
         rows = np.flatnonzero(splits == split)
         rows = np.sort(rng.choice(rows, min(DRAWN, len(rows)), replace=False))
-        batches = [np.asarray(images[rows[start : start + BATCH]]) for start in range(0, len(rows), BATCH)]
-        features[split] = np.concatenate([pool(maps.predict_on_batch(batch)) for batch in batches])
+        features[split] = features_of(network, images[rows])
     fitted = LedoitWolf().fit(features["train"])
     reference = Reference(fitted.location_, fitted.precision_)
     validated, tested = (np.sort(distances(reference, features[split])) for split in ("validation", "test"))

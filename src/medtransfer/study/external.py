@@ -21,7 +21,7 @@ from medtransfer.analysis.tables import DIGITS
 from medtransfer.core.errors import UserError, counted
 from medtransfer.core.files import atomic_folder, write_json
 from medtransfer.core.params import Params
-from medtransfer.core.predictions import as_predictions, write_predictions
+from medtransfer.core.predictions import as_predictions
 from medtransfer.core.prepared import check_data_of, read_dataset
 from medtransfer.core.run_record import note_of, read_record, recipe_of
 from medtransfer.data.decoding import thumbnail
@@ -34,6 +34,7 @@ from medtransfer.pipeline.evaluate import draw_run
 from medtransfer.report import figures, tables
 from medtransfer.report.render import render
 from medtransfer.report.words import words_for
+from medtransfer.serving import likeness
 from medtransfer.serving.classifier import predict_probabilities
 from medtransfer.serving.outside import Source
 from medtransfer.tracking import mlflow_runs
@@ -72,19 +73,26 @@ def score_outside(
     samples, pixels = samples[~copies].reset_index(drop=True), pixels[~copies]
     if samples.empty:
         raise UserError(f"{source.images}: {dataset} has all of these images too; expected images from another source")
-    facts = {
+    facts: dict[str, Any] = {
         "dataset": dataset, "name": source.title, "folder": source.images.resolve().name, "labels": source.labels.name,
         "map": dict(source.names), "images": len(samples), "groups": int(samples.group.nunique()),
         "copies": int(copies.sum()), "pixels_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
+        "unlike_training": {},
     }  # fmt: skip
     target = EXTERNAL / dataset / source.title
     with atomic_folder(target) as folder:
-        pairs = [_score(fit, samples, pixels, description["classes"], facts, folder / fit.name) for fit in fits]
+        splits, classes = known.split.to_numpy(), description["classes"]
+        pairs = [_score(fit, samples, pixels, images, splits, classes, facts, folder / fit.name) for fit in fits]
         compared = _write_tables([there for there, _ in pairs], [here for _, here in pairs], facts, folder)
     shown = [target / "scores.md", *sorted(target.glob("*.png"))]
     for fit in fits:
         drawn = [path for path in sorted((target / fit.name).iterdir()) if path.name != "predictions.csv"]
         mlflow_runs.attach(_experiment(facts), read_record(fit)["fit"], [*drawn, *shown])
+    for name, like in facts["unlike_training"].items():
+        print(
+            f"{name}: {like['share']:.0%} of the images are unlike the training images (by mistake, "
+            f"{like['false_alarm_rate']:.1%} of {like['test_images']} test images)"
+        )
     return target, compared
 
 
@@ -113,9 +121,20 @@ def _find_copies(pixels: np.ndarray, samples: pd.DataFrame, images: np.ndarray, 
 
 
 def _score(
-    fit: Path, samples: pd.DataFrame, pixels: np.ndarray, classes: list[str], facts: Mapping[str, Any], folder: Path
+    fit: Path,
+    samples: pd.DataFrame,
+    pixels: np.ndarray,
+    images: np.ndarray,
+    splits: np.ndarray,
+    classes: list[str],
+    facts: dict[str, Any],
+    folder: Path,
 ) -> tuple[Run, Run]:
-    """Write predictions.csv, the confusion matrix and the report of a network, and log them; return both its runs."""
+    """Write predictions.csv, the confusion matrix and the report of a network, and log them; return both its runs.
+
+    `images` and `splits` are those of the data set, to which `pixels` are compared: each row of predictions.csv says
+    whether its image is unlike the training images, and `facts` get their share.
+    """
     inside, record = read_run(fit), read_record(fit)
     tags = {key: record[key] for key in ("dataset", "model", "seed", "synthetic")}
     tags |= {key: facts[key] for key in ("images", "copies", "pixels_sha256")}
@@ -125,14 +144,18 @@ def _score(
             run.tag({NETWORK_RUN: mlflow_runs.find(run.client, record["dataset"], record["fit"]) or "unknown"})
         network = load_network(fit / "model.keras")
         probabilities = predict_probabilities(network, pixels, recipe_of(record).flips)
+        reference, like = likeness.describe_training(network, images, splits)
+        unlike = likeness.distances(reference, likeness.features_of(network, pixels)) > like["threshold"]
+        facts["unlike_training"][fit.name] = like | {"share": float(unlike.mean())}
         keras.backend.clear_session()
         predictions = as_predictions(samples, probabilities, classes)
         outside = Run({**record, "dataset": experiment}, predictions, None, inside.validation)
         draw_run(outside, folder)
-        write_predictions(folder / "predictions.csv", samples, probabilities, classes)
+        predictions = as_predictions(samples, probabilities.astype(np.float32), classes)
+        predictions.assign(unlike_training=unlike).to_csv(folder / "predictions.csv", index=False)
         compared = compare_sources([outside], [inside])
         compared.round(DIGITS).to_csv(folder / "scores.csv", index=False)
-        run.log_metrics(_for_mlflow(compared))
+        run.log_metrics({**_for_mlflow(compared), "external/unlike_training": unlike.mean()})
     return outside, inside
 
 
