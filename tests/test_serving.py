@@ -922,6 +922,11 @@ def test_what_is_not_registered_is_named(registered: Path) -> None:
         assert isinstance(done.exception, UserError)
         assert "models:/ham10000@best: not available" in str(done.exception)
         assert str(done.exception).endswith("; run `medtransfer register ham10000`")
+    for command in (["predict", "chest_xry", "params.yaml"], ["serve", "chest_xry"]):
+        unknown = str(CliRunner().invoke(cli, command).exception)
+        assert "chest_xry" in unknown
+        assert "chest_xray, ham10000" in unknown
+        assert "register" not in unknown
     mlflow_store.connect().delete_registered_model_alias("chest_xray", "best")
     done = CliRunner().invoke(cli, ["predict", "chest_xray", "params.yaml"])
     assert str(done.exception).endswith("; run `medtransfer register chest_xray`")

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from medtransfer.analysis.external import estimate_present
 from medtransfer.analysis.runs import Run
 from medtransfer.core.dvc import check_unchanged
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import atomic_file
 from medtransfer.core.layout import PARAMS, RUNS
 from medtransfer.core.params import read_params
@@ -43,6 +43,10 @@ def open_classifier(dataset: str, model: str | None) -> Classifier:
 
     `runs:/RUN/model` is the network of a fit's run, with the calibration that its registration has or would have.
     """
+    if not model and PARAMS.exists():
+        registered = {version.name for version in mlflow_models.registered(mlflow_store.reach())}
+        if dataset not in registered:
+            check_known("data sets", dataset, sorted({*read_params(PARAMS).datasets, *registered}))
     uri = model or f"models:/{dataset}@{mlflow_models.BEST}"
     with tempfile.TemporaryDirectory() as folder:
         found = _open_run(uri, Path(folder)) if uri.startswith("runs:/") else _open_registered(uri, Path(folder))
