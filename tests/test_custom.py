@@ -349,13 +349,15 @@ def test_one_folder_per_class_needs_no_table(project: Path) -> None:
     assert listing.samples.group.nunique() == 40
 
 
-def test_the_command_says_what_to_do_next(project: Path) -> None:
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
+def test_the_command_says_what_to_do_next(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], check=True)
     done = CliRunner().invoke(
         cli, ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
     )
     assert done.exit_code == 0, (done.output, done.exception)
-    assert "`dvc repro`" in done.output
+    assert "`medtransfer data validate mine && dvc repro`" in done.output
+    assert "git add" not in capfd.readouterr().out  # DVC's own hint
     shown = CliRunner().invoke(cli, ["data", "describe", "mine", "--plots", "plots"])
     assert "40 images of 20 patients" in shown.output
     alone = CliRunner().invoke(cli, ["data", "add", "mine", "--images", "mine", "--group", "patient"])
@@ -364,7 +366,7 @@ def test_the_command_says_what_to_do_next(project: Path) -> None:
 
 @pytest.mark.parametrize("linked", [False, True])
 def test_where_dvc_add_fails_nothing_is_changed(
-    project: Path, tmp_path_factory: pytest.TempPathFactory, linked: bool
+    project: Path, tmp_path_factory: pytest.TempPathFactory, linked: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command = ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
@@ -378,6 +380,7 @@ def test_where_dvc_add_fails_nothing_is_changed(
         done = CliRunner().invoke(cli, command)
         assert isinstance(done.exception, SystemExit)
         assert done.stderr.startswith("mine: not added; ")
+        assert "ERROR" in capfd.readouterr().err
         assert sorted(Path("data").rglob("*")) == before
         assert {name: Path(name).read_bytes() for name in files} == files
         assert not Path("data.dvc").exists()

@@ -112,9 +112,7 @@ def add(
     others = [other for other in params.study if other != name]
     if only and others:
         click.echo(f"removed from the study: {', '.join(others)}; their files in data/, if any, stay under DVC")
-    click.echo(
-        f"added to params.yaml and dvc.yaml: review both, run `medtransfer data validate {name}`, then `dvc repro`"
-    )
+    click.echo(f"added to params.yaml and dvc.yaml; next: `medtransfer data validate {name} && dvc repro`")
 
 
 @data.command()
@@ -148,7 +146,7 @@ def _pull_named_data() -> None:
 
 def _add_to_dvc() -> None:
     """Record data/ in data.dvc as a change that the user intends."""
-    dvc("add", "data")
+    dvc("add", "data", hints=False)
     shutil.copyfile(POINTER, IMPORTED)
 
 

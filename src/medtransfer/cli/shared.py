@@ -75,9 +75,9 @@ def quiet_start() -> Iterator[None]:
             os.close(stderr)
 
 
-def dvc(*arguments: str) -> None:
+def dvc(*arguments: str, hints: bool = True) -> None:
     """Run DVC and exit with its code if it fails; DVC prints its own message."""
     from medtransfer.study.run import run_dvc
 
-    if code := run_dvc(*arguments):
+    if code := run_dvc(*arguments, hints=hints):
         sys.exit(code)

@@ -45,9 +45,10 @@ def run_study(jobs: int) -> int:
     return _run_in_parallel([["repro"]])  # only prints what runs, unlike `run_dvc`
 
 
-def run_dvc(*arguments: str) -> int:
-    """Run DVC and return its exit code; DVC prints its own error message."""
-    process = subprocess.Popen([*DVC, *arguments], preexec_fn=end_with_parent)
+def run_dvc(*arguments: str, hints: bool = True) -> int:
+    """Run DVC and return its exit code; it prints its own errors on stderr and, on stdout, hints such as `git add`."""
+    stdout = None if hints else subprocess.DEVNULL  # `--quiet` would hide the errors too
+    process = subprocess.Popen([*DVC, *arguments], stdout=stdout, preexec_fn=end_with_parent)
     with _stopped_together([process]):
         return process.wait()
 
