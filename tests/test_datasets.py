@@ -1,5 +1,6 @@
 """Raw data sets: layout, import, validation and the demo."""
 
+import json
 import shutil
 import stat
 import zipfile
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 from ruamel.yaml import YAML
 
+from conftest import PROJECT
 from drawn import draw_data
 from medtransfer.cli import cli
 from medtransfer.core.errors import UserError
@@ -44,6 +46,26 @@ def contents(folder: Path) -> dict[str, bytes]:
 def raw(demo: Path, tmp_path: Path) -> Callable[[str], Path]:
     """A copy of a demo data set that a test may damage."""
     return lambda name: Path(shutil.copytree(demo / name, tmp_path / "raw" / name))
+
+
+# --- the embedded data
+
+
+def test_the_embedded_data_are_real_small_and_credited() -> None:
+    folder = PROJECT / ".dvc" / "embedded"
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 4_000_000
+
+    def stored(md5: str) -> bytes:
+        return (folder / "files" / "md5" / md5[:2] / md5[2:]).read_bytes()
+
+    pointer = YAML(typ="safe").load((folder / "data.dvc").read_text())["outs"][0]
+    files = {entry["relpath"]: entry["md5"] for entry in json.loads(stored(pointer["md5"]))}
+    for dataset in CATALOGUE.values():
+        source = json.loads(stored(files[f"{dataset.name}/source.json"]))
+        assert source["synthetic"] is False
+        assert (source["licence"], source["citation"]) == (dataset.licence, dataset.citation)
+        assert dataset.licence in source["note"]
+        assert "draw_demonstration.py" in source["source"]
 
 
 # --- the drawn data
