@@ -192,7 +192,7 @@ def _studied(params: Params, dataset: str, key: str) -> list[str]:
 def read_lock() -> dict[str, Any]:
     """Return the stages of dvc.lock by name.
 
-    A cut file is refused. A cut between two complete outputs of one stage goes unnoticed, but only `evaluate` has
+    A truncated file is refused. A cut between two complete outputs of one stage goes unnoticed, but only `evaluate` has
     several, and no stage reads them.
     """
     if not LOCK.exists():
@@ -213,13 +213,13 @@ def read_lock() -> dict[str, Any]:
 
 
 def _unreadable(path: Path, then: str) -> UserError:
-    """Return the error for a file of DVC that is cut or has a merge conflict."""
+    """Return the error for a file of DVC that is truncated or has a merge conflict."""
     if CONFLICT in path.read_bytes():
         return UserError(
             f"{path}: has a merge conflict; take either side (`git checkout --ours {path}` or `git checkout --theirs "
             f"{path}`), then {then}"
         )
-    return UserError(f"{path}: empty or cut; {restoring(path)}, then {then}")
+    return UserError(f"{path}: empty or truncated; {restoring(path)}, then {then}")
 
 
 def _require(values: Any, *keys: str) -> None:
@@ -232,14 +232,14 @@ def _check_entry(entry: Any) -> None:
     """Check that DVC's record of a file or folder is complete."""
     _require(entry, "path", "md5")
     if not MD5.fullmatch(entry["md5"]) or "size" not in entry or ("nfiles" in entry) != entry["md5"].endswith(".dir"):
-        raise ValueError("the record of a file is cut")
+        raise ValueError("the record of a file is truncated")
 
 
 @lru_cache(maxsize=2)
 def _parse(text: str) -> Any:
     """Parse a whole YAML file, only once for all folders that a stage compares."""
     if not text.endswith("\n"):
-        raise ValueError("its last line is cut")
+        raise ValueError("its last line is truncated")
     return YAML(typ="safe").load(text)
 
 

@@ -103,8 +103,8 @@ def _check_series(headers: dict[str, dicom.Header], images: Path) -> None:
         other, voi = first.setdefault(header.series, (path, header.voi))
         if header.series and voi != header.voi:
             raise UserError(
-                f"{images / path}: its window differs from that of {other} in the same series, so that their pictures "
-                "cannot be compared; give both the same WindowCenter and WindowWidth"
+                f"{images / path}: its window differs from that of {other} in the same series, so their pixels cannot "
+                "be compared; give both the same WindowCenter and WindowWidth"
             )
 
 

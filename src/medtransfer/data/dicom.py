@@ -80,7 +80,7 @@ def read_picture(source: Path | bytes, name: str, max_pixels: int) -> Image.Imag
     if frames != 1:
         raise UserError(f"{name}: has {frames} frames; expected one image")
     if pixels > max_pixels:
-        raise UserError(f"{name}: {pixels:,} pixels; expected at most {max_pixels:,}, so reduce it")
+        raise UserError(f"{name}: {pixels:,} pixels; expected at most {max_pixels:,}; resize it")
     if not kind.startswith("MONOCHROME") and (colours, data.get("BitsStored")) != (3, 8):
         raise UserError(f"{name}: its colours are {kind}; expected grey values, or RGB with 8 bits")
     try:

@@ -155,7 +155,7 @@ def _check(image: Image.Image, name: str, max_pixels: int) -> None:
     if frames != 1 and not phone:
         raise UserError(f"{name}: has {frames} frames; expected one image")
     if image.width * image.height > max_pixels:
-        raise UserError(f"{name}: {image.width} × {image.height} pixels; expected at most {max_pixels:,}, so reduce it")
+        raise UserError(f"{name}: {image.width} × {image.height} pixels; expected at most {max_pixels:,}; resize it")
 
 
 def _to_rgb(
