@@ -90,7 +90,9 @@ def test_data_that_were_never_pulled_are_said_to_be(project: Path) -> None:
     asked = ["data", "validate", "chest_xray"]
     assert "dvc pull" not in last_line(medtransfer(project, *asked))
     shutil.copy(PROJECT / "data.dvc", project)
-    assert last_line(medtransfer(project, *asked)).endswith("`medtransfer data import`, or run `dvc pull data.dvc`")
+    assert last_line(medtransfer(project, *asked)).endswith(
+        "`medtransfer data import NAME FILE`, or run `dvc pull data.dvc`"
+    )
 
 
 def test_without_names_the_studys_data_sets_are_looked_at_and_what_is_there(project: Path, demo: Path) -> None:

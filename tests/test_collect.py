@@ -88,8 +88,11 @@ def test_tables_and_layers_of_other_fits_are_noticed(tmp_path: Path) -> None:
         read_study(folder)
     answers.write_text(text)
     add_seed(folder / "runs/chest_xray/imagenet_all-seed0", 9)
-    with pytest.raises(UserError, match=r"results\.csv: was computed from different models or seeds"):
+    with pytest.raises(UserError, match=r"results\.csv: was computed from different models or seeds") as refused:
         read_study(folder)
+    (command,) = re.findall("`medtransfer (.+)`", str(refused.value))
+    assert CliRunner().invoke(cli, command.split()).exit_code == 0
+    assert read_study(folder).runs
 
 
 def test_which_test_images_share_a_group_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

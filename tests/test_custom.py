@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from ruamel.yaml import YAML
 from clones import change_params, clone, dvc, run
 from conftest import PROJECT
 from medtransfer.cli import cli
-from medtransfer.core.dvc import recorded_digest, warn_of_another_version
+from medtransfer.core.dvc import check_unchanged, recorded_digest, warn_of_another_version
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder
 from medtransfer.core.params import Params, read_params
@@ -271,6 +272,27 @@ def test_a_removed_data_set_leaves_no_trace(project: Path) -> None:
     assert "nfiles: 42" in Path("data.dvc").read_text()
     for name, message in (("mine", "'mine' is unknown"), ("ham10000", "no custom data set 'ham10000'")):
         assert message in str(CliRunner().invoke(cli, ["data", "remove", name]).exception)
+
+
+def test_a_removed_data_set_is_brought_back_by_the_command_that_is_printed(project: Path) -> None:
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], check=True)
+    shutil.copy(PROJECT / ".dvcignore", ".")
+    add(name="other")
+    command = ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
+    assert CliRunner().invoke(cli, command).exit_code == 0
+    names = ["data.dvc", "dvc.yaml", "params.yaml"]
+    subprocess.run(["git", "add", *names], check=True)
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "a"], check=True)
+    before = [Path(name).read_text() for name in names]
+    shown = CliRunner().invoke(cli, ["data", "remove", "mine"]).output
+    assert not Path("data/mine").exists()
+    (line,) = re.findall("`(.+)`", shown)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(line, shell=True, check=True, env=environment, stdin=subprocess.DEVNULL)
+    assert [Path(name).read_text() for name in names] == before
+    check_unchanged(Path("data"))
+    assert len(list(Path("data/mine/images").rglob("*.png"))) == 40
 
 
 def test_an_import_is_not_called_damage(project: Path, caplog: pytest.LogCaptureFixture) -> None:

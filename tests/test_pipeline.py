@@ -451,6 +451,9 @@ def test_data_that_were_prepared_differently_are_not_trained_on(copy: Path) -> N
     change_params(copy, {"datasets": {"ham10000": {"image_size": 48}}})
     said = failing(copy, "medtransfer", "stage", "baseline", "ham10000", "random_forest", "--seed", "0")
     assert "prepared with image_size 32, but params.yaml has 48" in said
+    (command,) = re.findall("`(dvc repro .+)`", said)
+    run(copy, *command.split())
+    assert json.loads((copy / "artifacts/prepared/ham10000/dataset.json").read_text())["image_size"] == 48
 
 
 @pytest.mark.slow

@@ -313,6 +313,11 @@ def test_a_bug_of_ours_is_not_reported_as_an_unreachable_server(store: mlflow.Ml
     assert mlflow.active_run() is None
 
 
+def run_in_shell(command: str) -> None:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(command, shell=True, check=True, env={**os.environ, "PATH": path})
+
+
 def test_the_commands_for_a_deleted_experiment_work_as_they_are_printed(
     store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,21 +330,20 @@ def test_the_commands_for_a_deleted_experiment_work_as_they_are_printed(
         pass
     restore, remove = re.findall("`(.+?)`", str(refused.value))
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    subprocess.run(restore, shell=True, check=True, env={**os.environ, "PATH": path})
+    run_in_shell(restore)
     assert store.get_experiment(known.experiment_id).lifecycle_stage == "active"
     store.delete_experiment(known.experiment_id)
-    subprocess.run(remove, shell=True, check=True, env={**os.environ, "PATH": path})
+    run_in_shell(remove)
     assert store.get_experiment_by_name("ham10000") is None
 
 
 def test_a_damaged_store_is_moved_away_and_not_blamed_on_an_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two words" / "mlruns").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "two words")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
-    Path("mlruns").mkdir()
     Path("mlruns/mlflow.db").write_text("no database")
     with pytest.raises(UserError) as refused:
         mlflow_store.reach()
@@ -349,15 +353,24 @@ def test_a_damaged_store_is_moved_away_and_not_blamed_on_an_address(
     assert not Path("mlruns/mlflow.db").exists()
 
 
-def test_a_run_whose_parameters_were_changed_is_not_continued(store: mlflow.MlflowClient) -> None:
+def test_a_run_whose_parameters_were_changed_is_not_continued_until_it_is_deleted(
+    store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with mlflow_runs.run("ham10000", "x", "f1", {"train": {"epochs": 1}}, {}) as run:
         pass
     with (
-        pytest.raises(UserError, match=rf"{run.run_id}: train.epochs is 1, expected 2 .*delete the run"),
+        pytest.raises(UserError, match=rf"{run.run_id}: train.epochs is 1, expected 2 .*delete the run") as refused,
         mlflow_runs.run("ham10000", "x", "f1", {"train": {"epochs": 2}}, {}),
     ):
         pass
     assert mlflow.active_run() is None
+    (delete,) = re.findall("`(.+?)`", str(refused.value))
+    with monkeypatch.context() as unset:
+        unset.delenv("MLFLOW_TRACKING_URI")
+        run_in_shell(delete)
+    with mlflow_runs.run("ham10000", "x", "f1", {"train": {"epochs": 2}}, {}) as again:
+        pass
+    assert again.run_id != run.run_id
 
 
 # --- seven endings, each in its own process

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medtransfer.core.dvc import POINTER, check_unchanged, data_version, read_lock
+from medtransfer.core.dvc import check_unchanged, data_version, read_lock
 from medtransfer.core.errors import UserError, first_three
 from medtransfer.core.files import digest_of_folder, sha256_of
 from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
@@ -70,17 +70,15 @@ def others() -> list[str]:
 
 
 def _check_dvc() -> Iterator[str]:
-    # Only the study: results/ has its own pipeline.
-    command = [sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml", "data.dvc"]
+    # Only the study: results/ has its own pipeline, and the data are read in full (_check_data).
+    command = [sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml"]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         yield f"dvc status: {' '.join(result.stderr.split())}"
         return
     ran = read_lock()
     for stage, changes in json.loads(result.stdout or "{}").items():
-        remedy = f"dvc checkout {stage}`, or `dvc pull {stage}" if stage == str(POINTER) else "dvc repro"
-        known = stage in ran or stage == str(POINTER)
-        yield f"dvc: {stage}: {in_words(changes) if known else 'never ran here'}; run `{remedy}`"
+        yield f"dvc: {stage}: {in_words(changes) if stage in ran else 'never ran here'}; run `dvc repro`"
 
 
 def _check_data() -> Iterator[str]:

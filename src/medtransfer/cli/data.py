@@ -26,7 +26,8 @@ def data() -> None:
 def demo() -> None:
     """Put the demonstration data, which the repository contains, back into data/.
 
-    What data.dvc names now stays in DVC's cache; commit data.dvc first to get it back with `git checkout`.
+    What data.dvc names now stays in DVC's cache. If you commit data.dvc first, `git checkout data.dvc && dvc checkout
+    data.dvc` brings it back.
     """
     from medtransfer.core.dvc import DEMONSTRATION
     from medtransfer.core.files import restored_on_error
@@ -132,7 +133,9 @@ def remove(name: str) -> None:
         remove_custom(params, name)
         _add_to_dvc()
     click.echo(f"{name}: removed from data/, params.yaml and dvc.yaml")
-    click.echo("if it was committed, `git checkout` and `dvc checkout` bring it back")
+    click.echo(
+        "if it was committed, `git checkout data.dvc dvc.yaml params.yaml && dvc checkout data.dvc` brings it back"
+    )
 
 
 def _pull_named_data() -> None:

@@ -42,7 +42,7 @@ def _read_description(name: str) -> dict[str, Any]:
     """Return dataset.json of a prepared data set, which must be what DVC recorded."""
     folder = PREPARED / name
     if not (folder / "dataset.json").exists():
-        get_data = "get the data (`dvc pull data.dvc`, or `medtransfer data` for your own), then "
+        get_data = "get the data (`dvc pull data.dvc`, or see `medtransfer data --help`), then "
         raise UserError(
             f"{folder}: not found; {'' if (DATA / name).is_dir() else get_data}run `dvc repro prepare@{name}`"
         )

@@ -76,7 +76,7 @@ def _select_ham10000(path: PurePosixPath) -> PurePosixPath | None:
     return PurePosixPath(part) / path.name if part and re.fullmatch(r"\w+\.jpg", path.name) else None
 
 
-IMPORT_IT = "import the data set with `medtransfer data import`"
+IMPORT_IT = "import the data set with `medtransfer data import NAME FILE`"
 
 
 def or_pull(folder: Path) -> str:

@@ -39,7 +39,9 @@ def dataset_of(name: str, params: Params) -> Dataset:
     if entry:
         return custom_dataset(name, entry)
     if name in params.datasets and name not in CATALOGUE:
-        raise UserError(f"params.yaml: datasets.{name}.catalogue: missing; `medtransfer data add {name}` writes it")
+        raise UserError(
+            f"params.yaml: datasets.{name}.catalogue: missing; `medtransfer data add {name} --images FOLDER` writes it"
+        )
     check_known("data sets", name, dict.fromkeys([*CATALOGUE, *params.datasets]))
     return CATALOGUE[name]
 
@@ -242,7 +244,8 @@ def _read(folder: Path, classes: dict[str, str]) -> Listing:
     try:
         table = read_table(labels, COLUMNS)
     except FileNotFoundError:
-        raise UserError(f"{labels}: not found; add the data set with `medtransfer data add`{or_pull(folder)}") from None
+        add_it = f"add the data set with `medtransfer data add {folder.name} --images FOLDER`"
+        raise UserError(f"{labels}: not found; {add_it}{or_pull(folder)}") from None
     there = {path.relative_to(folder).as_posix() for path in visible_files(folder / IMAGES)}
     inside = table.path.isin(there)
     problems = [f"{labels}: {row.id} has no {row.path}" for row in table[~inside].itertuples()]

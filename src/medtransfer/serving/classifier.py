@@ -123,11 +123,11 @@ def load_classifier(folder: Path, registered: dict[str, str] | None = None) -> C
             expected[TRAINING] = facts["training_sha256"]
         found = {file: sha256_of(folder / file) for file in expected}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: no classifier ({error}); run `medtransfer register`") from None
+        raise UserError(f"{folder}: no classifier ({error}); run `medtransfer register DATASET`") from None
     for file, digest in expected.items():
         if found[file] != digest:
             raise UserError(
-                f"{folder / file}: SHA-256 {found[file]}, expected {digest}; run `medtransfer register` again"
+                f"{folder / file}: SHA-256 {found[file]}, expected {digest}; run `medtransfer register DATASET` again"
             )
     keras.config.disable_interactive_logging()
     # Older classifiers lack the keys; all of them were calibrated.

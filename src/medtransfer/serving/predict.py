@@ -77,7 +77,9 @@ def _open_run(uri: str, folder: Path) -> Classifier:
             check_unchanged(path)
             write_classifier(read_params(PARAMS), path, data_of(path), folder)
             return load_classifier(folder)
-    raise UserError(f"{uri}: its fit is neither in {RUNS} nor registered; run `medtransfer register` where the fit is")
+    raise UserError(
+        f"{uri}: its fit is neither in {RUNS} nor registered; run `medtransfer register DATASET` where the fit is"
+    )
 
 
 def answer(classifier: Classifier, paths: list[Path], overlays: Path | None = None) -> Iterator[dict[str, Any]]:

@@ -42,7 +42,7 @@ def add_custom(
     """
     if name in CATALOGUE:
         raise UserError(
-            f"{name}: the name of a built-in data set; choose another name, or `medtransfer data import {name}`"
+            f"{name}: the name of a built-in data set; choose another name, or `medtransfer data import {name} FILE`"
         )
     if not re.fullmatch(NAME_PATTERN, name):
         raise UserError(f"{name!r}: not a name for a data set; expected {IN_WORDS[NAME_PATTERN]}")

@@ -202,7 +202,7 @@ def fetch_classifier(uri: str, folder: Path) -> tuple[Path, dict[str, str]]:
     try:
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)
         if DIGEST not in found.tags:
-            raise UserError(f"{uri}: version {found.version} has no tag {DIGEST}; run `medtransfer register`")
+            raise UserError(f"{uri}: version {found.version} has no tag {DIGEST}; run `medtransfer register {name}`")
         source = f"models:/{name}/{found.version}/artifacts/{CLASSIFIER}"
         return Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder))), {
             file: found.tags[tag] for file, tag in REGISTERED.items() if tag in found.tags

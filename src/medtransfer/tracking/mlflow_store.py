@@ -231,7 +231,8 @@ def answering() -> Iterator[None]:
             raise
         file = file_of(mlflow.get_tracking_uri())
         remedy = (
-            f"if it is damaged, move it aside (mv {file} {file}.damaged) and run `medtransfer audit --repair`, "
+            f"if it is damaged, move it aside (mv {shlex.quote(f'{file}')} {shlex.quote(f'{file}.damaged')}) and run "
+            "`medtransfer audit --repair`, "
             "which logs the fits again"
             if file
             else "start it or correct MLFLOW_TRACKING_URI, and run again"
