@@ -26,7 +26,7 @@ from medtransfer.cli import cli
 from medtransfer.core.dvc import digest_of
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import write_json
-from medtransfer.core.provenance import git_commit
+from medtransfer.core.provenance import commit_problem, git_commit
 from medtransfer.core.recipe import TrainParams
 from medtransfer.pipeline.outputs import log_to_mlflow, mlflow_params
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
@@ -498,6 +498,7 @@ def test_what_git_refuses_is_repeated(monkeypatch: pytest.MonkeyPatch, caplog: p
         assert "git config --global --add safe.directory" in line
         assert "not in this repository" not in line
     assert git_commit() == "unknown"
+    assert "not in this repository" not in commit_problem("unknown")
     assert "dubious ownership" in caplog.text
 
 

@@ -1,6 +1,5 @@
 """The command line: a user's mistake is one line and exit code 2; our own keeps its traceback."""
 
-import errno
 import json
 import os
 import shlex
@@ -13,7 +12,6 @@ import pytest
 from ruamel.yaml import YAML
 
 from conftest import PROJECT
-from medtransfer.cli import main
 from medtransfer.core.dvc import check_pipeline
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import WEIGHTS_VARIABLE, Params, read_params
@@ -194,19 +192,11 @@ def test_a_check_names_the_users_keras_settings_that_are_not_used(project: Path,
     assert refused.stderr == "medtransfer: KERAS_BACKEND: found 'TensorFlow'; expected tensorflow or jax\n"
 
 
-def test_a_home_that_cannot_be_written_is_named_with_what_to_set(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail() -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", "/home/other/.cache")
-
-    monkeypatch.chdir(project)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/home/other/.cache")
-    monkeypatch.setattr("medtransfer.training.feature_cache.entries", fail)
-    monkeypatch.setattr(sys, "argv", ["medtransfer", "cache", "show"])
-    with pytest.raises(SystemExit):
-        main()
-    assert "/home/other/.cache: Permission denied; set XDG_CACHE_HOME" in capsys.readouterr().err
+@pytest.mark.parametrize("command", ["check", "study"])
+def test_a_home_that_is_no_folder_is_named_before_dvc_looks_there(project: Path, command: str) -> None:
+    refused = medtransfer(project, command, HOME="/dev/null")
+    assert refused.returncode == 2
+    assert last_line(refused).startswith("medtransfer: HOME: /dev/null is not a folder")
 
 
 def test_the_params_for_the_real_data_are_those_of_the_results(pipeline: Path) -> None:

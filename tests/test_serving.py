@@ -164,7 +164,7 @@ def test_a_moved_project_predicts_and_registers(registered: Path, images: Path, 
 
 
 @pytest.mark.skipif(AS_A_USER != [] and shutil.which("setpriv") is None, reason="as root this needs setpriv")
-def test_a_read_only_project_predicts_and_checks_and_writes_nothing(
+def test_a_read_only_project_and_home_are_enough_to_predict_and_check(
     registered: Path, images: Path, demo: Path, tmp_path: Path
 ) -> None:
     expected = ask_command_line(str(images / "a.jpg"))
@@ -175,7 +175,7 @@ def test_a_read_only_project_predicts_and_checks_and_writes_nothing(
     (folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
     before = sorted(folder.rglob("*"))
     env = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-    env["PYTHONPATH"] = str(PROJECT / "src")
+    env |= {"PYTHONPATH": str(PROJECT / "src"), "HOME": str(folder)}
     subprocess.run(["chmod", "-R", "a-w", folder], check=True)
     try:
         for arguments in (["predict", "chest_xray", "images/a.jpg", "--json"], ["check"]):

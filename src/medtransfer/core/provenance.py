@@ -6,6 +6,8 @@ from pathlib import Path
 
 from medtransfer.core.errors import shortened
 
+UNKNOWN = "unknown"
+
 log = logging.getLogger(__name__)
 
 
@@ -29,11 +31,13 @@ def git_commit() -> str:
 
 def _unknown(said: str) -> str:
     log.warning("the git commit is recorded as unknown: %s", shortened(said, 400))
-    return "unknown"
+    return UNKNOWN
 
 
 def commit_problem(commit: str) -> str:
     """Return why a commit cannot be found in this repository, or an empty string if it is there."""
+    if commit == UNKNOWN:
+        return "git named none when the fit was made"
     try:
         _git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}")
     except OSError as error:
