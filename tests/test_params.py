@@ -27,6 +27,11 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
             "  epochs: 8\n  lerning_rate: 1",
             "train.lerning_rate: unknown key; did you mean learning_rate? allowed here: augment,",
         ),
+        (
+            "  recipe: talk",
+            "  recipe: [talk]",
+            "train.recipe: found ['talk'] (list), input should be 'talk' or 'modern'",
+        ),
         ("  epochs: 8", "  epochz: 8", "train.epochz: unknown key; did you mean epochs? allowed here: augment,"),
         ("  epochs: 8", "  epochs: ten", "train.epochs: found 'ten' (str), input should be a valid integer"),
         (

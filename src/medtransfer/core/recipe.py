@@ -121,7 +121,7 @@ class TrainParams(Section):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, values: Any) -> Any:
-        return {**RECIPES.get(values.get("recipe", "talk"), {}), **values} if isinstance(values, dict) else values
+        return {**RECIPES.get(str(values.get("recipe", "talk")), {}), **values} if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _fit_together(self) -> "TrainParams":
