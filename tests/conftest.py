@@ -48,6 +48,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
 
 
+def pytest_collection_finish() -> None:
+    """Leave what the imports made out of later garbage collections; Keras asks for one after every network."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def params() -> Params:
     """The project's own, in a precision that every machine computes in."""
