@@ -1,12 +1,16 @@
 """The command line: a user's mistake is one line and exit code 2; our own keeps its traceback."""
 
+import io
 import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from ruamel.yaml import YAML
@@ -22,8 +26,22 @@ COMMAND = [sys.executable, "-c", "from medtransfer.cli import main; main()"]
 
 
 def medtransfer(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, **environment}
-    return subprocess.run([*COMMAND, *arguments], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    """Run the command in a folder, in this process: Keras is already loaded."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        mock.patch.dict(os.environ, environment),
+        redirect_stdout(stdout),
+        redirect_stderr(stderr),
+        pytest.raises(SystemExit) as ended,
+    ):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["medtransfer", *arguments])
+        patch.setattr(signal, "signal", lambda *_: None)
+        main()
+    code = ended.value.code or 0
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(arguments, code, stdout.getvalue(), stderr.getvalue())
 
 
 def last_line(result: subprocess.CompletedProcess[str]) -> str:
