@@ -237,7 +237,10 @@ class Configuration(Overrides):
         found |= {name: value for name, value in own.items() if value is not None}
         if isinstance(self.learning_rate, dict):
             if dataset not in ("", *self.learning_rate):  # "" is no data set: see `_check_recipe`
-                _warn_of_missing_rate(str(self.learning_rate), dataset, train.learning_rate)
+                _warn_once(
+                    f"learning_rate: {self.learning_rate} has no rate for {dataset}, which gets train.learning_rate, "
+                    f"{train.learning_rate:g}; `medtransfer tune {dataset}` finds one"
+                )
             found["learning_rate"] = self.learning_rate.get(dataset, train.learning_rate)
         return TrainParams(**found).on(dataset)
 
@@ -343,12 +346,17 @@ def parse_params(text: str, path: Path) -> Params:
         raise UserError(f"{path}: empty; {restoring(path)}")
     params = validate_params(raw, path)
     if any(section.get("scaling") == OLD_SCALING for section in (raw["train"], *raw["configurations"].values())):
-        _warn_of_old_scaling(path)
+        _warn_once(f"{path}: scaling: {OLD_SCALING} is now called {TF}, Keras's name for it")
     for key in unused_settings(params):
-        _warn_of_unused(path, key)
+        _warn_once(
+            f"{path}: train.{key}: no network uses it, since each has its own; change configurations.<name>.{key}"
+        )
     for name, settings in raw["datasets"].items():
         if isinstance((settings.get("catalogue") or {}).get("classes"), dict):
-            _warn_of_old_classes(path, name)
+            _warn_once(
+                f"{path}: datasets.{name}.catalogue.classes: rename it to meanings, and list the labels under classes; "
+                "DVC does not see the order of a mapping"
+            )
     return params
 
 
@@ -373,32 +381,8 @@ def unused_settings(params: Params) -> list[str]:
 
 
 @cache
-def _warn_of_unused(path: Path, key: str) -> None:
-    log.warning(
-        "%s: train.%s: no network uses it, since each has its own; change configurations.<name>.%s", path, key, key
-    )
-
-
-@cache
-def _warn_of_old_scaling(path: Path) -> None:
-    log.warning("%s: scaling: %s is now called %s, Keras's name for it", path, OLD_SCALING, TF)
-
-
-@cache
-def _warn_of_old_classes(path: Path, dataset: str) -> None:
-    log.warning(
-        "%s: datasets.%s.catalogue.classes: rename it to meanings, and list the labels under classes; DVC does not see "
-        "the order of a mapping",
-        path, dataset,
-    )  # fmt: skip
-
-
-@cache
-def _warn_of_missing_rate(rates: str, dataset: str, used: float) -> None:
-    log.warning(
-        "learning_rate: %s has no rate for %s, which gets train.learning_rate, %g; `medtransfer tune %s` finds one",
-        rates, dataset, used, dataset,
-    )  # fmt: skip
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)
 
 
 def _yaml_reason(error: Exception) -> str:
