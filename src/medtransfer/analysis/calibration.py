@@ -15,7 +15,7 @@ from medtransfer.analysis.runs import Run, by_model
 from medtransfer.analysis.uncertainty import (
     FEWEST_GROUPS,
     Estimate,
-    combine,
+    estimate,
     groups_variance,
     interval_ends,
     sum_by_group,
@@ -92,9 +92,8 @@ def calibration_table(runs: list[Run]) -> pd.DataFrame:
 
 
 def _recalibrate(fits: list[Run], number: int, with_slope: bool) -> Estimate:
-    values, deviations = zip(*(recalibration(run.predictions, number, with_slope) for run in fits), strict=True)
-    variance = groups_variance(np.mean(deviations, axis=0))
-    return combine(np.array(values), variance, fits[0].jackknife, number, bounded=False)
+    found = [recalibration(run.predictions, number, with_slope) for run in fits]
+    return estimate(found, fits[0].jackknife, number, None)
 
 
 def recalibration(predictions: pd.DataFrame, number: int, with_slope: bool) -> tuple[float, np.ndarray]:

@@ -4,26 +4,16 @@ The network is the one with the highest macro F1 on the validation images, and t
 chosen specificity there, so that no test image has a part in either.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from medtransfer.analysis.runs import Run, by_model
 from medtransfer.analysis.scores import estimate_of
-from medtransfer.analysis.uncertainty import (
-    EXACT,
-    FEWEST_GROUPS,
-    LEVEL,
-    Estimate,
-    combine,
-    groups_variance,
-    sum_by_group,
-)
+from medtransfer.analysis.uncertainty import FEWEST_GROUPS, Estimate, estimate, leave_out, share_ends, sum_by_group
 from medtransfer.core.predictions import classes_of
-from medtransfer.metrics.scores import BY_NAME, MACRO, MICRO, NONE, area, encode, placements, score
+from medtransfer.metrics.scores import BY_NAME, MACRO, MICRO, NONE, Value, area, encode, placements, score
 
 SPECIFICITIES = (0.90, 0.95)
 SENSITIVITY, SPECIFICITY, AREA = "sensitivity", "specificity", "AUC"
@@ -61,7 +51,7 @@ def class_table(runs: Sequence[Run]) -> pd.DataFrame:
         fits = best_network(runs, dataset)
         for number, name in enumerate(classes_of(fits[0].predictions) if fits else []):
             about = {"dataset": dataset, "model": fits[0].model, "class": name}
-            rows += [{**about, "measure": measure, **_columns(found)} for measure, found in _measures(fits, number)]
+            rows += [{**about, "measure": measure, **found.columns()} for measure, found in _measures(fits, number)]
     return pd.DataFrame(rows, columns=CLASSES)
 
 
@@ -97,22 +87,10 @@ def _threshold(validation: pd.DataFrame | None, number: int, specificity: float)
     return float(np.quantile(probabilities[codes != number, number], specificity, method="higher"))
 
 
-def _estimate(
-    fits: list[Run], terms: list[np.ndarray], value: Callable[[np.ndarray], np.ndarray], needs: str | int
-) -> Estimate:
+def _estimate(fits: list[Run], terms: list[np.ndarray], value: Value, needs: str | int) -> Estimate:
     """Return a measure with its interval from what each image adds to it, (images, terms), for each fit."""
-    values, deviations = [], []
-    for run, own in zip(fits, terms, strict=True):
-        sums = sum_by_group(run.predictions, own)
-        left = value(sums.sum(axis=0) - sums)
-        values.append(value(sums.sum(axis=0)))
-        deviations.append(left - left.mean())
-    found = combine(np.array(values), groups_variance(np.mean(deviations, axis=0)), fits[0].jackknife, needs)
-    if found.covers != EXACT:
-        return found
-    # `combine` bounds an F1; this is a share (Clopper and Pearson 1934).
-    bound = float(stats.beta.ppf(1 - LEVEL / 2, 1, fits[0].jackknife.holders[needs]))
-    return replace(found, low=found.value * (1 - bound), high=max(found.value, bound))
+    found = [leave_out(sum_by_group(run.predictions, own), value) for run, own in zip(fits, terms, strict=True)]
+    return estimate(found, fits[0].jackknife, needs, share_ends)
 
 
 def subgroup_table(runs: Sequence[Run], attributes: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -144,10 +122,5 @@ def subgroup_table(runs: Sequence[Run], attributes: Mapping[str, pd.DataFrame]) 
                 for number, held in enumerate(part[0].jackknife.holders):
                     if held >= FEWEST_GROUPS:
                         measures[classes_of(tested)[number]] = _called(part, number, _most_probable(part, number), True)
-                rows += [{**about, "measure": measure, **_columns(found)} for measure, found in measures.items()]
+                rows += [{**about, "measure": measure, **found.columns()} for measure, found in measures.items()]
     return pd.DataFrame(rows, columns=SUBGROUPS)
-
-
-def _columns(found: Estimate) -> dict[str, object]:
-    columns = asdict(found)
-    return {"interval": columns.pop("covers"), **columns}

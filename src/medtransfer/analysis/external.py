@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.analysis.runs import Run, by_model
-from medtransfer.analysis.scores import scaled
+from medtransfer.analysis.scores import scaled, score_fits
 from medtransfer.analysis.uncertainty import (
     ALIKE,
     BOTH,
@@ -15,10 +15,7 @@ from medtransfer.analysis.uncertainty import (
     Estimate,
     combine,
     freedom,
-    group_sums,
-    groups_variance,
     interval_ends,
-    resample,
     too_few,
 )
 from medtransfer.core.predictions import classes_of
@@ -89,7 +86,7 @@ def _estimate(fits: list[Run], metric: Metric) -> Estimate:
     counted = fits[0].jackknife
     if isinstance(metric.needs, int) and not counted.holders[metric.needs]:
         return Estimate(np.nan, np.nan, np.nan, ABSENT, len(fits), np.nan)
-    return combine(*_measure(fits, metric), counted, metric.needs)
+    return combine(*score_fits(fits, metric), counted, metric.needs)
 
 
 def _compare(outside: list[Run], inside: list[Run], metric: Metric) -> dict[str, object]:
@@ -102,20 +99,9 @@ def _compare(outside: list[Run], inside: list[Run], metric: Metric) -> dict[str,
     return row
 
 
-def _measure(fits: list[Run], metric: Metric) -> tuple[np.ndarray, float]:
-    """Return a metric of each fit, (seeds,), and the variance of their mean over groups."""
-    sums = [group_sums(run.predictions, metric) for run in fits]
-    values = np.array([metric.value(own.sum(axis=0)) for own in sums])
-    if metric.smooth:
-        left = np.mean([metric.value(own.sum(axis=0) - own) for own in sums], axis=0)
-        return values, groups_variance(left - left.mean())
-    drawn = np.mean([resample(own, metric, fits[0].seed) for own in sums], axis=0)
-    return (values - (drawn.mean() - values.mean())).clip(0), float(drawn.var(ddof=1))
-
-
 def _difference(inside: list[Run], outside: list[Run], metric: Metric) -> Estimate:
     """Return external less internal: the images differ, so their variances add; the networks are the same."""
-    (near, near_variance), (far, far_variance) = _measure(inside, metric), _measure(outside, metric)
+    (near, near_variance), (far, far_variance) = score_fits(inside, metric), score_fits(outside, metric)
     near_counted, far_counted = inside[0].jackknife, outside[0].jackknife
     values, seeds = far - near, len(inside)
     value, sd = float(values.mean()), float(values.std(ddof=1)) if seeds > 1 else np.nan

@@ -19,6 +19,7 @@ from medtransfer.analysis.uncertainty import (
     group_sums,
     groups_variance,
     interval_ends,
+    leave_out,
     too_few,
 )
 from medtransfer.core.params import BLOCKS
@@ -116,11 +117,10 @@ def _interactions(names: list[Subset]) -> dict[str, np.ndarray]:
 def _estimates(fits: list[list[Run]], metric: Metric, shares: dict[str, np.ndarray]) -> list[dict[str, object]]:
     values, deviations, spreads = [], [], []
     for seeds in fits:
-        sums = [group_sums(run.predictions, metric) for run in seeds]
-        scores = np.array([metric.value(own.sum(axis=0)) for own in sums])
-        left = np.mean([metric.value(own.sum(axis=0) - own) for own in sums], axis=0)
+        left = [leave_out(group_sums(run.predictions, metric), metric.value) for run in seeds]
+        scores = np.array([score for score, _ in left])
         values.append(scores.mean())
-        deviations.append(left - left.mean())
+        deviations.append(np.mean([without for _, without in left], axis=0))
         spreads.append(((scores - scores.mean()) ** 2).sum())
     counts = np.array([len(seeds) for seeds in fits])
     repeats = int((counts - 1).sum())

@@ -1,14 +1,21 @@
 """The scores of every model, each with its interval, and F1 beside the talk's."""
 
-from dataclasses import asdict
-
+import numpy as np
 import pandas as pd
 
 from medtransfer.analysis.calibration import believable, fit_temperature, scale
 from medtransfer.analysis.families import family
 from medtransfer.analysis.published import published_f1
 from medtransfer.analysis.runs import Run, by_model, check_same_images
-from medtransfer.analysis.uncertainty import Estimate, estimate, estimate_by_bootstrap
+from medtransfer.analysis.uncertainty import (
+    Estimate,
+    combine,
+    estimate,
+    group_sums,
+    groups_variance,
+    leave_out,
+    resample,
+)
 from medtransfer.core.predictions import classes_of
 from medtransfer.core.run_record import note_of
 from medtransfer.metrics.scores import MACRO, METRICS, MICRO, Metric, metrics_of
@@ -55,7 +62,7 @@ def f1_table(runs: list[Run]) -> pd.DataFrame:
                     "support": support.get(metric.name, len(tested)),
                     "groups": groups.get(metric.name, tested.group.nunique()),
                 }
-                rows.append({**names, **sizes, **_columns(estimate_of(fits, metric), "f1"), **about})
+                rows.append({**names, **sizes, **estimate_of(fits, metric).columns("f1"), **about})
     table = pd.DataFrame(rows).merge(published_f1(), how="left", on=["dataset", "model", "class"])
     return table[[*RESULTS, "note"] if table.note.any() else RESULTS]
 
@@ -75,26 +82,36 @@ def summarise(runs: list[Run]) -> pd.DataFrame:
         names = {"dataset": dataset, "model": model, "family": family(fits[0].record)}
         tempered = scaled(fits)
         for metric in METRICS:
-            rows.append({**names, "measure": metric.name, **_columns(estimate_of(fits, metric), "value")})
+            rows.append({**names, "measure": metric.name, **estimate_of(fits, metric).columns()})
         for metric in METRICS if tempered else ():
             if metric.of_probabilities:
                 measure = f"{metric.name}, scaled"
-                rows.append({**names, "measure": measure, **_columns(estimate_of(tempered, metric), "value")})
+                rows.append({**names, "measure": measure, **estimate_of(tempered, metric).columns()})
     return pd.DataFrame(rows)[SUMMARY]
 
 
 def estimate_of(fits: list[Run], metric: Metric) -> Estimate:
     """Return a metric of a model, whose fits have one seed each, with its interval."""
     check_same_images(fits)
-    jackknives = [run.jackknife for run in fits]
+    counted = fits[0].jackknife
     if metric.smooth:
-        return estimate(jackknives, metric)
-    return estimate_by_bootstrap([run.predictions for run in fits], jackknives[0], metric, fits[0].seed)
+        return estimate((run.jackknife.of(metric.name) for run in fits), counted, metric.needs)
+    return combine(*score_fits(fits, metric), counted, metric.needs)
 
 
-def _columns(found: Estimate, value: str) -> dict[str, object]:
-    columns = asdict(found)
-    return {value: columns.pop("value"), "interval": columns.pop("covers"), **columns}
+def score_fits(fits: list[Run], metric: Metric) -> tuple[np.ndarray, float]:
+    """Return a metric of each fit, (seeds,), and the variance of their mean over groups.
+
+    A metric that is not smooth is resampled, and its bias is corrected. The bias of a mean of absolute values grows
+    with every resampling, so it can be measured and taken off: twice the value less the mean over resamples (Efron and
+    Tibshirani, An Introduction to the Bootstrap, 1993, section 10.6).
+    """
+    sums = [group_sums(run.predictions, metric) for run in fits]
+    values, deviations = map(np.array, zip(*(leave_out(own, metric.value) for own in sums), strict=True))
+    if metric.smooth:
+        return values, groups_variance(deviations.mean(axis=0))
+    drawn = np.mean([resample(own, metric, fits[0].seed) for own in sums], axis=0)
+    return (values - (drawn.mean() - values.mean())).clip(0), float(drawn.var(ddof=1))
 
 
 def scaled(fits: list[Run]) -> list[Run]:

@@ -4,8 +4,8 @@ Whole groups (lesions or patients) are left out, not images: images of one group
 are added, with Welch and Satterthwaite's degrees of freedom (docs/analysis-plan.md).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from medtransfer.core.predictions import classes_of
-from medtransfer.metrics.scores import ALL, NONE, Metric, encode, metrics_of
+from medtransfer.metrics.scores import ALL, NONE, Metric, Value, encode, metrics_of
 
 LEVEL = 0.05
 FEWEST_GROUPS = 10
@@ -45,6 +45,11 @@ class Estimate:
     seeds: int
     sd: float
 
+    def columns(self, value: str = "value") -> dict[str, object]:
+        """Return a table's columns: the score under the name `value`, and `interval` for what the interval covers."""
+        columns = asdict(self)
+        return {value: columns.pop("value"), "interval": columns.pop("covers"), **columns}
+
 
 @dataclass(frozen=True)
 class Jackknife:
@@ -73,19 +78,25 @@ class Jackknife:
 
 
 def jackknife(predictions: pd.DataFrame) -> Jackknife:
-    """Leave out each group in turn (Efron, The Jackknife, the Bootstrap and Other Resampling Plans, SIAM 1982)."""
+    """Return every smooth metric of a fit with and without each group."""
     metrics = [metric for metric in metrics_of(classes_of(predictions)) if metric.smooth]
-    values, without = [], []
-    for metric in metrics:
-        sums = group_sums(predictions, metric)
-        total = sums.sum(axis=0)
-        values.append(metric.value(total))
-        left = metric.value(total - sums)
-        without.append(left - left.mean())
+    values, without = zip(
+        *(leave_out(group_sums(predictions, metric), metric.value) for metric in metrics), strict=True
+    )
     codes, groups = encode(predictions)[0], pd.factorize(predictions.group)[0]
     held = np.zeros((groups.max() + 1, len(classes_of(predictions))), bool)
     held[groups, codes] = True
     return Jackknife([metric.name for metric in metrics], np.array(values), np.column_stack(without), held.sum(axis=0))
+
+
+def leave_out(sums: np.ndarray, value: Value) -> tuple[float, np.ndarray]:
+    """Return a score and what it becomes without each group (groups,), less their mean; `sums` from `sum_by_group`.
+
+    Efron, The Jackknife, the Bootstrap and Other Resampling Plans, SIAM 1982.
+    """
+    total = sums.sum(axis=0)
+    left = value(total - sums)
+    return float(value(total)), left - left.mean()
 
 
 def group_sums(predictions: pd.DataFrame, metric: Metric) -> np.ndarray:
@@ -122,29 +133,30 @@ def freedom(variance: Any, count: int, parts: Sequence[tuple[Any, int]]) -> Any:
     return np.where(squares > 0, total**2 / np.where(squares > 0, squares, 1), np.inf)[()]
 
 
-def estimate(fits: Sequence[Jackknife], metric: Metric) -> Estimate:
-    """Return a smooth metric of a model with its interval.
+def share_ends(share: float, count: int) -> tuple[float, float]:
+    """Return bounds of a share if none or all of `count` groups are hits (Clopper and Pearson 1934)."""
+    bound = float(stats.beta.ppf(1 - LEVEL / 2, 1, count))
+    return share * (1 - bound), max(share, bound)
 
-    Parameters
-    ----------
-    fits : sequence of Jackknife
-        One per seed, of the same test images.
+
+def f1_ends(f1: float, count: int) -> tuple[float, float]:
+    """Return bounds of the F1 of a class of `count` groups if none or all were found.
+
+    A recall r bounds F1 by 2r / (1 + r), where precision is 1.
     """
-    values, deviations = zip(*(fit.of(metric.name) for fit in fits), strict=True)
-    return combine(np.array(values), groups_variance(np.mean(deviations, axis=0)), fits[0], metric.needs)
+    low, high = share_ends(f1, count)
+    return 2 * low / (1 + low), 2 * high / (1 + high)
 
 
-def estimate_by_bootstrap(fits: Sequence[pd.DataFrame], counted: Jackknife, metric: Metric, seed: int) -> Estimate:
-    """Return a metric that is not smooth, with its bias corrected and an interval, by resampling whole groups.
+Exact = Callable[[float, int], tuple[float, float]]
 
-    The bias of a mean of absolute values grows with every resampling, so it can be measured and taken off: twice the
-    value less the mean over resamples (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 10.6).
-    """
-    sums = [group_sums(predictions, metric) for predictions in fits]
-    values = np.array([metric.value(own.sum(axis=0)) for own in sums])
-    drawn = np.mean([resample(own, metric, seed) for own in sums], axis=0)
-    bias = drawn.mean() - values.mean()
-    return combine((values - bias).clip(0), float(drawn.var(ddof=1)), counted, metric.needs)
+
+def estimate(
+    fits: Iterable[tuple[float, np.ndarray]], counted: Jackknife, needs: str | int, exact: Exact | None = f1_ends
+) -> Estimate:
+    """Return the mean of a score over seeds with its interval; `fits` from `leave_out`, the rest as in `combine`."""
+    values, deviations = zip(*fits, strict=True)
+    return combine(np.array(values), groups_variance(np.mean(deviations, axis=0)), counted, needs, exact)
 
 
 def resample(sums: np.ndarray, metric: Metric, seed: int) -> np.ndarray:
@@ -176,7 +188,7 @@ def too_few(counted: Jackknife, needs: str | int = ALL) -> str | None:
 
 
 def combine(
-    values: np.ndarray, variance: float, counted: Jackknife, needs: str | int, *, bounded: bool = True
+    values: np.ndarray, variance: float, counted: Jackknife, needs: str | int, exact: Exact | None = f1_ends
 ) -> Estimate:
     """Return the mean of a score over seeds with its interval.
 
@@ -187,19 +199,19 @@ def combine(
         Of their mean, over groups.
     needs : str or int
         As in Metric.
-    bounded : bool
-        Whether the score lies between 0 and 1.
+    exact : callable, optional
+        Its bounds if no group, or every group, of a class is a hit; None if the score is not between 0 and 1.
     """
     value, seeds = float(values.mean()), len(values)
     sd = float(values.std(ddof=1)) if seeds > 1 else np.nan
     few = too_few(counted, needs)
-    if bounded and isinstance(needs, int) and value in (0, 1) and not few:
-        return Estimate(value, *_exact(value, int(counted.holders[needs])), EXACT, seeds, sd)
+    if exact and isinstance(needs, int) and value in (0, 1) and not few:
+        return Estimate(value, *exact(value, int(counted.holders[needs])), EXACT, seeds, sd)
     if few or not variance > 0:
         return Estimate(value, np.nan, np.nan, few or ALIKE, seeds, sd)
     parts = [(float(values.var(ddof=1)) / seeds, seeds)] if seeds >= FEWEST_FITS else []
     error = float(np.sqrt(variance + sum(part for part, _ in parts)))
-    ends = interval_ends(value, error, freedom(variance, counted.groups, parts), bounded=bounded)
+    ends = interval_ends(value, error, freedom(variance, counted.groups, parts), bounded=exact is not None)
     return Estimate(value, *ends, BOTH if parts else GROUPS, seeds, sd)
 
 
@@ -210,14 +222,3 @@ def interval_ends(value: float, error: float, degrees: float, *, bounded: bool =
         return value - width, value + width
     low, high = expit(logit(value) + np.array([-width, width]) / (value * (1 - value)))
     return float(low), float(high)
-
-
-def _exact(f1: float, count: int) -> tuple[float, float]:
-    """Return bounds of the F1 of a class of `count` groups if none or all were found (Clopper and Pearson 1934).
-
-    A recall r bounds F1 by 2r / (1 + r), where precision is 1.
-    """
-    recall = stats.beta.ppf(1 - LEVEL / 2, 1, count)
-    if f1 == 0:
-        return 0.0, float(2 * recall / (1 + recall))
-    return float(2 * (1 - recall) / (2 - recall)), 1.0

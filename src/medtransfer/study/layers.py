@@ -50,7 +50,8 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     tested = samples.iloc[rows["test"]].reset_index(drop=True)
 
     def score_probabilities(probabilities: np.ndarray) -> dict[str, float]:
-        found = estimate([jackknife(as_predictions(tested, probabilities, classes))], BY_NAME[MACRO])
+        scored = jackknife(as_predictions(tested, probabilities, classes))
+        found = estimate([scored.of(MACRO)], scored, BY_NAME[MACRO].needs)
         return {"macro_f1": found.value, "low": found.low, "high": found.high}
 
     def score_network(model: keras.Model) -> dict[str, float]:
