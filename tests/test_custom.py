@@ -18,7 +18,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from clones import change_params, clone, dvc, run
-from conftest import PROJECT
+from conftest import PROJECT, dvc_init
 from medtransfer.cli import cli
 from medtransfer.core.dvc import check_unchanged, recorded_digest, warn_of_another_version
 from medtransfer.core.errors import UserError
@@ -103,8 +103,10 @@ def test_a_file_brighter_than_the_stated_bits_is_refused(project: Path) -> None:
 
 def stages() -> list[str]:
     """The names of all stages, as DVC reads dvc.yaml."""
-    for command in (["init", "--no-scm", "--quiet"], ["stage", "list", "--name-only"]):
-        done = subprocess.run([sys.executable, "-m", "dvc", *command], capture_output=True, text=True, check=False)
+    if not Path(".dvc").exists():
+        dvc_init(Path())
+    command = [sys.executable, "-m", "dvc", "stage", "list", "--name-only"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -164,7 +166,7 @@ def test_added_again_it_keeps_its_description(project: Path) -> None:
 @pytest.fixture
 def prepared(project: Path) -> Path:
     """The project with the data set prepared by DVC."""
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
+    dvc_init(Path())
     shutil.copytree(PROJECT / "src", "src")
     add()
     run(project, "dvc", "repro", "prepare@mine")
@@ -255,7 +257,7 @@ def test_data_that_data_dvc_names_are_pulled_first(project: Path, monkeypatch: p
 
 
 def test_a_removed_data_set_leaves_no_trace(project: Path) -> None:
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
+    dvc_init(Path())
     shutil.copy(PROJECT / ".dvcignore", ".")
     before = {name: Path(name).read_text() for name in ("params.yaml", "dvc.yaml")}
     add(name="other")
@@ -391,7 +393,7 @@ def test_where_dvc_add_fails_nothing_is_changed(
     project: Path, tmp_path_factory: pytest.TempPathFactory, linked: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command = ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
+    dvc_init(Path())
     if linked:
         Path("data").symlink_to(tmp_path_factory.mktemp("other disk"))
     else:
