@@ -15,6 +15,7 @@ from threading import Timer
 import mlflow
 import psutil
 import pytest
+from dvc.repo import Repo
 from ruamel.yaml import YAML
 from zc.lockfile import LockFile
 
@@ -185,7 +186,8 @@ def write_study(folder: Path, commands: dict[str, str]) -> None:
     (folder / "dvc.yaml").write_text(json.dumps({"stages": {name: {"cmd": cmd} for name, cmd in commands.items()}}))
     (folder / "data").mkdir()
     (folder / "data" / "here.txt").touch()
-    subprocess.run([*DVC, "add", "--quiet", "data"], check=True)
+    with Repo() as repo:
+        repo.add("data")
 
 
 @pytest.mark.parametrize(
