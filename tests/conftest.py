@@ -32,8 +32,11 @@ SHARED = PROJECT.parent / "shared"
 [ANSWER] = re.findall(r"^ANSWER := (.+)$", (PROJECT / "Makefile").read_text(), re.MULTILINE)
 AT_64_PX = "results/real-64px-by-group"
 
-# These take minutes: begun last, one of them would run alone at the end.
-BEGIN_WITH = ("pipeline", "sweep", "docs", "tracking", "serving", "checkpoints", "training", "devices", "jax", "custom")
+# The files that take longest: begun last, one of them would run alone at the end.
+BEGIN_WITH = (
+    "pipeline", "docs", "tune", "study", "sweep", "serving", "tracking", "custom", "checkpoints", "training", "audit",
+    "bucket", "bad_input", "devices", "jax",
+)  # fmt: skip
 
 # Options with which Chromium asks nobody anything.
 QUIET = [
