@@ -237,10 +237,10 @@ def test_the_leak_is_measured_between_two_folders_and_shown(tmp_path: Path, monk
     for leak in ("match", "remove"):
         shutil.copytree(source / "runs/chest_xray/imagenet_all-seed0", tmp_path / leak / "runs/chest_xray/m-seed0")
         assert params.count("seed: 0}") == 2
-        (tmp_path / leak / "params.yaml").write_text(params.replace("seed: 0}", f"seed: 0, leak: {leak}}}"))
+        (tmp_path / leak / "params.yaml").write_text(params.replace("seed: 0}", f"seed: 0, leakage: {leak}}}"))
     monkeypatch.chdir(tmp_path)
     mixed = CliRunner().invoke(cli, ["leakage", "remove", "match"])
-    assert "remove/params.yaml: datasets.ham10000.split.leak: found remove, expected match" in str(mixed.exception)
+    assert "remove/params.yaml: datasets.ham10000.split.leakage: found remove, expected match" in str(mixed.exception)
     untold = CliRunner().invoke(cli, ["leakage", "match", "remove"])
     assert "match/runs/chest_xray/shared.csv: not found" in str(untold.exception)
     tested = pd.read_csv("match/runs/chest_xray/m-seed0/predictions.csv", dtype=str).query("split == 'test'").id

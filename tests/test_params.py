@@ -74,8 +74,8 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
         ("validation: 0.2, test: 0.2", "validation: 0.2, test: 0.3", "equal folds"),
         (
             "by: group, validation: 0.2, test: 0.2, seed: 0",
-            "by: group, validation: 0.2, test: 0.2, seed: 0, leak: remove",
-            "leak: remove is for by: image; a split by group has no leakage",
+            "by: group, validation: 0.2, test: 0.2, seed: 0, leakage: remove",
+            "leakage: remove is for by: image; a split by group has no leakage",
         ),
         ("- imagenet_head", "- imagenet_heads", "'imagenet_heads' is unknown; choose one of cnn_random"),
         ("ham10000/imagenet_all", "ham10000/other", "'ham10000/other' is not trained by this study"),
@@ -172,6 +172,16 @@ def test_configurations_name_their_blocks_and_source(params: Params) -> None:
 def test_an_empty_file_is_called_empty(text: str) -> None:
     with pytest.raises(UserError, match=r"^params\.yaml: empty; restore it \(`git checkout params\.yaml`\)$"):
         parse_params(text, Path("params.yaml"))
+
+
+def test_the_old_name_of_leakage_is_read_and_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    splits = []
+    for name in ("leak", "leakage"):
+        path = edited(tmp_path, "by: group, validation", f"{name}: remove, by: image, validation")
+        splits += [read_params(path).datasets["ham10000"].split for _ in range(2)]
+    assert splits == splits[:1] * 4
+    assert splits[0].model_dump()["leak"] == "remove", "the identity of a fit has the old name"
+    assert caplog.text.count("split.leak is now called split.leakage") == 1
 
 
 @pytest.mark.parametrize(("old", "new"), [("scaling: caffe", "scaling: talk"), ("all}", "all, scaling: talk}")])

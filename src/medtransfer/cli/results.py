@@ -65,7 +65,7 @@ def tables(folder: Path) -> None:
 def leakage(leaky: Path, clean: Path) -> None:
     """Measure how much leakage raises F1: compare two collected studies on the same test images.
 
-    LEAKY was made with split.leak: match, CLEAN with split.leak: remove.
+    LEAKY was made with split.leakage: match, CLEAN with split.leakage: remove.
     """
     from medtransfer.study.report import write_leakage
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -81,14 +82,17 @@ class Split(Section):
     """How samples are divided; the rest, neither validation nor test, is for training.
 
     `by: given` keeps the data set's own parts, and has no `test`. With `validation`, that fraction of its training
-    images is drawn by group, and its own validation images are left out.
+    images is drawn by group, and its own validation images are left out. Files of older versions have `leak` for
+    `leakage`, and what is written keeps this name: it is part of a fit's identity.
     """
+
+    model_config = ConfigDict(populate_by_name=True)
 
     by: Literal["image", "group", "given"]
     validation: Fraction | None = None
     test: Fraction | None = None
     seed: Seed
-    leak: Literal["keep", "remove", "match"] = "keep"
+    leak: Literal["keep", "remove", "match"] = Field("keep", alias="leakage")
 
     @model_validator(mode="after")
     def _leave_training_and_whole_folds(self) -> "Split":
@@ -106,7 +110,7 @@ class Split(Section):
                 "training"
             )
         if self.by == "group" and self.leak != "keep":
-            raise ValueError(f"leak: {self.leak} is for by: image; a split by group has no leakage")
+            raise ValueError(f"leakage: {self.leak} is for by: image; a split by group has no leakage")
         if self.by == "group":
             self._check_fold("test", self.test)
             self._check_fold("validation", self.validation / (1 - self.test))
@@ -357,6 +361,8 @@ def parse_params(text: str, path: Path) -> Params:
                 f"{path}: datasets.{name}.catalogue.classes: rename it to meanings, and list the labels under classes; "
                 "DVC does not see the order of a mapping"
             )
+        if "leak" in settings["split"]:
+            _warn_once(f"{path}: split.leak is now called split.leakage")
     return params
 
 
@@ -425,4 +431,4 @@ def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
             annotation = typing.get_args(annotation)[-1]
         if isinstance(annotation, types.UnionType):
             annotation = typing.get_args(annotation)[0]
-    return sorted(annotation.model_fields)
+    return sorted(field.alias or name for name, field in annotation.model_fields.items())

@@ -39,7 +39,7 @@ def describe_study(params: Params) -> Iterator[str]:
         fits = len(params.seeds) * (len(params.baselines) + len(study.train) + len(study.transfer))
         split = {"group": dataset.group, **BY_WORDS}.get(settings.split.by, "image")
         if settings.split.leak != "keep":
-            split += f", leak: {settings.split.leak}"
+            split += f", leakage: {settings.split.leak}"
         elif split == "image" and is_the_talks(name):
             split += ", as in the talk"
         yield (

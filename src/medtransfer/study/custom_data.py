@@ -139,7 +139,7 @@ def _plan(
     known = values["datasets"].setdefault(name, CommentedMap())
     if not known:
         parts = {"by": by, "validation": 0.2, "test": 0.2, **first["split"]} | {"by": by}
-        split = CommentedMap({key: value for key, value in parts.items() if key not in ("leak", *without)})
+        split = CommentedMap({key: value for key, value in parts.items() if key not in ("leak", "leakage", *without)})
         split.fa.set_flow_style()
         known.update({"image_size": first["image_size"], "resize_filter": first["resize_filter"], "split": split})
     known.setdefault("catalogue", CommentedMap()).update(entry)

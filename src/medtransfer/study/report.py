@@ -49,14 +49,16 @@ def write_leakage(leaky: Path, clean: Path) -> Path:
     Raises
     ------
     UserError
-        The two folders were not made with `split.leak` match and remove, or the first does not say which test images
+        The two folders were not made with `split.leakage` match and remove, or the first does not say which test images
         share a lesion or patient with training.
     """
     for folder, expected in ((leaky, "match"), (clean, "remove")):
         for dataset, settings in _read_yaml(folder / PARAMS)["datasets"].items():
-            found = settings["split"].get("leak", "keep")
+            found = settings["split"].get("leakage") or settings["split"].get("leak", "keep")  # the older name
             if found != expected:
-                raise UserError(f"{folder / PARAMS}: datasets.{dataset}.split.leak: found {found}, expected {expected}")
+                raise UserError(
+                    f"{folder / PARAMS}: datasets.{dataset}.split.leakage: found {found}, expected {expected}"
+                )
     runs = _read_collected(leaky)
     shared = {dataset: _read_shared(leaky, dataset) for dataset in {run.dataset for run in runs}}
     table = measure_leakage(runs, _read_collected(clean), shared)
