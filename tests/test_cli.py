@@ -16,6 +16,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from conftest import PROJECT
+from medtransfer.cli import main
 from medtransfer.core.dvc import check_pipeline
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import WEIGHTS_VARIABLE, Params, read_params
