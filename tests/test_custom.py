@@ -234,7 +234,7 @@ def test_data_that_data_dvc_names_are_pulled_first(project: Path, monkeypatch: p
     """`dvc add data` would leave the demonstration out of data.dvc."""
     called: list[tuple[str, ...]] = []
 
-    def dvc(*arguments: str) -> int:
+    def dvc(*arguments: str, hints: bool = True) -> int:
         called.append(arguments)
         return 1  # the remote is away
 
