@@ -62,7 +62,8 @@ NOT_RUN = {
     ".venv/bin/python benchmarks/speed/speed.py ham10000 --race-images 0 --output bench.json": MEASURES,
     ".venv/bin/python benchmarks/speed/speed.py ham10000 --rounds 0 --race-images 960 --race-epochs 3 "
     "--output race.json": MEASURES,
-    ".venv/bin/python benchmarks/study.py e2f5dfe 89861bb --rounds 1": MEASURES,
+    ".venv/bin/python benchmarks/against.py 661080e --ham10000 ham10000.zip --rounds 1": MEASURES,
+    ".venv/bin/python benchmarks/preparing.py": MEASURES,
     ".venv/bin/python benchmarks/gradients.py": MEASURES,
     ".venv/bin/python benchmarks/augmentation.py --rounds 15": MEASURES,
     ".venv/bin/python benchmarks/convolutions.py": MEASURES,
