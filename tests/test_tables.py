@@ -9,7 +9,9 @@ import pytest
 
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.tables import compute_tables, read_tables, write_tables
+from medtransfer.core.errors import UserError
 from medtransfer.core.predictions import probabilities_of, read_predictions, write_predictions
+from medtransfer.core.tables import read_result
 from medtransfer.metrics.scores import MACRO
 from medtransfer.report import figures, tables
 from medtransfer.report.answers import answers
@@ -196,3 +198,10 @@ def test_models_that_are_none_of_the_talks_make_a_page_alone() -> None:
     assert "weighted" in tables.markdown(study.tables, study.runs)
     assert "caffe" in build_page([study])
     overview(study.tables.results)
+
+
+def test_a_merge_conflict_in_results_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text("dataset,model,f1\n<<<<<<< HEAD\na,b,0.1\n=======\na,b,0.2\n>>>>>>> theirs\n")
+    with pytest.raises(UserError, match=r"results.csv: has a merge conflict; take either side .* then run `dvc repro`"):
+        read_result(path)

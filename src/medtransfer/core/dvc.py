@@ -19,7 +19,7 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from medtransfer.core.errors import UserError, first_three, shortened
+from medtransfer.core.errors import UserError, first_three, merge_conflict, shortened
 from medtransfer.core.files import PARTIAL, files_under
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import Params, read_params
@@ -217,10 +217,7 @@ def read_lock() -> dict[str, Any]:
 def _unreadable(path: Path, then: str) -> UserError:
     """Return the error for a file of DVC that is truncated or has a merge conflict."""
     if CONFLICT in path.read_bytes():
-        return UserError(
-            f"{path}: has a merge conflict; take either side (`git checkout --ours {path}` or `git checkout --theirs "
-            f"{path}`), then {then}"
-        )
+        return merge_conflict(path, then)
     return UserError(f"{path}: empty or truncated; {restoring(path)}, then {then}")
 
 

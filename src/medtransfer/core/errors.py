@@ -11,6 +11,14 @@ class UserError(Exception):
     """
 
 
+def merge_conflict(path: object, then: str) -> UserError:
+    """Return the error for a file in which git left both sides of a merge; `then` is what to do after taking one."""
+    return UserError(
+        f"{path}: has a merge conflict; take either side (`git checkout --ours {path}` or `git checkout --theirs "
+        f"{path}`), then {then}"
+    )
+
+
 def shortened(text: object, width: int = 200) -> str:
     """Return a foreign exception's message on one line of at most `width` characters."""
     line = " ".join(str(text).split())
