@@ -38,8 +38,9 @@ FITS = {"all": ("imagenet_all", 0.1), "last_block": ("imagenet_last_block", 0.2)
     "--ham10000", required=True, type=click.Path(exists=True, path_type=Path), help="The archive of HAM10000."
 )
 @click.option("--rounds", default=2, show_default=True, help="Times that each commit does each thing.")
+@click.option("--only", multiple=True, help="Measure only this; repeat for more.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep the clones here, and use those that are here.")
-def main(before: str, after: str, ham10000: Path, rounds: int, folder: Path | None) -> None:
+def main(before: str, after: str, ham10000: Path, rounds: int, only: tuple[str, ...], folder: Path | None) -> None:
     """Compare two commits; each ratio is the seconds of BEFORE over those of AFTER."""
     with tempfile.TemporaryDirectory() as temporary:
         place = (folder or Path(temporary)).resolve()
@@ -47,6 +48,8 @@ def main(before: str, after: str, ham10000: Path, rounds: int, folder: Path | No
         commits = {"before": install(sides["before"], before), "after": install(sides["after"], after)}
         seconds: dict[str, dict[str, list[float]]] = {}
         for name, measure in measures(sides, ham10000.resolve()).items():
+            if only and name not in only:
+                continue
             seconds[name] = {side: [] for side in sides}
             for _ in range(rounds):
                 for side, clone in sides.items():
@@ -69,7 +72,6 @@ def main(before: str, after: str, ham10000: Path, rounds: int, folder: Path | No
 
 def measures(sides: dict[str, Path], archive: Path) -> dict[str, Callable[[Path], float]]:
     """Return what is measured: the seconds that a clone takes, or those of an image of an epoch for the fits."""
-    study_of(sides["before"])  # makes the demonstration's data, on which both are measured
     return {
         "study": partial(study_of, settings=sides["before"]),
         "tables": partial(tables_of, collected=sides["before"] / COLLECTED),
@@ -87,10 +89,10 @@ def install(clone: Path, commit: str) -> str:
     return subprocess.check_output(["git", "rev-parse", "HEAD"], cwd=clone, text=True).strip()
 
 
-def study_of(clone: Path, settings: Path | None = None) -> float:
-    """Return the seconds of the whole study, with data and params.yaml of another clone that has finished it."""
+def study_of(clone: Path, settings: Path) -> float:
+    """Return the seconds of the whole study, with data and params.yaml of another clone, which is measured first."""
     clean(clone)
-    if settings not in (None, clone):
+    if settings != clone:
         shutil.copytree(settings / "data", clone / "data")
         run(["bin/dvc", "add", "--quiet", "data"], clone)
         shutil.copy(settings / "params.yaml", clone)
