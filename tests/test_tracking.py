@@ -514,6 +514,15 @@ def test_an_audit_without_mlflow_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
         mlflow_store.reach()
 
 
+@pytest.mark.parametrize("address", ["localhost:5000", "file:./mlruns", "folder"])
+def test_an_address_that_mlflow_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI"):
+        mlflow_store.reach()
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI"), mlflow_runs.run("x", "y", "f1", {}, {}, None):
+        pass
+
+
 # --- no password is shown
 
 

@@ -57,7 +57,10 @@ IGNORED = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "M
 
 
 def connect() -> mlflow.MlflowClient:
-    """Connect MLflow to the user's server or to the project's own store, which is created if missing."""
+    """Connect MLflow to the user's server or to the project's own store, which is created if missing.
+
+    An address that MLflow refuses, such as one without http:// or that of a folder, is a UserError.
+    """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     for name in IGNORED:
@@ -71,8 +74,16 @@ def connect() -> mlflow.MlflowClient:
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns about every retry
     mlflow.set_tracking_uri(_writable(store_uri()))
     with store_lock():
-        client = mlflow.MlflowClient()  # creates the tables of a new store
-        client.search_experiments(max_results=1)
+        try:
+            client = mlflow.MlflowClient()  # creates the tables of a new store
+            client.search_experiments(max_results=1)
+        except MlflowException as error:
+            if not is_invalid_value(error):
+                raise
+            raise UserError(
+                f"MLFLOW_TRACKING_URI: {address()}: refused by MLflow ({reason(error)}); expected sqlite:///FILE or "
+                "the address of a server, http://HOST:PORT"
+            ) from None
         keep_artifacts_here()
     return client
 
