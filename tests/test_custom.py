@@ -316,6 +316,24 @@ def test_an_import_is_not_called_damage(project: Path, caplog: pytest.LogCapture
     assert "git checkout data.dvc && dvc checkout --force data.dvc" in caplog.text
 
 
+@pytest.mark.parametrize("layout", ["datasets first", "study first", "four blanks"])
+def test_a_data_set_is_removed_from_a_file_of_another_layout(project: Path, layout: str) -> None:
+    add()
+    path = Path("params.yaml")
+    text = path.read_text()
+    if layout == "four blanks":
+        text = re.sub(r"(?m)^ +", lambda blanks: 2 * blanks[0], text)
+    else:
+        first = text.index(f"{layout.split()[0]}:")
+        text = f"{text[first:]}\n{text[:first]}"
+    path.write_text(text)
+    before = read_params(path)
+    remove_custom(before, "mine")
+    after = read_params(path)
+    assert set(before.datasets) - set(after.datasets) == set(before.study) - set(after.study) == {"mine"}
+    assert set(re.findall("#.*", text)) == set(re.findall("#.*", path.read_text()))
+
+
 def test_the_first_data_set_of_the_pipeline_can_be_removed(project: Path) -> None:
     add(only=True)
     with pytest.raises(UserError, match="train-mine is the only training stage; add another data set first"):

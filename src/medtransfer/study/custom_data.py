@@ -84,10 +84,13 @@ def remove_custom(params: Params, name: str) -> None:
             f"{PARAMS}: datasets: no custom data set {name!r}; to leave out a built-in one, remove it from `study`"
         )
     yaml, text = _round_trip(), PARAMS.read_text(encoding="utf-8")
-    for section in ("datasets", *["study"] * (name in params.study)):
+    values, lines = yaml.load(text), text.splitlines(keepends=True)
+    places = [values[section].lc.key(name) for section in ("datasets", "study") if name in values[section]]
+    for line, column in sorted(places, reverse=True):
         # As text: ruamel removes the comment behind an entry with it.
-        before, header, after = text.partition(f"\n{section}:")
-        text = before + header + re.sub(rf"(?m)^  {name}:.*\n(?:\n*   .*\n)*", "", after, count=1)
+        after = re.sub(rf"\A.*\n(?:\n*{' ' * column} .*\n)*", "", "".join(lines[line:]))
+        lines[line:] = after.splitlines(keepends=True)
+    text = "".join(lines)
     pipeline = yaml.load(PIPELINE.read_text(encoding="utf-8"))
     _remove_training(pipeline["stages"], name)
     files = {PARAMS: text, PIPELINE: _dump(yaml, pipeline)}
