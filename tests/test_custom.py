@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 from PIL import Image
 from ruamel.yaml import YAML
 
 from clones import change_params, clone, dvc, run
 from conftest import PROJECT, dvc_init
 from medtransfer.cli import cli
-from medtransfer.core.dvc import check_unchanged, recorded_digest, warn_of_another_version
+from medtransfer.core.dvc import IMPORTED, check_unchanged, recorded_digest, warn_of_another_version
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder
 from medtransfer.core.params import Params, read_params
@@ -314,6 +315,19 @@ def test_an_import_is_not_called_damage(project: Path, caplog: pytest.LogCapture
     Path("data.dvc").write_text(committed.replace("size: ", "size: 1"))  # as after damage
     warn_of_another_version()
     assert "git checkout data.dvc && dvc checkout --force data.dvc" in caplog.text
+
+
+@pytest.mark.parametrize("command", ["demo", "fetch", "import", "add", "remove"])
+def test_two_commands_do_not_change_the_data_at_once(project: Path, command: str) -> None:
+    add(name="other")
+    before = {name: Path(name).read_text() for name in ("params.yaml", "dvc.yaml")}
+    arguments = {"demo": [], "import": ["ham10000", "a.zip"], "add": ["mine", "--images", "mine"]}
+    with FileLock(IMPORTED.with_suffix(".lock")):
+        refused = CliRunner().invoke(cli, ["data", command, *arguments.get(command, ["other"])])
+    assert isinstance(refused.exception, UserError)
+    assert "another command" in str(refused.exception)
+    assert {name: Path(name).read_text() for name in before} == before
+    assert [path.name for path in Path("data").iterdir()] == ["other"]
 
 
 @pytest.mark.parametrize("layout", ["datasets first", "study first", "four blanks"])

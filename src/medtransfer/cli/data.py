@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from filelock import FileLock, Timeout
 
 from medtransfer.cli.app import cli
 from medtransfer.cli.shared import EXISTING_FILE, EXISTING_FOLDER, FOLDER, PATH, dvc
@@ -32,6 +33,7 @@ def demo() -> None:
     from medtransfer.core.dvc import DEMONSTRATION
     from medtransfer.core.files import restored_on_error
 
+    _lock_data()
     with restored_on_error(DATA, *filter(Path.exists, [POINTER])):
         shutil.copyfile(DEMONSTRATION, POINTER)
         dvc("pull", "--remote", DEMONSTRATION.parent.name, str(POINTER))
@@ -45,6 +47,7 @@ def fetch(name: str) -> None:
     from medtransfer.data.catalogue import get_dataset
     from medtransfer.data.importing import fetch_dataset
 
+    _lock_data()
     _pull_named_data()
     _put_under_dvc(name, fetch_dataset(get_dataset(name), DATA))
 
@@ -57,6 +60,7 @@ def import_(name: str, path: Path) -> None:
     from medtransfer.data.catalogue import get_dataset
     from medtransfer.data.importing import import_dataset
 
+    _lock_data()
     _pull_named_data()
     _put_under_dvc(name, import_dataset(get_dataset(name), path, DATA))
 
@@ -98,6 +102,7 @@ def add(
     for option, column in (("--group", group), ("--split-column", split)):
         if column and not labels:
             raise UserError(f"{option}: given without --labels, the table with that column; give both or neither")
+    _lock_data()
     if not only:
         _pull_named_data()
     params = check_files()
@@ -126,6 +131,7 @@ def remove(name: str) -> None:
     from medtransfer.study.check import check_files
     from medtransfer.study.custom_data import remove_custom
 
+    _lock_data()
     _pull_named_data()
     params = check_files()
     dataset_of(name, params)  # refuses an unknown name
@@ -136,6 +142,15 @@ def remove(name: str) -> None:
     click.echo(
         "if it was committed, `git checkout data.dvc dvc.yaml params.yaml && dvc checkout data.dvc` brings it back"
     )
+
+
+def _lock_data() -> None:
+    """Let no other command change data/ until this one ends: each would undo the other's changes of params.yaml."""
+    lock = FileLock(IMPORTED.with_suffix(".lock"), timeout=0)
+    try:
+        click.get_current_context().with_resource(lock)
+    except Timeout:
+        raise UserError(f"{DATA}: another command is changing it; run this one again after it has ended") from None
 
 
 def _pull_named_data() -> None:
