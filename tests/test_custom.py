@@ -488,6 +488,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(project: Path) -> None:
         (lambda: None, {"images": Path("data")}, "data: no image; expected files that end in .jpg"),
         (lambda: change_table(label="ill"), {}, "labels.csv: ill is the only label; a study needs two or more"),
         (lambda: change_table(label=["a/b", "c"] * 20), {}, "label 'a/b': expected letters, digits"),
+        (lambda: change_table(label=["a" * 101, "c"] * 20), {}, "at most 100"),
         (lambda: change_table(label=["AUC", "c"] * 20), {}, "label 'AUC': every table uses this name"),
         (lambda: change_table(label=["ill"] * 36 + ["well"] * 4), {}, "class well has 2 groups; a split by group"),
         (lambda: change_table(label=["ill"] * 36 + ["well"] * 4), {"columns": Columns()}, "class well has 4 images"),

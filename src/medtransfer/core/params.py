@@ -46,15 +46,15 @@ WEIGHTS_VARIABLE = "MEDTRANSFER_WEIGHTS"  # takes precedence over `weights.file`
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 WEIGHTS_PATTERN = r"^(random|imagenet|[a-z][a-z0-9_]*/[a-z][a-z0-9_]*)$"
-# A label is also the name of a column and, in MLflow, of a metric.
-LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_. -]*$"
+# A label is also the name of a column and, in MLflow, of a metric, which may have 250 characters with its prefix.
+LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_. -]{0,99}$"
 Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
 LINE_PATTERN = r"^[^\n]+$"
 Line = Annotated[str, Field(pattern=LINE_PATTERN)]
 # The patterns in words, for messages.
 IN_WORDS = {
     NAME_PATTERN: "small letters, digits and '_', with a letter first",
-    LABEL_PATTERN: "letters, digits, blanks, '_', '.' and '-', with a letter or digit first",
+    LABEL_PATTERN: "letters, digits, blanks, '_', '.' and '-', at most 100, with a letter or digit first",
     LINE_PATTERN: "one line that is not empty",
     WEIGHTS_PATTERN: "random, imagenet or a finished run, <data set>/<configuration>",
 }
