@@ -559,6 +559,12 @@ def test_cells_that_another_computer_wrote_name_the_image(project: Path) -> None
         assert Path("data/mine/labels.csv").read_text() == expected
 
 
+def test_an_umlaut_written_as_two_characters_names_the_image(project: Path) -> None:
+    Path("mine/p0/scan 0-0.png").rename("mine/p0/u\u0308.png")
+    change_table(image=["\u00fc.png", *pd.read_csv("labels.csv").image[1:]])
+    assert add() == 40
+
+
 def test_another_folders_image_of_the_same_name_is_not_taken(project: Path) -> None:
     change_table(image=["/elsewhere/p9/scan 0-0.png", *pd.read_csv("labels.csv").image[1:]])
     with pytest.raises(UserError, match=r"row 2: '/elsewhere/p9/scan 0-0\.png' is not among the images"):

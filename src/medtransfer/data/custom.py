@@ -1,6 +1,7 @@
 """A custom data set: a folder of images with a table of labels, or one folder per class."""
 
 import shutil
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -211,6 +212,7 @@ def _finder(files: dict[str, Path], uids: dict[str, str]) -> Callable[[str], lis
 
 
 def _lower_suffix(path: str) -> str:
+    path = unicodedata.normalize("NFC", path)  # macOS may write ü as two characters, which look the same
     pure = PurePosixPath(path)
     return f"{_stem(path)}{pure.suffix.lower()}" if _stem(path) != path else path
 
