@@ -27,7 +27,7 @@ from medtransfer.core.files import atomic_folder
 from medtransfer.core.params import Params, read_params
 from medtransfer.core.prepared import read_dataset
 from medtransfer.data.checks import validate
-from medtransfer.data.custom import Columns, dataset_of
+from medtransfer.data.custom import Columns, dataset_of, find_samples
 from medtransfer.data.preparation import prepare_dataset
 from medtransfer.pipeline.prepare import prepare
 from medtransfer.study.custom_data import add_custom, remove_custom
@@ -557,6 +557,17 @@ def test_cells_that_another_computer_wrote_name_the_image(project: Path) -> None
         change_table(image=cells)
         add()
         assert Path("data/mine/labels.csv").read_text() == expected
+
+
+def test_a_patient_in_two_spellings_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = Path("labels.csv")
+    table.write_text("image,label,patient\na.png,x,J\u00fcrgen\nb.png,y,Ju\u0308rgen\n", encoding="utf-8")
+    Path("images").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 8)).save(f"images/{name}.png")
+    found = find_samples(Path("images"), table, Columns(group="patient"))
+    assert found.group.nunique() == 1
 
 
 def test_an_umlaut_written_as_two_characters_names_the_image(project: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +147,12 @@ def remove(name: str) -> None:
 
 def _lock_data() -> None:
     """Let no other command change data/ until this one ends: each would undo the other's changes of params.yaml."""
-    lock = FileLock(IMPORTED.with_suffix(".lock"), timeout=0)
+    path, context = IMPORTED.with_suffix(".lock"), click.get_current_context()
     try:
-        click.get_current_context().with_resource(lock)
+        context.with_resource(FileLock(path, timeout=0))
     except Timeout:
         raise UserError(f"{DATA}: another command is changing it; run this one again after it has ended") from None
+    context.call_on_close(partial(path.unlink, missing_ok=True))  # before the lock is released
 
 
 def _pull_named_data() -> None:
