@@ -12,6 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
+import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
@@ -319,3 +320,16 @@ def test_the_cache_is_shown_and_cleared(project: Path, tmp_path: Path) -> None:
     assert "1 entries, 0.005 of 20 GB" in shown
     assert "removed 0.005 GB" in medtransfer(project, "cache", "clear", XDG_CACHE_HOME=str(tmp_path)).stdout
     assert not entry.exists()
+
+
+def test_results_name_the_models_that_the_talk_lacks(project: Path) -> None:
+    table = pd.read_csv(PROJECT / "reports" / "results.csv", keep_default_na=False)
+    other = table[(table.dataset == "ham10000") & (table.model == "imagenet_all")].assign(
+        model="mine", family="recipes"
+    )
+    (project / "reports").mkdir(exist_ok=True)
+    pd.concat([table, other]).to_csv(project / "reports" / "results.csv", index=False)
+    result = medtransfer(project, "results")
+    assert result.returncode == 0, result.stderr
+    score = float(other.f1[other["class"] == "macro avg"].iloc[0])
+    assert f"mine {score:.2f}" in result.stdout
