@@ -19,7 +19,7 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from medtransfer.core.errors import UserError, first_three, merge_conflict, shortened
+from medtransfer.core.errors import CONFLICT, UserError, first_three, merge_conflict, shortened
 from medtransfer.core.files import PARTIAL, files_under
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import Params, read_params
@@ -33,7 +33,6 @@ POINTER = Path("data.dvc")
 IMPORTED = Path(".dvc/tmp/imported.dvc")  # data.dvc as an import left it
 RWLOCK = Path(".dvc/tmp/rwlock")
 DVC_LOCK = Path(".dvc/tmp/lock")
-CONFLICT = b"<<<<<<<"
 DEMONSTRATION = Path(".dvc/embedded/data.dvc")  # what data.dvc is for the data in the remote `embedded`
 _STUDIED = re.compile(r"\$\{study\.(\w+)\.(train|transfer)\}")
 _SOURCE = re.compile(r"\$\{configurations\.(\w+)\.weights\}")
@@ -216,7 +215,7 @@ def read_lock() -> dict[str, Any]:
 
 def _unreadable(path: Path, then: str) -> UserError:
     """Return the error for a file of DVC that is truncated or has a merge conflict."""
-    if CONFLICT in path.read_bytes():
+    if CONFLICT.encode() in path.read_bytes():
         return merge_conflict(path, then)
     return UserError(f"{path}: empty or truncated; {restoring(path)}, then {then}")
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+CONFLICT = "<<<<<<<"  # begins a line of a file in which git left both sides of a merge
+
 
 class UserError(Exception):
     """Something that the user can fix.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from medtransfer.core.errors import UserError, merge_conflict
+from medtransfer.core.errors import CONFLICT, UserError, merge_conflict
 
 # What people write where they do not know the patient.
 UNKNOWN = ("na", "n/a", "nan", "none", "null", "unknown", "anonymous", "?", "-")
@@ -63,7 +63,7 @@ def read_result(path: Path, columns: Sequence[str] = (), **options: Any) -> pd.D
         table = pd.read_csv(path, **{**defaults, **options})
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as CSV in UTF-8: {' '.join(str(error).split())}") from None
-    if table.iloc[:, 0].astype(str).str.startswith("<<<<<<<").any():
+    if table.iloc[:, 0].astype(str).str.startswith(CONFLICT).any():
         raise merge_conflict(path, "run `dvc repro`")
     for column in columns:
         if column not in table:

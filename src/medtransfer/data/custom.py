@@ -194,14 +194,14 @@ def _finder(files: dict[str, Path], uids: dict[str, str]) -> Callable[[str], lis
     """Return the function that finds the images that a table's cell names, by path, by name or by UID."""
     paths, names = dict[str, list[str]](), dict[str, list[str]]()
     for path in files:
-        lower = _lower_suffix(path)
+        lower = _comparable(path)
         for name in {lower, _stem(lower)}:
             paths.setdefault(name, []).append(path)
         for name in {lower, _stem(lower), (pure := PurePosixPath(lower)).name, _stem(pure.name), uids.get(path, lower)}:
             names.setdefault(name, []).append(path)
 
     def find(cell: str) -> list[str]:
-        name = _lower_suffix(cell.replace("\\", "/").removeprefix("./"))
+        name = _comparable(cell.replace("\\", "/").removeprefix("./"))
         parts = name.split("/")
         # A table may have been written elsewhere: what precedes the path below our folder does not matter.
         ends = ("/".join(parts[start:]) for start in range(len(parts)))
@@ -211,7 +211,8 @@ def _finder(files: dict[str, Path], uids: dict[str, str]) -> Callable[[str], lis
     return find
 
 
-def _lower_suffix(path: str) -> str:
+def _comparable(path: str) -> str:
+    """Return a path or name in NFC with its suffix in lower case."""
     path = unicodedata.normalize("NFC", path)  # macOS may write ü as two characters, which look the same
     pure = PurePosixPath(path)
     return f"{_stem(path)}{pure.suffix.lower()}" if _stem(path) != path else path
