@@ -30,7 +30,9 @@ class AugmentedNetwork(keras.Model):
         self.share: Any = None  # of the first image of each pair, in this step
 
     def build(self, shape: Any) -> None:
-        """Make nothing: the network and the seeds exist."""
+        """Build the layers that change images; the network is built."""
+        for change in self.changes:
+            change.build(shape)
 
     def call(self, pixels: Any, training: bool = False) -> Any:
         """Return probabilities (batch, classes)."""

@@ -33,8 +33,10 @@ class Batches(keras.utils.PyDataset):
 
     Attributes
     ----------
-    on_batch : callable
-        Called after each batch is read.
+    order : ndarray of shape (m,)
+        The rows of this epoch, batch after batch.
+    on_batches : callable
+        Called with the number of batches that were read.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class Batches(keras.utils.PyDataset):
         # Several workers change the order of JAX's random numbers, and with it the result.
         super().__init__(workers=1, use_multiprocessing=False)
         self.inputs, self.rows, self.labels = inputs, rows, labels
-        self.on_batch: Callable[[], None] = lambda: None
+        self.on_batches: Callable[[int], None] = lambda count: None
         self.batch_size, self.seed, self.flipped = batch_size, seed, flipped
         weights = compute_sample_weight("balanced", labels[rows])
         sampled = weights**power
@@ -66,21 +68,26 @@ class Batches(keras.utils.PyDataset):
         """Draw the order of the images for this epoch; the first epoch is 0."""
         rng = np.random.default_rng([self.seed or 0, epoch])
         if self.seed is None:
-            self._order = self.rows
+            self.order = self.rows
         elif self.sampling_weights is not None:
-            self._order = rng.choice(self.rows, len(self.rows), p=self.sampling_weights)
+            self.order = rng.choice(self.rows, len(self.rows), p=self.sampling_weights)
         else:
-            self._order = rng.permutation(self.rows)
+            self.order = rng.permutation(self.rows)
 
     def encode_labels(self, classes: int) -> None:
         """Make the labels one-hot, float32."""
         self.labels = np.eye(classes, dtype=np.float32)[self.labels]
 
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The arrays that batches are rows of: inputs, labels and, with `class_weights`, weights."""
+        return (self.inputs, self.labels) if self.weights is None else (self.inputs, self.labels, self.weights)
+
     def __len__(self) -> int:
         return math.ceil(len(self.rows) / self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        rows = self._order[index * self.batch_size : (index + 1) * self.batch_size]
+        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         batch = self.inputs[rows]  # (B, H, W, C)
         if isinstance(self.inputs, np.memmap):
             batch = np.asarray(batch)
@@ -88,7 +95,7 @@ class Batches(keras.utils.PyDataset):
             self.inputs._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
         if self.flipped:
             batch = np.flip(batch, self.flipped)
-        self.on_batch()
+        self.on_batches(1)
         labels = self.labels[rows]  # (B,) int, or (B, classes) float32
         return (batch, labels) if self.weights is None else (batch, labels, self.weights[rows])
 
@@ -103,8 +110,7 @@ def feed(batches: Batches) -> Any:
         return batches
     import tensorflow as tf
 
-    parts = [batches.inputs, batches.labels, *([] if batches.weights is None else [batches.weights])]
-    signature = tuple(tf.TensorSpec((None, *part.shape[1:]), tf.as_dtype(part.dtype)) for part in parts)
+    signature = tuple(tf.TensorSpec((None, *part.shape[1:]), tf.as_dtype(part.dtype)) for part in batches.parts)
     dataset = tf.data.Dataset.from_generator(
         lambda: (batches[index] for index in range(len(batches))), output_signature=signature
     )

@@ -26,6 +26,7 @@ from medtransfer.training.checkpoints import (
     restore,
     save,
 )
+from medtransfer.training.device_loop import DeviceBatches, is_on_device, loop_on_device
 from medtransfer.training.gradients import use_fast_gradients
 from medtransfer.training.macro_f1 import MacroF1
 from medtransfer.training.optimizers import PLATEAU_FACTOR, build_optimizer
@@ -88,11 +89,12 @@ def fit(
         if on_epoch(state.history):
             state.network.stop_training = True
 
+    items: Callable[[Batches], Any] = DeviceBatches if is_on_device(training.inputs) else feed
     begin = len(state.history)
     recorder = _Recorder(state.history, training, params.epochs)
     state.network.fit(
-        feed(training),
-        validation_data=feed(validation),
+        items(training),
+        validation_data=items(validation),
         initial_epoch=begin,
         epochs=begin if state.stopping.remembered.get("stopped_epoch") else params.epochs,
         callbacks=[recorder, *state.callbacks, keras.callbacks.LambdaCallback(on_epoch_end=keep)],
@@ -119,6 +121,8 @@ def _start(model: keras.Model, training: Batches, validation: Batches, params: T
         training.encode_labels(classes)
         validation.encode_labels(classes)
     compile_network(model, params, len(training))
+    if is_on_device(training.inputs):
+        loop_on_device(model, training, classes)
     monitor = f"val_{params.stop_on}"
     stopping = ResumableStopping(monitor, params.patience, averaged=params.average > 0)
     if params.schedule != "plateau":
@@ -174,7 +178,7 @@ class _Recorder(keras.callbacks.Callback):
         self.console = Console()
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.task = self.bar.add_task("", total=len(training), epoch="")
-        training.on_batch = lambda: self.bar.advance(self.task)
+        training.on_batches = lambda count: self.bar.advance(self.task, count)
 
     def on_train_begin(self, logs: dict[str, float] | None = None) -> None:
         self.bar.start()
