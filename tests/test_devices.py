@@ -76,7 +76,7 @@ import logging, os
 from pathlib import Path
 from medtransfer.core.params import read_params
 from medtransfer.pipeline.train import train
-from medtransfer.training import loop as fit
+from medtransfer.training import checkpoints
 
 logging.basicConfig(level=logging.INFO)
 
@@ -88,12 +88,12 @@ def stop_after_it(*arguments):
     save(*arguments)
     raise KeyboardInterrupt
 
-save, fit.save = fit.save, stop_after_it
+save, checkpoints.save = checkpoints.save, stop_after_it
 try:
     train_here()
     raise AssertionError("was not interrupted")
 except KeyboardInterrupt:
-    fit.save = save
+    checkpoints.save = save
 resumed = train_here()
 os.chdir("whole")
 assert train_here() == resumed

@@ -7,7 +7,9 @@ state of early stopping.
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,7 +125,7 @@ def collect(fit: Fit) -> tuple[Arrays, dict[str, Any]]:
     seed and the epoch.
     """
     arrays = {
-        f"{part}/{number}": keras.ops.convert_to_numpy(variable)
+        f"{part}/{number}": np.array(keras.ops.convert_to_numpy(variable))  # a view on JAX
         for part, variables in changing_variables(fit.network).items()
         for number, variable in enumerate(variables)
     }
@@ -133,7 +135,7 @@ def collect(fit: Fit) -> tuple[Arrays, dict[str, Any]]:
     facts = {
         "stopping": fit.stopping.state(),
         "plateau": fit.plateau.state() if fit.plateau else {},
-        "history": fit.history,
+        "history": list(fit.history),
     }
     return arrays, facts
 
@@ -151,6 +153,27 @@ def restore(fit: Fit, arrays: Arrays, facts: dict[str, Any]) -> None:
     if fit.plateau:
         fit.plateau.remembered = facts["plateau"]
     fit.history.extend(facts["history"])
+
+
+@contextmanager
+def saving(folder: Path, made_from: Mapping[str, Any]) -> Iterator[Callable[[Fit], None]]:
+    """Yield a function that copies the state of a fit and saves it in a thread, beside the next epoch.
+
+    A checkpoint that cannot be written is an error of the next call, or of the end.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        before: Future[None] | None = None
+
+        def begin(fit: Fit) -> None:
+            nonlocal before
+            if before:
+                before.result()
+            arrays, facts = collect(fit)
+            before = thread.submit(save, folder, arrays, {"made_from": made_from, **facts})
+
+        yield begin
+        if before:
+            before.result()
 
 
 def save(folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:

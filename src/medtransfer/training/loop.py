@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,9 @@ from medtransfer.training.checkpoints import (
     Fit,
     ResumablePlateau,
     ResumableStopping,
-    collect,
     load,
     restore,
-    save,
+    saving,
 )
 from medtransfer.training.device_loop import DeviceBatches, is_on_device, loop_on_device
 from medtransfer.training.gradients import use_fast_gradients
@@ -53,8 +53,8 @@ def fit(
 ) -> pd.DataFrame:
     """Train until the validation score has not improved for `patience` epochs; keep the best weights.
 
-    The whole state is written to `checkpoints` after every epoch. If that folder has a checkpoint of the same fit,
-    training resumes from it and ends with the same weights.
+    The whole state is copied after every epoch, and written to `checkpoints` beside the next one. If that folder has a
+    checkpoint of the same fit, training resumes from it and ends with the same weights.
 
     Parameters
     ----------
@@ -82,26 +82,27 @@ def fit(
         log.info("resuming after epoch %d of %s", len(state.history), checkpoints)
         on_epoch(state.history)
 
-    def keep(epoch: int, logs: dict[str, float]) -> None:
-        if checkpoints:
-            arrays, facts = collect(state)
-            save(checkpoints, arrays, {"made_from": made_from or {}, **facts})
-        if on_epoch(state.history):
-            state.network.stop_training = True
-
     items: Callable[[Batches], Any] = DeviceBatches if is_on_device(training.inputs) else feed
     begin = len(state.history)
-    recorder = _Recorder(state.history, training, params.epochs)
-    state.network.fit(
-        items(training),
-        validation_data=items(validation),
-        initial_epoch=begin,
-        epochs=begin if state.stopping.remembered.get("stopped_epoch") else params.epochs,
-        callbacks=[recorder, *state.callbacks, keras.callbacks.LambdaCallback(on_epoch_end=keep)],
-        # Batches are already shuffled by (seed, epoch); Keras would shuffle them again.
-        shuffle=False,
-        verbose=0,
-    )
+    with saving(checkpoints, made_from or {}) if checkpoints else nullcontext() as save:
+
+        def end_epoch(epoch: int, logs: dict[str, float]) -> None:
+            if save:
+                save(state)
+            if on_epoch(state.history):
+                state.network.stop_training = True
+
+        recorder = _Recorder(state.history, training, params.epochs)
+        state.network.fit(
+            items(training),
+            validation_data=items(validation),
+            initial_epoch=begin,
+            epochs=begin if state.stopping.remembered.get("stopped_epoch") else params.epochs,
+            callbacks=[recorder, *state.callbacks, keras.callbacks.LambdaCallback(on_epoch_end=end_epoch)],
+            # Batches are already shuffled by (seed, epoch); Keras would shuffle them again.
+            shuffle=False,
+            verbose=0,
+        )
     return pd.DataFrame(state.history, columns=HISTORY_COLUMNS)
 
 
