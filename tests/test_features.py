@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from medtransfer.core.params import BLOCKS
 from medtransfer.core.recipe import TrainParams
 from medtransfer.models import freezing, vgg16
 from medtransfer.training import feature_cache as features
+from medtransfer.training import prefix
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import make_deterministic
 from medtransfer.training.loop import fit, predict
@@ -112,6 +114,43 @@ def test_bfloat16_is_kept_in_two_bytes_and_to_the_bit() -> None:
     assert (np.asarray(stored) == np.concatenate(list(halves(0)))).all()
     (entry,) = features.entries()
     assert entry["bytes"] - 2 * np.prod(SHAPE) < 200
+
+
+def test_an_objection_is_kept_until_the_cache_is_cleared() -> None:
+    asked = []
+
+    def object_once() -> str:
+        asked.append("")
+        return "too slow" if len(asked) == 1 else ""
+
+    for _ in range(2):
+        assert features.cached_features(made_from(), SHAPE, never, features.GB, object_once) == (None, 0.0)
+    assert len(asked) == 1
+    features.clear()
+    stored, _ = features.cached_features(made_from(), SHAPE, rows, features.GB, object_once)
+    assert stored is not None
+
+
+@pytest.mark.parametrize(("delayed", "cached"), [("compute", True), ("read", False)])
+def test_a_gpu_caches_features_only_if_reading_them_is_faster(
+    images: np.ndarray, tiny: TrainParams, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    delayed: str, cached: bool,
+) -> None:  # fmt: skip
+    """The GPU is made up, and one side is delayed."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(prefix, "accelerators", lambda: ["a GPU"])
+    original = keras.Model.predict_on_batch
+
+    def slower(model: keras.Model, batch: np.ndarray) -> np.ndarray:
+        if (batch.dtype == np.uint8) == (delayed == "compute"):
+            time.sleep(0.2)
+        return original(model, batch)
+
+    monkeypatch.setattr(keras.Model, "predict_on_batch", slower)
+    model = vgg16.build_vgg16(SIZE, CLASSES, tiny, seed=0)
+    network, _, _ = use_cached_features(model, BLOCKS[4:], tiny, images, 1)
+    assert (network is not model) == cached
+    assert ("ms per image" in caplog.text) == (not cached)
 
 
 def test_an_interrupted_fill_goes_on_where_it_stopped() -> None:

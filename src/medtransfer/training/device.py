@@ -142,14 +142,22 @@ def device_name() -> str:
 
 
 def place_on_device(inputs: np.ndarray) -> Any:
-    """Return the array in the GPU's memory if there is exactly one GPU with enough room, else unchanged.
+    """Return the array in the GPU's memory if it fits, else unchanged.
 
     Only with JAX: Keras feeds TensorFlow from NumPy arrays, so it would copy the array back first.
     """
-    if keras.backend.backend() != "jax" or len(accelerators()) != 1:
+    if not fits_on_device(inputs.nbytes):
         return inputs
     import jax
 
+    return jax.device_put(inputs)
+
+
+def fits_on_device(size: int) -> bool:
+    """Return whether the backend is JAX, and there is exactly one GPU, with room for this many bytes."""
+    if keras.backend.backend() != "jax" or len(accelerators()) != 1:
+        return False
+    import jax
+
     stats = jax.devices()[0].memory_stats()
-    free = stats["bytes_limit"] - stats["bytes_in_use"]
-    return jax.device_put(inputs) if inputs.nbytes <= DEVICE_SHARE * free else inputs
+    return bool(size <= DEVICE_SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]))

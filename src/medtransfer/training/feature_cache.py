@@ -27,6 +27,8 @@ GB = 10**9
 DTYPES = {"float32": np.dtype(np.float32), "mixed_bfloat16": np.dtype(ml_dtypes.bfloat16)}
 # Left free on the disk in addition to what is written.
 SPARE_BYTES = GB
+# A file beside the entries that says why one of this name is not made.
+NOT_CACHED = ".not-cached"
 
 
 def cache_folder() -> Path:
@@ -61,6 +63,8 @@ def _read_made_from(folder: Path) -> Any:
 
 def clear() -> int:
     """Remove every entry that no process is filling; return the bytes freed."""
+    for path in cache_folder().glob(f"*{NOT_CACHED}"):
+        path.unlink()
     return sum(entry["bytes"] for entry in entries() if _remove(entry["path"]))
 
 
@@ -87,6 +91,7 @@ def cached_features(
     shape: tuple[int, ...],
     compute: Callable[[int], Iterator[np.ndarray]],
     max_bytes: float,
+    objection: Callable[[], str] = str,
 ) -> tuple[np.ndarray | None, float | None]:
     """Return the memory-mapped features for `made_from`; compute them if they are not cached.
 
@@ -103,11 +108,14 @@ def cached_features(
         Given a row, yields the features from that row on, batch by batch.
     max_bytes : float
         The largest size of the whole cache; the least recently used entries are removed first.
+    objection : callable
+        Called if the features are not cached; returns why they should not be, or an empty string. A reason is kept:
+        the same fit must decide the same way when it resumes.
 
     Returns
     -------
     ndarray of `shape`, float32 or bfloat16, or None
-        None if `max_bytes` or the disk is too small; the log says so.
+        None if there is an objection, or `max_bytes` or the disk is too small; the log says so.
     float or None
         The seconds that an earlier run took to compute them: 0 if this run computed them or there are none, None if
         unknown because that run was interrupted.
@@ -126,7 +134,7 @@ def cached_features(
             reason, size = "", math.prod(shape) * dtype.itemsize
             begin = time.perf_counter()
             try:
-                reason = _make_room(size, max_bytes, folder)
+                reason = _keep_reason(folder, objection) or _make_room(size, max_bytes, folder)
                 if not reason:
                     log.info("features: computing %s for %d images, %.3g GB", made_from["prefix"], shape[0], size / GB)
                     resumed = _fill(folder, shape, dtype, compute)
@@ -142,6 +150,13 @@ def cached_features(
         os.utime(folder / "made_from.json")
         # NumPy's file format has no bfloat16 and returns two plain bytes.
         return np.load(folder / "features.npy", mmap_mode="r").view(dtype), earlier
+
+
+def _keep_reason(folder: Path, objection: Callable[[], str]) -> str:
+    kept = folder.with_suffix(NOT_CACHED)
+    if not kept.exists() and (reason := objection()):
+        kept.write_text(reason)
+    return kept.read_text() if kept.exists() else ""
 
 
 def _is_whole(folder: Path) -> bool:

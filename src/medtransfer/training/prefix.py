@@ -2,24 +2,29 @@
 
 import logging
 import math
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 
 import keras
 import numpy as np
 
+from medtransfer.core.files import user_cache
 from medtransfer.core.params import BLOCKS
 from medtransfer.core.recipe import TrainParams
 from medtransfer.models import vgg16
 from medtransfer.models.freezing import block_of
 from medtransfer.models.weights import digest
-from medtransfer.training.device import device_name
+from medtransfer.training.device import accelerators, device_name, fits_on_device
 from medtransfer.training.feature_cache import GB, cached_features, hash_array
 
 log = logging.getLogger(__name__)
 
 # Constant, so that features do not depend on the batch size of a fit.
 BATCH = 64
+# Batches in the comparison of computing with reading.
+TIMED = 8
 
 
 def use_cached_features(
@@ -28,8 +33,8 @@ def use_cached_features(
     """Return the network to train, its inputs, and the seconds that computing these took in an earlier run.
 
     With cached features: the part of the network after the frozen prefix, and the features (n, h, w, channels). Without
-    (there is no frozen prefix, the recipe changes images, `max_gb` is 0 or there is no room): the whole network and
-    the images (n, size, size, 3).
+    (no frozen prefix, a recipe that changes images, a `max_gb` of 0, no room, or a GPU that computes them faster
+    than it reads them): the whole network and the images (n, size, size, 3).
     The seconds are those of `cached_features`.
     """
     blocks = frozen_prefix(trainable)
@@ -55,8 +60,13 @@ def use_cached_features(
         "device": device_name(),
     }
     shape = (len(images), *prefix.output_shape[1:])
+
+    def objection() -> str:
+        # On a CPU, computing always takes longer.
+        return faster_to_compute(prefix, images, settings) if accelerators() else ""
+
     features, seconds = cached_features(
-        made_from, shape, lambda row: compute_features(prefix, images, row), max_gb * GB
+        made_from, shape, lambda row: compute_features(prefix, images, row), max_gb * GB, objection
     )
     return (model, images, 0.0) if features is None else (rest, features, seconds)
 
@@ -87,6 +97,42 @@ def divide(model: keras.Model, prefix: tuple[str, ...]) -> tuple[keras.Model, ke
     """
     joint = model.get_layer(f"{prefix[-1]}_pool").output
     return keras.Model(model.input, joint, name="prefix"), keras.Model(joint, model.output, name="rest")
+
+
+def faster_to_compute(prefix: keras.Model, images: np.ndarray, settings: TrainParams) -> str:
+    """Return a comparison in words if reading features takes longer than computing them in each epoch, else "".
+
+    Both are measured on TIMED batches. Features that fit on the device are read once per fit, which has at least
+    `patience` + 1 epochs; others are read in each epoch.
+    """
+    pool = keras.layers.GlobalAveragePooling2D()  # so that only a few numbers come back from the device
+    compute = keras.Model(prefix.input, pool(prefix.output))
+    read = keras.Model(entry := keras.Input(prefix.output_shape[1:], dtype=prefix.output.dtype), pool(entry))
+    pixels = np.resize(images[: BATCH * TIMED], (BATCH * TIMED, *images.shape[1:]))
+    features = np.concatenate(list(compute_features(prefix, pixels, 0)))
+    with tempfile.TemporaryFile(dir=user_cache()) as file:
+        file.write(features.tobytes())
+
+        def read_features(start: int) -> np.ndarray:
+            batch = features[start : start + BATCH]
+            file.seek(start * features[0].nbytes)
+            return np.frombuffer(file.read(batch.nbytes), batch.dtype).reshape(batch.shape)
+
+        computing = _seconds_per_image(lambda start: compute.predict_on_batch(pixels[start : start + BATCH]))
+        reading = _seconds_per_image(lambda start: read.predict_on_batch(read_features(start)))
+    if fits_on_device(len(images) * features[0].nbytes):
+        reading /= settings.patience + 1
+    if reading <= computing:
+        return ""
+    return f"computing them takes {computing * 1e3:.3g} ms per image and epoch, reading them {reading * 1e3:.3g} ms"
+
+
+def _seconds_per_image(take: Callable[[int], object]) -> float:
+    take(0)  # compiles
+    begin = time.perf_counter()
+    for number in range(TIMED):
+        take(number * BATCH)
+    return (time.perf_counter() - begin) / (TIMED * BATCH)
 
 
 def compute_features(prefix: keras.Model, images: np.ndarray, start: int) -> Iterator[np.ndarray]:
