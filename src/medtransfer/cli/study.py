@@ -8,6 +8,7 @@ import click
 from medtransfer.cli.app import cli
 from medtransfer.cli.results import results
 from medtransfer.cli.shared import AT_LEAST_1, SEED, as_dataset, dvc, of_fit, quiet_start
+from medtransfer.cli.warm import run_warm, warm_process
 from medtransfer.core.errors import UserError
 from medtransfer.core.hardware import REQUIRE_GPU
 from medtransfer.core.layout import PARAMS
@@ -15,7 +16,9 @@ from medtransfer.core.params import TREES, read_params
 
 
 @cli.command()
-@click.option("--jobs", type=AT_LEAST_1, help="Stages to run in parallel.", show_default="1 with a GPU, else 2")
+@click.option(
+    "--jobs", type=AT_LEAST_1, help="Stages to run in parallel.", show_default="1 with a GPU, else 2"
+)
 @click.option("--require-gpu", is_flag=True, help="Stop with an error if a fit would be computed on the CPU.")
 @click.pass_context
 def study(context: click.Context, jobs: int | None, require_gpu: bool) -> None:
@@ -32,7 +35,9 @@ def study(context: click.Context, jobs: int | None, require_gpu: bool) -> None:
     server = os.environ.get("MLFLOW_TRACKING_URI")  # the user's server; MLflow sets the variable itself later
     click.echo("Pulling the data that data.dvc names:")
     dvc("pull", "data.dvc")
-    if code := run_study(jobs or default_jobs()):
+    with warm_process():
+        code = run_study(jobs or default_jobs())
+    if code:
         sys.exit(code)
     with quiet_start():
         from medtransfer.audit.audit import repair
@@ -58,12 +63,16 @@ def check() -> None:
 
 
 @cli.group()
-def stage() -> None:
+@click.pass_context
+def stage(context: click.Context) -> None:
     """Run one stage of dvc.yaml (called by `dvc repro`)."""
     from medtransfer.core.processes import end_with_dvc
 
     if "DVC_STAGE" in os.environ:
         end_with_dvc()
+    # Preparing data needs none of what takes long to load.
+    if context.invoked_subcommand != "prepare" and (code := run_warm(sys.argv[1:])) is not None:
+        sys.exit(code)
 
 
 @stage.command()
