@@ -11,6 +11,7 @@ from conftest import PROJECT
 from medtransfer.core import hardware
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import parse_params
+from medtransfer.study.run import default_jobs
 from medtransfer.training import device
 
 
@@ -89,6 +90,19 @@ def test_a_gpu_counts_only_if_the_backend_finds_nvidias_libraries(
     install(monkeypatch, package)
     monkeypatch.setattr("ctypes.util.find_library", lambda name: system)
     assert hardware.gpu_capabilities() == ([(9, 0)] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "cores", "expected"), [(80, 16, 6), (80, 4, 4), (8, 16, 1), (24, 16, 1), (32, 2, 2)]
+)
+def test_as_many_stages_run_at_once_as_a_gpu_has_memory_for(
+    gpu: None, gigabytes: int, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pynvml.nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(total=gigabytes * 10**9))
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    install(monkeypatch, "nvidia-cudnn-cu12")
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    assert default_jobs() == expected
 
 
 def refuse(code: int) -> Callable[..., object]:

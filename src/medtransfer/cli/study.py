@@ -17,7 +17,7 @@ from medtransfer.core.params import TREES, read_params
 
 @cli.command()
 @click.option(
-    "--jobs", type=AT_LEAST_1, help="Stages to run in parallel.", show_default="1 with a GPU, else 2"
+    "--jobs", type=AT_LEAST_1, help="Stages to run in parallel.", show_default="one per 13 GB of a GPU, else 2"
 )
 @click.option("--require-gpu", is_flag=True, help="Stop with an error if a fit would be computed on the CPU.")
 @click.pass_context

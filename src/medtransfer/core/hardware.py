@@ -17,6 +17,13 @@ REQUIRE_GPU = "MEDTRANSFER_REQUIRE_GPU"
 SHARED_GPU = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
+def gpu_memory() -> int:
+    """Return the bytes of memory of the smallest GPU that NVIDIA's driver shows."""
+    pynvml.nvmlInit()
+    handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+    return min(pynvml.nvmlDeviceGetMemoryInfo(handle).total for handle in handles)
+
+
 def gpu_capabilities() -> list[tuple[int, int]]:
     """Return the CUDA compute capability of each NVIDIA GPU; empty if the backend can use none."""
     gpus = [] if os.environ.get(VISIBLE) in HIDDEN else installed_gpus()
