@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from medtransfer.core.params import BLOCKS
+from medtransfer.training.device import accelerators
 
 CHANNELS = {"block1": (64,) * 2, "block2": (128,) * 2, "block3": (256,) * 3, "block4": (512,) * 3, "block5": (512,) * 3}
 
@@ -47,17 +48,24 @@ def _layers(image_size: int, dense_units: list[int], classes: int) -> list[tuple
     return layers + [("head", a * b) for a, b in pairwise(widths)]
 
 
-def matmul_rate(precision: str, sizes: tuple[int, ...] = (2048, 4096), repeats: int = 5) -> float:
-    """Return the best multiply-adds a second over square matrices of these sizes, a median of `repeats` each."""
+def matmul_rate(precision: str, sizes: tuple[int, ...] = (), repeats: int = 5) -> float:
+    """Return the best multiply-adds per second over square matrices of these sizes, a median of `repeats` each.
+
+    A GPU needs larger products than a processor.
+    """
     dtype = {"float32": "float32", "mixed_bfloat16": "bfloat16"}[precision]
-    return max(_rate(size, dtype, repeats) for size in sizes)
+    usual, products = ((8192, 16384), 20) if accelerators() else ((2048, 4096), 1)
+    return max(_rate(size, dtype, products, repeats) for size in sizes or usual)
 
 
-def _rate(size: int, dtype: str, repeats: int) -> float:
+def _rate(size: int, dtype: str, products: int, repeats: int) -> float:
+    """Return the rate of a chain of products, which a GPU is given at once and waited for at its end."""
     matrix = keras.ops.cast(keras.ops.convert_to_tensor(np.full((size, size), 1 / size, np.float32)), dtype)
     seconds = []
     for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        float(keras.ops.matmul(matrix, matrix)[0, 0])  # waits for the device
+        begin, product = time.perf_counter(), matrix
+        for _ in range(products):
+            product = keras.ops.matmul(product, matrix)
+        float(product[0, 0])  # waits for the device
         seconds.append(time.perf_counter() - begin)
-    return size**3 / statistics.median(seconds[1:])
+    return products * size**3 / statistics.median(seconds[1:])

@@ -16,6 +16,7 @@ from medtransfer.core.recipe import TrainParams
 from medtransfer.models import freezing, vgg16
 from medtransfer.training.batches import Batches, feed
 from medtransfer.training.device import make_deterministic, place_on_device
+from medtransfer.training.device_loop import DeviceBatches, is_on_device, loop_on_device
 from medtransfer.training.loop import compile_network
 from medtransfer.training.prefix import use_cached_features
 
@@ -91,7 +92,11 @@ def ours(
     inputs, rows = place_on_device(inputs), np.arange(len(sample.images))
     training = Batches(inputs, rows[: sample.training], sample.labels, settings.batch_size, seed)
     validation = Batches(inputs, rows[sample.training :], sample.labels, settings.batch_size)
-    return replace(_keras_side(network, feed(training), feed(validation), deterministic), fill_seconds=seconds)
+    items: Callable[[Batches], Any] = feed
+    if is_on_device(inputs):
+        loop_on_device(network, training, sample.classes)
+        items = DeviceBatches
+    return replace(_keras_side(network, items(training), items(validation), deterministic), fill_seconds=seconds)
 
 
 def notebook(
@@ -119,39 +124,53 @@ def notebook(
 
 
 def pytorch(
-    sample: Sample, settings: TrainParams, trainable: tuple[str, ...], weights: list[np.ndarray], seed: int
+    sample: Sample,
+    settings: TrainParams,
+    trainable: tuple[str, ...],
+    weights: list[np.ndarray],
+    seed: int,
+    mode: str = "",
 ) -> Side:
-    """Return the same network and recipe in PyTorch: channels-last, autocast to bfloat16 where asked."""
+    """Return the same network and recipe in PyTorch: channels-last, autocast to bfloat16 where asked.
+
+    `mode` is one of `torch.compile`: `default`, or `reduce-overhead` for CUDA graphs. Without it, PyTorch is eager. On
+    a GPU the images are in its memory, as ours are.
+    """
     import torch
     from torch import nn
 
     torch.manual_seed(seed)
-    network = _torch_vgg16(sample, settings, trainable, weights)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = _torch_vgg16(sample, settings, trainable, weights).to(device)
+    run = torch.compile(network, mode=mode) if mode else network
+    images, labels = (torch.from_numpy(np.array(part)).to(device) for part in (sample.images, sample.labels))
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], settings.learning_rate, eps=1e-7)
     autocast = settings.precision == "mixed_bfloat16"
     order = np.random.default_rng(seed)
 
     def forward(rows: np.ndarray) -> Any:
-        x = torch.from_numpy(sample.images[rows]).permute(0, 3, 1, 2)  # channels-last in memory
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            return network(x.float().div(127.5).sub(1)).float()
+        x = images[rows].permute(0, 3, 1, 2)  # channels-last in memory
+        with torch.autocast(device, torch.bfloat16, enabled=autocast):
+            return run(x.float().div(127.5).sub(1)).float()
 
     def epoch() -> None:
         network.train()
         rows = order.permutation(sample.training)
         for start in range(0, len(rows), settings.batch_size):
             batch = rows[start : start + settings.batch_size]
-            loss = nn.functional.cross_entropy(forward(batch), torch.from_numpy(sample.labels[batch]).long())
+            loss = nn.functional.cross_entropy(forward(batch), labels[batch].long())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     def validate() -> float:
         network.eval()
         rows = np.arange(sample.training, len(sample.images))
         batches = np.array_split(rows, math.ceil(len(rows) / settings.batch_size))
         with torch.no_grad():
-            right = sum(int((forward(batch).argmax(1).numpy() == sample.labels[batch]).sum()) for batch in batches)
+            right = sum(int((forward(batch).argmax(1) == labels[batch]).sum()) for batch in batches)
         return right / len(rows)
 
     return Side(epoch, validate)

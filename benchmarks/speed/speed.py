@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,14 @@ Build = Callable[[sides.Sample, TrainParams, tuple[str, ...], list[np.ndarray], 
 def available_sides() -> dict[str, tuple[Build, str]]:
     """Return each side that can run here: its name, what builds it, and its precision."""
     found: dict[str, tuple[Build, str]] = {NOTEBOOK: (sides.notebook, "float32")}
-    if importlib.util.find_spec("torch") and not accelerators():
+    if importlib.util.find_spec("torch"):
         found |= {f"pytorch {precision}": (sides.pytorch, precision) for precision in PRECISIONS}
+        if accelerators():
+            compiled = {"compiled": "default", "with CUDA graphs": "reduce-overhead"}
+            found |= {
+                f"pytorch {name} {PRECISIONS[1]}": (partial(sides.pytorch, mode=mode), PRECISIONS[1])
+                for name, mode in compiled.items()
+            }
     return found | {f"ours {precision}": (sides.ours, precision) for precision in PRECISIONS}
 
 
