@@ -9,7 +9,6 @@ from medtransfer.cli.app import cli
 from medtransfer.cli.shared import EXISTING_FOLDER, FILE
 from medtransfer.core.errors import UserError
 from medtransfer.core.layout import REPORTS
-from medtransfer.core.tables import read_result
 
 
 @cli.command()
@@ -18,6 +17,7 @@ def results() -> None:
     from rich.console import Console
 
     from medtransfer.analysis.families import TALK
+    from medtransfer.core.tables import read_result
     from medtransfer.metrics.scores import MACRO
     from medtransfer.report.tables import terminal
 
