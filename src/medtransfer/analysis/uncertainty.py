@@ -80,12 +80,12 @@ class Jackknife:
 def jackknife(predictions: pd.DataFrame) -> Jackknife:
     """Return every smooth metric of a fit with and without each group."""
     metrics = [metric for metric in metrics_of(classes_of(predictions)) if metric.smooth]
+    encoded, groups = encode(predictions), pd.factorize(predictions.group)[0]
     values, without = zip(
-        *(leave_out(group_sums(predictions, metric), metric.value) for metric in metrics), strict=True
+        *(leave_out(sum_by(groups, metric.terms(*encoded)), metric.value) for metric in metrics), strict=True
     )
-    codes, groups = encode(predictions)[0], pd.factorize(predictions.group)[0]
     held = np.zeros((groups.max() + 1, len(classes_of(predictions))), bool)
-    held[groups, codes] = True
+    held[groups, encoded[0]] = True
     return Jackknife([metric.name for metric in metrics], np.array(values), np.column_stack(without), held.sum(axis=0))
 
 
@@ -106,7 +106,11 @@ def group_sums(predictions: pd.DataFrame, metric: Metric) -> np.ndarray:
 
 def sum_by_group(predictions: pd.DataFrame, terms: np.ndarray) -> np.ndarray:
     """Add up what each image has, (images, terms), over each group: (groups, terms), in order of appearance."""
-    groups = pd.factorize(predictions.group)[0]
+    return sum_by(pd.factorize(predictions.group)[0], terms)
+
+
+def sum_by(groups: np.ndarray, terms: np.ndarray) -> np.ndarray:
+    """Add up what each image has, (images, terms), over each group, whose number `groups` (images,) gives."""
     sums = np.zeros((groups.max() + 1, terms.shape[1]))
     np.add.at(sums, groups, terms)
     return sums
