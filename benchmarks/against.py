@@ -37,17 +37,29 @@ FITS = {"all": ("imagenet_all", 0.1), "last_block": ("imagenet_last_block", 0.2)
 @click.option(
     "--ham10000", required=True, type=click.Path(exists=True, path_type=Path), help="The archive of HAM10000."
 )
+@click.option(
+    "--collected", type=click.Path(exists=True, path_type=Path), help=f"Runs for the tables, in place of {COLLECTED}."
+)
 @click.option("--rounds", default=2, show_default=True, help="Times that each commit does each thing.")
 @click.option("--only", multiple=True, help="Measure only this; repeat for more.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep the clones here, and use those that are here.")
-def main(before: str, after: str, ham10000: Path, rounds: int, only: tuple[str, ...], folder: Path | None) -> None:
+def main(
+    before: str,
+    after: str,
+    ham10000: Path,
+    collected: Path | None,
+    rounds: int,
+    only: tuple[str, ...],
+    folder: Path | None,
+) -> None:
     """Compare two commits; each ratio is the seconds of BEFORE over those of AFTER."""
     with tempfile.TemporaryDirectory() as temporary:
         place = (folder or Path(temporary)).resolve()
         sides = {"before": place / "before", "after": place / "after"}
         commits = {"before": install(sides["before"], before), "after": install(sides["after"], after)}
         seconds: dict[str, dict[str, list[float]]] = {}
-        for name, measure in measures(sides, ham10000.resolve()).items():
+        runs = (collected or sides["before"] / COLLECTED).resolve()
+        for name, measure in measures(sides, ham10000.resolve(), runs).items():
             if only and name not in only:
                 continue
             seconds[name] = {side: [] for side in sides}
@@ -70,11 +82,11 @@ def main(before: str, after: str, ham10000: Path, rounds: int, only: tuple[str, 
     click.echo(json.dumps(result, indent=2))
 
 
-def measures(sides: dict[str, Path], archive: Path) -> dict[str, Callable[[Path], float]]:
+def measures(sides: dict[str, Path], archive: Path, runs: Path) -> dict[str, Callable[[Path], float]]:
     """Return what is measured: the seconds that a clone takes, or those of an image of an epoch for the fits."""
     return {
         "study": partial(study_of, settings=sides["before"]),
-        "tables": partial(tables_of, collected=sides["before"] / COLLECTED),
+        "tables": partial(tables_of, collected=runs),
         "prepare": partial(prepare_of, archive=archive),
         **{name: partial(fit_of, configuration=fit, fraction=part) for name, (fit, part) in FITS.items()},
     }
