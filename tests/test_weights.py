@@ -21,9 +21,10 @@ from click.testing import CliRunner
 from conftest import SHARED
 from medtransfer.cli import cli, main
 from medtransfer.core.errors import UserError
-from medtransfer.core.params import WEIGHTS_VARIABLE
+from medtransfer.core.params import WEIGHTS_VARIABLE, Configuration
 from medtransfer.core.recipe import TrainParams
 from medtransfer.models import vgg16, weights
+from medtransfer.training import experiment
 
 BASE_SHAPES = [(3, 3, 3, 64), (64,), (3, 3, 64, 64), (64,), (3, 3, 64, 128), (128,), (3, 3, 128, 128), (128,),
                (3, 3, 128, 256), (256,), *[(3, 3, 256, 256), (256,)] * 2, (3, 3, 256, 512), (512,),
@@ -266,6 +267,32 @@ def test_the_base_takes_the_weights_in_layer_order(stand_in: list[np.ndarray], t
     assert equal(vgg16.get_base_weights(model), stand_in)
     with pytest.raises(ValueError, match="shorter"):
         vgg16.set_base_weights(model, stand_in[:-1])
+
+
+def test_drawn_weights_keep_each_tensors_moments_and_nothing_else() -> None:
+    tensors = [np.linspace(-1, 3, 20_000, dtype=np.float32).reshape(4, 50, 100), np.full(8, 0.5, np.float32)]
+    drawn = weights.draw_with_moments(tensors, seed=0)
+    assert [(one.shape, one.dtype) for one in drawn] == [(one.shape, one.dtype) for one in tensors]
+    assert drawn[0].mean() == pytest.approx(tensors[0].mean(), abs=0.05)
+    assert drawn[0].std() == pytest.approx(tensors[0].std(), rel=0.05)
+    assert abs(np.corrcoef(drawn[0].ravel(), tensors[0].ravel())[0, 1]) < 0.03
+    assert (drawn[1] == tensors[1]).all()
+    assert equal(weights.draw_with_moments(tensors, seed=0), drawn)
+    assert not equal(weights.draw_with_moments(tensors, seed=1), drawn)
+
+
+@pytest.mark.parametrize("start", ["random", "imagenet_moments"])
+def test_weights_without_a_file_are_those_of_the_seed(
+    stand_in: list[np.ndarray], tiny: TrainParams, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    monkeypatch.setattr(experiment, "imagenet_weights", lambda file: stand_in)
+    configuration = Configuration(weights=start, trainable="all")
+    found = [
+        vgg16.get_base_weights(experiment.build_network(configuration, tiny, 32, 3, seed, None)[0])
+        for seed in (0, 0, 1)
+    ]
+    assert equal(found[0], found[1])
+    assert not equal(found[0], found[2])
 
 
 @pytest.mark.realdata

@@ -45,7 +45,7 @@ WEIGHTS_VARIABLE = "MEDTRANSFER_WEIGHTS"  # takes precedence over `weights.file`
 
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-WEIGHTS_PATTERN = r"^(random|imagenet|[a-z][a-z0-9_]*/[a-z][a-z0-9_]*)$"
+WEIGHTS_PATTERN = r"^(random|imagenet|imagenet_moments|[a-z][a-z0-9_]*/[a-z][a-z0-9_]*)$"
 # A label is also the name of a column and, in MLflow, of a metric, which may have 250 characters with its prefix.
 LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_. -]{0,99}$"
 Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
@@ -56,7 +56,7 @@ IN_WORDS = {
     NAME_PATTERN: "small letters, digits and '_', with a letter first",
     LABEL_PATTERN: "letters, digits, blanks, '_', '.' and '-', at most 100, with a letter or digit first",
     LINE_PATTERN: "one line that is not empty",
-    WEIGHTS_PATTERN: "random, imagenet or a finished run, <data set>/<configuration>",
+    WEIGHTS_PATTERN: "random, imagenet, imagenet_moments or a finished run, <data set>/<configuration>",
 }
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -214,7 +214,8 @@ class CacheParams(Section):
 class Configuration(Overrides):
     """A freezing configuration: the initial weights of a network and the blocks that it trains.
 
-    `weights` is `random`, `imagenet` or a finished run, `<data set>/<configuration>`.
+    `weights` is `random`, `imagenet`, `imagenet_moments` (drawn, with the same mean and deviation per tensor) or a
+    finished run, `<data set>/<configuration>`.
     `trainable` is `all`, `head` or a list of blocks; the classification head always trains.
     The other keys replace those of `train`; `recipe` replaces all that it names. The learning rate may be one per data
     set; `medtransfer tune` finds it.

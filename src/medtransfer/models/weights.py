@@ -69,6 +69,16 @@ def imagenet_weights(file: str | None = None) -> list[np.ndarray]:
     return tensors
 
 
+def draw_with_moments(tensors: list[np.ndarray], seed: int) -> list[np.ndarray]:
+    """Draw normal values with the mean and the standard deviation of each tensor.
+
+    They keep the scale of pretrained weights and none of what they learned (Raghu et al., Transfusion, NeurIPS 2019,
+    section 4.2).
+    """
+    rng = np.random.default_rng(seed)
+    return [rng.normal(tensor.mean(), tensor.std(), tensor.shape).astype(np.float32) for tensor in tensors]
+
+
 def is_cached() -> bool:
     """Return whether the user's cache contains the ImageNet weights, undamaged."""
     try:

@@ -15,7 +15,7 @@ from medtransfer.core.params import Configuration
 from medtransfer.core.prepared import encode_labels
 from medtransfer.core.recipe import TrainParams
 from medtransfer.models import freezing, vgg16
-from medtransfer.models.weights import imagenet_weights
+from medtransfer.models.weights import draw_with_moments, imagenet_weights
 from medtransfer.training.batches import Batches
 from medtransfer.training.device import place_on_device
 from medtransfer.training.prefix import use_cached_features
@@ -71,6 +71,8 @@ def load_initial_weights(model: keras.Model, configuration: Configuration, seed:
         vgg16.set_base_weights(model, vgg16.get_base_weights(vgg16.load_network(source)))
     elif configuration.weights == "imagenet":
         vgg16.set_base_weights(model, imagenet_weights(weights_file))
+    elif configuration.weights == "imagenet_moments":
+        vgg16.set_base_weights(model, draw_with_moments(imagenet_weights(weights_file), seed))
 
 
 def cache_features(
