@@ -1,6 +1,6 @@
-"""This commit against an earlier one: preparing, training, tables and the whole study, as JSON with ratios.
+"""Compare the speed of this commit with an earlier one: preparing, training, tables and the whole study, as JSON.
 
-Both commits are cloned and installed, each with an empty home, and take turns with the same data and settings.
+Both commits are cloned and installed, and take turns with the same data and settings.
 """
 
 import json
@@ -27,7 +27,7 @@ MADE = ("artifacts", "reports", "mlruns", "dvc.lock", ".dvc/cache", ".dvc/tmp")
 COLLECTED = Path("results/real-64px-by-group")
 SIZE = 64
 TRAIN = {"batch_size": 32, "epochs": 4, "patience": 4, "dense_units": [256, 256], "precision": "auto"}
-# The configuration, and the part of the training images that keeps a fit under a minute or two.
+# The configuration, and a fraction of the training images that keeps a fit under a minute or two.
 FITS = {"all": ("imagenet_all", 0.1), "last_block": ("imagenet_last_block", 0.2), "head": ("imagenet_head", 1.0)}
 
 
@@ -38,11 +38,11 @@ FITS = {"all": ("imagenet_all", 0.1), "last_block": ("imagenet_last_block", 0.2)
     "--ham10000", required=True, type=click.Path(exists=True, path_type=Path), help="The archive of HAM10000."
 )
 @click.option(
-    "--collected", type=click.Path(exists=True, path_type=Path), help=f"Runs for the tables, in place of {COLLECTED}."
+    "--collected", type=click.Path(exists=True, path_type=Path), help=f"Runs for the tables, instead of {COLLECTED}."
 )
-@click.option("--rounds", default=2, show_default=True, help="Times that each commit does each thing.")
-@click.option("--only", multiple=True, help="Measure only this; repeat for more.")
-@click.option("--folder", type=click.Path(path_type=Path), help="Keep the clones here, and use those that are here.")
+@click.option("--rounds", default=2, show_default=True, help="How often each commit does each part.")
+@click.option("--only", multiple=True, help="Measure only this part; repeat for more.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Keep the clones here, and reuse existing ones.")
 def main(
     before: str,
     after: str,
@@ -52,7 +52,7 @@ def main(
     only: tuple[str, ...],
     folder: Path | None,
 ) -> None:
-    """Compare two commits; each ratio is the seconds of BEFORE over those of AFTER."""
+    """Compare two commits; each ratio is the seconds of BEFORE divided by those of AFTER."""
     with tempfile.TemporaryDirectory() as temporary:
         place = (folder or Path(temporary)).resolve()
         sides = {"before": place / "before", "after": place / "after"}
@@ -83,7 +83,7 @@ def main(
 
 
 def measures(sides: dict[str, Path], archive: Path, runs: Path) -> dict[str, Callable[[Path], float]]:
-    """Return what is measured: the seconds that a clone takes, or those of an image of an epoch for the fits."""
+    """Return the measurement of each part: a function of a clone that returns seconds, for fits per image."""
     return {
         "study": partial(study_of, settings=sides["before"]),
         "tables": partial(tables_of, collected=runs),
@@ -93,7 +93,7 @@ def measures(sides: dict[str, Path], archive: Path, runs: Path) -> dict[str, Cal
 
 
 def install(clone: Path, commit: str) -> str:
-    """Return the full name of the commit that is checked out and installed in `clone`."""
+    """Check out and install a commit in `clone`, unless it exists; return the commit's full hash."""
     if not clone.exists():
         run(["git", "clone", "--quiet", str(ROOT), str(clone)], ROOT)
         run(["git", "checkout", "--quiet", commit], clone)
@@ -102,7 +102,7 @@ def install(clone: Path, commit: str) -> str:
 
 
 def study_of(clone: Path, settings: Path) -> float:
-    """Return the seconds of the whole study, with data and params.yaml of another clone, which is measured first."""
+    """Return the seconds of the whole study, with the data and params.yaml of the clone that is measured first."""
     clean(clone)
     if settings != clone:
         shutil.copytree(settings / "data", clone / "data")
@@ -113,16 +113,16 @@ def study_of(clone: Path, settings: Path) -> float:
 
 
 def tables_of(clone: Path, collected: Path) -> float:
-    """Return the seconds in which the tables of a folder of collected runs are computed."""
+    """Return the seconds that it takes to compute the tables of a folder of collected runs."""
     with tempfile.TemporaryDirectory() as folder:
         copy = shutil.copytree(collected, Path(folder) / collected.name)
         return run(["bin/medtransfer", "tables", str(copy)], clone)
 
 
 def prepare_of(clone: Path, archive: Path) -> float:
-    """Return the seconds in which HAM10000 is prepared; the import is not measured."""
+    """Return the seconds that it takes to prepare HAM10000, without the import."""
     clean(clone)
-    (clone / "dvc.lock").unlink(missing_ok=True)  # it records the demonstration's images
+    (clone / "dvc.lock").unlink(missing_ok=True)  # it describes the demonstration data
     yaml, path = YAML(), clone / "params.yaml"
     values = yaml.load(path)
     values["datasets"]["ham10000"]["image_size"] = SIZE
@@ -134,7 +134,7 @@ def prepare_of(clone: Path, archive: Path) -> float:
 
 
 def fit_of(clone: Path, configuration: str, fraction: float) -> float:
-    """Return the seconds of an image in an epoch of a fit, the median of all epochs but the first."""
+    """Return a fit's seconds per image: the median over all epochs after the first."""
     yaml, path = YAML(), clone / "params.yaml"
     values = yaml.load(path)
     values["configurations"][configuration] |= {"learning_rate": 1e-4, "fraction": fraction}
@@ -146,7 +146,7 @@ def fit_of(clone: Path, configuration: str, fraction: float) -> float:
 
 
 def clean(clone: Path) -> None:
-    """Remove what an earlier measurement made."""
+    """Remove what an earlier measurement left behind."""
     for name in (*MADE, "data"):
         path = clone / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -155,13 +155,13 @@ def clean(clone: Path) -> None:
 
 @contextmanager
 def empty_home() -> Iterator[dict[str, str]]:
-    """Yield the environment variables of an empty home."""
+    """Yield environment variables that name an empty home."""
     with tempfile.TemporaryDirectory() as home:
         yield {"HOME": home, "XDG_CACHE_HOME": f"{home}/.cache"}
 
 
 def run(command: list[str], clone: Path, environment: dict[str, Any] | None = None) -> float:
-    """Run a command in a clone, `bin/` being its virtual environment, and return its seconds."""
+    """Run a command in a clone, where `bin/` means its .venv/bin, and return the seconds that it takes."""
     bin_ = clone / ".venv/bin"
     program, *arguments = command
     variables = {**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", **(environment or {})}

@@ -1,6 +1,6 @@
-"""How the cost of preparing a data set grows with the number of its images, as JSON.
+"""Measure how the cost of preparing a data set grows with its number of images, as JSON.
 
-The images are smooth random textures, so that none resembles another, as JPEG files in two classes.
+The images are JPEG files in two classes: smooth random textures, which do not resemble each other.
 """
 
 import json
@@ -35,7 +35,7 @@ if __name__ == "__main__":
 @click.command()
 @click.option("--images", multiple=True, type=int, default=[10_000, 40_000, 160_000], show_default=True)
 def main(images: tuple[int, ...]) -> None:
-    """Prepare data sets of several sizes, each in a process of its own."""
+    """Prepare data sets of several sizes, each in a separate process."""
     rows = []
     for number in images:
         with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +46,7 @@ def main(images: tuple[int, ...]) -> None:
 
 
 def draw(raw: Path, number: int) -> None:
-    """Write a custom data set of textures, 200 × 150 px, as `medtransfer data add` keeps it."""
+    """Write a custom data set of textures, 200 × 150 px, in the format of `medtransfer data add`."""
     (raw / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
     with (raw / "labels.csv").open("w") as table:
@@ -58,7 +58,7 @@ def draw(raw: Path, number: int) -> None:
 
 
 def prepare(folder: Path) -> dict[str, float]:
-    """Return the seconds of a preparation, those of all its processes, and the main one's peak anonymous memory."""
+    """Return the elapsed seconds, the processor seconds of all processes, and the main one's peak anonymous memory."""
     (folder / "prepared").mkdir()
     (folder / "prepare.py").write_text(PREPARE)
     begin, memory, seconds = time.perf_counter(), 0, {}

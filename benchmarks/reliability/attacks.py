@@ -325,7 +325,7 @@ def page_attacks(page: str, canary: Path) -> dict[str, dict[str, Any]]:
 def tracking_server(folder: Path) -> Iterator[str]:
     """Start `make ui` over the store in `folder`, with this environment in place of .venv."""
     port = free_port()
-    (folder / "tools").symlink_to(PROJECT / "tools")  # `make ui` runs one of them
+    (folder / "tools").symlink_to(PROJECT / "tools")  # `make ui` runs a script in it
     where = (
         "--makefile",
         str(PROJECT / "Makefile"),

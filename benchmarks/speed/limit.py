@@ -49,9 +49,9 @@ def _layers(image_size: int, dense_units: list[int], classes: int) -> list[tuple
 
 
 def matmul_rate(precision: str, sizes: tuple[int, ...] = (), repeats: int = 5) -> float:
-    """Return the best multiply-adds per second over square matrices of these sizes, a median of `repeats` each.
+    """Return the best rate over these sizes of square matrices, in multiply-adds per second; median of `repeats`.
 
-    A GPU needs larger products than a processor.
+    The default sizes are larger for a GPU, which needs larger products to reach its full rate.
     """
     dtype = {"float32": "float32", "mixed_bfloat16": "bfloat16"}[precision]
     usual, products = ((8192, 16384), 20) if accelerators() else ((2048, 4096), 1)
@@ -59,7 +59,7 @@ def matmul_rate(precision: str, sizes: tuple[int, ...] = (), repeats: int = 5) -
 
 
 def _rate(size: int, dtype: str, products: int, repeats: int) -> float:
-    """Return the rate of a chain of products, which a GPU is given at once and waited for at its end."""
+    """Return the rate of a chain of products; a GPU gets the whole chain at once."""
     matrix = keras.ops.cast(keras.ops.convert_to_tensor(np.full((size, size), 1 / size, np.float32)), dtype)
     seconds = []
     for _ in range(repeats + 1):

@@ -133,8 +133,8 @@ def pytorch(
 ) -> Side:
     """Return the same network and recipe in PyTorch: channels-last, autocast to bfloat16 where asked.
 
-    `mode` is one of `torch.compile`: `default`, or `reduce-overhead` for CUDA graphs. Without it, PyTorch is eager. On
-    a GPU the images are in its memory, as ours are.
+    `mode` is a mode of `torch.compile`: `default`, or `reduce-overhead` for CUDA graphs. Without one, PyTorch runs
+    eagerly. On a GPU, the images are in its memory, as in `ours`.
     """
     import torch
     from torch import nn
