@@ -28,8 +28,8 @@ def data() -> None:
 def demo() -> None:
     """Put the demonstration data, which the repository contains, back into data/.
 
-    What data.dvc names now stays in DVC's cache. If you commit data.dvc first, `git checkout data.dvc && dvc checkout
-    data.dvc` brings it back.
+    The present data stay in DVC's cache. If you commit data.dvc first, `git checkout data.dvc && dvc checkout
+    data.dvc` brings them back.
     """
     from medtransfer.core.dvc import DEMONSTRATION
     from medtransfer.core.files import restored_on_error
@@ -146,7 +146,7 @@ def remove(name: str) -> None:
 
 
 def _lock_data() -> None:
-    """Let no other command change data/ until this one ends: each would undo the other's changes of params.yaml."""
+    """Let no other command change data/ until this one ends: each would undo the other's changes to params.yaml."""
     path, context = IMPORTED.with_suffix(".lock"), click.get_current_context()
     try:
         context.with_resource(FileLock(path, timeout=0))

@@ -17,7 +17,7 @@ from medtransfer.core.params import TREES, read_params
 
 @cli.command()
 @click.option(
-    "--jobs", type=AT_LEAST_1, help="Stages to run in parallel.", show_default="one per 13 GB of a GPU, else 2"
+    "--jobs", type=AT_LEAST_1, help="Stages to run in parallel.", show_default="one per 13 GB of GPU memory, else 2"
 )
 @click.option("--require-gpu", is_flag=True, help="Stop with an error if a fit would be computed on the CPU.")
 @click.pass_context
@@ -70,7 +70,7 @@ def stage(context: click.Context) -> None:
 
     if "DVC_STAGE" in os.environ:
         end_with_dvc()
-    # Preparing data needs none of what takes long to load.
+    # `prepare` needs none of the slow imports.
     if context.invoked_subcommand != "prepare" and (code := run_warm(sys.argv[1:])) is not None:
         sys.exit(code)
 

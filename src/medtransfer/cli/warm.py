@@ -1,8 +1,8 @@
 """A process with TensorFlow and MLflow loaded, from which the stages of one study are forked.
 
-Loading them takes five seconds, and a small study has twenty stages. DVC starts and records the same commands; each of
-them has its work done by a fork, passes signals on to it and ends with its exit code. A fork ends when the command that
-asked for it, or the study, has ended.
+Loading them takes five seconds, and a small study has twenty stages. DVC starts and records the same commands; each
+command leaves its work to a fork, passes signals on to it and ends with its exit code. A fork ends when its command or
+the study ends.
 """
 
 import gc
@@ -29,7 +29,7 @@ NUMBER = 4  # bytes of a length or a process id
 
 @contextmanager
 def warm_process() -> Iterator[None]:
-    """Let stages that start within the block run in forks of one process."""
+    """Run stages that start within the block in forks of one process."""
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
         address = f"{folder}/socket"
         try:
@@ -79,7 +79,7 @@ def run_warm(arguments: Sequence[str]) -> int | None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, pass_on)
         answer = connection.recv(1)
-        connection.recv(1)  # nothing: the fork has ended
+        connection.recv(1)  # returns nothing, once the fork has ended
     if not answer:
         print(f"process {fork} was killed", file=sys.stderr)
     return answer[0] if answer else 1
@@ -99,7 +99,7 @@ def serve(listener: socket.socket, module: str) -> None:
     """Load a module, then fork for each request."""
     importlib.import_module(module)
     gc.freeze()  # a collection in a fork would copy every page
-    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # JAX, which has no threads before its first use
+    warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # by JAX, which starts no threads before its first use
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         connection, _ = listener.accept()
@@ -110,7 +110,7 @@ def serve(listener: socket.socket, module: str) -> None:
 
 
 def _run(connection: socket.socket) -> None:
-    """Become the process of a request: its folder, environment, output and command."""
+    """Run the command of a request in this fork, with the request's folder, environment and output."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     length, outputs, _, _ = socket.recv_fds(connection, NUMBER, 2)
     request = json.loads(_receive(connection, int.from_bytes(length, "big")))
