@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-CONFLICT = "<<<<<<<"  # begins a line of a file in which git left both sides of a merge
+CONFLICT = "<<<<<<<"  # begins a line that git adds to a file with a merge conflict
 
 
 class UserError(Exception):
@@ -14,7 +14,7 @@ class UserError(Exception):
 
 
 def merge_conflict(path: object, then: str) -> UserError:
-    """Return the error for a file in which git left both sides of a merge; `then` is what to do after taking one."""
+    """Return the error for a file with a merge conflict; `then` says what to do after taking one side."""
     return UserError(
         f"{path}: has a merge conflict; take either side (`git checkout --ours {path}` or `git checkout --theirs "
         f"{path}`), then {then}"

@@ -13,12 +13,12 @@ INTEL = "GenuineIntel"
 GPU_CAPABILITY = (8, 0)  # NVIDIA's Ampere
 VISIBLE, HIDDEN = "CUDA_VISIBLE_DEVICES", ("", "-1")
 REQUIRE_GPU = "MEDTRANSFER_REQUIRE_GPU"
-# For fits that share a GPU: take memory as it is needed, instead of most of it at the start.
+# For fits that share a GPU: allocate memory as needed, instead of most of it at the start.
 SHARED_GPU = {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 def gpu_memory() -> int:
-    """Return the bytes of memory of the smallest GPU that NVIDIA's driver shows."""
+    """Return the memory in bytes of the smallest GPU that NVIDIA's driver reports."""
     pynvml.nvmlInit()
     handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
     return min(pynvml.nvmlDeviceGetMemoryInfo(handle).total for handle in handles)

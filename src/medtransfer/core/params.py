@@ -46,7 +46,7 @@ WEIGHTS_VARIABLE = "MEDTRANSFER_WEIGHTS"  # takes precedence over `weights.file`
 NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 WEIGHTS_PATTERN = r"^(random|imagenet|imagenet_moments|[a-z][a-z0-9_]*/[a-z][a-z0-9_]*)$"
-# A label is also the name of a column and, in MLflow, of a metric, which may have 250 characters with its prefix.
+# A label also names a column and a metric in MLflow, whose name may have 250 characters, prefix included.
 LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_. -]{0,99}$"
 Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
 LINE_PATTERN = r"^[^\n]+$"
@@ -83,7 +83,7 @@ class Split(Section):
 
     `by: given` keeps the data set's own parts, and has no `test`. With `validation`, that fraction of its training
     images is drawn by group, and its own validation images are left out. Files of older versions have `leak` for
-    `leakage`, and what is written keeps this name: it is part of a fit's identity.
+    `leakage`. Written files keep the older name, since it is part of a fit's identity.
     """
 
     model_config = ConfigDict(populate_by_name=True)
@@ -214,7 +214,7 @@ class CacheParams(Section):
 class Configuration(Overrides):
     """A freezing configuration: the initial weights of a network and the blocks that it trains.
 
-    `weights` is `random`, `imagenet`, `imagenet_moments` (drawn, with the same mean and deviation per tensor) or a
+    `weights` is `random`, `imagenet`, `imagenet_moments` (random, with ImageNet's mean and deviation per tensor) or a
     finished run, `<data set>/<configuration>`.
     `trainable` is `all`, `head` or a list of blocks; the classification head always trains.
     The other keys replace those of `train`; `recipe` replaces all that it names. The learning rate may be one per data

@@ -37,7 +37,7 @@ def _unknown(said: str) -> str:
 def commit_problem(commit: str) -> str:
     """Return why a commit cannot be found in this repository, or an empty string if it is there."""
     if commit == UNKNOWN:
-        return "git named none when the fit was made"
+        return "git could not name it when the fit was made"
     try:
         _git("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}")
     except OSError as error:

@@ -50,7 +50,7 @@ def warn_of_leftovers(runs: Path, studied: Collection[tuple[str, str]]) -> None:
     found = {(fit.parent.name, fit.name.rpartition("-seed")[0]) for fit in find_fits(runs)}
     for dataset, model in sorted(found - set(studied)):
         log.warning(
-            "%s: contains fits of %s, which params.yaml does not list in study; they are counted; to remove them: "
+            "%s: contains fits of %s, which params.yaml does not list under study; they still count; to remove them: "
             "rm -r %s/%s-seed*",
             runs / dataset, model, runs / dataset, model,
         )  # fmt: skip
