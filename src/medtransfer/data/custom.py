@@ -164,7 +164,7 @@ def _from_table(files: dict[str, Path], uids: dict[str, str], labels: Path, colu
         paths += matching
     found = pd.DataFrame({"path": paths, "label": label.to_numpy(), "group": ""})
     if columns.group:
-        found["group"] = table[columns.group].str.normalize("NFC").to_numpy()  # two spellings are one patient
+        found["group"] = table[columns.group].str.normalize("NFC").to_numpy()  # two spellings of a name are one patient
     if columns.split:
         found["split"] = table[columns.split].str.lower().map(PARTS).to_numpy()
         if found.split.isna().any():

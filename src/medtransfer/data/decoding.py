@@ -19,14 +19,14 @@ from medtransfer.data.images import load_rgb, resize
 from medtransfer.data.progress import progress
 
 CHUNK = 32  # images that a process decodes at a time
-WORTH_A_PROCESS = 200  # images; starting a process takes as long as decoding some hundred small ones
+WORTH_A_PROCESS = 200  # images; starting a process takes as long as decoding a few hundred small ones
 IMAGES, THUMBNAILS = "images.npy", "thumbnails.npy"
 SIDE = 32  # of a thumbnail
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """What is done to each image, and the .npy files of images and thumbnails, with the length of their headers."""
+    """How to decode each image, and the .npy files of images and thumbnails with the lengths of their headers."""
 
     size: int
     resize_filter: str
@@ -35,7 +35,7 @@ class Decoder:
     thumbnails: tuple[Path, int]
 
     def decode(self, start: int, paths: list[Path]) -> list[tuple[str, str]]:
-        """Write images from row `start` on; return each file's SHA-256 and the conversions that it needed."""
+        """Write images from row `start` on; return each file's SHA-256 and its conversion, if any."""
         found = []
         with self.images[0].open("r+b") as images, self.thumbnails[0].open("r+b") as thumbnails:
             images.seek(self.images[1] + start * 3 * self.size**2)
@@ -102,7 +102,7 @@ def _decoded(decoder: Decoder, paths: list[Path]) -> Iterator[tuple[str, str]]:
 
 
 def _start() -> None:
-    """Leave Ctrl-C to the parent, which waits for what its processes have begun, and end when it ends."""
+    """Leave Ctrl-C to the parent, which waits for the chunks in progress, and end when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if parent := multiprocessing.parent_process():
         end_after(parent.join)

@@ -63,10 +63,10 @@ def hash_thumbnails(thumbnails: np.ndarray) -> np.ndarray:
 def _compare(
     thumbnails: np.ndarray, rows: np.ndarray, flip: str, index: faiss.IndexBinaryFlat, among: np.ndarray
 ) -> pd.DataFrame:
-    """Return the pairs (row, other, flip) of these rows' flipped images with the images `among` in the index."""
+    """Return the pairs (row, other, flip) between the flipped images `rows` and the indexed images `among`."""
     down, right = FLIPS[flip]
     flipped = thumbnails[rows][:, ::down, ::right]
-    limits, _, near = index.range_search(hash_thumbnails(flipped), MAX_BITS + 1)  # finds smaller distances
+    limits, _, near = index.range_search(hash_thumbnails(flipped), MAX_BITS + 1)  # finds distances below the limit
     queries, others = np.repeat(np.arange(len(rows)), np.diff(limits.astype(int))), among[near]
     correlation = [
         np.vecdot(_normalise(flipped[queries[block]]), _normalise(thumbnails[others[block]]))
