@@ -3,7 +3,7 @@
 The features are the means over positions of the first block's output (Lee et al., A Simple Unified Framework for
 Detecting Out-of-Distribution Samples and Adversarial Attacks, NeurIPS 2018; here without classes): colours and fine
 structure. Energy, the largest probability and the last features do not work: trained to tell a few classes apart, they
-take a chest X-ray for a skin lesion (docs/serving.md).
+mistake a chest X-ray for a skin lesion (docs/serving.md).
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Images from another source: their labels, translated to the classes of a data set, and the networks to be scored.
 
-This imports neither Keras nor MLflow, so that a mistake in a table shows at once.
+This module imports neither Keras nor MLflow, so that a mistake in a table is reported at once.
 """
 
 from collections import Counter
@@ -39,7 +39,7 @@ class Source:
 
 
 def find_networks(params: Params, dataset: str, names: Sequence[str], seeds: Sequence[int]) -> list[Path]:
-    """Return the folders of the named finished networks; by default, of all that the study has."""
+    """Return the folders of the named finished networks; by default, of all in the study."""
     check_known("params.yaml: study", dataset, params.study)
     if names or seeds:
         study = params.study[dataset]
@@ -52,7 +52,7 @@ def find_networks(params: Params, dataset: str, names: Sequence[str], seeds: Seq
 
 
 def find_labelled(source: Source, classes: Sequence[str]) -> pd.DataFrame:
-    """Return the labelled images of a source, from `match_labels`, and print how many others there are."""
+    """Return the labelled images of a source, from `match_labels`, and print how many are left out."""
     files = {path.relative_to(source.images).as_posix(): path for path in find_images([source.images])}
     table = read_labels(source.labels, source.columns, source.names, classes)
     samples = match_labels(files, table, source.labels)
