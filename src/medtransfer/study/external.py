@@ -90,7 +90,7 @@ def score_outside(
         mlflow_runs.attach(_experiment(facts), read_record(fit)["fit"], [*drawn, *shown])
     for name, like in facts["unlike_training"].items():
         print(
-            f"{name}: {like['share']:.0%} of the images are unlike the training images (by mistake, "
+            f"{name}: {like['share']:.0%} of the images are unlike the training images (false alarms: "
             f"{like['false_alarm_rate']:.1%} of {like['test_images']} test images)"
         )
     return target, compared

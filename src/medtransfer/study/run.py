@@ -23,13 +23,13 @@ from medtransfer.core.processes import end_with_parent
 
 DVC = (sys.executable, "-m", "dvc")
 MAX_JOBS = 2  # one fit leaves cores idle for part of its time; each further fit needs its own memory
-GPU_BYTES_PER_FIT = 13e9  # six fits at 224 px took 50 GB of an H100 and, with what each keeps free, filled its 80
+GPU_BYTES_PER_FIT = 13e9  # six fits at 224 px filled an H100: 50 of its 80 GB in use, the rest held in reserve
 
 Process = subprocess.Popen[Any]
 
 
 def default_jobs() -> int:
-    """Return how many stages to run in parallel: as many as fit into a GPU's memory, without a GPU two."""
+    """Return how many stages to run in parallel: as many as fit into a GPU's memory, or two without a GPU."""
     fitting = int(gpu_memory() / GPU_BYTES_PER_FIT) if gpu_capabilities() else MAX_JOBS
     return max(1, min(fitting, os.cpu_count() or 1))
 
@@ -48,7 +48,7 @@ def run_study(jobs: int) -> int:
 
 
 def run_dvc(*arguments: str, hints: bool = True) -> int:
-    """Run DVC and return its exit code; it prints its own errors on stderr and, on stdout, hints such as `git add`."""
+    """Run DVC and return its exit code; DVC prints errors on stderr and hints, such as `git add`, on stdout."""
     stdout = None if hints else subprocess.DEVNULL  # `--quiet` would hide the errors too
     process = subprocess.Popen([*DVC, *arguments], stdout=stdout, preexec_fn=end_with_parent)
     with _stopped_together([process]):
