@@ -45,8 +45,8 @@ from medtransfer.tracking.mlflow_store import (
 PROCESS = "medtransfer.process"
 ERROR = "medtransfer.error"
 OUTPUTS = "medtransfer.outputs"
-# The folder of metrics of the best epoch, whose weights are kept, on the validation images; the curves of all epochs
-# are in train/ and validation/. Without a step, MLflow draws them as bars and its table can be sorted by them.
+# The prefix of the validation scores after the best epoch, whose weights are kept. They have only step 0, so MLflow
+# draws them as bars, and its table can be sorted by them. The curves over epochs are in train/ and validation/.
 BEST = "validation/best"
 POWER_LIMIT = pynvml.nvmlDeviceGetEnforcedPowerLimit
 SUPERSEDED = "medtransfer.superseded_by"
