@@ -30,7 +30,7 @@ class AugmentedNetwork(keras.Model):
         self.share: Any = None  # of the first image of each pair, in this step
 
     def build(self, shape: Any) -> None:
-        """Build the layers that change images; the network is built."""
+        """Build the layers that change images; the network is already built."""
         for change in self.changes:
             change.build(shape)
 

@@ -36,7 +36,7 @@ class Batches(keras.utils.PyDataset):
     order : ndarray of shape (m,)
         The rows of this epoch, batch after batch.
     on_batches : callable
-        Called with the number of batches that were read.
+        Called with the number of batches just read.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Batches(keras.utils.PyDataset):
 
     @property
     def parts(self) -> tuple[Any, ...]:
-        """The arrays that batches are rows of: inputs, labels and, with `class_weights`, weights."""
+        """The arrays from which batches take rows: inputs, labels and, with `class_weights`, weights."""
         return (self.inputs, self.labels) if self.weights is None else (self.inputs, self.labels, self.weights)
 
     def __len__(self) -> int:

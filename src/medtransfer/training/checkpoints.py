@@ -125,7 +125,7 @@ def collect(fit: Fit) -> tuple[Arrays, dict[str, Any]]:
     seed and the epoch.
     """
     arrays = {
-        f"{part}/{number}": np.array(keras.ops.convert_to_numpy(variable))  # a view on JAX
+        f"{part}/{number}": np.array(keras.ops.convert_to_numpy(variable))  # a copy: JAX returns a view
         for part, variables in changing_variables(fit.network).items()
         for number, variable in enumerate(variables)
     }
@@ -157,9 +157,9 @@ def restore(fit: Fit, arrays: Arrays, facts: dict[str, Any]) -> None:
 
 @contextmanager
 def saving(folder: Path, made_from: Mapping[str, Any]) -> Iterator[Callable[[Fit], None]]:
-    """Yield a function that copies the state of a fit and saves it in a thread, beside the next epoch.
+    """Yield a function that copies the state of a fit and saves it in a thread, while the next epoch runs.
 
-    A checkpoint that cannot be written is an error of the next call, or of the end.
+    If a checkpoint cannot be written, the next call or the end of the block raises the error.
     """
     with ThreadPoolExecutor(1) as thread:
         before: Future[None] | None = None

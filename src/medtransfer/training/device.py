@@ -154,7 +154,7 @@ def place_on_device(inputs: np.ndarray) -> Any:
 
 
 def fits_on_device(size: int) -> bool:
-    """Return whether the backend is JAX, and there is exactly one GPU, with room for this many bytes."""
+    """Return whether the backend is JAX with exactly one GPU, which has room for `size` bytes."""
     if keras.backend.backend() != "jax" or len(accelerators()) != 1:
         return False
     import jax

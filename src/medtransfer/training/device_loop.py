@@ -8,7 +8,7 @@ import keras
 
 from medtransfer.training.batches import Batches
 
-# Ctrl-C waits for one program.
+# Batches per program, which Ctrl-C does not interrupt.
 STEPS = 64
 
 
@@ -22,7 +22,7 @@ def is_on_device(inputs: Any) -> bool:
 
 
 class DeviceBatches(keras.utils.PyDataset):
-    """The same batches, up to STEPS of them per item: the whole arrays, and the rows that each step takes."""
+    """The same batches, up to STEPS of them per item: the whole arrays, and the rows of each batch."""
 
     def __init__(self, batches: Batches):
         super().__init__(workers=1, use_multiprocessing=False)
@@ -36,18 +36,18 @@ class DeviceBatches(keras.utils.PyDataset):
         order, size = self.batches.order, self.batches.batch_size
         whole = len(order) // size * size
         begin, end = index * STEPS * size, min((index + 1) * STEPS * size, whole)
-        # The last batch is smaller than the others.
+        # A smaller last batch is a separate item.
         rows = order[begin:end].reshape(-1, size) if begin < whole else order[None, whole:]
         self.batches.on_batches(len(rows))
         return self.batches.parts, rows
 
 
 def loop_on_device(model: keras.Model, batches: Batches, classes: int) -> None:
-    """Let the training and the validation of a compiled model take items of DeviceBatches.
+    """Make a compiled model train and validate on items of DeviceBatches.
 
-    The steps and their order are those of Keras, whose loop over the batches is Python.
+    The steps and their order are those of Keras; only its loop over the batches, in Python, is replaced.
     """
-    # Keras would build the loss and the metrics from an item.
+    # From one batch, since Keras would build the loss and the metrics from an item.
     _, labels, *_ = batches[0]
     guess = keras.ops.zeros((len(labels), classes))
     model.compute_loss(y=labels, y_pred=guess, training=False)

@@ -27,7 +27,7 @@ GB = 10**9
 DTYPES = {"float32": np.dtype(np.float32), "mixed_bfloat16": np.dtype(ml_dtypes.bfloat16)}
 # Left free on the disk in addition to what is written.
 SPARE_BYTES = GB
-# A file beside the entries that says why one of this name is not made.
+# The suffix of a file that says why the entry of that name is not computed.
 NOT_CACHED = ".not-cached"
 
 
@@ -109,8 +109,8 @@ def cached_features(
     max_bytes : float
         The largest size of the whole cache; the least recently used entries are removed first.
     objection : callable
-        Called if the features are not cached; returns why they should not be, or an empty string. A reason is kept:
-        the same fit must decide the same way when it resumes.
+        Called if the features are not cached yet; returns a reason not to cache them, or an empty string. The reason
+        is stored, since the same fit must decide the same way when it resumes.
 
     Returns
     -------

@@ -53,8 +53,8 @@ def fit(
 ) -> pd.DataFrame:
     """Train until the validation score has not improved for `patience` epochs; keep the best weights.
 
-    The whole state is copied after every epoch, and written to `checkpoints` beside the next one. If that folder has a
-    checkpoint of the same fit, training resumes from it and ends with the same weights.
+    The whole state is copied after every epoch, and written to `checkpoints` while the next one runs. If that folder
+    has a checkpoint of the same fit, training resumes from it and ends with the same weights.
 
     Parameters
     ----------

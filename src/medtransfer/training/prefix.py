@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 # Constant, so that features do not depend on the batch size of a fit.
 BATCH = 64
-# Batches in the comparison of computing with reading.
+# Batches on which computing and reading are timed.
 TIMED = 8
 
 
@@ -62,7 +62,7 @@ def use_cached_features(
     shape = (len(images), *prefix.output_shape[1:])
 
     def objection() -> str:
-        # On a CPU, computing always takes longer.
+        # On a CPU, computing always takes longer than reading.
         return faster_to_compute(prefix, images, settings) if accelerators() else ""
 
     features, seconds = cached_features(
