@@ -70,9 +70,9 @@ def imagenet_weights(file: str | None = None) -> list[np.ndarray]:
 
 
 def draw_with_moments(tensors: list[np.ndarray], seed: int) -> list[np.ndarray]:
-    """Draw normal values with the mean and the standard deviation of each tensor.
+    """Draw normal values with the mean and standard deviation of each tensor.
 
-    They keep the scale of pretrained weights and none of what they learned (Raghu et al., Transfusion, NeurIPS 2019,
+    They have the scale of pretrained weights but not the learned features (Raghu et al., Transfusion, NeurIPS 2019,
     section 4.2).
     """
     rng = np.random.default_rng(seed)
