@@ -62,7 +62,7 @@ def log_to_mlflow(run: mlflow_runs.MlflowRun, folder: Path) -> None:
 def mlflow_scores(folder: Path) -> dict[str, float]:
     """Return the scores of a finished fit on the test images and, for a network, on the validation images.
 
-    Undefined scores (NaN) are left out: F1 of a class that is neither in a small split nor predicted.
+    Undefined scores (NaN) are left out, such as F1 of a class that a split neither has nor predicts.
     """
     tested = json.loads((folder / "metrics.json").read_text())
     scores = {mlflow_name(name): value for name, value in tested.items()}

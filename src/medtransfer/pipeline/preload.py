@@ -1,4 +1,4 @@
-"""What stages load before they begin: imported once by the process that they are forked from (cli/warm.py)."""
+"""What all stages import, loaded once by the process from which they are forked (cli/warm.py)."""
 
 import mlflow.keras
 import mlflow.pyfunc
