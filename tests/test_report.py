@@ -12,11 +12,11 @@ from conftest import PROJECT
 from medtransfer.analysis.external import SIDES
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.scores import f1_table
-from medtransfer.analysis.tables import compute_tables
 from medtransfer.core.params import Configuration, read_params
 from medtransfer.core.run_record import split_of
 from medtransfer.report import figures, tables
 from medtransfer.report.render import render
+from studies import evaluate_study
 
 TRAIN = read_params(PROJECT / "params.yaml").train
 CONFIGURATION = Configuration(weights="random", trainable="all", learning_rate={"ham10000": 3e-4, "chest_xray": 7e-5})
@@ -43,7 +43,7 @@ def run(model: str, synthetic: bool, network: bool) -> Run:
 
 
 def markdown(runs: list[Run]) -> str:
-    return tables.markdown(compute_tables(runs, {}), runs)
+    return tables.markdown(evaluate_study("study", runs))
 
 
 @pytest.mark.parametrize("synthetic", [True, False])

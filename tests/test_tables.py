@@ -49,11 +49,11 @@ def test_more_configurations_change_no_other_answer_and_no_table_of_the_talk() -
     ):  # fmt: skip
         assert not set(added_names) & set(frame.columns)
     assert set(tables.measures(large.tables.summary, "chest_xray").index) == {run.model for run in fits}
-    beyond = tables.beyond_the_talk(large.tables, large.runs, "chest_xray")
+    beyond = tables.beyond_the_talk(large, "chest_xray")
     assert [list(frame.index) for _, frame in beyond] == [
         added_names, ["all_caffe"], ["10 (10%)", "100 (100%)"], ["imagenet_all", "imagenet_head"],
     ]  # fmt: skip
-    assert tables.beyond_the_talk(small.tables, small.runs, "chest_xray") == []
+    assert tables.beyond_the_talk(small, "chest_xray") == []
 
 
 def test_classes_named_like_missing_values_stay_text(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_chains_stand_beside_random_and_imagenet_weights() -> None:
         run("chest_xray", "ham10000_all", 0.9, weights="ham10000/imagenet_all"),
     ]
     study = evaluate_study("s", fits)
-    beyond = tables.beyond_the_talk(study.tables, study.runs, "chest_xray")
+    beyond = tables.beyond_the_talk(study, "chest_xray")
     (table,) = [table for _, table in beyond if table.index.name == "chain"]
     assert table.seeds.tolist() == [1, 2, 1, 1]
     assert dict(zip(table.index, table.model, strict=True)) == {
@@ -111,7 +111,7 @@ def test_chains_stand_beside_random_and_imagenet_weights() -> None:
     for start, model in (("random", "cnn_random"), ("imagenet", "imagenet_all")):
         assert row[f"less {start}"].startswith(f"{f1['ham10000_all'] - f1[model]:+.2f}\n[")
     assert table.loc["random → chest_xray", "less random"] == "-"
-    assert not tables.beyond_the_talk(study.tables, study.runs, "ham10000")
+    assert not tables.beyond_the_talk(study, "ham10000")
 
 
 def test_the_trials_on_most_images_are_drawn_and_the_used_rates_marked() -> None:
@@ -195,7 +195,7 @@ def test_models_that_are_none_of_the_talks_make_a_page_alone() -> None:
     fits = [run("chest_xray", "caffe", 0.9, scaling="caffe"), run("chest_xray", "weighted", 0.8, balance="sampling")]
     study = evaluate_study("s", fits)
     assert list(tables.pivot(study.tables.results, "chest_xray").columns) == ["caffe", "weighted"]
-    assert "weighted" in tables.markdown(study.tables, study.runs)
+    assert "weighted" in tables.markdown(study)
     assert "caffe" in build_page([study])
     overview(study.tables.results)
 

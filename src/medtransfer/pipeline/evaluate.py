@@ -21,6 +21,7 @@ from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.pipeline.fit_id import remove_recorded_checkpoints
 from medtransfer.report import figures
 from medtransfer.report.card import model_card
+from medtransfer.report.study import Study
 from medtransfer.report.tables import markdown
 from medtransfer.tracking import mlflow_runs
 
@@ -37,7 +38,7 @@ def evaluate(params: Params) -> None:
     attributes = {name: dataset_of(name, params).describe(DATA / name) for name in params.study}
     tables = compute_tables(runs, attributes)
     write_tables(tables, REPORTS)
-    (REPORTS / "results.md").write_text(markdown(tables, runs))
+    (REPORTS / "results.md").write_text(markdown(Study(Path.cwd().name, runs, tables)))
     version = runs[0].record["data_version"]
     with atomic_folder(REPORTS / "metrics") as folder:
         for names, part in tables.results.groupby(["dataset", "model"], sort=False):

@@ -11,14 +11,14 @@ from medtransfer.analysis.calibration import reliability
 from medtransfer.analysis.clinical import best_network
 from medtransfer.analysis.confusion import confusion
 from medtransfer.analysis.families import TALK
-from medtransfer.analysis.lattice import SUBSETS, block_values
+from medtransfer.analysis.lattice import SUBSETS
 from medtransfer.analysis.leakage import ALL
 from medtransfer.analysis.questions import block_counts, data_sizes
 from medtransfer.analysis.runs import Run, by_model
 from medtransfer.core.predictions import classes_of
 from medtransfer.metrics.scores import MACRO, encode
 from medtransfer.report import figures, tables
-from medtransfer.report.study import Study, costs, largest_class_f1, leaves_out_features, trials
+from medtransfer.report.study import Study, costs, largest_class_f1, leaves_out_features, trials, values_of
 
 POINTS = 3  # a line with fewer is not drawn
 Drawn = Iterator[tuple[str, Figure]]  # what its caption says about the models, and the figure
@@ -57,20 +57,20 @@ def _beyond(study: Study, dataset: str) -> Drawn:
 
 
 def _blocks(study: Study, dataset: str) -> Drawn:
-    counts = block_counts(_runs(study, dataset), study.tables.results)
+    counts = block_counts(study.of(dataset), study.tables.results)
     if len(counts) and counts.groupby("start").size().max() >= POINTS:
         yield "", figures.block_counts(counts, _title(study, dataset, "blocks that train"))
 
 
 def _values(study: Study, dataset: str) -> Drawn:
-    values = block_values(_runs(study, dataset))
+    values = values_of(study, dataset)
     if len(values):
         subsets = f"{values.subsets.iloc[0]} of {SUBSETS}"
         yield subsets, figures.block_values(values, _title(study, dataset, "what training a block adds"))
 
 
 def _sizes(study: Study, dataset: str) -> Drawn:
-    sizes = data_sizes(_runs(study, dataset), study.tables.results)
+    sizes = data_sizes(study.of(dataset), study.tables.results)
     if sizes.fraction.nunique() >= POINTS:
         yield "", figures.data_sizes(sizes, _title(study, dataset, "training images"))
 
@@ -122,12 +122,9 @@ def _reliability(study: Study, dataset: str) -> Drawn:
 
 
 def _layers(study: Study, dataset: str) -> Drawn:
-    for found in study.layers:
-        # A network with a frozen block cannot show which blocks matter.
-        if found.record["dataset"] == dataset and (found.similarity.distance > 0).all():
-            model = f"{found.record['model']} (seed {found.record['seed']})"
-            title = _title(study, dataset, f"{model}: which layers matter")
-            yield model, figures.layers(found.rewinding, found.similarity, found.probes, title)
+    for found in study.layers_of(dataset):
+        title = _title(study, dataset, f"{found.name}: which layers matter")
+        yield found.name, figures.layers(found.rewinding, found.similarity, found.probes, title)
 
 
 FIGURES: dict[str, Callable[[Study, str], Drawn]] = {
@@ -147,17 +144,13 @@ FIGURES: dict[str, Callable[[Study, str], Drawn]] = {
 }
 
 
-def _runs(study: Study, dataset: str) -> list[Run]:
-    return [run for run in study.runs if run.dataset == dataset]
-
-
 def _macro(study: Study, dataset: str) -> pd.DataFrame:
     results = study.tables.results
     return results[(results.dataset == dataset) & (results["class"] == MACRO)]
 
 
 def _fits(study: Study, dataset: str) -> dict[str, list[Run]]:
-    return {model: fits for name, model, fits in by_model(study.runs) if name == dataset}
+    return {model: fits for _, model, fits in by_model(study.of(dataset))}
 
 
 def _fits_in_front(study: Study, dataset: str) -> dict[str, list[Run]]:
@@ -171,5 +164,4 @@ def _seeds(study: Study, dataset: str) -> dict[str, list[float]]:
 
 
 def _title(study: Study, dataset: str, text: str) -> str:
-    found = tables.notes(run for run in study.runs if run.dataset == dataset)
-    return figures.mark(f"{dataset}: {text}", " ".join(found))
+    return figures.mark(f"{dataset}: {text}", " ".join(tables.notes(study.of(dataset))))

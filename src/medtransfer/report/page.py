@@ -162,23 +162,21 @@ def _items_of(studies: list[Study], dataset: str) -> list[Item]:
 
 def _tables(study: Study, dataset: str) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Yield the name of every table, what its caption says about the models, and the table."""
-    for name, table in tables.sections(study.tables, study.runs, dataset):
+    for name, table in tables.sections(study, dataset):
         yield name, "", table
     leaked = study.leakage[(study.leakage.dataset == dataset) & (study.leakage.images == ALL)]
     if len(leaked):
         yield "leakage", "", tables.leakage(leaked)
-    runs = [run for run in study.runs if run.dataset == dataset]
-    for layers in study.layers:
-        # A network with a frozen block cannot show which blocks matter.
-        if layers.record["dataset"] == dataset and (layers.similarity.distance > 0).all():
-            # The gains are those of networks from ImageNet weights.
-            gains = block_gains(runs, study.tables.pairs) if layers.record["model"] == FROM_IMAGENET else None
-            agreement = agree(layers.rewinding, layers.similarity, layers.probes, gains)
-            network = layers.rewinding.set_index("block").macro_f1["none"]
-            probe = layers.probes.set_index(["block", "network"]).macro_f1[BLOCKS[-1], "tuned"]
-            about = f"{layers.record['model']} (seed {layers.record['seed']}): macro F1 {network:.2f}, of a linear "
-            about += f"classifier on its last block {probe:.2f}, Kendall's W {agreement.concordance:.2f}"
-            yield "agreement", about, tables.blocks(agreement)
+    for layers in study.layers_of(dataset):
+        # The gains are those of networks from ImageNet weights.
+        from_imagenet = layers.record["model"] == FROM_IMAGENET
+        gains = block_gains(study.of(dataset), study.tables.pairs) if from_imagenet else None
+        agreement = agree(layers.rewinding, layers.similarity, layers.probes, gains)
+        network = layers.rewinding.set_index("block").macro_f1["none"]
+        probe = layers.probes.set_index(["block", "network"]).macro_f1[BLOCKS[-1], "tuned"]
+        about = f"{layers.name}: macro F1 {network:.2f}, of a linear classifier on its last block {probe:.2f}, "
+        about += f"Kendall's W {agreement.concordance:.2f}"
+        yield "agreement", about, tables.blocks(agreement)
 
 
 def _about(study: Study) -> dict[str, Any]:
@@ -192,7 +190,7 @@ def _about(study: Study) -> dict[str, Any]:
 
 
 def _about_dataset(study: Study, dataset: str) -> dict[str, Any]:
-    runs = [run for run in study.runs if run.dataset == dataset]
+    runs = study.of(dataset)
     recipes = [(recipe_of(run.record), run.record["epochs"]) for run in runs if run.history is not None]
     known = CATALOGUE[dataset].classes if dataset in CATALOGUE else study.custom.get(dataset, {}).get("meanings", {})
     return {

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pandas as pd
 
 from medtransfer.analysis.families import configuration_of
+from medtransfer.analysis.lattice import block_values
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.tables import Tables
 from medtransfer.core.layout import TUNING_KEY
@@ -22,6 +24,11 @@ class Layers:
     rewinding: pd.DataFrame
     similarity: pd.DataFrame
     probes: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        """The model and its seed."""
+        return f"{self.record['model']} (seed {self.record['seed']})"
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ def _empty() -> pd.DataFrame:
     return pd.DataFrame(columns=["dataset", "images"])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Study:
     """The runs of one study and their tables.
 
@@ -57,6 +64,21 @@ class Study:
     tuning: pd.DataFrame = field(default_factory=_empty)
     custom: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def of(self, dataset: str) -> list[Run]:
+        """Return the runs on one data set."""
+        return [run for run in self.runs if run.dataset == dataset]
+
+    def layers_of(self, dataset: str) -> list[Layers]:
+        """Return the layers of networks without a frozen block, which would hide whether that block matters."""
+        found = [layers for layers in self.layers if layers.record["dataset"] == dataset]
+        return [layers for layers in found if (layers.similarity.distance > 0).all()]
+
+
+@cache
+def values_of(study: Study, dataset: str) -> pd.DataFrame:
+    """Return the `block_values` of one data set, which a table and a figure show."""
+    return block_values(study.of(dataset))
 
 
 def costs(models: Mapping[str, list[Run]], runs: list[Run]) -> dict[str, float]:
@@ -91,7 +113,7 @@ def leaves_out_features(fits: list[Run]) -> bool:
 
 def largest_class_f1(study: Study, dataset: str) -> float:
     """Return the macro F1 of a network that always predicts the largest class of the data set's validation images."""
-    validation = next(run.validation for run in study.runs if run.dataset == dataset and run.validation is not None)
+    validation = next(run.validation for run in study.of(dataset) if run.validation is not None)
     share = validation.label.value_counts(normalize=True).max()
     return float(2 * share / (1 + share) / len(classes_of(validation)))
 
@@ -105,7 +127,7 @@ def trials(study: Study, dataset: str) -> pd.DataFrame:
     tried = study.tuning[study.tuning.dataset == dataset]
     if "searched" in tried:  # not those of other settings
         tried = tried[[not set(json.loads(point)) - set(TUNING_KEY) for point in tried.searched.fillna("{}")]]
-    networks = [run for run in study.runs if run.dataset == dataset and run.validation is not None]
+    networks = [run for run in study.of(dataset) if run.validation is not None]
     if tried.empty or not networks:
         return _empty()
     largest = tried.groupby(["configuration", "optimizer"]).fraction.transform("max")

@@ -1,6 +1,6 @@
 """The tables of a study as text, for results.md, the page and the terminal."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,15 +10,15 @@ from medtransfer.analysis.agreement import WAYS, Agreement
 from medtransfer.analysis.claims import PLANNED
 from medtransfer.analysis.differences import Comparison, find_pair
 from medtransfer.analysis.families import LATTICE, TALK, WEIGHTS
-from medtransfer.analysis.lattice import SUBSETS, block_values
+from medtransfer.analysis.lattice import SUBSETS
 from medtransfer.analysis.published import is_the_talks
 from medtransfer.analysis.questions import chain, data_sizes, recipe_changes
 from medtransfer.analysis.runs import Run
-from medtransfer.analysis.tables import Tables
 from medtransfer.analysis.uncertainty import BOTH, EXACT, FEWEST_FITS, GROUPS
 from medtransfer.core.run_record import note_of, recipe_of, split_of
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.report.render import render
+from medtransfer.report.study import Study, values_of
 from medtransfer.report.words import words_for
 
 # The name of a table's caption in templates/captions.html.j2, and the table.
@@ -55,7 +55,7 @@ def front(answered: pd.DataFrame) -> pd.DataFrame:
     seeds = answered.seeds + " seeds" + (" of " + needed).fillna("")
     difference = answered["macro F1"].str.replace("\n", " ")
     texts = (verdict + "\n" + difference + "\n" + seeds + ", p " + answered["p, corrected"]).str.removesuffix(", p -")
-    return _crossed(answered.reset_index(), "change", "data set", texts)
+    return _crossed(answered.assign(text=texts).reset_index(), "change", "data set", lambda row: row["text"])
 
 
 def folders(results: Mapping[str, pd.DataFrame], dataset: str) -> pd.DataFrame:
@@ -86,14 +86,15 @@ def in_front(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
 def pivot(results: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Return one data set's F1 beside the talk's: rows are classes, columns are the models `in_front`."""
     part = in_front(results, dataset)
-    frame = _crossed(part, "class", "model", map(_cell, part.to_dict("records")))
+    frame = _crossed(part, "class", "model", _cell)
     frame.loc["seeds"], frame.loc["intervals"] = _seeds_and_intervals(part)
     return frame
 
 
-def _crossed(part: pd.DataFrame, rows: str, columns: str, texts: Iterable[str]) -> pd.DataFrame:
+def _crossed(part: pd.DataFrame, rows: str, columns: str, cell: Callable[[Mapping[Any, Any]], str]) -> pd.DataFrame:
     """Return the text of each row of `part` in a table of two of its columns, whose order is kept."""
-    frame = part.assign(text=list(texts)).pivot(index=rows, columns=columns, values="text")
+    texts = list(map(cell, part.to_dict("records")))
+    frame = part.assign(text=texts).pivot(index=rows, columns=columns, values="text")
     return frame.loc[part[rows].drop_duplicates(), part[columns].drop_duplicates()]
 
 
@@ -114,6 +115,10 @@ def _interval(row: Mapping[Any, Any]) -> str:
         return f"0 of {row['groups']}, at most {short(row['high'])}"
     if pd.isna(row["low"]):
         return str(row["interval"]).removeprefix("none: ")
+    return _between(row)
+
+
+def _between(row: Mapping[Any, Any]) -> str:
     return f"[{short(row['low'])}, {short(row['high'])}]"
 
 
@@ -125,7 +130,7 @@ def _covers(dataset: str, interval: str) -> str:
 def measures(summary: pd.DataFrame, dataset: str, *, talk: bool = True) -> pd.DataFrame:
     """Return the measures of the models `in_front`, or of those beyond the talk: one row per model."""
     part = in_front(summary, dataset) if talk else summary[(summary.dataset == dataset) & (summary.family != TALK)]
-    frame = _crossed(part, "model", "measure", map(_measure, part.to_dict("records"))).fillna("-")
+    frame = _crossed(part, "model", "measure", _measure).fillna("-")
     frame["seeds"], frame["intervals"] = _seeds_and_intervals(part)
     return frame
 
@@ -138,7 +143,7 @@ def _measure(row: Mapping[Any, Any]) -> str:
 def calibration(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Return intercept and slope of the models `in_front`: one row per model, one column per class."""
     part = in_front(table, dataset)
-    return _crossed(part, "model", "class", map(_intercept_and_slope, part.to_dict("records")))
+    return _crossed(part, "model", "class", _intercept_and_slope)
 
 
 def _intercept_and_slope(row: Mapping[Any, Any]) -> str:
@@ -152,14 +157,14 @@ def _intercept_and_slope(row: Mapping[Any, Any]) -> str:
 def classes(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Return sensitivity, specificity and AUC of each class, one row each; `table` from `class_table`."""
     part = table[table.dataset == dataset]
-    return _of_network(part, _crossed(part, "class", "measure", map(_share, part.to_dict("records"))))
+    return _of_network(part, _crossed(part, "class", "measure", _share))
 
 
 def subgroups(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Return accuracy and sensitivities of each kind of image, one row each; `table` from `subgroup_table`."""
     part = table[table.dataset == dataset]
     part = part.assign(kind=part["by"] + ": " + part.subgroup)
-    frame = _crossed(part, "kind", "measure", map(_share, part.to_dict("records"))).fillna("-")
+    frame = _crossed(part, "kind", "measure", _share).fillna("-")
     frame = frame.rename(columns={MICRO: "accuracy"})
     counts = part.drop_duplicates("kind").set_index("kind")
     frame.insert(0, "images", counts.images.astype(str))
@@ -172,8 +177,7 @@ def _of_network(part: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _share(row: Mapping[Any, Any]) -> str:
-    between = f"[{short(row['low'])}, {short(row['high'])}]"
-    return f"{short(row['value'])}\n{'-' if pd.isna(row['low']) else between}"
+    return f"{short(row['value'])}\n{'-' if pd.isna(row['low']) else _between(row)}"
 
 
 def differences(pairs: Sequence[Comparison], dataset: str, family: str = TALK) -> pd.DataFrame:
@@ -189,6 +193,10 @@ def differences(pairs: Sequence[Comparison], dataset: str, family: str = TALK) -
 def difference(pair: Comparison) -> str:
     """Return a difference and, in a second line, its 95% interval; a star marks that it leaves out training."""
     return interval_text(pair.difference, *pair.ends) + (" *" if pair.interval == GROUPS else "")
+
+
+def _difference(row: Mapping[Any, Any]) -> str:
+    return interval_text(row["difference"], row["low"], row["high"])
 
 
 def interval_text(value: float, low: float, high: float) -> str:
@@ -215,21 +223,21 @@ def p_value(value: float) -> str:
     return "-" if pd.isna(value) else f"{value:.3f}" if value >= 0.001 else "< .001"
 
 
-def markdown(tables: Tables, runs: list[Run]) -> str:
+def markdown(study: Study) -> str:
     """Return results.md: the tables of every data set, and how each run was made."""
     datasets = []
-    for dataset in tables.results.dataset.drop_duplicates():
-        fits = [run for run in runs if run.dataset == dataset]
-        shown = [*sections(tables, runs, dataset), ("provenance", provenance(fits))]
+    for dataset in study.tables.results.dataset.drop_duplicates():
+        fits = study.of(dataset)
+        shown = [*sections(study, dataset), ("provenance", provenance(fits))]
         words = {"name": dataset, "talk": is_the_talks(dataset), "units": words_for(dataset).groups}
         made = {"first": fits[0], "split": split_of(fits[0].record), "note": note_of(fits[0].record)}
         datasets.append({**words, **made, "tables": shown})
     return render(
         "medtransfer.report",
         "results.md.j2",
-        claims=claims(tables.claims),
-        power=power(tables.claims),
-        notes=notes(runs),
+        claims=claims(study.tables.claims),
+        power=power(study.tables.claims),
+        notes=notes(study.runs),
         datasets=datasets,
     )
 
@@ -244,8 +252,9 @@ def noted(results: pd.DataFrame) -> list[str]:
     return list(results["note"].dropna().unique()) if "note" in results else []
 
 
-def sections(tables: Tables, runs: list[Run], dataset: str) -> list[Section]:
-    """Return every table of one data set; `runs` are those of all data sets, for chains."""
+def sections(study: Study, dataset: str) -> list[Section]:
+    """Return every table of one data set."""
+    tables = study.tables
     found = [
         ("f1", pivot(tables.results, dataset)),
         ("measures", measures(tables.summary, dataset)),
@@ -253,26 +262,26 @@ def sections(tables: Tables, runs: list[Run], dataset: str) -> list[Section]:
         ("classes", classes(tables.classes, dataset)),
         ("subgroups", subgroups(tables.subgroups, dataset)),
         ("differences", differences(tables.pairs, dataset)),
-        *beyond_the_talk(tables, runs, dataset),
+        *beyond_the_talk(study, dataset),
     ]
     return [(name, table) for name, table in found if len(table)]
 
 
-def beyond_the_talk(tables: Tables, runs: list[Run], dataset: str) -> list[Section]:
-    """Return the tables of one data set that go beyond the talk; `runs` as for `sections`."""
+def beyond_the_talk(study: Study, dataset: str) -> list[Section]:
+    """Return the tables of one data set that go beyond the talk."""
+    tables, fits = study.tables, study.of(dataset)
     families = set(tables.summary.family[tables.summary.dataset == dataset])
     found = []
     if TALK in families and len(families) > 1:
         found.append(("beyond", measures(tables.summary, dataset, talk=False)))
-    links = chain(runs, tables.results)
+    links = chain(study.runs, tables.results)
     links = links[links.dataset == dataset]
     if len(links):
         found.append(("chains", chains(links, tables.pairs)))
-    fits = [run for run in runs if run.dataset == dataset]
     changes = recipe_changes(fits, tables.pairs)
     if len(changes):
         found.append(("recipes", recipes(changes)))
-    values = block_values(fits)
+    values = values_of(study, dataset)
     if len(values):
         found.append(("values", lattice(values)))
     sizes = data_sizes(fits, tables.results)
@@ -307,9 +316,7 @@ def recipes(changes: pd.DataFrame) -> pd.DataFrame:
 
 def lattice(values: pd.DataFrame) -> pd.DataFrame:
     """Return what each block adds, from `block_values`: one row per block or pair, one column per metric."""
-    text = [interval_text(*row) for row in values[["value", "low", "high"]].itertuples(index=False)]
-    frame = values.assign(text=text).pivot(index="blocks", columns="metric", values="text")
-    frame = frame.loc[values.blocks.drop_duplicates(), values.metric.drop_duplicates()]
+    frame = _crossed(values, "blocks", "metric", lambda row: interval_text(row["value"], row["low"], row["high"]))
     return frame.assign(subsets=f"{values.subsets.iloc[0]} of {SUBSETS}")
 
 
@@ -333,7 +340,7 @@ def fewer_images(sizes: pd.DataFrame, pairs: Sequence[Comparison]) -> pd.DataFra
 
 def leakage(found: pd.DataFrame) -> pd.DataFrame:
     """Return how much leakage changes F1: one row per class, one column per model, from `measure_leakage`."""
-    frame = _crossed(found, "class", "model", map(interval_text, found.difference, found.low, found.high))
+    frame = _crossed(found, "class", "model", _difference)
     interval = found[found.interval.isin([BOTH, GROUPS])].drop_duplicates("model").set_index("model").interval
     frame.loc["intervals"] = [interval.get(model, "-") for model in frame.columns]
     return frame
@@ -382,7 +389,7 @@ def terminal(results: pd.DataFrame, dataset: str) -> Table:
 
 def external(compared: pd.DataFrame) -> pd.DataFrame:
     """Return the external scores and their distance from the internal ones: one row per measure, a column per model."""
-    frame = _crossed(compared, "measure", "model", map(_external, compared.to_dict("records"))).fillna("-")
+    frame = _crossed(compared, "measure", "model", _external).fillna("-")
     frame.loc["seeds"] = compared.drop_duplicates("model").seeds.astype(str).to_numpy()
     return frame
 
@@ -392,4 +399,4 @@ def _external(row: Mapping[Any, Any]) -> str:
         return str(row["interval"])
     star = " *" if row["difference_interval"] == GROUPS else ""
     score = f"{short(row['external'])} {_interval({**row, 'low': row['external_low'], 'high': row['external_high']})}"
-    return f"{score}\n{interval_text(row['difference'], row['low'], row['high'])}{star}"
+    return f"{score}\n{_difference(row)}{star}"

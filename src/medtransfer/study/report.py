@@ -38,7 +38,7 @@ def write_result_tables(folder: Path) -> None:
     tables = compute_tables(runs, attributes)
     write_tables(tables, folder)
     with atomic_file(folder / "results.md") as path:
-        path.write_text(markdown(tables, runs))
+        path.write_text(markdown(Study(folder.name, runs, tables)))
     with atomic_file(folder / OVERVIEW) as path:
         overview(tables.results).savefig(path, format="png")
 
