@@ -19,6 +19,7 @@ from medtransfer.analysis.uncertainty import (
     GROUPS,
     LEVEL,
     Jackknife,
+    deviation,
     freedom,
     groups_variance,
     too_few,
@@ -146,8 +147,8 @@ def compare_scores(first: list[Jackknife], second: list[Jackknife], metric: Metr
         "groups_sd": float(np.sqrt(groups_variance(by_ours.mean(axis=0) - by_theirs.mean(axis=0)))),
         "first_seeds": len(ours),
         "second_seeds": len(theirs),
-        "first_sd": float(ours.std(ddof=1)) if len(ours) > 1 else np.nan,
-        "second_sd": float(theirs.std(ddof=1)) if len(theirs) > 1 else np.nan,
+        "first_sd": deviation(ours),
+        "second_sd": deviation(theirs),
         "few": too_few(first[0], metric.needs) or "",
     }
 

@@ -7,17 +7,7 @@ import pandas as pd
 
 from medtransfer.analysis.runs import Run, by_model
 from medtransfer.analysis.scores import scaled, score_fits
-from medtransfer.analysis.uncertainty import (
-    ALIKE,
-    BOTH,
-    FEWEST_FITS,
-    GROUPS,
-    Estimate,
-    combine,
-    freedom,
-    interval_ends,
-    too_few,
-)
+from medtransfer.analysis.uncertainty import Estimate, combine, too_few, with_interval
 from medtransfer.core.predictions import classes_of
 from medtransfer.metrics.scores import ALL, AUC, Metric, metrics_of
 
@@ -31,15 +21,11 @@ COLUMNS = [
 
 
 def compare_sources(outside: list[Run], inside: list[Run]) -> pd.DataFrame:
-    """Return what each model's scores are on images from another source, and how far they are from the internal ones.
+    """Return each model's scores on images from another source, and their differences from the internal ones.
 
-    A class without an image from the other source has no score there and no difference, and the averages over classes
-    leave it out on both sides.
-
-    Parameters
-    ----------
-    outside, inside : list of Run
-        The same fits in the same order, with their predictions for either source's images.
+    `outside` and `inside` are the same fits in the same order, with their predictions for either source's images. A
+    class without an image from the other source has no score there and no difference, and averages over classes leave
+    it out on both sides.
 
     Returns
     -------
@@ -103,14 +89,6 @@ def _difference(inside: list[Run], outside: list[Run], metric: Metric) -> Estima
     """Return external less internal: the images differ, so their variances add; the networks are the same."""
     (near, near_variance), (far, far_variance) = score_fits(inside, metric), score_fits(outside, metric)
     near_counted, far_counted = inside[0].jackknife, outside[0].jackknife
-    values, seeds = far - near, len(inside)
-    value, sd = float(values.mean()), float(values.std(ddof=1)) if seeds > 1 else np.nan
     few = too_few(far_counted, metric.needs) or too_few(near_counted, metric.needs)
-    training = [(sd**2 / seeds, seeds)] if seeds >= FEWEST_FITS else []
-    parts = [(near_variance, near_counted.groups), *training]
-    error = float(np.sqrt(far_variance + sum(variance for variance, _ in parts)))
-    if few or not error > 0:
-        return Estimate(value, np.nan, np.nan, few or ALIKE, seeds, sd)
-    degrees = freedom(far_variance, far_counted.groups, parts)
-    low, high = interval_ends(value, error, degrees, bounded=False)
-    return Estimate(value, low, high, BOTH if training else GROUPS, seeds, sd)
+    variances = [(far_variance, far_counted.groups), (near_variance, near_counted.groups)]
+    return with_interval(far - near, variances, few, bounded=False)

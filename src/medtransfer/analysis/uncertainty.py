@@ -125,12 +125,7 @@ def groups_variance(deviations: np.ndarray) -> float:
 def freedom(variance: Any, count: int, parts: Sequence[tuple[Any, int]]) -> Any:
     """Return Welch and Satterthwaite's degrees of freedom of a sum of variances; infinity where all are 0.
 
-    Parameters
-    ----------
-    variance : float or ndarray
-        Over `count` groups.
-    parts : sequence of (float or ndarray, int)
-        The variance of each model's mean over seeds, and the number of its seeds.
+    `variance` is over `count` groups; each of `parts` is a variance and the number of fits or groups behind it.
     """
     total = variance + sum(part for part, _ in parts)
     squares = variance**2 / (count - 1) + sum(part**2 / (seeds - 1) for part, seeds in parts)
@@ -176,13 +171,7 @@ def resample(sums: np.ndarray, metric: Metric, seed: int) -> np.ndarray:
 
 
 def too_few(counted: Jackknife, needs: str | int = ALL) -> str | None:
-    """Return why there are too few groups for an interval, or None.
-
-    Parameters
-    ----------
-    needs : str or int
-        As in Metric. Classes that are not there do not count.
-    """
+    """Return why there are too few groups for what `needs` says as in Metric, or None; absent classes do not count."""
     fewest = counted.groups
     if needs == ALL:
         fewest = min([fewest, *counted.holders[counted.holders > 0]])
@@ -194,29 +183,40 @@ def too_few(counted: Jackknife, needs: str | int = ALL) -> str | None:
 def combine(
     values: np.ndarray, variance: float, counted: Jackknife, needs: str | int, exact: Exact | None = f1_ends
 ) -> Estimate:
-    """Return the mean of a score over seeds with its interval.
+    """Return the mean of a score over seeds with its interval, from the values (seeds,) and their mean's variance.
 
-    Parameters
-    ----------
-    values : ndarray (seeds,)
-    variance : float
-        Of their mean, over groups.
-    needs : str or int
-        As in Metric.
-    exact : callable, optional
-        Its bounds if no group, or every group, of a class is a hit; None if the score is not between 0 and 1.
+    `exact` gives the bounds if no group, or every group, of the class that `needs` names is a hit; it is None if the
+    score is not between 0 and 1.
+    """
+    value, few = float(values.mean()), too_few(counted, needs)
+    if exact and isinstance(needs, int) and value in (0, 1) and not few:
+        ends = exact(value, int(counted.holders[needs]))
+        return Estimate(value, *ends, EXACT, len(values), deviation(values))
+    return with_interval(values, [(variance, counted.groups)], few, bounded=exact is not None)
+
+
+def with_interval(
+    values: np.ndarray, variances: Sequence[tuple[float, int]], few: str | None, *, bounded: bool
+) -> Estimate:
+    """Return the mean of values (seeds,) with its interval.
+
+    Each of `variances` is the variance of the mean over some groups, and their number; the variance between seeds is
+    added. `few` is from `too_few`.
     """
     value, seeds = float(values.mean()), len(values)
-    sd = float(values.std(ddof=1)) if seeds > 1 else np.nan
-    few = too_few(counted, needs)
-    if exact and isinstance(needs, int) and value in (0, 1) and not few:
-        return Estimate(value, *exact(value, int(counted.holders[needs])), EXACT, seeds, sd)
-    if few or not variance > 0:
-        return Estimate(value, np.nan, np.nan, few or ALIKE, seeds, sd)
-    parts = [(float(values.var(ddof=1)) / seeds, seeds)] if seeds >= FEWEST_FITS else []
+    (variance, count), *parts = variances
+    if few or not sum(part for part, _ in variances) > 0:
+        return Estimate(value, np.nan, np.nan, few or ALIKE, seeds, deviation(values))
+    if seeds >= FEWEST_FITS:
+        parts.append((float(values.var(ddof=1)) / seeds, seeds))
     error = float(np.sqrt(variance + sum(part for part, _ in parts)))
-    ends = interval_ends(value, error, freedom(variance, counted.groups, parts), bounded=exact is not None)
-    return Estimate(value, *ends, BOTH if parts else GROUPS, seeds, sd)
+    ends = interval_ends(value, error, freedom(variance, count, parts), bounded=bounded)
+    return Estimate(value, *ends, BOTH if seeds >= FEWEST_FITS else GROUPS, seeds, deviation(values))
+
+
+def deviation(values: np.ndarray) -> float:
+    """Return the standard deviation between fits; NaN for one."""
+    return float(values.std(ddof=1)) if len(values) > 1 else np.nan
 
 
 def interval_ends(value: float, error: float, degrees: float, *, bounded: bool = True) -> tuple[float, float]:
