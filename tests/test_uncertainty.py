@@ -218,7 +218,7 @@ def test_holms_correction_counts_claims_that_cannot_be_judged() -> None:
 )
 def test_a_claim_is_judged_as_planned(changes: dict[str, object], verdict: str) -> None:
     tested = Evidence(CLAIMS[3], comparison(**changes))
-    [found] = judge([tested]).to_dict("records")
+    [found] = judge([tested], {}).to_dict("records")
     assert found["verdict"] == verdict
     judged = "seeds" not in verdict and "groups" not in verdict
     assert np.isfinite(found["p"]) == judged
@@ -244,7 +244,7 @@ def test_the_first_batch_of_seeds_counts_until_the_second_is_whole() -> None:
 
 def test_a_network_that_collapses_in_some_seeds_is_judged_with_ten() -> None:
     for claim in CLAIMS:
-        [found] = judge([Evidence(claim, comparison(dataset=claim.dataset))]).to_dict("records")
+        [found] = judge([Evidence(claim, comparison(dataset=claim.dataset))], {}).to_dict("records")
         collapses = (claim.dataset, "cnn_random") in ((claim.dataset, claim.first), (claim.dataset, claim.second))
         few = claim.dataset == "ham10000" and collapses
         assert (found["verdict"] == "fewer than 10 seeds") == few

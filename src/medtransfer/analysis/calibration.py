@@ -12,14 +12,7 @@ from scipy.special import expit, logit
 
 from medtransfer.analysis.families import family
 from medtransfer.analysis.runs import Run, by_model
-from medtransfer.analysis.uncertainty import (
-    FEWEST_GROUPS,
-    Estimate,
-    estimate,
-    groups_variance,
-    interval_ends,
-    sum_by_group,
-)
+from medtransfer.analysis.uncertainty import FEWEST_GROUPS, estimate, groups_variance, interval_ends, sum_by_group
 from medtransfer.core.predictions import classes_of, probability_columns
 from medtransfer.metrics.scores import BINS, bin_of, encode
 
@@ -84,27 +77,19 @@ def calibration_table(runs: list[Run]) -> pd.DataFrame:
         for number, name in enumerate(classes_of(fits[0].predictions)):
             row: dict[str, Any] = {"dataset": dataset, "model": model, "family": family(fits[0].record), "class": name}
             for measure, with_slope in (("intercept", False), ("slope", True)):
-                found = _recalibrate(fits, number, with_slope)
+                fitted = [recalibration(run.predictions, number, with_slope) for run in fits]
+                found = estimate(fitted, fits[0].jackknife, number, None)
                 row |= {measure: found.value, f"{measure}_low": found.low, f"{measure}_high": found.high}
             rows.append({**row, "interval": found.covers, "seeds": found.seeds})
     measured = [f"{measure}{end}" for measure in ("intercept", "slope") for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=["dataset", "model", "family", "class", *measured, "interval", "seeds"])
 
 
-def _recalibrate(fits: list[Run], number: int, with_slope: bool) -> Estimate:
-    found = [recalibration(run.predictions, number, with_slope) for run in fits]
-    return estimate(found, fits[0].jackknife, number, None)
-
-
 def recalibration(predictions: pd.DataFrame, number: int, with_slope: bool) -> tuple[float, np.ndarray]:
     """Fit the logit of one class's probability to whether an image is of that class, by logistic regression.
 
-    Returns
-    -------
-    float
-        The slope (of a model with an intercept), or the intercept with the slope fixed at 1; NaN if there is none.
-    ndarray (groups,)
-        How much leaving out each group would change it, to first order.
+    Return the slope (of a model with an intercept), or the intercept with the slope fixed at 1; NaN if there is none.
+    Then, (groups,), how much leaving out each group would change it, to first order.
     """
     codes, probabilities = encode(predictions)
     right = (codes == number).astype(float)
@@ -128,11 +113,8 @@ def recalibration(predictions: pd.DataFrame, number: int, with_slope: bool) -> t
 def reliability(fits: list[Run]) -> pd.DataFrame:
     """Return how often the predictions of a model are right, by their confidence, over all of its seeds.
 
-    Returns
-    -------
-    DataFrame
-        confidence (mean of a bin), accuracy, low, high (95% interval over groups, of these fits).
-        Bins with predictions for fewer than FEWEST_GROUPS groups are left out.
+    The columns are confidence (mean of a bin), accuracy, low and high (95% interval over groups, of these fits). Bins
+    with predictions for fewer than FEWEST_GROUPS groups are left out.
     """
     parts = []
     for run in fits:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -85,15 +84,8 @@ def compare_claims(runs: Iterable[Run]) -> list[Evidence]:
     return found
 
 
-def judge(evidence: Sequence[Evidence], outside: Mapping[str, str] = MappingProxyType({})) -> pd.DataFrame:
-    """Return the verdict on every claim.
-
-    Parameters
-    ----------
-    evidence : sequence of Evidence
-        From `compare_claims`.
-    outside : mapping of str
-        The data sets on which the plan tests nothing, and why.
+def judge(evidence: Sequence[Evidence], outside: Mapping[str, str]) -> pd.DataFrame:
+    """Return the verdict on every claim; `outside` has the data sets on which the plan tests nothing, and why.
 
     Returns
     -------
@@ -106,14 +98,10 @@ def judge(evidence: Sequence[Evidence], outside: Mapping[str, str] = MappingProx
     untested = [_untested(one, outside) for one in evidence]
     p_values = np.array([np.nan if reason else one.pair.p for one, reason in zip(evidence, untested, strict=True)])
     corrected = correct(p_values, len(CLAIMS))
+    judged = zip(evidence, untested, p_values, corrected, strict=True)
     rows = [
-        {
-            **_row(one),
-            "p": p,
-            "p_corrected": p_corrected,
-            "verdict": reason or verdict(one.pair, p_corrected),
-        }
-        for one, reason, p, p_corrected in zip(evidence, untested, p_values, corrected, strict=True)
+        {**_row(one), "p": p, "p_corrected": p_corrected, "verdict": reason or verdict(one.pair, p_corrected)}
+        for one, reason, p, p_corrected in judged
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
 

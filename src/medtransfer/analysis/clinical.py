@@ -30,21 +30,18 @@ def best_network(runs: Sequence[Run], dataset: str) -> list[Run]:
     networks = [
         fits for _, _, fits in by_model(run for run in runs if run.dataset == dataset and run.history is not None)
     ]
-    return max(networks, key=lambda fits: (len(fits), _validation_score(fits)), default=[])
 
+    def validated(fits: list[Run]) -> float:
+        return float(np.mean([score(run.validation)[MACRO] for run in fits if run.validation is not None]))
 
-def _validation_score(fits: list[Run]) -> float:
-    return float(np.mean([score(run.validation)[MACRO] for run in fits if run.validation is not None]))
+    return max(networks, key=lambda fits: (len(fits), validated(fits)), default=[])
 
 
 def class_table(runs: Sequence[Run]) -> pd.DataFrame:
     """Return sensitivity, specificity and area under the ROC curve of each class against all others.
 
-    Returns
-    -------
-    DataFrame
-        CLASSES, for each data set's `best_network`. A measure with `at` is that at the threshold that gives this
-        specificity on the validation images; its interval does not include the choice of the threshold.
+    The columns are CLASSES, for each data set's `best_network`. A measure with `at` is that at the threshold that gives
+    this specificity on the validation images; its interval does not include the choice of the threshold.
     """
     rows = []
     for dataset in dict.fromkeys(run.dataset for run in runs):
@@ -96,17 +93,10 @@ def _estimate(fits: list[Run], terms: list[np.ndarray], value: Value, needs: str
 def subgroup_table(runs: Sequence[Run], attributes: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Return accuracy and sensitivities of each data set's `best_network` on its test images of each kind.
 
-    Parameters
-    ----------
-    attributes : mapping
-        For each data set with any, a table with `id` and one column per attribute, such as age or sex. Images without
-        a value are a group of their own, `unknown`.
-
-    Returns
-    -------
-    DataFrame
-        SUBGROUPS: images and groups (their lesions or patients) count the test images. The sensitivity to a class is
-        left out where fewer than FEWEST_GROUPS groups hold it.
+    `attributes` has, for each data set with any, a table with `id` and one column per attribute, such as age or sex;
+    images without a value are a group of their own, `unknown`. The columns are SUBGROUPS: images and groups (their
+    lesions or patients) count the test images. The sensitivity to a class that fewer than FEWEST_GROUPS groups have is
+    left out.
     """
     rows = []
     for dataset, table in attributes.items():

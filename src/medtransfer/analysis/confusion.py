@@ -8,7 +8,7 @@ from medtransfer.core.predictions import classes_of, predicted_labels
 
 
 def report(predictions: pd.DataFrame) -> str:
-    """Return scikit-learn's text report: precision, recall, F1 and support a class."""
+    """Return scikit-learn's text report: precision, recall, F1 and support per class."""
     classes, y_pred = classes_of(predictions), predicted_labels(predictions)
     return str(classification_report(predictions.label, y_pred, labels=classes, digits=3, zero_division=0.0))
 

@@ -1,7 +1,5 @@
 """Which question a model is there for: the talk's, or one of those that were added to it."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from medtransfer.core.params import BLOCKS, Configuration
@@ -10,13 +8,11 @@ from medtransfer.core.recipe import Augmentation
 # The first has the talk's models and the head-only network; the others differ from them only in what they name.
 TALK, RECIPES, SIZES, LATTICE, WEIGHTS = "talk", "recipes", "sizes", "blocks", "weights"
 # The blocks that the talk's networks train, by the weights that they begin from.
-TALK_BLOCKS: Mapping[str, tuple[tuple[str, ...], ...]] = MappingProxyType(
-    {
-        "random": (BLOCKS,),
-        "imagenet": (BLOCKS, ("block5",), ("block1",), ("block1", "block5"), ()),
-        "ham10000/imagenet_all": (BLOCKS,),
-    }
-)
+TALK_BLOCKS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "random": (BLOCKS,),
+    "imagenet": (BLOCKS, ("block5",), ("block1",), ("block1", "block5"), ()),
+    "ham10000/imagenet_all": (BLOCKS,),
+}
 
 
 def configuration_of(record: dict[str, Any]) -> Configuration:
@@ -47,10 +43,7 @@ def family(record: dict[str, Any]) -> str:
 
 
 def family_of_pair(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """Return the question that comparing two models of a data set answers, as `family` names it, or None.
-
-    None where they differ in more than the question is about.
-    """
+    """Return the question that comparing two models of a data set answers; None if they differ in more than that."""
     families = {family(one), family(other)}
     if families == {TALK}:
         return TALK
@@ -62,8 +55,8 @@ def family_of_pair(one: dict[str, Any], other: dict[str, Any]) -> str | None:
         return RECIPES
     if changed_recipe(one, other) or changed_recipe(other, one):
         return RECIPES
-    if families == {SIZES} and _same_images_other_weights(one, other):
-        return SIZES
+    if families == {SIZES} and ours.fraction == theirs.fraction and ours.blocks == theirs.blocks == BLOCKS:
+        return SIZES if {ours.weights, theirs.weights} == {"random", "imagenet"} else None
     if families & {RECIPES, SIZES}:
         return None
     if ours.weights == theirs.weights:
@@ -72,7 +65,7 @@ def family_of_pair(one: dict[str, Any], other: dict[str, Any]) -> str | None:
 
 
 def changed_recipe(record: dict[str, Any], base: dict[str, Any]) -> str | None:
-    """Say what keys a network's configuration gives and its base's does not, where all else is the same."""
+    """Return the settings that a network's configuration adds to its base's; None if they differ in anything else."""
     ours, theirs = configuration_of(record), configuration_of(base)
     mine, its = overrides(record), overrides(base)
     added = {name: value for name, value in mine.items() if name not in its}
@@ -86,9 +79,3 @@ def _value(value: Any) -> str:
     if isinstance(value, dict):
         value = ", ".join(f"{name} {part}" for name, part in value.items() if part != getattr(Augmentation(), name))
     return str(value or "off")
-
-
-def _same_images_other_weights(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    ours, theirs = configuration_of(one), configuration_of(other)
-    either = {ours.weights, theirs.weights} == {"random", "imagenet"}
-    return either and ours.fraction == theirs.fraction and ours.blocks == theirs.blocks == BLOCKS

@@ -23,7 +23,8 @@ from medtransfer.analysis.uncertainty import (
     too_few,
 )
 from medtransfer.core.params import BLOCKS
-from medtransfer.metrics.scores import BY_NAME, MACRO, Metric, encode
+from medtransfer.core.predictions import only_prediction
+from medtransfer.metrics.scores import BY_NAME, MACRO, Metric
 
 LOG_LOSS = "log-loss"
 SUBSETS = 2 ** len(BLOCKS)
@@ -45,10 +46,7 @@ Subset = frozenset[str]
 def block_values(runs: list[Run]) -> pd.DataFrame:
     """Return the Shapley value of each block, and of each pair its interaction where every subset was trained.
 
-    Parameters
-    ----------
-    runs : list of Run
-        Of one data set. Networks from ImageNet weights count, with the common recipe and all their seeds.
+    The runs are those of one data set. Networks from ImageNet weights count, with the common recipe and all seeds.
 
     Returns
     -------
@@ -76,13 +74,9 @@ def _subsets(runs: list[Run]) -> dict[Subset, list[Run]]:
     for _, _, fits in by_model(run for run in runs if run.record["kind"] == "network"):
         configuration = configuration_of(fits[0].record)
         comparable = configuration.weights == "imagenet" and not overrides(fits[0].record)
-        if comparable and not all(_predicts_one_class(run) for run in fits):
+        if comparable and not all(only_prediction(run.predictions) for run in fits):
             found[frozenset(configuration.blocks)] = fits
     return found
-
-
-def _predicts_one_class(run: Run) -> bool:
-    return len(np.unique(encode(run.predictions)[1].argmax(axis=1))) == 1
 
 
 def _design(names: list[Subset]) -> np.ndarray:

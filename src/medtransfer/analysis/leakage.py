@@ -25,12 +25,8 @@ SEEN = {"network": ("train",), "baseline": ("train", "validation")}
 def measure_leakage(leaky: list[Run], clean: list[Run], shared: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Compare the fits of each model with leakage and without it on the same test images.
 
-    Parameters
-    ----------
-    leaky, clean : lists of Run
-        Of splits by image that differ in leakage only: `match` and `remove`.
-    shared : mapping of DataFrames
-        By data set, which test images (id) share a lesion or patient with which split (split) of `leaky`.
+    The splits by image of `leaky` and `clean` differ only in leakage: `match` and `remove`. `shared` says by data set
+    which test images (id) share a lesion or patient with which split (split) of `leaky`.
 
     Returns
     -------

@@ -18,35 +18,22 @@ CHANGES = ["dataset", "model", "base", "change", "difference", "low", "high", "i
 def block_counts(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
     """Return macro F1 against the number of blocks that train, from the first block on and from the last one on.
 
-    Only networks from ImageNet weights that are trained as the study's others are.
-
-    Returns
-    -------
-    DataFrame
-        dataset, model, start (`first` or `last`), blocks (0 to 5), SCORES of `table`, from `f1_table`.
+    Only networks from ImageNet weights with the common recipe count. The columns are dataset, model, start (`first` or
+    `last`), blocks (0 to 5) and SCORES of `table`, from `f1_table`.
     """
     rows = []
     for dataset, model, trained in _lattice(runs):
         for start, blocks in (("first", BLOCKS[: len(trained)]), ("last", BLOCKS[len(BLOCKS) - len(trained) :])):
             if trained == blocks:
-                rows.append({"dataset": dataset, "model": model, "start": start, "blocks": len(trained)})
+                rows.append((dataset, model, start, len(trained)))
     return _with_scores(pd.DataFrame(rows, columns=["dataset", "model", "start", "blocks"]), table)
 
 
 def block_gains(runs: list[Run], pairs: Iterable[Comparison]) -> pd.Series:
     """Return what training each block adds to macro F1: the mean over the pairs of networks that differ only in it.
 
-    Parameters
-    ----------
-    runs : list of Run
-        Of one data set; the networks are those of `block_counts`, with any blocks.
-    pairs : iterable of Comparison
-        From `compare_models`.
-
-    Returns
-    -------
-    Series
-        One value per block, missing where no two networks differ only in that block.
+    The runs are those of one data set; networks count as in `block_counts`, with any blocks. The value of a block is
+    missing if no two networks differ only in it.
     """
     networks = {frozenset(trained): (dataset, model) for dataset, model, trained in _lattice(runs)}
     gains: dict[str, list[float]] = {block: [] for block in BLOCKS}
@@ -60,48 +47,27 @@ def block_gains(runs: list[Run], pairs: Iterable[Comparison]) -> pd.Series:
 
 
 def data_sizes(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
-    """Return macro F1 against the number of training images, for networks that train whole from either weights.
+    """Return macro F1 against the number of training images, for networks that train all blocks.
 
-    Returns
-    -------
-    DataFrame
-        dataset, model, weights (`random` or `imagenet`), fraction, images, SCORES of `table`, from `f1_table`.
+    The columns are dataset, model, weights (`random` or `imagenet`), fraction, images and SCORES of `table`, from
+    `f1_table`.
     """
     rows = []
     for dataset, model, fits in _networks(runs):
         record = fits[0].record
-        configuration, changed = configuration_of(record), set(overrides(record))
-        if (
-            configuration.weights in ("random", "imagenet")
-            and configuration.blocks == BLOCKS
-            and changed <= {"fraction"}
-        ):
-            rows.append(
-                {
-                    "dataset": dataset,
-                    "model": model,
-                    "weights": configuration.weights,
-                    "fraction": record["hyperparameters"]["train"]["fraction"],
-                    "images": record["training_images"],
-                }
-            )
+        weights, blocks = configuration_of(record).weights, configuration_of(record).blocks
+        if weights in ("random", "imagenet") and blocks == BLOCKS and set(overrides(record)) <= {"fraction"}:
+            fraction = record["hyperparameters"]["train"]["fraction"]
+            rows.append((dataset, model, weights, fraction, record["training_images"]))
     columns = ["dataset", "model", "weights", "fraction", "images"]
     return _with_scores(pd.DataFrame(rows, columns=columns), table)
 
 
 def chain(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
-    """Return macro F1 of fully trained networks, by the chain of weights that each starts from.
+    """Return macro F1 of networks that train all blocks, by the chain of weights that each starts from.
 
-    Parameters
-    ----------
-    runs : list of Run
-        Of all data sets: a chain's source is a run of another one.
-
-    Returns
-    -------
-    DataFrame
-        dataset, model, start (`imagenet → ham10000`), SCORES of `table`, from `f1_table`. Only data sets with a
-        chain.
+    The runs are those of all data sets, since a chain's source is a run of another one; only data sets with a chain are
+    returned. The columns are dataset, model, start (`imagenet → ham10000`) and SCORES of `table`, from `f1_table`.
     """
     networks = {(dataset, model): fits[0].record for dataset, model, fits in _networks(runs)}
     rows = []
@@ -112,7 +78,7 @@ def chain(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
         start = configuration.weights
         if configuration.source in networks:
             start = f"{configuration_of(networks[configuration.source]).weights} → {configuration.source[0]}"
-        rows.append({"dataset": dataset, "model": model, "start": start})
+        rows.append((dataset, model, start))
     found = pd.DataFrame(rows, columns=["dataset", "model", "start"])
     linked = found.dataset[found.start.str.contains("→")]
     return _with_scores(found[found.dataset.isin(linked)], table)
@@ -121,11 +87,8 @@ def chain(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
 def recipe_changes(runs: list[Run], pairs: Iterable[Comparison]) -> pd.DataFrame:
     """Return every network beside its base: the network whose configuration is the same but for fewer changes.
 
-    Returns
-    -------
-    DataFrame
-        CHANGES: change (`scaling: caffe`), difference of model less base in macro F1 with its 95% interval and what
-        that covers, micro (their difference in micro F1).
+    The columns are CHANGES: change (`scaling: caffe`), difference of model less base in macro F1 with its 95% interval
+    and what that covers, micro (their difference in micro F1).
     """
     rows = []
     for dataset, model, fits in _networks(runs):

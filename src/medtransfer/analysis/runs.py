@@ -60,7 +60,7 @@ class Run:
 
 
 def studied(params: Params) -> list[Path]:
-    """Return the folder of every fit that params.yaml studies; others may lie beside them."""
+    """Return the folder of every fit that params.yaml studies; there may be others beside them."""
     return [run_folder(dataset, model, seed) for dataset, model in studied_models(params) for seed in params.seeds]
 
 
@@ -74,13 +74,7 @@ def studied_models(params: Params) -> list[tuple[str, str]]:
 
 
 def read_run(folder: Path) -> Run:
-    """Read the folder of one finished fit.
-
-    Raises
-    ------
-    UserError
-        It is not there, not whole, or has changed since.
-    """
+    """Read the folder of one finished fit; a UserError if it is missing, incomplete or changed."""
     check_unchanged(folder)
     try:
         record = read_record(folder)
@@ -103,13 +97,7 @@ def by_model(runs: Iterable[Run]) -> list[tuple[str, str, list[Run]]]:
 
 
 def check_same_images(runs: Iterable[Run]) -> None:
-    """Check that fits can be compared or averaged.
-
-    Raises
-    ------
-    UserError
-        Two were tested on different images.
-    """
+    """Check that fits were tested on the same images, so that they can be compared or averaged."""
     first, *others = runs
     for run in others:
         if not run.predictions.id.equals(first.predictions.id):

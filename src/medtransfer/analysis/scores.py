@@ -49,19 +49,14 @@ def f1_table(runs: list[Run]) -> pd.DataFrame:
     """
     rows = []
     for dataset, model, fits in by_model(runs):
-        classes = classes_of(fits[0].predictions)
-        wanted = {*classes, MICRO, MACRO}
-        record = fits[0].record
-        about = {"test_images": len(fits[0].predictions), "synthetic": record["synthetic"], "note": note_of(record)}
-        tested = fits[0].predictions
-        support, groups = tested.label.value_counts(), tested.groupby("label").group.nunique()
+        record, tested = fits[0].record, fits[0].predictions
+        names = {"dataset": dataset, "model": model, "family": family(record)}
+        about = {"test_images": len(tested), "synthetic": record["synthetic"], "note": note_of(record)}
+        classes = classes_of(tested)
         for metric in metrics_of(classes):
-            if metric.name in wanted:
-                names = {"dataset": dataset, "model": model, "family": family(fits[0].record), "class": metric.name}
-                sizes = {
-                    "support": support.get(metric.name, len(tested)),
-                    "groups": groups.get(metric.name, tested.group.nunique()),
-                }
+            if metric.name in (*classes, MICRO, MACRO):
+                counted = tested[tested.label == metric.name] if metric.name in classes else tested
+                sizes = {"class": metric.name, "support": len(counted), "groups": counted.group.nunique()}
                 rows.append({**names, **sizes, **estimate_of(fits, metric).columns("f1"), **about})
     table = pd.DataFrame(rows).merge(published_f1(), how="left", on=["dataset", "model", "class"])
     return table[[*RESULTS, "note"] if table.note.any() else RESULTS]

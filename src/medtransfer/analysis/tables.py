@@ -68,18 +68,7 @@ def write_tables(tables: Tables, folder: Path) -> None:
 
 
 def read_tables(folder: Path, remedy: str) -> Tables:
-    """Read what `write_tables` wrote.
-
-    Parameters
-    ----------
-    remedy : str
-        What to do if a file is missing.
-
-    Raises
-    ------
-    UserError
-        A file is missing.
-    """
+    """Read what `write_tables` wrote; a UserError that ends with `remedy` if a file is missing."""
     paths = [folder / f"{name}.csv" for name in FILES]
     for path in paths:
         if not path.exists():
