@@ -257,14 +257,9 @@ def _check_registered(client: Any) -> Iterator[str]:
 def repair(host: str | None = None, read_models: bool = True) -> list[str]:
     """End stale runs and log what MLflow lacks from the outputs; return one line per action.
 
-    Only MLflow is changed. A fit whose outputs are damaged is skipped with a line: `dvc repro` fixes it.
-
-    Parameters
-    ----------
-    host : str, optional
-        Another machine, on which nothing runs any more: the runs that are RUNNING there are ended too.
-    read_models : bool
-        Download the logged models and log damaged ones again; otherwise check only that they exist.
+    Only MLflow is changed. A fit whose outputs are damaged is skipped with a line: `dvc repro` fixes it. The runs that
+    are RUNNING on another machine `host`, on which nothing runs any more, are ended too. `read_models` downloads the
+    logged models and logs damaged ones again; otherwise, only their existence is checked.
     """
     client = mlflow_store.reach()
     ended = mlflow_runs.close_stale(client, host)

@@ -39,11 +39,8 @@ def push() -> dict[str, int]:
     sweep's fit, becomes a child of its parent's copy. An interrupted push resumes: only the run in which it stopped is
     copied again.
 
-    Returns
-    -------
-    dict
-        The number of runs that were `copied`, that were there `already`, and that were skipped because they or their
-        parents are still `running`.
+    Return the number of runs that were `copied`, that were there `already`, and that were skipped because they or their
+    parents are still `running`.
     """
     if not OWN_STORE.exists():
         raise UserError(f"{OWN_STORE}: not found; there is nothing to push")

@@ -38,13 +38,9 @@ def describe(dataset: Dataset, folder: Path) -> dict[str, Any]:
 def validate(dataset: Dataset, folder: Path) -> dict[str, Any]:
     """Check that every image decodes, every label is known and metadata and images match.
 
-    Returns
-    -------
-    dict
-        `problems`: one line per mistake; `mixed_groups`: groups with images of several classes, which is a mistake for
-        lesions but not for patients; `duplicates`: ids of files that are equal byte for byte, and whether their
-        labels differ (`crosses_labels`), which is no mistake since the published data sets have some; and the counts
-        of `describe`.
+    To `describe`, it adds `problems`: one line per mistake; `mixed_groups`: groups with images of several classes, a
+    mistake for lesions but not for patients; `duplicates`: ids of files that are equal byte for byte, and whether their
+    labels differ (`crosses_labels`), which is no mistake since the published data sets have some.
     """
     listing = dataset.read(folder)
     samples, undecodable = listing.samples, list[str]()

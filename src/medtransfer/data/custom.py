@@ -55,15 +55,10 @@ def custom_dataset(name: str, entry: CatalogueEntry) -> Dataset:
 
 
 def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.DataFrame:
-    """Match images with their labels.
+    """Match the images of a folder with their labels.
 
-    Parameters
-    ----------
-    images : Path
-        A folder of images; without `labels`, one folder per class, or folders train, test and, if any, validation with
-        one folder per class in each.
-    labels : Path, optional
-        A CSV file with one row per image, named by file name, by path or, for DICOM, by SOPInstanceUID.
+    `labels` is a CSV file with one row per image, named by file name, by path or, for DICOM, by SOPInstanceUID. Without
+    it, the folder contains one folder per class, or train, test and perhaps validation with one folder per class each.
 
     Returns
     -------

@@ -58,17 +58,8 @@ def decode_all(
 ) -> tuple[list[str], Counter[str]]:
     """Write IMAGES (n, size, size, 3) and THUMBNAILS (n, SIDE, SIDE), uint8, in the order of `paths`.
 
-    Returns
-    -------
-    list of str
-        The SHA-256 of each file.
-    Counter
-        How many images needed each conversion.
-
-    Raises
-    ------
-    UserError
-        An image cannot be decoded; it is the first such image.
+    Return the SHA-256 of each file, and how many images needed each conversion. The first image that cannot be decoded
+    is a UserError.
     """
     files = [folder / IMAGES, folder / THUMBNAILS]
     shapes = [(len(paths), size, size, 3), (len(paths), SIDE, SIDE)]

@@ -25,11 +25,7 @@ BLOCK = 4096  # images at a time
 def find_near_duplicates(thumbnails: np.ndarray, samples: pd.DataFrame) -> pd.DataFrame:
     """Return the pairs of near-duplicates in two different splits.
 
-    Parameters
-    ----------
-    thumbnails : ndarray of shape (n, SIDE, SIDE), uint8
-    samples : DataFrame
-        Columns id, label, group, split and sha256; one row per thumbnail.
+    The thumbnails are (n, SIDE, SIDE), uint8; the samples have the columns id, label, group, split and sha256.
 
     Returns
     -------

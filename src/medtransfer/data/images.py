@@ -63,25 +63,17 @@ def load_rgb(
     max_pixels: int = MAX_PIXELS,
     white_level: int | None = WHITE,
 ) -> Decoded:
-    """Decode an image in one of FORMATS, or DICOM, to 8-bit RGB, rotated according to its EXIF orientation.
+    """Decode an image file or its content, in one of FORMATS or DICOM, to upright 8-bit RGB without metadata.
 
-    Sixteen bits are scaled to eight and rounded, since Pillow's own conversion saturates grey and truncates colour.
-    Palettes, CMYK and opaque alpha are converted, and colours with an ICC profile become sRGB. A phone's JPEG may
-    contain a second picture, which is ignored. It is a UserError if the content is not a complete image, does not match
-    the suffix, or has several frames, transparent pixels, more than `max_pixels` pixels or values above `white_level`.
-    The image has no metadata.
+    Sixteen bits are scaled to eight, so that `white_level` becomes 255, and rounded; Pillow would saturate grey and
+    truncate colour. Without a white level, such files are refused. Palettes, CMYK and opaque alpha are converted, and
+    colours with an ICC profile become sRGB. A phone's JPEG may contain a second picture, which is ignored. It is a
+    UserError if the content is not a complete image, does not match the suffix, or has several frames, transparent
+    pixels, more than `max_pixels` pixels or values above `white_level`.
 
-    Parameters
-    ----------
-    source : Path or bytes
-        A file or its content.
-    size : int, optional
-        The side in pixels to which the image will be reduced. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its scale
-        if both sides stay at least three times as long, which saves work and leaves the filter enough pixels.
-    name : str, optional
-        The image's name in messages; the path by default.
-    white_level : int, optional
-        The value of a file with 16 bits that becomes 255; None refuses such files.
+    `size` is the side in pixels to which the image will be reduced: a JPEG is then decoded at 1/2, 1/4 or 1/8 of its
+    scale if both sides stay at least three times as long, which saves work and leaves the filter enough pixels. `name`
+    is the image's name in messages, by default the path.
     """
     name = name or str(source if isinstance(source, Path) else "image")
     if dicom.is_dicom(source):

@@ -32,15 +32,9 @@ class Entry:
 def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None = None) -> int:
     """Copy a data set to `data`/<name>, replacing what is there, and return its number of files.
 
-    The copy becomes visible when it is complete. An interrupted import continues: files that are already there with
-    the right size and CRC-32 are kept.
-
-    Parameters
-    ----------
-    path : Path
-        A zip file or a folder in the layout of the Kaggle data set.
-    source : str, optional
-        The origin to note; by default the file's name and SHA-256, or the folder's name.
+    `path` is a zip file or a folder in the layout of the Kaggle data set; `source` is the origin to note, by default
+    the file's name and SHA-256, or the folder's name. The copy becomes visible when it is complete. An interrupted
+    import continues: files that are already there with the right size and CRC-32 are kept.
     """
     if path.is_dir():
         return _copy(dataset, _folder_entries(path), data, source or f"folder {path.name}", path)
@@ -83,9 +77,9 @@ def _copy(dataset: Dataset, entries: Iterator[Entry], data: Path, source: str, p
 
 
 def _fill(dataset: Dataset, staging: Path, chosen: dict[PurePosixPath, Entry], path: Path) -> None:
-    for stale in [file for file in staging.rglob("*") if file.is_file()]:
-        if PurePosixPath(stale.relative_to(staging).as_posix()) not in chosen:
-            stale.unlink()
+    for file in files_under(staging):
+        if PurePosixPath(file.relative_to(staging).as_posix()) not in chosen:
+            file.unlink()
     for target, entry in progress(chosen.items(), f"importing {dataset.name}"):
         _copy_entry(entry, staging / target, path)
     try:

@@ -83,15 +83,8 @@ def probe_blocks(
     """Fit a linear classifier on each block's output; return one row per block with its test scores.
 
     Alain and Bengio: Understanding intermediate layers using linear classifier probes, 2016. A block's output is first
-    averaged over its pixels, so that every probe has at most 512 features.
-
-    Parameters
-    ----------
-    images, labels : ndarrays of shape (n, size, size, 3), uint8, and (n,), int
-    rows : dict
-        The rows of `train` and `test`.
-    score : callable
-        Takes probabilities (test images, classes).
+    averaged over its pixels, so that every probe has at most 512 features. Images are (n, size, size, 3), uint8, and
+    labels (n,), int; `rows` has those of `train` and `test`; `score` takes probabilities (test images, classes).
     """
     pooled = [keras.layers.GlobalAveragePooling2D()(model.get_layer(f"{block}_pool").output) for block in BLOCKS]
     extract = keras.Model(model.inputs, pooled)

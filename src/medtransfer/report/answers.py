@@ -35,13 +35,10 @@ QUESTIONS = (
 
 
 def answers(study: Study) -> pd.DataFrame:
-    """Return one row per question and data set that the study can answer.
+    """Return one row per question and data set that the study can answer: COLUMNS, indexed by change.
 
-    Returns
-    -------
-    DataFrame
-        COLUMNS, indexed by change: the difference in macro F1 has its 95% interval, and the corrected p is that of the
-        talk's claim about the two models, if there is one.
+    The difference in macro F1 has its 95% interval, and the corrected p is that of the talk's claim about the two
+    models, if there is one.
     """
     rows = []
     for question in QUESTIONS:

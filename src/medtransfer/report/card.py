@@ -11,14 +11,9 @@ from medtransfer.report.render import render
 
 
 def model_card(params: Params, fit: Path, data: Mapping[str, Any], served: Mapping[str, Any] | None = None) -> str:
-    """Return the model card of a finished fit in Markdown.
+    """Return the model card of a finished fit in Markdown; `data` is dataset.json.
 
-    Parameters
-    ----------
-    data : mapping
-        dataset.json.
-    served : mapping, optional
-        The content of classifier.json, for the card of a registered model.
+    `served` is the content of classifier.json, for the card of a registered model.
     """
     record, metrics = read_record(fit), json.loads((fit / "metrics.json").read_text())
     entry = params.datasets.get(record["dataset"])

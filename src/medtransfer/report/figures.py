@@ -135,10 +135,7 @@ def _mosaic(output: np.ndarray) -> np.ndarray:
 def scores(table: pd.DataFrame, title: str, seeds: Mapping[str, Sequence[float]]) -> Figure:
     """Return a figure of each model's F1 with its interval and the talk's value, one line per model.
 
-    Parameters
-    ----------
-    seeds : mapping
-        F1 of each seed, by model; drawn for models with several seeds.
+    `seeds` has F1 of each seed by model; it is drawn for models with several seeds.
     """
     figure, axes = _panel(7, 1.4 + 0.38 * len(table), title)
     _draw_scores(axes, table)
@@ -303,14 +300,8 @@ def _lines(
 def rates(tuning: pd.DataFrame, guess: float, title: str) -> Figure:
     """Return a figure of the learning rates that `medtransfer tune` tried, one line per configuration.
 
-    There is one panel for each combination of optimizer, part of the training images and number of epochs.
-
-    Parameters
-    ----------
-    tuning : DataFrame
-        From `study.trials`.
-    guess : float
-        The macro F1 of a model that predicts only the largest class.
+    There is one panel for each combination of optimizer, part of the training images and number of epochs. `tuning` is
+    from `study.trials`; `guess` is the macro F1 of a model that predicts only the largest class.
     """
     styles = {name: _style(number) for number, name in enumerate(tuning.configuration.drop_duplicates())}
     groups = list(tuning.groupby(["optimizer", "fraction", "epochs"], sort=False))
@@ -384,9 +375,7 @@ def layers(rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFra
 def gradcam(chosen: pd.DataFrame, images: np.ndarray, heat: np.ndarray, classes: list[str], title: str) -> Figure:
     """Return a figure of images (n, size, size, 3), each beside a copy with its heat map (n, h, w): one row per class.
 
-    Parameters
-    ----------
-    chosen : DataFrame of n rows: label, predicted, probability, right
+    `chosen` has n rows: label, predicted, probability, right.
     """
     figure = _figure(7.4, 1.75 * len(classes) + 0.5)
     panels = figure.subplots(len(classes), 4, squeeze=False)

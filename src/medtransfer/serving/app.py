@@ -48,10 +48,7 @@ HEADERS = {
 def build_app(classifier: Classifier, hosts: tuple[str, ...] = LOOPBACK) -> FastAPI:
     """Return the server: `GET /` is the page, `POST /predict` takes an image file as the body, `GET /health` a check.
 
-    Parameters
-    ----------
-    hosts : tuple of str
-        The host names that requests may use; others are refused, so that pages of other sites cannot reach the server.
+    Requests with other host names than `hosts` are refused, so that pages of other sites cannot reach the server.
     """
     # FastAPI's documentation pages would load scripts from the internet.
     app = FastAPI(title="medtransfer", docs_url=None, redoc_url=None, openapi_url=None)

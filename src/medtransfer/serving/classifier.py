@@ -111,10 +111,7 @@ def write_classifier(params: Params, fit: Path, description: dict[str, Any], fol
 def load_classifier(folder: Path, registered: dict[str, str] | None = None) -> Classifier:
     """Read a classifier's folder; its files are opened only after their digests were compared.
 
-    Parameters
-    ----------
-    registered : dict, optional
-        The files' SHA-256 in MLflow's registry, which reveal changes in the folder.
+    `registered` has the files' SHA-256 in MLflow's registry, which reveal changes in the folder.
     """
     try:
         facts = {"note": "", **json.loads((folder / FACTS).read_text())}  # older ones have no note

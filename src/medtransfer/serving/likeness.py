@@ -53,17 +53,9 @@ def features_of(network: keras.Model, images: np.ndarray) -> np.ndarray:
 def describe_training(network: keras.Model, images: np.ndarray, splits: np.ndarray) -> tuple[Reference, dict[str, Any]]:
     """Return the training images in feature space, and the threshold beyond which an image is unlike them.
 
-    Parameters
-    ----------
-    images : ndarray of shape (n, size, size, 3), uint8
-    splits : ndarray of shape (n,)
-        `train`, `validation` or `test`; up to DRAWN of each are used.
-
-    Returns
-    -------
-    Reference, dict
-        method; threshold, the distance of the validation images that a share of FALSE_ALARMS of them exceeds;
-        validation_images; false_alarm_rate, the share of test images beyond it; test_images.
+    Up to DRAWN images (n, size, size, 3), uint8, of each split are used; `splits` (n,) has their names. The dict has
+    method; threshold, the distance that a share of FALSE_ALARMS of the validation images exceeds; validation_images;
+    false_alarm_rate, the share of test images beyond the threshold; test_images.
     """
     rng, features = np.random.default_rng(0), {}
     for split in ("train", "validation", "test"):

@@ -74,21 +74,11 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_labels(path: Path, columns: Columns, names: Mapping[str, str], classes: Sequence[str]) -> pd.DataFrame:
-    """Read a table of labels with one row per image.
+    """Read a table of labels with one row per image; return image, label and group.
 
-    Parameters
-    ----------
-    columns : Columns
-        The label may be several columns, separated by commas, which are one-hot: one column per label, with 1 in the
-        column of the image's label and 0 in the others. If there is no such column, all others must be one-hot.
-    names : mapping
-        A label in the file → a class, or an empty string to leave its images out. Other labels must be the name of a
-        class; upper and lower case do not matter.
-
-    Returns
-    -------
-    DataFrame
-        image, label and group; an image without a group is its own group.
+    If the table has no label column, all of its other columns must be one-hot. `names` maps a label in the file to a
+    class, or to an empty string to leave its images out; other labels must be the name of a class in upper or lower
+    case. An image without a group is its own group.
     """
     given = [column for column in (columns.image, columns.group) if column]
     hot = columns.label.split(",") if "," in columns.label else []
@@ -119,9 +109,8 @@ def read_labels(path: Path, columns: Columns, names: Mapping[str, str], classes:
             f"{path}: no class is called {counts}; the classes are {', '.join(classes)}. Map each label with "
             "--map LABEL=CLASS, or leave its images out with --map LABEL="
         )
-    found = pd.DataFrame({"image": table[columns.image], "label": classed, "group": ""})
-    if columns.group:
-        found["group"] = table[columns.group]
+    group = table[columns.group] if columns.group else ""
+    found = pd.DataFrame({"image": table[columns.image], "label": classed, "group": group})
     twice = found.image[found.image.duplicated()]
     if len(twice):
         raise UserError(f"{path}: {twice.iloc[0]} has two rows; expected one per image")
@@ -130,15 +119,10 @@ def read_labels(path: Path, columns: Columns, names: Mapping[str, str], classes:
 
 
 def match_labels(files: Mapping[str, Path], table: pd.DataFrame, labels: Path) -> pd.DataFrame:
-    """Return the labelled images: id, group, split, label and file, in the order of `files`.
+    """Return the labelled images: id, group, split, label and file, in the order of `files`, which has files by path.
 
-    Parameters
-    ----------
-    files : mapping
-        A path as a name → the file. A row of the table may name an image by this path or by its file name, with or
-        without suffix.
-    table : DataFrame
-        From `read_labels`; rows without an image are left out, like images without a row.
+    A row of the table, from `read_labels`, may name an image by its path or by its file name, with or without suffix.
+    Rows without an image and images without a row are left out.
     """
     rows = {row.image: row for row in table.itertuples()}
     found = []

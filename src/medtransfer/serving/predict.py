@@ -85,10 +85,7 @@ def _open_run(uri: str, folder: Path) -> Classifier:
 def answer(classifier: Classifier, paths: list[Path], overlays: Path | None = None) -> Iterator[dict[str, Any]]:
     """Yield the answer for each file as JSON values: `image` and what `describe` returns, or `image` and `problem`.
 
-    Parameters
-    ----------
-    overlays : Path, optional
-        A folder for one PNG per image, `<number>-<name>.png`, that shows where the network looked.
+    `overlays` is a folder for one PNG per image, `<number>-<name>.png`, that shows where the network looked.
     """
     for start in range(0, len(paths), BATCH):
         answers: list[dict[str, Any]] = [{"image": _printable(path)} for path in paths[start : start + BATCH]]
@@ -155,13 +152,7 @@ def as_json(answers: list[dict[str, Any]], classifier: Classifier) -> dict[str, 
 
 
 def score_answers(answers: list[dict[str, Any]], samples: pd.DataFrame, facts: dict[str, Any]) -> list[str]:
-    """Return one line per score of the images that have a label and an answer.
-
-    Parameters
-    ----------
-    samples : DataFrame
-        From `match_labels`; the images of `answers` in the column `file`.
-    """
+    """Return one line per score of the images that have a label and an answer; `samples` from `match_labels`."""
     given = {found["image"]: list(found["probabilities"].values()) for found in answers if "probabilities" in found}
     known = samples[[str(file) in given for file in samples.file]].reset_index(drop=True)
     if known.empty:

@@ -41,15 +41,8 @@ NETWORKS = "all networks"
 def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
     """Copy predictions, histories, metrics and provenance of all finished fits, but no models and images.
 
-    The results of `tune`, `layers` and `gradcam` are copied too.
-
-    Parameters
-    ----------
-    add : bool
-        Keep the contents of the folder except its tables, which must then be recomputed. A fit that is in both places
-        is replaced by the one in artifacts/.
-    replace : bool
-        Remove the contents of the folder.
+    The results of `tune`, `layers` and `gradcam` are copied too. `replace` removes the contents of the folder. `add`
+    keeps them except its tables, which must then be recomputed; a fit in both places is taken from artifacts/.
     """
     check_name(name, "collected results")
     _check_target(RESULTS / name, add, replace)

@@ -31,14 +31,9 @@ def add_custom(
     """Copy a data set to data/ and add it to params.yaml and dvc.yaml; return the number of images.
 
     It is prepared like the first data set in params.yaml, split by group if it has groups, and studied with every
-    configuration that does not start from a finished run. The two files keep their comments and order.
-
-    Parameters
-    ----------
-    about : dict
-        Any of `title`, `licence` and `citation`; the others keep their values in params.yaml.
-    only : bool
-        Remove the other data sets from the study.
+    configuration that does not start from a finished run. The two files keep their comments and order. `about` has any
+    of `title`, `licence` and `citation`; the others keep their values in params.yaml. `only` removes the other data
+    sets from the study.
     """
     if name in CATALOGUE:
         raise UserError(

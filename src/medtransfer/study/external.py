@@ -49,17 +49,8 @@ def score_outside(
 ) -> tuple[Path, pd.DataFrame]:
     """Score networks on images from another source, write tables and figures, and log one MLflow run per network.
 
-    Parameters
-    ----------
-    fits : sequence of Path
-        From `find_networks`.
-    samples : DataFrame
-        From `find_labelled`.
-
-    Returns
-    -------
-    Path, DataFrame
-        The folder of results, and its table from `compare_sources`.
+    `fits` is from `find_networks`, `samples` from `find_labelled`. Returns the folder of results, and its table from
+    `compare_sources`.
     """
     keras.config.disable_interactive_logging()
     make_deterministic()

@@ -46,11 +46,8 @@ def write_result_tables(folder: Path) -> None:
 def write_leakage(leaky: Path, clean: Path) -> Path:
     """Write leak.csv, from `measure_leakage`, into the folder whose split has leakage, and return its path.
 
-    Raises
-    ------
-    UserError
-        The two folders were not made with `split.leakage` match and remove, or the first does not say which test images
-        share a lesion or patient with training.
+    It is a UserError if the two folders were not made with `split.leakage` match and remove, or if the first does not
+    say which test images share a lesion or patient with training.
     """
     for folder, expected in ((leaky, "match"), (clean, "remove")):
         for dataset, settings in _read_yaml(folder / PARAMS)["datasets"].items():
@@ -84,11 +81,8 @@ def report(folders: list[Path], output: Path) -> None:
 def read_study(folder: Path) -> Study:
     """Read a folder that `collect` made, or the project itself, with its tables.
 
-    Raises
-    ------
-    UserError
-        It contains no runs, its tables are missing or belong to other runs, or `layers` or `gradcam` described a fit
-        that is not among its runs.
+    It is a UserError if it contains no runs, if its tables are missing or belong to other runs, or if `layers` or
+    `gradcam` described a fit that is not among its runs.
     """
     if (folder / "runs").is_dir():
         runs = _read_collected(folder)

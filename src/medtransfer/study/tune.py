@@ -38,13 +38,9 @@ COLUMNS = [*TUNING_KEY, "searched", *SCORES, "image_size", "precision", "device"
 def tune(params: Params, dataset: str, names: list[str], plan: Plan, output: Path) -> pd.DataFrame:
     """Search the settings of each configuration and score every trial on the validation images.
 
-    Test images are not used. The same search continues where it stopped, and other processes may run it too. A trial
-    in `output` with the same settings and data is not repeated.
-
-    Parameters
-    ----------
-    output : Path
-        The CSV file of all trials. Optuna's studies are beside it, in a file that ends with .db.
+    Test images are not used. The same search continues where it stopped, and other processes may run it too. `output`
+    is the CSV file of all trials; one with the same settings and data is not repeated. Optuna's studies are beside it,
+    in a file that ends with .db.
 
     Returns
     -------

@@ -190,16 +190,9 @@ def run(
 ) -> Iterator[MlflowRun]:
     """Log one run; it ends as FINISHED, as KILLED after Ctrl-C, or as FAILED after another exception.
 
-    The tag ERROR then names the exception.
-
-    Parameters
-    ----------
-    fit : str
-        The id of the fit. If it already has a run, that run continues, without its tag ERROR.
-    params : mapping
-        The hyperparameters; nested keys become dotted names.
-    sample_seconds : float
-        The interval between samples of the system metrics; None turns them off.
+    The tag ERROR then names the exception. If the fit with the id `fit` already has a run, that run continues, without
+    this tag. Nested keys of `params` become dotted names. `sample_seconds` is the interval between samples of the
+    system metrics; None turns them off.
     """
     active, status = MlflowRun(), "FINISHED"
     labels = {**{key: str(value) for key, value in tags.items()}, FIT: fit, PROCESS: _identify(psutil.Process())}
