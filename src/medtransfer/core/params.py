@@ -1,9 +1,6 @@
 """params.yaml as typed, validated values."""
 
-import difflib
 import logging
-import types
-import typing
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -11,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     ConfigDict,
     Discriminator,
     Field,
@@ -30,6 +26,7 @@ from medtransfer.core.recipe import (
     OLD_SCALING,
     RECIPES,
     TF,
+    UNKNOWN_KEY,
     Overrides,
     PositiveInt,
     Rate,
@@ -399,15 +396,11 @@ def _yaml_reason(error: Exception) -> str:
 
 
 def _one_line(path: object, error: ValidationError) -> str:
-    # An unknown key comes first: if one is misspelt, the right one is missing too.
-    first = min(error.errors(include_url=False), key=lambda entry: entry["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"] if part not in (RATE, RATES, "[key]"))
+    # An unknown key comes first: if a section is misspelt, the right one is missing too.
+    first = min(error.errors(include_url=False), key=lambda entry: entry["type"] != UNKNOWN_KEY)
+    parts = [*first["loc"], *([first["ctx"]["key"]] if first["type"] == UNKNOWN_KEY else [])]
+    key = ".".join(str(part) for part in parts if part not in (RATE, RATES, "[key]"))
     where = f"{path}: {key}" if key else f"{path}"
-    if first["type"] == "extra_forbidden":
-        allowed = _allowed_keys(first["loc"])
-        near = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        return f"{where}: unknown key; {meant}allowed here: {', '.join(allowed)}"
     if first["type"] == "missing":
         return f"{where}: missing; add it"
     message, found = _message(first), first["input"]
@@ -421,15 +414,3 @@ def _one_line(path: object, error: ValidationError) -> str:
 
 def _message(error: Mapping[str, Any]) -> str:
     return str(error["msg"]).removeprefix("Value error, ")
-
-
-def _allowed_keys(location: tuple[int | str, ...]) -> list[str]:
-    annotation: Any = Params
-    for part in location[:-1]:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            annotation = annotation.model_fields[str(part)].annotation
-        else:
-            annotation = typing.get_args(annotation)[-1]
-        if isinstance(annotation, types.UnionType):
-            annotation = typing.get_args(annotation)[0]
-    return sorted(field.alias or name for name, field in annotation.model_fields.items())

@@ -1,16 +1,10 @@
 """The training recipe of a network: its settings, and the two named recipes."""
 
+import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    create_model,
-    model_validator,
-)  # fmt: skip
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic_core import PydanticCustomError
 
 from medtransfer.core.hardware import native_precision
 
@@ -41,12 +35,25 @@ Rate = Annotated[float, Field(gt=0)]
 Strength = Annotated[float, Field(ge=0)]
 # Images of these have no upright position: a lesion may lie any way up, a chest X-ray may not.
 ANY_WAY_UP = ("ham10000",)
+UNKNOWN_KEY = "unknown_key"  # the type of pydantic's error
 
 
 class Section(BaseModel):
     """A part of params.yaml: unknown keys are refused, values are not converted and cannot be changed."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown_keys(cls, values: Any) -> Any:
+        keys = sorted(field.alias or name for name, field in cls.model_fields.items())
+        for key in values if isinstance(values, dict) else ():
+            if key not in (*keys, *cls.model_fields):
+                near = difflib.get_close_matches(str(key), keys, n=1)
+                meant = f"did you mean {near[0]}? " if near else ""
+                allowed = f"{meant}allowed here: {', '.join(keys)}"
+                raise PydanticCustomError(UNKNOWN_KEY, "unknown key; {allowed}", {"key": str(key), "allowed": allowed})
+        return values
 
 
 class Augmentation(Section):
