@@ -23,7 +23,7 @@ from medtransfer.core.predictions import as_predictions, predicted_labels
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.data.custom import Columns, custom_dataset
 from medtransfer.metrics.scores import AUC, BALANCED, BY_NAME, CALIBRATION, MACRO, MICRO
-from medtransfer.serving.outside import match_labels, read_labels
+from medtransfer.serving.outside import Labels, match_labels, read_labels
 
 CLASSES = ["mel", "nv", "vasc"]
 ONE_HOT = "image,MEL,NV,SCC\na,1.0,0.0,0.0\nb,0.0,1.0,0.0\nc,0.0,0.0,1.0\n"
@@ -33,7 +33,7 @@ LABELS = "image,label,patient\na,MEL,p1 \nb,nv,\nc,naevus,p1\n"
 def read(tmp_path: Path, text: str, group: str | None = None, label: str = "label", **names: str) -> pd.DataFrame:
     path = tmp_path / "labels.csv"
     path.write_text(text)
-    return read_labels(path, Columns("image", label, group), names, CLASSES)
+    return read_labels(Labels(path, Columns("image", label, group), names), CLASSES)
 
 
 def test_labels_come_from_a_column_or_are_one_hot(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import re
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,6 +14,9 @@ from medtransfer.cli.shared import EXISTING_FOLDER, FILE, FOLDER, SEED, as_datas
 from medtransfer.core.errors import UserError, counted, first_three
 from medtransfer.core.layout import PARAMS, check_name
 from medtransfer.core.params import read_params
+
+if TYPE_CHECKING:
+    from medtransfer.serving.outside import Labels
 
 with_model = click.option(
     "--model",
@@ -55,16 +59,7 @@ def register(dataset: str, configuration: str | None, seed: int | None) -> None:
 @many("--seed", "seeds", type=SEED, show_default="from params.yaml")
 @click.option("--name", help="A name for the source of the images.", show_default="the name of the folder")
 def score(
-    dataset: str,
-    images: Path,
-    labels: Path,
-    image_column: str,
-    label_column: str,
-    group: str | None,
-    names: dict[str, str],
-    configurations: list[str],
-    seeds: list[int],
-    name: str | None,
+    dataset: str, images: Path, labels: "Labels", configurations: list[str], seeds: list[int], name: str | None
 ) -> None:
     """Score the finished networks of DATASET on labelled images from another source (external validation).
 
@@ -74,17 +69,17 @@ def score(
     params = read_params(PARAMS)
     title = name or images.resolve().name
     check_name(title, "a source")
-    from medtransfer.data.custom import Columns, dataset_of
-    from medtransfer.serving.outside import Source, find_labelled, find_networks
+    from medtransfer.data.custom import dataset_of
+    from medtransfer.serving.outside import find_labelled, find_networks
 
-    source = Source(images, labels, Columns(image_column, label_column, group), names, title)
-    samples = find_labelled(source, list(dataset_of(dataset, params).classes))
+    samples = find_labelled(images, labels, list(dataset_of(dataset, params).classes))
     fits = find_networks(params, dataset, configurations, seeds)
     with quiet_start():
         from medtransfer.report.tables import external
         from medtransfer.study.external import score_outside
 
-    folder, compared = score_outside(params, dataset, fits, source, samples)
+    source = {"name": title, "folder": images.resolve().name, "labels": labels.path.name, "map": labels.names}
+    folder, compared = score_outside(params, dataset, fits, samples, source)
     click.echo(external(compared).replace("\n", "  ", regex=True).to_string())
     click.echo(f"external score, then its difference from the internal test; all results: {folder}")
 
@@ -104,11 +99,7 @@ def predict(
     as_json: bool,
     output: Path | None,
     overlays: Path | None,
-    labels: Path | None,
-    image_column: str,
-    label_column: str,
-    group: str | None,
-    names: dict[str, str],
+    labels: "Labels | None",
 ) -> None:
     """Classify image files, or all images in folders, with the best network of DATASET.
 
@@ -120,7 +111,6 @@ def predict(
     with quiet_start():
         from medtransfer.core.files import atomic_file
         from medtransfer.core.predictions import probability_columns
-        from medtransfer.data.custom import Columns
         from medtransfer.serving import outside
         from medtransfer.serving import predict as serving
         from medtransfer.serving.classifier import note_of_answers, why_no_overlay
@@ -129,9 +119,8 @@ def predict(
     classifier = serving.open_classifier(dataset, model)
     scores = []
     if labels:
-        columns, files = Columns(image_column, label_column, group), {path.as_posix(): path for path in images}
-        known = outside.read_labels(labels, columns, names, classifier.facts["classes"])
-        samples = outside.match_labels(files, known, labels)
+        known = outside.read_labels(labels, classifier.facts["classes"])
+        samples = outside.match_labels({path.as_posix(): path for path in images}, known, labels.path)
     if overlays and (why := why_no_overlay(classifier)):
         click.echo(f"medtransfer: {why}", err=True)
         overlays = None

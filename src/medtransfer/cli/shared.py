@@ -5,7 +5,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import reduce
+from functools import reduce, wraps
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,10 @@ def _read_map(context: click.Context, option: click.Parameter, pairs: tuple[str,
     return {name: target for name, _, target in (pair.partition("=") for pair in pairs)}
 
 
-def with_labels(**labels: Any) -> Decorator:
-    """Return a decorator that adds --labels and the options that say how to read that file."""
+def with_labels(**settings: Any) -> Decorator:
+    """Return a decorator that adds --labels and how to read that file; the command gets them as `Labels`, or None."""
     options = [
-        click.option("--labels", type=EXISTING_FILE, help="A CSV file: one label column, or one-hot.", **labels),
+        click.option("--labels", type=EXISTING_FILE, help="A CSV file: one label column, or one-hot.", **settings),
         click.option("--image-column", default="image"),
         click.option("--label-column", default="label", help="Several, separated by commas, for a one-hot table."),
         click.option("--group", help="The column that names the lesion or patient, for the intervals."),
@@ -54,7 +54,22 @@ def with_labels(**labels: Any) -> Decorator:
             help="Read LABEL as CLASS; without CLASS, leave its images out. Can be repeated.",
         ),
     ]  # fmt: skip
-    return lambda command: reduce(lambda done, option: option(done), reversed(options), command)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def with_table(
+            *, labels: Path | None, image_column: str, label_column: str, group: str | None, names: dict[str, str],
+            **others: Any,
+        ) -> None:  # fmt: skip
+            from medtransfer.data.custom import Columns
+            from medtransfer.serving.outside import Labels
+
+            columns = Columns(image_column, label_column, group)
+            command(labels=Labels(labels, columns, names) if labels else None, **others)
+
+        return reduce(lambda done, option: option(done), reversed(options), with_table)
+
+    return decorate
 
 
 @contextmanager

@@ -23,19 +23,12 @@ EXTERNAL = "external"  # the split of such images in predictions.csv
 
 
 @dataclass(frozen=True)
-class Source:
-    """Labelled images from another source.
+class Labels:
+    """A table of labels, its columns, and `names`: label in the table → class, or an empty string to leave it out."""
 
-    images, labels : the folder, and the table of labels with its columns
-    names : label in the table → class, as in `read_labels`
-    title : the name of the folder of results and, in part, of the MLflow experiment
-    """
-
-    images: Path
-    labels: Path
+    path: Path
     columns: Columns
     names: Mapping[str, str]
-    title: str
 
 
 def find_networks(params: Params, dataset: str, names: Sequence[str], seeds: Sequence[int]) -> list[Path]:
@@ -51,11 +44,11 @@ def find_networks(params: Params, dataset: str, names: Sequence[str], seeds: Seq
     return found
 
 
-def find_labelled(source: Source, classes: Sequence[str]) -> pd.DataFrame:
-    """Return the labelled images of a source, from `match_labels`, and print how many are left out."""
-    files = {path.relative_to(source.images).as_posix(): path for path in find_images([source.images])}
-    table = read_labels(source.labels, source.columns, source.names, classes)
-    samples = match_labels(files, table, source.labels)
+def find_labelled(images: Path, labels: Labels, classes: Sequence[str]) -> pd.DataFrame:
+    """Return the labelled images of a folder, from `match_labels`, and print how many are left out."""
+    files = {path.relative_to(images).as_posix(): path for path in find_images([images])}
+    table = read_labels(labels, classes)
+    samples = match_labels(files, table, labels.path)
     unlabelled, missing = len(files) - len(samples), len(table) - len(samples)
     if unlabelled or missing:
         print(f"left out: {unlabelled} images without a row, {missing} rows without an image")
@@ -73,13 +66,13 @@ def find_images(paths: Iterable[Path]) -> list[Path]:
     return found
 
 
-def read_labels(path: Path, columns: Columns, names: Mapping[str, str], classes: Sequence[str]) -> pd.DataFrame:
+def read_labels(labelled: Labels, classes: Sequence[str]) -> pd.DataFrame:
     """Read a table of labels with one row per image; return image, label and group.
 
-    If the table has no label column, all of its other columns must be one-hot. `names` maps a label in the file to a
-    class, or to an empty string to leave its images out; other labels must be the name of a class in upper or lower
-    case. An image without a group is its own group.
+    If the table has no label column, all of its other columns must be one-hot. A label that is not among the names must
+    be that of a class in upper or lower case. An image without a group is its own group.
     """
+    path, columns, names = labelled.path, labelled.columns, labelled.names
     given = [column for column in (columns.image, columns.group) if column]
     hot = columns.label.split(",") if "," in columns.label else []
     table = read_table(path, [*given, *hot]).apply(lambda column: column.str.strip())

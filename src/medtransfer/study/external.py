@@ -36,25 +36,25 @@ from medtransfer.report.render import render
 from medtransfer.report.words import words_for
 from medtransfer.serving import likeness
 from medtransfer.serving.classifier import predict_probabilities
-from medtransfer.serving.outside import Source
 from medtransfer.tracking import mlflow_runs
 from medtransfer.training.device import make_deterministic
 
 EXTERNAL = Path("artifacts/external")
 NETWORK_RUN = "medtransfer.network_run"
+Data = tuple[np.ndarray, pd.DataFrame, dict[str, Any]]
 
 
 def score_outside(
-    params: Params, dataset: str, fits: Sequence[Path], source: Source, samples: pd.DataFrame
+    params: Params, dataset: str, fits: Sequence[Path], samples: pd.DataFrame, source: Mapping[str, Any]
 ) -> tuple[Path, pd.DataFrame]:
     """Score networks on images from another source, write tables and figures, and log one MLflow run per network.
 
-    `fits` is from `find_networks`, `samples` from `find_labelled`. Returns the folder of results, and its table from
-    `compare_sources`.
+    `fits` is from `find_networks`, `samples` from `find_labelled`; `source` has the facts of the source: name (also of
+    the folder of results), folder, labels and map. Returns the folder, and its table from `compare_sources`.
     """
     keras.config.disable_interactive_logging()
     make_deterministic()
-    images, known, description = read_dataset(params, dataset)
+    images, known, description = data = read_dataset(params, dataset)
     for fit in fits:
         check_data_of(fit, description, known)
     pixels = _read(samples, description)
@@ -63,17 +63,18 @@ def score_outside(
         print(f"left out: {counted(int(copies.sum()), 'image')} that {dataset} has too")
     samples, pixels = samples[~copies].reset_index(drop=True), pixels[~copies]
     if samples.empty:
-        raise UserError(f"{source.images}: {dataset} has all of these images too; expected images from another source")
+        raise UserError(
+            f"{source['folder']}: {dataset} has all of these images too; expected images from another source"
+        )
     facts: dict[str, Any] = {
-        "dataset": dataset, "name": source.title, "folder": source.images.resolve().name, "labels": source.labels.name,
-        "map": dict(source.names), "images": len(samples), "groups": int(samples.group.nunique()),
+        "dataset": dataset, **source, "images": len(samples), "groups": int(samples.group.nunique()),
         "copies": int(copies.sum()), "pixels_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
-        "unlike_training": {},
     }  # fmt: skip
-    target = EXTERNAL / dataset / source.title
+    target = EXTERNAL / dataset / source["name"]
+    answers = {fit: _answer(fit, samples, pixels, data) for fit in fits}
+    facts["unlike_training"] = {fit.name: like for fit, (_, like) in answers.items()}
     with atomic_folder(target) as folder:
-        splits, classes = known.split.to_numpy(), description["classes"]
-        pairs = [_score(fit, samples, pixels, images, splits, classes, facts, folder / fit.name) for fit in fits]
+        pairs = [_score(fit, predictions, facts, folder / fit.name) for fit, (predictions, _) in answers.items()]
         compared = _write_tables([there for there, _ in pairs], [here for _, here in pairs], facts, folder)
     shown = [target / "scores.md", *sorted(target.glob("*.png"))]
     for fit in fits:
@@ -111,42 +112,37 @@ def _find_copies(pixels: np.ndarray, samples: pd.DataFrame, images: np.ndarray, 
     return found
 
 
-def _score(
-    fit: Path,
-    samples: pd.DataFrame,
-    pixels: np.ndarray,
-    images: np.ndarray,
-    splits: np.ndarray,
-    classes: list[str],
-    facts: dict[str, Any],
-    folder: Path,
-) -> tuple[Run, Run]:
-    """Write predictions.csv, the confusion matrix and the report of a network, and log them; return both its runs.
+def _answer(fit: Path, samples: pd.DataFrame, pixels: np.ndarray, data: Data) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return a network's predictions for the pixels, and how many of them are unlike the training images.
 
-    `images` and `splits` are those of the data set, to which `pixels` are compared: each row of predictions.csv says
-    whether its image is unlike the training images, and `facts` get their share.
+    The column `unlike_training` says which; `data` is that of `read_dataset`.
     """
-    inside, record = read_run(fit), read_record(fit)
+    images, known, description = data
+    network = load_network(fit / "model.keras")
+    probabilities = predict_probabilities(network, pixels, recipe_of(read_record(fit)).flips)
+    reference, like = likeness.describe_training(network, images, known.split.to_numpy())
+    unlike = likeness.distances(reference, likeness.features_of(network, pixels)) > like["threshold"]
+    keras.backend.clear_session()
+    predictions = as_predictions(samples, probabilities.astype(np.float32), description["classes"])
+    return predictions.assign(unlike_training=unlike), like | {"share": float(unlike.mean())}
+
+
+def _score(fit: Path, predictions: pd.DataFrame, facts: dict[str, Any], folder: Path) -> tuple[Run, Run]:
+    """Write and log the predictions of a network, its scores and its confusion matrix; return both its runs."""
+    inside, record, experiment = read_run(fit), read_record(fit), _experiment(facts)
+    outside = Run({**record, "dataset": experiment}, predictions, None, inside.validation)
+    draw_run(outside, folder)
+    predictions.to_csv(folder / "predictions.csv", index=False)
+    compared = compare_sources([outside], [inside])
+    compared.round(DIGITS).to_csv(folder / "scores.csv", index=False)
     tags = {key: record[key] for key in ("dataset", "model", "seed", "synthetic")}
     tags |= {key: facts[key] for key in ("images", "copies", "pixels_sha256")}
-    experiment, settings = _experiment(facts), {"dataset": facts["dataset"], "network": fit.name}
+    settings = {"dataset": facts["dataset"], "network": fit.name}
     with mlflow_runs.run(experiment, fit.name, record["fit"], settings, tags, sample_seconds=None) as run:
         if run.client:
             run.tag({NETWORK_RUN: mlflow_runs.find(run.client, record["dataset"], record["fit"]) or "unknown"})
-        network = load_network(fit / "model.keras")
-        probabilities = predict_probabilities(network, pixels, recipe_of(record).flips)
-        reference, like = likeness.describe_training(network, images, splits)
-        unlike = likeness.distances(reference, likeness.features_of(network, pixels)) > like["threshold"]
-        facts["unlike_training"][fit.name] = like | {"share": float(unlike.mean())}
-        keras.backend.clear_session()
-        predictions = as_predictions(samples, probabilities, classes)
-        outside = Run({**record, "dataset": experiment}, predictions, None, inside.validation)
-        draw_run(outside, folder)
-        predictions = as_predictions(samples, probabilities.astype(np.float32), classes)
-        predictions.assign(unlike_training=unlike).to_csv(folder / "predictions.csv", index=False)
-        compared = compare_sources([outside], [inside])
-        compared.round(DIGITS).to_csv(folder / "scores.csv", index=False)
-        run.log_metrics({**_for_mlflow(compared), "external/unlike_training": unlike.mean()})
+        unlike = facts["unlike_training"][fit.name]["share"]
+        run.log_metrics({**_for_mlflow(compared), "external/unlike_training": unlike})
     return outside, inside
 
 
