@@ -9,7 +9,7 @@ from PIL import Image
 from medtransfer.core.recipe import TrainParams
 from medtransfer.layers.gradcam import grad_cam, overlay, why_unclear
 from medtransfer.models import vgg16
-from medtransfer.study.gradcam import choose
+from medtransfer.study.finished import choose
 
 pytestmark = pytest.mark.usefixtures("narrow")
 

@@ -27,8 +27,7 @@ from medtransfer.pipeline.prepare import prepare
 from medtransfer.pipeline.train import train
 from medtransfer.serving.register import best_fit, register
 from medtransfer.study.collect import collect
-from medtransfer.study.gradcam import explain_predictions
-from medtransfer.study.layers import analyse_layers
+from medtransfer.study.finished import analyse_layers, explain_predictions
 from medtransfer.training.experiment import load_initial_weights
 
 PREDICTIONS = "id,group,split,label,p_nv,p_mel\na,g,test,nv,0.7,0.3\n"

@@ -9,7 +9,7 @@ import pytest
 from medtransfer.core.recipe import TrainParams
 from medtransfer.layers.probes import compare_layers, linear_cka, probe_blocks, rewind_blocks
 from medtransfer.models import vgg16
-from medtransfer.study.layers import draw_rows
+from medtransfer.study.finished import draw_rows
 
 pytestmark = pytest.mark.usefixtures("narrow")
 

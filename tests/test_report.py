@@ -111,7 +111,7 @@ def test_every_figure_is_a_picture(tmp_path: Path) -> None:
     history = pd.DataFrame(
         {"epoch": [1, 2], **{key: [0.5, 0.6] for key in ("loss", "accuracy", "val_loss", "val_accuracy")}}
     )
-    figures.class_distribution(pd.Series({"a": 3, "b": 5}), "t").savefig(tmp_path / "1.png")
+    figures.class_distribution({"a": 3, "b": 5}, "t").savefig(tmp_path / "1.png")
     figures.confusion(np.array([[3, 1], [0, 5]]), ["a", "b"], "t").savefig(tmp_path / "2.png")
     figures.curves(history, "t").savefig(tmp_path / "3.png")
     figures.training_accuracy({"x": history}, "t").savefig(tmp_path / "4.png")

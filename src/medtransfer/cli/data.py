@@ -12,8 +12,9 @@ from filelock import FileLock, Timeout
 
 from medtransfer.cli.app import cli
 from medtransfer.cli.shared import EXISTING_FILE, EXISTING_FOLDER, FOLDER, PATH, dvc
-from medtransfer.core.dvc import IMPORTED, POINTER
+from medtransfer.core.dvc import DEMONSTRATION, IMPORTED, PIPELINE, POINTER
 from medtransfer.core.errors import UserError, counted, first_three
+from medtransfer.core.files import restored_on_error
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import read_params
 from medtransfer.core.run_record import note_of
@@ -31,9 +32,6 @@ def demo() -> None:
     The present data stay in DVC's cache. If you commit data.dvc first, `git checkout data.dvc && dvc checkout
     data.dvc` brings them back.
     """
-    from medtransfer.core.dvc import DEMONSTRATION
-    from medtransfer.core.files import restored_on_error
-
     _lock_data()
     with restored_on_error(DATA, *filter(Path.exists, [POINTER])):
         shutil.copyfile(DEMONSTRATION, POINTER)
@@ -94,8 +92,6 @@ def add(
     Without --labels, --images must contain one folder per class, or train, validation and test with such folders. Run
     `dvc repro` afterwards.
     """
-    from medtransfer.core.dvc import PIPELINE
-    from medtransfer.core.files import restored_on_error
     from medtransfer.data.custom import Columns
     from medtransfer.study.check import check_files
     from medtransfer.study.custom_data import add_custom
@@ -126,8 +122,6 @@ def add(
 @click.argument("name")
 def remove(name: str) -> None:
     """Remove a custom data set from data/, params.yaml and dvc.yaml; its finished fits stay in artifacts/."""
-    from medtransfer.core.dvc import PIPELINE
-    from medtransfer.core.files import restored_on_error
     from medtransfer.data.custom import dataset_of
     from medtransfer.study.check import check_files
     from medtransfer.study.custom_data import remove_custom
@@ -227,7 +221,7 @@ def _print_validation(report: dict[str, Any]) -> None:
 @click.option("--plots", type=FOLDER, default=Path("artifacts/class_distribution"))
 def describe(names: tuple[str, ...], plots: Path) -> None:
     """Print classes, counts, groups, licence and citation, and plot the class distribution."""
-    from medtransfer.data.checks import class_counts, describe
+    from medtransfer.data.checks import describe
     from medtransfer.report.figures import class_distribution, mark
 
     for dataset in _datasets(names):
@@ -237,7 +231,7 @@ def describe(names: tuple[str, ...], plots: Path) -> None:
         plots.mkdir(parents=True, exist_ok=True)
         plot = plots / f"{name}.png"
         title = mark(f"{name}: images per class", note_of(entry))
-        class_distribution(class_counts(entry), title).savefig(plot)
+        class_distribution({label: counts["images"] for label, counts in entry["classes"].items()}, title).savefig(plot)
         click.echo(f"  plot: {plot}\n")
 
 
@@ -245,8 +239,7 @@ def _print_description(entry: dict[str, Any]) -> None:
     click.echo("\n".join(filter(None, [entry["title"], note_of(entry)])))
     click.echo(f"  {entry['images']} images of {entry['groups']} {entry['group']}s; from {entry['source']}")
     for label, counts in entry["classes"].items():
-        click.echo(
-            f"  {label:<10} {counts['images']:>6} images {counts['groups']:>6} {entry['group']}s  {counts['meaning']}"
-        )
+        images, groups = f"{counts['images']:>6} images", f"{counts['groups']:>6} {entry['group']}s"
+        click.echo(f"  {label:<10} {images} {groups}  {counts['meaning']}")
     click.echo(f"  licence: {entry['licence']}")
     click.echo(f"  cite: {entry['citation']}")

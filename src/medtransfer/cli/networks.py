@@ -103,7 +103,7 @@ def layers(dataset: str, configuration: str, seed: int) -> None:
     """
     params = read_params(PARAMS)
     with quiet_start():
-        from medtransfer.study.layers import analyse_layers
+        from medtransfer.study.finished import analyse_layers
 
     click.echo(f"layers: {analyse_layers(params, dataset, configuration, seed)}")
 
@@ -114,7 +114,7 @@ def gradcam(dataset: str, configuration: str, seed: int) -> None:
     """Show where a finished network looked in its most confident correct and wrong predictions per class."""
     params = read_params(PARAMS)
     with quiet_start():
-        from medtransfer.study.gradcam import explain_predictions
+        from medtransfer.study.finished import explain_predictions
 
     click.echo(f"gradcam: {explain_predictions(params, dataset, configuration, seed)}")
 

@@ -4,8 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of
 from medtransfer.data.catalogue import Dataset, read_source
@@ -70,8 +68,3 @@ def validate(dataset: Dataset, folder: Path) -> dict[str, Any]:
         "mixed_groups": list(mixed.index),
         "duplicates": duplicates,
     }
-
-
-def class_counts(description: dict[str, Any]) -> pd.Series:
-    """Return the number of images per class, in the catalogue's order."""
-    return pd.Series({label: entry["images"] for label, entry in description["classes"].items()}, name="images")

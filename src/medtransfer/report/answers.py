@@ -1,7 +1,5 @@
 """The front of the page: each question, the comparison of two models that answers it, and its verdict."""
 
-from dataclasses import dataclass
-
 import pandas as pd
 
 from medtransfer.analysis.claims import FAILS, HOLDS
@@ -16,21 +14,13 @@ FROM_IMAGENET = "imagenet_all"
 COLUMNS = ["change", "data set", "verdict", "macro F1", "seeds", "p, corrected"]
 
 
-@dataclass(frozen=True)
-class Question:
-    """A change, and the two models whose difference in macro F1, first less second, shows its effect."""
-
-    change: str
-    first: str
-    second: str
-
-
+# Changes, and the two models whose difference in macro F1, first less second, shows the effect of each.
 QUESTIONS = (
-    Question("ImageNet weights instead of random weights", FROM_IMAGENET, "cnn_random"),
-    Question("train the last block instead of the first", "imagenet_last_block", "imagenet_first_block"),
-    Question("train the first and last blocks instead of all", "imagenet_first_last", FROM_IMAGENET),
-    Question("train the last block instead of all", "imagenet_last_block", FROM_IMAGENET),
-    Question("train only the head instead of all", "imagenet_head", FROM_IMAGENET),
+    ("ImageNet weights instead of random weights", FROM_IMAGENET, "cnn_random"),
+    ("train the last block instead of the first", "imagenet_last_block", "imagenet_first_block"),
+    ("train the first and last blocks instead of all", "imagenet_first_last", FROM_IMAGENET),
+    ("train the last block instead of all", "imagenet_last_block", FROM_IMAGENET),
+    ("train only the head instead of all", "imagenet_head", FROM_IMAGENET),
 )
 
 
@@ -41,12 +31,12 @@ def answers(study: Study) -> pd.DataFrame:
     models, if there is one.
     """
     rows = []
-    for question in QUESTIONS:
+    for change, first, second in QUESTIONS:
         for dataset in study.tables.results.dataset.drop_duplicates():
-            pair = find_pair(study.tables.pairs, dataset, question.first, question.second)
+            pair = find_pair(study.tables.pairs, dataset, first, second)
             if pair:
                 found = judged(study.tables.claims, pair)
-                rows.append({"change": question.change, "data set": words_for(dataset).title, **found})
+                rows.append({"change": change, "data set": words_for(dataset).title, **found})
     return pd.DataFrame(rows, columns=COLUMNS).set_index("change")
 
 

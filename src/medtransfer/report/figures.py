@@ -28,10 +28,10 @@ def mark(title: str, note: str) -> str:
     return "\n".join([title, *textwrap.wrap(note, NOTE_WIDTH)])
 
 
-def class_distribution(counts: pd.Series, title: str) -> Figure:
-    """Return a figure of the number of images per class (index: classes)."""
+def class_distribution(counts: Mapping[str, int], title: str) -> Figure:
+    """Return a figure of the number of images per class."""
     figure, axes = _panel(1.8 + 0.8 * len(counts), 3.6, title)
-    axes.bar_label(axes.bar(list(counts.index), counts.to_numpy(), color=PALETTE[0]), padding=2)
+    axes.bar_label(axes.bar(list(counts), list(counts.values()), color=PALETTE[0]), padding=2)
     axes.margins(y=0.1)
     axes.set(ylabel="images")
     return figure

@@ -18,7 +18,7 @@ from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import atomic_file
 from medtransfer.core.layout import PARAMS, RUNS
 from medtransfer.core.params import read_params
-from medtransfer.core.predictions import as_predictions
+from medtransfer.core.predictions import as_predictions, probability_columns
 from medtransfer.core.prepared import data_of
 from medtransfer.core.run_record import find_fits, read_record
 from medtransfer.serving.classifier import (
@@ -126,23 +126,16 @@ def as_table(answers: list[dict[str, Any]], facts: dict[str, Any]) -> pd.DataFra
     Its columns are image, predicted, p_<class>, unlike_training, distance, LIKENESS (the same in every row),
     calibrated, overlay, problem and synthetic, and label where labels were given.
     """
-    like = {key: (facts["likeness"] or {}).get(key) for key in LIKENESS}
-    rows = [
-        {
-            "image": found["image"],
-            **({"label": found["label"]} if "label" in found else {}),
-            "predicted": found.get("predicted", ""),
-            **{f"p_{name}": found.get("probabilities", {}).get(name, np.nan) for name in facts["classes"]},
-            **{key: found.get(key) for key in ("unlike_training", "distance")},
-            **like,
-            "calibrated": found.get("calibrated"),
-            "overlay": found.get("overlay", ""),
-            "problem": found.get("problem", ""),
-            "synthetic": facts["synthetic"],
-        }
-        for found in answers
-    ]
-    return pd.DataFrame(rows)
+    known = dict.fromkeys(("predicted", "overlay", "problem"), "") | {"synthetic": facts["synthetic"]}
+    known |= {key: (facts["likeness"] or {}).get(key) for key in LIKENESS}
+    rows = []
+    for found in answers:
+        given = found.get("probabilities", {})
+        rows.append(known | found | dict(zip(probability_columns(given), given.values(), strict=True)))
+    labelled = ["label"] if any("label" in found for found in answers) else []
+    columns = ["image", *labelled, "predicted", *probability_columns(facts["classes"])]
+    columns += ["unlike_training", "distance", *LIKENESS, "calibrated", "overlay", "problem", "synthetic"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def as_json(answers: list[dict[str, Any]], classifier: Classifier) -> dict[str, Any]:

@@ -52,23 +52,20 @@ def add_custom(
             f"{PARAMS}: datasets.{name}.split.by: is {by}, but {found}; change the option, or write "
             f"by: {'group' if grouped else 'image'} there"
         )
-    entry: dict[str, Any] = {"title": name, "classes": [], "meanings": {}, "group": "", "licence": "unknown"}
-    entry["citation"] = "none"
+    entry: dict[str, Any] = {"title": name, "classes": [], "meanings": {}, "group": ""}
+    entry |= {"licence": "unknown", "citation": "none"}
     if known and known.catalogue:
         entry |= known.catalogue.model_dump(exclude_unset=True)
-    entry |= about
-    entry["classes"] = _classes(samples, entry["classes"], labels or images)
-    entry["meanings"] = {label: entry["meanings"].get(label, label) for label in entry["classes"]}
-    entry["group"] = columns.group or ("patient" if grouped else "image")
+    classes = _classes(samples, entry["classes"], labels or images)
+    entry |= {"classes": classes, "meanings": {label: entry["meanings"].get(label, label) for label in classes}}
+    entry |= {"group": columns.group or ("patient" if grouped else "image"), **about}
     own = given and "validation" in set(samples.split)
     files = _plan(params, name, entry, by=by, only=only, without=["test", *["validation"] * own] * (by == "given"))
     split = parse_params(files[PARAMS], PARAMS).datasets[name].split
     assign_splits(samples, split, name)  # refuses what is too small before anything is changed
     copy_custom(name, samples, DATA, f"folder {images.resolve().name}")
-    for path, text in files.items():
-        with atomic_file(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-    print(", ".join(f"{label} {count}" for label, count in samples.label.value_counts()[entry["classes"]].items()))
+    _write(files)
+    print(", ".join(f"{label} {count}" for label, count in samples.label.value_counts()[classes].items()))
     return len(samples)
 
 
@@ -91,6 +88,10 @@ def remove_custom(params: Params, name: str) -> None:
     files = {PARAMS: text, PIPELINE: _dump(yaml, pipeline)}
     parse_params(text, PARAMS)  # refuses if a configuration needs the data set
     shutil.rmtree(DATA / name, ignore_errors=True)
+    _write(files)
+
+
+def _write(files: dict[Path, str]) -> None:
     for path, text in files.items():
         with atomic_file(path) as partial:
             partial.write_text(text, encoding="utf-8")
@@ -136,8 +137,9 @@ def _plan(
     first = next(iter(values["datasets"].values()))
     known = values["datasets"].setdefault(name, CommentedMap())
     if not known:
-        parts = {"by": by, "validation": 0.2, "test": 0.2, **first["split"]} | {"by": by}
-        split = CommentedMap({key: value for key, value in parts.items() if key not in ("leak", "leakage", *without)})
+        parts = {"by": by, "validation": 0.2, "test": 0.2, **first["split"]}
+        kept = [key for key in ("validation", "test", "seed") if key not in without]
+        split = CommentedMap({"by": by, **{key: parts[key] for key in kept}})
         split.fa.set_flow_style()
         known.update({"image_size": first["image_size"], "resize_filter": first["resize_filter"], "split": split})
     known.setdefault("catalogue", CommentedMap()).update(entry)

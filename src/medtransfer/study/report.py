@@ -14,7 +14,7 @@ from medtransfer.analysis.tables import compute_tables, read_tables, write_table
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
 from medtransfer.core.layout import FIGURES, GRADCAM, LAYERS, NOTES, PARAMS, REPORTS, SHARED, SUBGROUPS, TUNING
-from medtransfer.core.params import CatalogueEntry, read_params
+from medtransfer.core.params import CatalogueEntry, Split, read_params
 from medtransfer.core.run_record import find_fits, read_record, warn_of_leftovers
 from medtransfer.core.tables import read_result
 from medtransfer.metrics.scores import MACRO
@@ -51,24 +51,22 @@ def write_leakage(leaky: Path, clean: Path) -> Path:
     """
     for folder, expected in ((leaky, "match"), (clean, "remove")):
         for dataset, settings in _read_yaml(folder / PARAMS)["datasets"].items():
-            found = settings["split"].get("leakage") or settings["split"].get("leak", "keep")  # the older name
+            found = Split.model_validate(settings["split"]).leak
             if found != expected:
                 raise UserError(
                     f"{folder / PARAMS}: datasets.{dataset}.split.leakage: found {found}, expected {expected}"
                 )
     runs = _read_collected(leaky)
-    shared = {dataset: _read_shared(leaky, dataset) for dataset in {run.dataset for run in runs}}
+    shared = {}
+    for dataset in {run.dataset for run in runs}:
+        path = leaky / "runs" / dataset / SHARED
+        if not path.exists():
+            raise UserError(f"{path}: not found; collect these runs again, or their split has no leakage")
+        shared[dataset] = read_result(path, dtype=str)
     table = measure_leakage(runs, _read_collected(clean), shared)
     with atomic_file(leaky / LEAKAGE) as path:
         table.round(6).to_csv(path, index=False)
     return leaky / LEAKAGE
-
-
-def _read_shared(folder: Path, dataset: str) -> pd.DataFrame:
-    path = folder / "runs" / dataset / SHARED
-    if not path.exists():
-        raise UserError(f"{path}: not found; collect these runs again, or their split has no leakage")
-    return read_result(path, dtype=str)
 
 
 def report(folders: list[Path], output: Path) -> None:
@@ -162,7 +160,6 @@ def _read_collected(folder: Path) -> list[Run]:
         for dataset, study in params["study"].items()
         for model in (*params["baselines"], *study["train"], *study.get("transfer", []))
     ]
-
     warn_of_leftovers(folder / "runs", order)
 
     def rank(fit: Path) -> tuple[int, str, int]:
