@@ -163,7 +163,7 @@ def register(network: Any, run_id: str, folder: Path) -> None:
     facts["training_sha256"] = sha256_of(folder / "training.npz")
     (folder / "model-card.md").write_text(NAME)
     write_json(folder / "classifier.json", facts)
-    mlflow_models.register_classifier(mlflow.MlflowClient(), NAME, run_id, folder, facts, "tensorflow")
+    mlflow_models.register_classifier(run_id, folder, facts, mlflow_models.BEST)
 
 
 def tracking_attacks(ui: str, run_id: str, canary: Path) -> dict[str, dict[str, Any]]:

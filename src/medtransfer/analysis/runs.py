@@ -11,7 +11,7 @@ import pandas as pd
 from medtransfer.analysis.uncertainty import Jackknife, jackknife
 from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError
-from medtransfer.core.layout import run_folder
+from medtransfer.core.layout import RUNS, run_folder
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import read_predictions
 from medtransfer.core.run_record import read_record
@@ -62,6 +62,14 @@ class Run:
 def studied(params: Params) -> list[Path]:
     """Return the folder of every fit that params.yaml studies; there may be others beside them."""
     return [run_folder(dataset, model, seed) for dataset, model in studied_models(params) for seed in params.seeds]
+
+
+def finished_networks(params: Params, dataset: str) -> list[Path]:
+    """Return the folders of the networks of a data set that params.yaml studies and that are finished."""
+    found = [fit for fit in studied(params) if fit.parent == RUNS / dataset and (fit / "model.keras").exists()]
+    if not found:
+        raise UserError(f"{RUNS / dataset}: no finished network; run `dvc repro`")
+    return found
 
 
 def studied_models(params: Params) -> list[tuple[str, str]]:

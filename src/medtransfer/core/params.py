@@ -238,7 +238,7 @@ class Configuration(Overrides):
         found = {**dict(train), **(RECIPES[self.recipe] if self.recipe else {})}
         found |= {name: value for name, value in own.items() if value is not None}
         if isinstance(self.learning_rate, dict):
-            if dataset not in ("", *self.learning_rate):  # "" is no data set: see `_check_recipe`
+            if dataset not in ("", *self.learning_rate):  # "" is no data set: the recipe is only checked
                 _warn_once(
                     f"learning_rate: {self.learning_rate} has no rate for {dataset}, which gets train.learning_rate, "
                     f"{train.learning_rate:g}; `medtransfer tune {dataset}` finds one"
@@ -284,11 +284,17 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _refer_to_what_exists(self) -> "Params":
-        for name in self.configurations:
+        for name, configuration in self.configurations.items():
             if name in TREES:
                 raise ValueError(f"configurations.{name}: this name belongs to a baseline; choose another")
-            self._check_rates(name)
-            self._check_recipe(name)
+            rates = configuration.learning_rate
+            for dataset in rates if isinstance(rates, dict) else ():
+                if dataset not in self.datasets:
+                    raise ValueError(unknown(f"configurations.{name}.learning_rate", dataset, self.datasets))
+            try:
+                configuration.settings(self.train, "")
+            except ValidationError as error:
+                raise ValueError(f"configurations.{name}: {_message(error.errors()[0])}") from None
         for dataset, study in self.study.items():
             if dataset not in self.datasets:
                 raise ValueError(unknown("study", dataset, self.datasets))
@@ -296,18 +302,6 @@ class Params(Section):
                 for name in names:
                     self._check_configuration(f"study.{dataset}.{key}", name, transferred=key == "transfer")
         return self
-
-    def _check_rates(self, name: str) -> None:
-        rate = self.configurations[name].learning_rate
-        for dataset in rate if isinstance(rate, dict) else ():
-            if dataset not in self.datasets:
-                raise ValueError(unknown(f"configurations.{name}.learning_rate", dataset, self.datasets))
-
-    def _check_recipe(self, name: str) -> None:
-        try:
-            self.configurations[name].settings(self.train, "")
-        except ValidationError as error:
-            raise ValueError(f"configurations.{name}: {_message(error.errors()[0])}") from None
 
     def _check_configuration(self, key: str, name: str, *, transferred: bool) -> None:
         if name not in self.configurations:

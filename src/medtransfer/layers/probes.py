@@ -52,7 +52,8 @@ def compare_layers(tuned: keras.Model, start: keras.Model, images: np.ndarray) -
     rows = []
     for layer in base_layers(tuned):
         cka = linear_cka(*(_outputs(model, layer.name, images) for model in (start, tuned)))
-        old, new = (_flat_weights(model.get_layer(layer.name)) for model in (start, tuned))
+        weights = [model.get_layer(layer.name).get_weights() for model in (start, tuned)]
+        old, new = (np.concatenate([np.ravel(part) for part in parts]) for parts in weights)
         distance = float(np.linalg.norm(new - old) / np.linalg.norm(old))
         rows.append({"layer": layer.name, "block": block_of(layer.name), "cka": cka, "distance": distance})
     return pd.DataFrame(rows)
@@ -111,7 +112,3 @@ def _outputs(model: keras.Model, layer: str, images: np.ndarray) -> np.ndarray:
     part = keras.Model(model.inputs, [model.get_layer(layer).output])
     outputs = np.concatenate([batch[0] for batch in _batched(part, images, np.arange(len(images)))])
     return outputs.reshape(len(outputs), -1)
-
-
-def _flat_weights(layer: keras.Layer) -> np.ndarray:
-    return np.concatenate([np.ravel(weights) for weights in layer.get_weights()])

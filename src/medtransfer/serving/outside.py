@@ -10,9 +10,8 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from medtransfer.analysis.runs import studied
+from medtransfer.analysis.runs import finished_networks
 from medtransfer.core.errors import UserError, check_known, first_three
-from medtransfer.core.layout import RUNS
 from medtransfer.core.params import Params
 from medtransfer.core.prepared import finished_network
 from medtransfer.core.tables import BINARY, from_one_hot, read_table
@@ -38,10 +37,7 @@ def find_networks(params: Params, dataset: str, names: Sequence[str], seeds: Seq
         study = params.study[dataset]
         named = names or [*study.train, *study.transfer]
         return [finished_network(params, dataset, name, seed) for name in named for seed in seeds or params.seeds]
-    found = [fit for fit in studied(params) if fit.parent == RUNS / dataset and (fit / "model.keras").exists()]
-    if not found:
-        raise UserError(f"{RUNS / dataset}: no finished network; run `dvc repro`")
-    return found
+    return finished_networks(params, dataset)
 
 
 def find_labelled(images: Path, labels: Labels, classes: Sequence[str]) -> pd.DataFrame:

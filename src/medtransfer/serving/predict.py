@@ -49,13 +49,13 @@ def open_classifier(dataset: str, model: str | None) -> Classifier:
             check_known("data sets", dataset, sorted({*read_params(PARAMS).datasets, *registered}))
     uri = model or f"models:/{dataset}@{mlflow_models.BEST}"
     with tempfile.TemporaryDirectory() as folder:
-        found = _open_run(uri, Path(folder)) if uri.startswith("runs:/") else _open_registered(uri, Path(folder))
+        found = _open_run(uri, Path(folder)) if uri.startswith("runs:/") else _fetch(uri, Path(folder))
     if found.facts["dataset"] != dataset:
         raise UserError(f"{uri}: a network for {found.facts['dataset']}; expected one for {dataset}")
     return found
 
 
-def _open_registered(uri: str, folder: Path) -> Classifier:
+def _fetch(uri: str, folder: Path) -> Classifier:
     return load_classifier(*mlflow_models.fetch_classifier(uri, folder))
 
 
@@ -71,7 +71,7 @@ def _open_run(uri: str, folder: Path) -> Classifier:
     versions = [found for found in mlflow_models.registered(client) if found.tags.get(mlflow_store.FIT) == fit]
     if versions:
         newest = max(versions, key=lambda found: int(found.version))
-        return _open_registered(f"models:/{newest.name}/{newest.version}", folder)
+        return _fetch(f"models:/{newest.name}/{newest.version}", folder)
     for path in find_fits(RUNS):
         if read_record(path)["fit"] == fit:
             check_unchanged(path)

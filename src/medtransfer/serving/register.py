@@ -5,10 +5,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import keras
 import pandas as pd
 
-from medtransfer.analysis.runs import studied
+from medtransfer.analysis.runs import finished_networks, studied
 from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.layout import RUNS
@@ -37,8 +36,7 @@ def register(params: Params, dataset: str, fit: Path | None = None) -> tuple[dic
         better = ", and no network does better" if alias == mlflow_models.BEST else ""
         log.warning("%s: predicts only %s on the validation images%s", fit, only, better)
     description = data_of(fit)
-    client = mlflow_store.reach()
-    run_id = mlflow_runs.find(client, dataset, read_record(fit)["fit"])
+    run_id = mlflow_runs.find(mlflow_store.reach(), dataset, read_record(fit)["fit"])
     if run_id is None:
         raise UserError(f"{fit}: MLflow has no run of this fit; run `medtransfer audit --repair`")
     make_deterministic()
@@ -46,20 +44,16 @@ def register(params: Params, dataset: str, fit: Path | None = None) -> tuple[dic
         folder = Path(temporary, mlflow_models.CLASSIFIER)
         folder.mkdir()
         facts = write_classifier(params, fit, description, folder)
-        backend = keras.backend.backend()
-        version = mlflow_models.register_classifier(client, dataset, run_id, folder, facts, backend, alias)
-    return facts, version, alias
+        return facts, mlflow_models.register_classifier(run_id, folder, facts, alias), alias
 
 
 def best_fit(params: Params, dataset: str) -> Path:
     """Return the folder of the study's finished network with the highest macro F1 on the validation images."""
     # Check every fit first: a damaged one could be the best, or its network could be missing.
-    fits = [path for path in studied(params) if path.parent == RUNS / dataset and path.exists()]
-    for path in fits:
-        check_unchanged(path)
-    found = {path: score(_validation_rows(path))[MACRO] for path in fits if (path / "model.keras").exists()}
-    if not found:
-        raise UserError(f"{RUNS / dataset}: no finished network; run `dvc repro`")
+    for path in studied(params):
+        if path.parent == RUNS / dataset and path.exists():
+            check_unchanged(path)
+    found = {path: score(_validation_rows(path))[MACRO] for path in finished_networks(params, dataset)}
     return max(found, key=lambda fit: found[fit])
 
 

@@ -107,20 +107,16 @@ def _copy(fits: list[Path], folder: Path) -> None:
     for dataset in {read_record(fit)["dataset"] for fit in fits}:
         shutil.copyfile(PREPARED / dataset / "dataset.json", folder / "runs" / dataset / "dataset.json")
         samples = read_result(PREPARED / dataset / "samples.csv", dtype=str)
-        shared = _shared(samples)
+        # Each test image, and each other split with images of its group.
+        groups = samples[samples.split.isin(["train", "validation"])][["group", "split"]].drop_duplicates()
+        tested = samples[samples.split == "test"][["id", "group"]]
+        shared = tested.merge(groups, on="group")[["id", "split"]]
         if len(shared):
             shared.to_csv(folder / "runs" / dataset / SHARED, index=False)
         described = dataset_of(dataset, params).describe(DATA / dataset)
-        tested = described[described.id.isin(samples.id[samples.split == "test"])]
-        if len(tested):
-            tested.sort_values("id").to_csv(folder / "runs" / dataset / SUBGROUPS, index=False)
-
-
-def _shared(samples: pd.DataFrame) -> pd.DataFrame:
-    """Return id and split of each test image and each other split (train, validation) with images of its group."""
-    groups = samples[samples.split.isin(["train", "validation"])][["group", "split"]].drop_duplicates()
-    tested = samples[samples.split == "test"][["id", "group"]]
-    return tested.merge(groups, on="group")[["id", "split"]]
+        described = described[described.id.isin(tested.id)]
+        if len(described):
+            described.sort_values("id").to_csv(folder / "runs" / dataset / SUBGROUPS, index=False)
 
 
 def _check_same_study(fits: list[Path], folder: Path) -> None:

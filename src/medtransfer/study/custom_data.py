@@ -3,7 +3,7 @@
 import io
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,8 @@ def add_custom(
     classes = _classes(samples, entry["classes"], labels or images)
     entry |= {"classes": classes, "meanings": {label: entry["meanings"].get(label, label) for label in classes}}
     entry |= {"group": columns.group or ("patient" if grouped else "image"), **about}
-    own = given and "validation" in set(samples.split)
-    files = _plan(params, name, entry, by=by, only=only, without=["test", *["validation"] * own] * (by == "given"))
+    given_parts = {"test", *samples.split} - {"train"} if by == "given" else set()  # the data have these parts
+    files = _plan(params, name, entry, by=by, only=only, without=given_parts)
     split = parse_params(files[PARAMS], PARAMS).datasets[name].split
     assign_splits(samples, split, name)  # refuses what is too small before anything is changed
     copy_custom(name, samples, DATA, f"folder {images.resolve().name}")
@@ -129,7 +129,7 @@ def _classes(samples: pd.DataFrame, known: Sequence[str], where: Path) -> list[s
 
 
 def _plan(
-    params: Params, name: str, entry: dict[str, Any], by: str, only: bool, without: Sequence[str]
+    params: Params, name: str, entry: dict[str, Any], by: str, only: bool, without: Collection[str]
 ) -> dict[Path, str]:
     """Return the new text of params.yaml and dvc.yaml; a new split is the first one's, without some keys."""
     yaml = _round_trip()

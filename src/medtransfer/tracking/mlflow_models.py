@@ -129,19 +129,14 @@ def _log_model(save: Callable[..., None], flavor: str, **arguments: Any) -> None
     mlflow.MlflowClient().set_logged_model_tags(logged.model_id, {MODEL_DIGEST: digest})
 
 
-def register_classifier(
-    client: mlflow.MlflowClient,
-    name: str,
-    run_id: str,
-    folder: Path,
-    facts: Mapping[str, Any],
-    backend: str,
-    alias: str = BEST,
-) -> str:
+def register_classifier(run_id: str, folder: Path, facts: Mapping[str, Any], alias: str) -> str:
     """Log the folder of a classifier with the run of its fit, register it with an alias and return its version.
 
     Its model card becomes the version's description. A version that is already registered and undamaged is reused.
     """
+    import keras
+
+    client, name = reach(), facts["dataset"]
     tags = {FIT: facts["fit"], **{tag: sha256_of(folder / file) for file, tag in REGISTERED.items()}}
     with ignoring_existing():
         client.create_registered_model(name)
@@ -165,11 +160,12 @@ def register_classifier(
                 Schema([ColSpec("binary", "image")]),
                 Schema([ColSpec("string", "predicted"), *columns, ColSpec("boolean", "unlike_training")]),
             ),
-            pip_requirements=_pinned(*SERVING, backend),
+            pip_requirements=_pinned(*SERVING, keras.backend.backend()),
         )
     card = (folder / CARD).read_text(encoding="utf-8")[:MAX_DESCRIPTION]
-    source = {"description": card, "model_id": logged.model_id}
-    version = client.create_model_version(name, logged.model_uri, run_id, tags, **source)
+    version = client.create_model_version(
+        name, logged.model_uri, run_id, tags, description=card, model_id=logged.model_id
+    )
     client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)
 

@@ -30,15 +30,10 @@ log = logging.getLogger(__name__)
 SQLITE, OWN_STORE = "sqlite:///", Path("mlruns/mlflow.db")
 FIT = "medtransfer.fit"
 # Where MLflow's tables have absolute paths.
-MOVES = (
-    "UPDATE experiments SET artifact_location = :new || substr(artifact_location, :rest) "
-    "WHERE instr(artifact_location, :old) = 1",
-    "UPDATE logged_models SET artifact_location = :new || substr(artifact_location, :rest) "
-    "WHERE instr(artifact_location, :old) = 1",
-    "UPDATE runs SET artifact_uri = :new || substr(artifact_uri, :rest) WHERE instr(artifact_uri, :old) = 1",
-    "UPDATE model_versions SET storage_location = :new || substr(storage_location, :rest) "
-    "WHERE instr(storage_location, :old) = 1",
-)
+PATHS = {
+    "experiments": "artifact_location", "logged_models": "artifact_location", "runs": "artifact_uri",
+    "model_versions": "storage_location",
+}  # fmt: skip
 NOTE = "mlflow.note.content"  # what MLflow shows as the description
 DESCRIPTION = (
     "medtransfer: {}. One run per model and seed. Choose a model by validation/best/macro_f1; test/macro_f1 is for the "
@@ -139,9 +134,12 @@ def keep_artifacts_here(store: Path | None = None, mlruns: Path | None = None) -
         found = tables.execute("SELECT artifact_location FROM experiments WHERE artifact_location NOT NULL").fetchall()
         for folder in {Path(location).parent for (location,) in found} - {here}:
             if folder.is_absolute() and folder.name == here.name:
-                old = f"{folder}/"
-                for move in MOVES:
-                    tables.execute(move, {"old": old, "new": f"{here}/", "rest": len(old) + 1})
+                for table, path in PATHS.items():
+                    tables.execute(
+                        f"UPDATE {table} SET {path} = :new || substr({path}, length(:old) + 1) "  # noqa: S608
+                        f"WHERE instr({path}, :old) = 1",
+                        {"old": f"{folder}/", "new": f"{here}/"},
+                    )
 
 
 def is_there() -> bool:
