@@ -497,7 +497,9 @@ def test_a_mistake_is_one_line_and_changes_nothing(project: Path) -> None:
         (lambda: change_table(image=["../labels.csv"] * 40), {}, "row 2: '../labels.csv' is not among the images"),
         (lambda: change_table(patient=[""] * 40), {}, "row 2 has no patient; fill it in"),
         (lambda: change_table(label=["ill", None] * 20), {}, "row 3 has no label"),
-        (lambda: Path("labels.csv").write_bytes(b"image,label,patient\n\xff,x,y\n"), {}, "read as CSV in UTF-8"),
+        (lambda: Path("labels.csv").write_bytes(b"image,label,patient\n\xff,x,y\n"), {}, "save it as `CSV UTF-8`"),
+        (lambda: Path("labels.csv").write_text(table, encoding="utf-16"), {}, "labels.csv: not in UTF-8"),
+        (lambda: change_table(patient="2.02311E+15"), {}, "row 2: patient is 2.02311E+15, which a spreadsheet"),
         (lambda: Path("labels.csv").write_text(""), {}, "cannot be read as CSV"),
         (lambda: Path("labels.csv").write_text("image,label,patient\na,b,c,d\n"), {}, "row 2 has 4 cells"),
         (lambda: Path("labels.csv").write_text("image,label,label\n"), {}, "more than one column 'label'"),
@@ -525,6 +527,19 @@ def test_a_comma_at_the_end_of_each_row_shifts_no_column(project: Path) -> None:
     copied = pd.read_csv("data/mine/labels.csv")
     assert set(copied.label) == {"ill", "well"}
     assert copied.group.nunique() == 20
+
+
+@pytest.mark.parametrize("more", [",,", ",note,note", ",,0,0"])
+def test_columns_without_a_unique_name_are_ignored(project: Path, more: str) -> None:
+    header, *rows = Path("labels.csv").read_text().splitlines()
+    Path("labels.csv").write_text("\n".join([f"{header}{more}", *(f"{row},0,1" for row in rows)]))
+    assert add() == 40
+
+
+def test_blanks_around_the_names_of_columns_do_not_matter(project: Path) -> None:
+    Path("labels.csv").write_text(Path("labels.csv").read_text().replace(",", ", "))
+    assert add() == 40
+    assert set(pd.read_csv("data/mine/labels.csv").label) == {"ill", "well"}
 
 
 def test_blank_rows_do_not_shift_the_numbers_in_messages(project: Path) -> None:

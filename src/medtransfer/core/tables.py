@@ -19,14 +19,17 @@ TEXT = ["dataset", "model", "class", "id", "label", "group", "split", "predicted
 def read_table(path: Path, columns: list[str], delimiter: str = ",") -> pd.DataFrame:
     """Read a user's CSV file in UTF-8 as text; the index is the number of a row in the file, where the header is 1.
 
-    Blank rows and empty cells at the end of a row are left out. A missing file is a FileNotFoundError; a file that is
-    not CSV or lacks one of the columns is a UserError.
+    Blank rows, empty cells at the end of a row, and columns without a unique name are left out. A missing file is a
+    FileNotFoundError; a file that is not CSV or lacks one of the columns is a UserError.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header, *rows = csv.reader(file, delimiter=delimiter, strict=True)
-    except (csv.Error, ValueError) as error:  # ValueError: an empty file, or another encoding
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not in UTF-8; save it as `CSV UTF-8`, as Excel calls it") from None
+    except (csv.Error, ValueError) as error:  # ValueError: an empty file
         raise UserError(f"{path}: cannot be read as CSV in UTF-8: {' '.join(str(error).split())}") from None
+    header = [name.strip() for name in header]
     for column in columns:
         if header.count(column) != 1:
             found = "no" if column not in header else "more than one"
@@ -42,7 +45,8 @@ def read_table(path: Path, columns: list[str], delimiter: str = ",") -> pd.DataF
             )
         if any(row):
             cells[number] = [*row[:width], *[""] * (width - len(row))]
-    return pd.DataFrame.from_dict(cells, orient="index", columns=header, dtype=str)
+    table = pd.DataFrame.from_dict(cells, orient="index", columns=header, dtype=str)
+    return table.loc[:, ~table.columns.duplicated(keep=False) & (table.columns != "")]
 
 
 def from_one_hot(table: pd.DataFrame, classes: list[str], path: Path) -> pd.Series:

@@ -19,6 +19,7 @@ from medtransfer.data.progress import progress
 
 LABELS, IMAGES = "labels.csv", "images"
 COLUMNS = ["id", "label", "group", "path"]
+ROUNDED = r"\d[.,]\d+E\+\d+"  # what Excel makes of a long number
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,13 @@ def _from_table(files: dict[str, Path], uids: dict[str, str], labels: Path, colu
         paths += matching
     found = pd.DataFrame({"path": paths, "label": label.to_numpy(), "group": ""})
     if columns.group:
+        rounded = table.index[table[columns.group].str.fullmatch(ROUNDED)]
+        if len(rounded):
+            cell = table.loc[rounded[0], columns.group]
+            raise UserError(
+                f"{labels}: row {rounded[0]}: {columns.group} is {cell}, which a spreadsheet has rounded; format that "
+                "column as text"
+            )
         found["group"] = table[columns.group].str.normalize("NFC").to_numpy()  # two spellings of a name are one patient
     if columns.split:
         found["split"] = table[columns.split].str.lower().map(PARTS).to_numpy()
