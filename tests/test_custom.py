@@ -715,6 +715,16 @@ def test_a_folder_that_is_a_link_is_not_left_out(project: Path) -> None:
         add()
 
 
+@pytest.mark.parametrize("name", ["gone.png", "gone"])
+def test_a_link_to_a_missing_file_is_not_left_out(project: Path, name: str) -> None:
+    Path("mine/p0/.#emacs").symlink_to("someone@here")
+    Path("mine/p0", name).symlink_to(".git/annex/objects/x")
+    with pytest.raises(UserError, match=f"mine/p0/{name}: a link to a missing file; get that file"):
+        add()
+    Path("mine/p0", name).unlink()
+    assert add() == 40
+
+
 def test_a_link_out_of_the_folder_is_refused(project: Path) -> None:
     outside = project / "secret.png"
     Image.new("RGB", (8, 8)).save(outside)

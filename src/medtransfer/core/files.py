@@ -83,7 +83,10 @@ def atomic_file(target: Path) -> Iterator[Path]:
 
 
 def files_under(folder: Path) -> list[Path]:
-    """Return the files under a folder, sorted; unlike with Path.rglob, an unreadable or linked folder is an error."""
+    """Return the files under a folder, sorted; unlike with Path.rglob, an unreadable or linked folder is an error.
+
+    So is a link to a missing file, unless it is hidden, as Emacs makes them.
+    """
 
     def refuse(error: OSError) -> None:
         if isinstance(error, PermissionError):
@@ -94,7 +97,13 @@ def files_under(folder: Path) -> list[Path]:
         linked = [path for path in (Path(parent, name) for name in sorted(folders)) if path.is_symlink()]
         if linked:
             raise UserError(f"{linked[0]}: a link to a folder; expected a folder, so copy it there")
-        found += [path for path in (Path(parent, name) for name in names) if path.is_file()]
+        paths = [Path(parent, name) for name in names]
+        for path in paths:
+            if path.is_symlink() and not path.exists() and not path.name.startswith("."):
+                raise UserError(
+                    f"{path}: a link to a missing file; get that file (such as with `dvc pull`) or remove the link"
+                )
+        found += [path for path in paths if path.is_file()]
     return sorted(found)
 
 
