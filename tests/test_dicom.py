@@ -116,6 +116,21 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, keep: int) -> None:
     assert "Mustermann" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("tags", "problem"),
+    [
+        ({"RescaleSlope": 0, "RescaleIntercept": 0}, r"RescaleSlope is 0\); export it again"),
+        ({"RescaleSlope": None, "RescaleIntercept": None}, r"NoneType'\); export it again"),
+        ({"HighBit": 15}, r"HighBit is 15, but 12 bits are stored\); export it again"),
+        ({"Rows": 99}, "export it again"),
+        ({"Rows": None}, "has no picture .*; remove it"),
+    ],
+)
+def test_a_file_with_unusable_tags_is_one_line(tmp_path: Path, tags: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserError, match=f"a: .*{problem}"):
+        load_rgb(dicom(tmp_path / "a", VALUES, **tags))
+
+
 def test_a_deflated_file_is_not_unpacked(tmp_path: Path) -> None:
     path = dicom(tmp_path / "a", VALUES)
     data = dcmread(path)

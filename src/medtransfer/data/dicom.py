@@ -76,7 +76,7 @@ def read_picture(source: Path | bytes, name: str, max_pixels: int) -> Image.Imag
         frames, pixels = int(data.get("NumberOfFrames") or 1), data.Rows * data.Columns
         kind, colours = data.PhotometricInterpretation, data.SamplesPerPixel
     except Exception as error:
-        raise UserError(f"{name}: has no picture that can be read ({type(error).__name__})") from None
+        raise UserError(f"{name}: has no picture that can be read ({type(error).__name__}); remove it") from None
     if frames != 1:
         raise UserError(f"{name}: has {frames} frames; expected one image")
     if pixels > max_pixels:
@@ -89,12 +89,17 @@ def read_picture(source: Path | bytes, name: str, max_pixels: int) -> Image.Imag
         values = pixel_array(data)
         return Image.fromarray(_to_eight_bits(values, data) if colours == 1 else values)
     except Exception as error:  # a damaged file, or a compression that no installed package decodes
-        raise UserError(f"{name}: cannot be decoded as DICOM ({shortened(error)}); decompress it first") from None
+        remedy = "decompress it first" if data.file_meta.TransferSyntaxUID.is_compressed else "export it again"
+        raise UserError(f"{name}: cannot be decoded as DICOM ({shortened(error)}); {remedy}") from None
 
 
 def _to_eight_bits(stored: np.ndarray, data: Any) -> np.ndarray:
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
+    if data.HighBit != data.BitsStored - 1:
+        raise ValueError(f"HighBit is {data.HighBit}, but {data.BitsStored} bits are stored")
+    if data.get("RescaleSlope") == 0:
+        raise ValueError("RescaleSlope is 0")
     half = 2 ** (data.BitsStored - 1)
     low, high = (-half, half - 1) if data.PixelRepresentation else (0, 2 * half - 1)
     if data.get("ModalityLUTSequence"):
