@@ -33,6 +33,7 @@ LOW_BYTES = {
 }
 MAX_PIXELS = 100_000_000
 WHITE = 65_535  # the largest value of 16 bits
+Image.MAX_IMAGE_PIXELS = None  # Pillow would warn at fewer pixels than ours, which are checked before decoding
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -103,9 +104,9 @@ def _opened(source: Path | bytes, name: str) -> Iterator[ImageFile.ImageFile]:
     except PermissionError:
         raise
     except UnidentifiedImageError:
-        raise UserError(f"{name}: cannot be decoded: not {', '.join(FORMATS)} or DICOM; convert it to PNG") from None
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{name}: cannot be decoded as an image ({shortened(error)}); reduce it") from None
+        raise UserError(
+            f"{name}: cannot be decoded: not {', '.join(FORMATS)} or DICOM; copy it again, or convert it"
+        ) from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         raise UserError(f"{name}: cannot be decoded as an image ({shortened(error)}); copy it again") from None
 
