@@ -212,6 +212,36 @@ def test_a_check_names_the_users_keras_settings_that_are_not_used(project: Path,
     assert refused.stderr == "medtransfer: KERAS_BACKEND: found 'TensorFlow'; expected tensorflow or jax\n"
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"MPLBACKEND": "nonsense"},
+        {"MATPLOTLIBRC": "matplotlibrc"},  # of a user who has LaTeX elsewhere
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+)
+def test_settings_of_the_user_change_no_file(project: Path, demo: Path, settings: dict[str, str]) -> None:
+    shutil.copytree(demo, project / "data")
+    (project / "matplotlibrc").write_text("text.usetex: True\n")
+    params = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(f"# \N{GREEK SMALL LETTER ALPHA}\n{params}")
+    command = [*COMMAND, "data", "describe", "chest_xray", "--plots", "plots"]
+    subprocess.run(command, cwd=project, env={**os.environ, **settings}, check=True, capture_output=True)
+    found = (project / "plots" / "chest_xray.png").read_bytes()
+    subprocess.run(command, cwd=project, check=True, capture_output=True)
+    assert found == (project / "plots" / "chest_xray.png").read_bytes()
+
+
+def test_no_proxy_is_asked_for_this_machine(project: Path) -> None:
+    proxies = {"http_proxy": "http://127.0.0.1:1", "no_proxy": "intranet"}
+    code = "import medtransfer.cli as c, requests; c.cli(['cache', 'show'], standalone_mode=False); "
+    code += "print(requests.utils.get_environ_proxies('http://127.0.0.1:5000'), requests.utils.get_environ_proxies('http://intranet'))"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, env={**os.environ, **proxies}, capture_output=True
+    )
+    assert found.stdout.endswith(b"{} {}\n"), found
+
+
 @pytest.mark.parametrize("command", ["check", "study"])
 def test_a_home_that_is_no_folder_is_named_before_dvc_looks_there(project: Path, command: str) -> None:
     refused = medtransfer(project, command, HOME="/dev/null")

@@ -3,6 +3,7 @@
 import errno
 import gc
 import io
+import locale
 import logging
 import os
 import signal
@@ -27,6 +28,9 @@ MACHINE_ERRORS = {
 
 def main() -> None:
     """Run the command line."""
+    if not sys.flags.utf8_mode and locale.getencoding().lower() != "utf-8":
+        # The files here are in UTF-8, whatever the user's locale is.
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606
     # Imports create millions of lasting objects; scanning them again and again would take a sixth of a stage's time.
     gc.set_threshold(100_000)
     signal.signal(signal.SIGTERM, stop_like_ctrl_c)
@@ -81,5 +85,8 @@ def cli() -> None:
         raise UserError(f"KERAS_BACKEND: found {backend!r}; expected {' or '.join(BACKENDS)}")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ["MPLBACKEND"] = "agg"  # an unknown one would be an error in every import of Matplotlib
+    # A proxy does not reach an MLflow server on this machine.
+    os.environ["no_proxy"] = f"{os.environ.get('no_proxy') or os.environ.get('NO_PROXY', '')},127.0.0.1,localhost"
     # DVC runs the stages, which run `medtransfer`: both must come from this environment.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

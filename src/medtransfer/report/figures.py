@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,6 +13,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 from medtransfer.core.params import BLOCKS
 
+matplotlib.rcdefaults()  # the user's matplotlibrc changes no figure
 DPI = 130
 MAX_COUNTED = 30  # classes whose counts a confusion matrix has room for
 NOTE_WIDTH = 60  # in characters
