@@ -85,11 +85,13 @@ def test_a_fit_has_its_own_run_whatever_the_environment_says(
     experiment = store.create_experiment("mine")
     mine = store.create_run(experiment, run_name="mine").info.run_id
     names = {"MLFLOW_RUN_ID": mine, "MLFLOW_EXPERIMENT_ID": experiment, "MLFLOW_EXPERIMENT_NAME": "mine"}
+    names["MLFLOW_REGISTRY_URI"] = "http://127.0.0.1:1"
     for name, value in {**names, "MLFLOW_RUN_CONTEXT": '{"seed": "7"}'}.items():
         monkeypatch.setenv(name, value)
     with mlflow_runs.run("ham10000", "x-seed0", "f1", {"a": 1}, {"dataset": "ham10000"}) as run:
         run.log_metrics({"loss": 0.5})
         assert run.run_id != mine
+    assert mlflow.get_registry_uri() == mlflow.get_tracking_uri()
     logged, kept = (store.get_run(run_id) for run_id in (mlflow_runs.find(store, "ham10000", "f1") or "", mine))
     assert (logged.info.run_name, logged.data.metrics) == ("x-seed0", {"loss": 0.5})
     assert "seed" not in logged.data.tags
@@ -508,13 +510,19 @@ def test_requests_that_should_do_nothing_are_refused(tmp_path: Path) -> None:
     assert found["a_good_request"] == found["a_good_image"] == found["the_page"] == 200
 
 
+def test_a_database_without_its_driver_is_one_line_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql+nodriver://me:secret@host/db")
+    with pytest.raises(UserError, match=r"MLflow at mysql\+nodriver://\*\*\*@host/db does not answer"):
+        mlflow_store.reach()
+
+
 def test_an_audit_without_mlflow_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port: nothing listens
     with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 does not answer"):
         mlflow_store.reach()
 
 
-@pytest.mark.parametrize("address", ["localhost:5000", "file:./mlruns", "folder"])
+@pytest.mark.parametrize("address", ["localhost:5000", "file:./mlruns", "folder", "http://[::1"])
 def test_an_address_that_mlflow_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     with pytest.raises(UserError, match="MLFLOW_TRACKING_URI"):

@@ -39,7 +39,9 @@ DESCRIPTION = (
     "medtransfer: {}. One run per model and seed. Choose a model by validation/best/macro_f1; test/macro_f1 is for the "
     "report. A run with the tag medtransfer.superseded_by was fitted again."
 )
-UNREACHABLE = (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, OSError)
+# ImportError: the driver of a database is not installed.
+REFUSED = (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, ImportError)
+UNREACHABLE = (*REFUSED, OSError)
 # MLflow's own defaults would delay a fit for minutes and draw progress bars.
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -47,8 +49,10 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-# With these, MLflow would log a fit to a run or an experiment of the user's.
-IGNORED = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT")
+# With these, MLflow would log a fit to a run or an experiment of the user's, or register a network elsewhere.
+IGNORED = (
+    "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT", "MLFLOW_REGISTRY_URI",
+)  # fmt: skip
 
 
 def connect() -> mlflow.MlflowClient:
@@ -72,8 +76,8 @@ def connect() -> mlflow.MlflowClient:
         try:
             client = mlflow.MlflowClient()  # creates the tables of a new store
             client.search_experiments(max_results=1)
-        except MlflowException as error:
-            if not is_invalid_value(error):
+        except (MlflowException, ValueError) as error:  # ValueError: urllib cannot divide it into parts
+            if isinstance(error, MlflowException) and not is_invalid_value(error):
                 raise
             raise UserError(
                 f"MLFLOW_TRACKING_URI: {address()}: refused by MLflow ({reason(error)}); expected sqlite:///FILE or "
@@ -235,7 +239,7 @@ def answering() -> Iterator[None]:
     """Raise a UserError if MLflow does not answer: a traceback would show the password in its address."""
     try:
         yield
-    except (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error) as error:
+    except REFUSED as error:
         if is_invalid_value(error):
             raise
         file = file_of(mlflow.get_tracking_uri())
