@@ -249,6 +249,14 @@ def recorded_digest(folder: Path) -> str | None:
     return outs.get(folder.as_posix())
 
 
+def used_digest(output: Path, folder: Path) -> str | None:
+    """Return the hash that a folder had when DVC's stage made `output` from it, or None without a record."""
+    for stage in read_lock().values():
+        if output.as_posix() in [out["path"] for out in stage["outs"]]:
+            return {dep["path"]: dep["md5"] for dep in stage.get("deps", [])}.get(folder.as_posix())
+    return None
+
+
 def _pointed() -> str:
     try:
         (entry,) = _parse(POINTER.read_text())["outs"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medtransfer.core.dvc import check_unchanged
+from medtransfer.core.dvc import check_unchanged, recorded_digest, used_digest
 from medtransfer.core.errors import UserError, check_known, counted
 from medtransfer.core.layout import DATA, PREPARED, run_folder
 from medtransfer.core.params import TREES, DatasetParams, Params
@@ -77,7 +77,7 @@ def data_of(fit: Path) -> dict[str, Any]:
 
 
 def check_data_of(fit: Path, description: dict[str, Any], samples: pd.DataFrame) -> None:
-    """Check that prepared data have the classes, size and split with which a network or tree was fitted."""
+    """Check that prepared data have the classes, size, split and pixels with which a network or tree was fitted."""
     record, predictions = read_record(fit), read_predictions(fit / "predictions.csv")
     folder, advice = PREPARED / record["dataset"], "run `dvc repro`, or prepare the data as before"
     # A tree's record has only the size, and an older one may lack parts of the split.
@@ -97,6 +97,8 @@ def check_data_of(fit: Path, description: dict[str, Any], samples: pd.DataFrame)
             f"{folder}: {counted(len(moved), 'image')}, such as {moved[0]}, had another split or class when {fit} was "
             f"fitted; {advice}"
         )
+    if used_digest(fit, folder) not in (None, recorded_digest(folder)):
+        raise UserError(f"{folder}: its files have changed since {fit} was fitted; {advice}")
 
 
 def encode_labels(samples: pd.DataFrame, classes: list[str]) -> np.ndarray:
