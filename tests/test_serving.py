@@ -31,6 +31,7 @@ from PIL.PngImagePlugin import PngInfo
 from attacks import free_port, started
 from conftest import PROJECT, QUIET, use_store
 from medtransfer.cli import cli
+from medtransfer.core.dvc import digest_of
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of, write_json
 from medtransfer.core.params import read_params
@@ -259,6 +260,34 @@ def test_a_network_is_used_only_with_the_classes_and_the_split_of_its_fit(
     finally:
         for path, content in kept.items():
             path.write_bytes(content)
+
+
+def test_a_network_is_not_used_with_other_pixels_under_the_same_names(registered: Path) -> None:
+    prepared, fit = Path("artifacts/prepared/chest_xray"), Path("artifacts/runs/chest_xray/imagenet_all-seed0")
+
+    def entry(folder: Path, md5: str) -> dict[str, Any]:
+        return {"path": folder.as_posix(), "md5": md5, "size": 1, "nfiles": 1}
+
+    now, then = digest_of(prepared), f"{'0' * 32}.dir"
+    for used in (now, then):
+        train = {"cmd": "b", "deps": [entry(prepared, used)], "outs": [entry(fit, digest_of(fit))]}
+        stages = {"prepare": {"cmd": "a", "outs": [entry(prepared, now)]}, "train": train}
+        Path("dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}) + "\n")
+        try:
+            for command in (["register", "chest_xray"], ["gradcam", "chest_xray", "imagenet_all"]):
+                error = CliRunner().invoke(cli, command).exception
+                assert ("its files have changed since artifacts/runs/chest_xray/" in str(error)) == (used == then)
+        finally:
+            Path("dvc.lock").unlink()
+
+
+def test_a_command_outside_the_project_makes_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.chdir(tmp_path)
+    Path("a.png").write_bytes(png())
+    refused = CliRunner().invoke(cli, ["predict", "chest_xray", "a.png"])
+    assert "params.yaml: not found in" in str(refused.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_a_network_of_another_data_set_is_refused(registered: Path) -> None:
@@ -715,6 +744,7 @@ def png(size: int = 8) -> bytes:
         (b"\0" * (MAX_BYTES + 1), {}, 413, "send a smaller image"),
         (png(), {"Origin": "http://evil.example"}, 403, "evil.example"),
         (png(), {"Origin": "null"}, 403, "null"),
+        (png(), {"Origin": "http://[::1"}, 403, "http://[::1"),
         (png(), {"Host": "evil.example"}, 400, "Invalid host"),
         (b'--boundary\r\nContent-Disposition: form-data; name="image"\r\n\r\n' + png(), {}, 415, "--data-binary"),
         (base64.b64encode(png()), {}, 415, "--data-binary"),

@@ -193,4 +193,5 @@ def serve(dataset: str, model: str | None, host: str, port: int, hosts: tuple[st
         raise UserError(f"{host}:{port}: {error.strerror}; choose another with --port or --host") from None
     app = build_app(open_classifier(dataset, model), (*LOOPBACK, *hosts))
     click.echo(f"serving {dataset} on http://{host}:{port}; press Ctrl-C to stop")
+    click.echo(f"answers requests to {', '.join([*LOOPBACK, *hosts])}; --allow-host NAME adds a name or address")
     uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)

@@ -3,10 +3,10 @@
 import base64
 import io
 import logging
+import re
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import anyio
 from fastapi import FastAPI, HTTPException, Request
@@ -93,10 +93,11 @@ def _refuse_foreign_page(request: Request, hosts: tuple[str, ...]) -> None:
     if origin is None:
         return
     # Without the scheme, which only the browser knows if a proxy handles TLS. A proxy may also send its own Host.
-    page = urlsplit(origin)
-    named = any(fnmatch(page.hostname or "", host) for host in hosts if host not in LOOPBACK)
-    if page.netloc != request.headers.get("host") and not named:
-        proxy = f"; if a proxy serves that page, start with --allow-host {page.hostname}" if page.hostname else ""
+    page = origin.partition("://")[2]
+    name = re.sub(r":\d*$", "", page)
+    named = any(fnmatch(name, host) for host in hosts if host not in LOOPBACK)
+    if page != request.headers.get("host") and not named:
+        proxy = f"; if a proxy serves that page, start with --allow-host {name}" if name else ""
         raise HTTPException(
             403, f"request from a page of {origin}; only this server's own page may send requests{proxy}"
         )

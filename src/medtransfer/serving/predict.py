@@ -43,6 +43,8 @@ def open_classifier(dataset: str, model: str | None) -> Classifier:
 
     `runs:/RUN/model` is the network of a fit's run, with the calibration that its registration has or would have.
     """
+    if not mlflow_store.is_there():
+        read_params(PARAMS)  # if there is none, this is not the project's folder
     if not model and PARAMS.exists():
         registered = {version.name for version in mlflow_models.registered(mlflow_store.reach())}
         if dataset not in registered:
