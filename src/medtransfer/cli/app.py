@@ -80,6 +80,8 @@ def cli() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("medtransfer").setLevel(logging.INFO)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    for limit in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):  # a fit would silently be another
+        os.environ.pop(limit, None)
     backend = os.environ.setdefault("KERAS_BACKEND", BACKENDS[0])
     if backend not in BACKENDS:
         raise UserError(f"KERAS_BACKEND: found {backend!r}; expected {' or '.join(BACKENDS)}")
