@@ -85,7 +85,8 @@ def test_a_fit_has_its_own_run_whatever_the_environment_says(
     experiment = store.create_experiment("mine")
     mine = store.create_run(experiment, run_name="mine").info.run_id
     names = {"MLFLOW_RUN_ID": mine, "MLFLOW_EXPERIMENT_ID": experiment, "MLFLOW_EXPERIMENT_NAME": "mine"}
-    names["MLFLOW_REGISTRY_URI"] = "http://127.0.0.1:1"
+    names |= {"MLFLOW_REGISTRY_URI": "http://127.0.0.1:1", "MLFLOW_ACTIVE_MODEL_ID": "m-1"}
+    names |= {"MLFLOW_ENABLE_ASYNC_LOGGING": "true"}
     for name, value in {**names, "MLFLOW_RUN_CONTEXT": '{"seed": "7"}'}.items():
         monkeypatch.setenv(name, value)
     with mlflow_runs.run("ham10000", "x-seed0", "f1", {"a": 1}, {"dataset": "ham10000"}) as run:
@@ -508,6 +509,16 @@ def test_requests_that_should_do_nothing_are_refused(tmp_path: Path) -> None:
     assert found["leaked"] == []
     assert found["canary"] == []
     assert found["a_good_request"] == found["a_good_image"] == found["the_page"] == 200
+
+
+@pytest.mark.parametrize("name", ["what?", "no#1"])
+def test_a_folder_that_mlflow_would_cut_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match="MLflow cannot keep runs where a folder's name has"):
+        mlflow_store.reach()
+    assert [path.name for path in tmp_path.rglob("*")] == [name]
 
 
 def test_a_database_without_its_driver_is_one_line_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:

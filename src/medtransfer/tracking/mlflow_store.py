@@ -49,9 +49,11 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-# With these, MLflow would log a fit to a run or an experiment of the user's, or register a network elsewhere.
+# With these, MLflow would log a fit to a run, an experiment or a model of the user's, or after its end, or register a
+# network elsewhere.
 IGNORED = (
     "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT", "MLFLOW_REGISTRY_URI",
+    "MLFLOW_ACTIVE_MODEL_ID", "MLFLOW_ENABLE_ASYNC_LOGGING",
 )  # fmt: skip
 
 
@@ -106,7 +108,12 @@ def store_uri() -> str:
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{OWN_STORE}"
     file = file_of(uri)
-    return address_of(in_project(file)) if file else uri
+    if not file:
+        return uri
+    file = in_project(file)
+    if set("?#") & set(str(file.parent)):
+        raise UserError(f"{file.parent}: MLflow cannot keep runs where a folder's name has '?' or '#'; rename it")
+    return address_of(file)
 
 
 def file_of(uri: str) -> Path | None:
