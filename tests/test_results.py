@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from conftest import ANSWER, AT_64_PX, PROJECT
 from medtransfer.analysis.claims import CLAIMS
 from medtransfer.analysis.differences import find_pair, read_comparisons
-from medtransfer.analysis.families import LATTICE, RECIPES, SIZES, family
+from medtransfer.analysis.families import LATTICE, RECIPES, SIZES, WEIGHTS, family
 from medtransfer.analysis.tables import read_tables
 from medtransfer.core.dvc import digest_of
 from medtransfer.core.params import Params, read_params
@@ -102,14 +102,14 @@ def test_every_further_configuration_can_stand_beside_the_committed_ones() -> No
         name: {"kind": "network", "hyperparameters": {"configuration": found.model_dump(exclude_none=True)}}
         for name, found in more.configurations.items()
     }
-    assert Counter(map(family, records.values())) == {RECIPES: 10, SIZES: 8, LATTICE: 6}
+    assert Counter(map(family, records.values())) == {RECIPES: 11, SIZES: 8, LATTICE: 6, WEIGHTS: 1}
     assert set(more.study["ham10000"].train) == set(more.configurations)
     # As results/README.md says: the rates of the whole network or the last block, for the head its own, and for SGD
     # the one that collapsed.
     tuning = pd.read_csv(PROJECT / AT_64_PX / "tuning.csv").query("fraction == 1")
     best = tuning.loc[tuning.groupby(["configuration", "dataset"]).val_loss.idxmin()]
     for name, found in more.configurations.items():
-        whole = "cnn_random" if found.weights == "random" else "imagenet_all"
+        whole = "imagenet_all" if found.weights == "imagenet" else "cnn_random"
         rates = ours.configurations["imagenet_last_block" if "last_block" in name else whole].learning_rate
         own = best[best.configuration == name]
         expected = dict(zip(own.dataset, own.learning_rate, strict=True)) if len(own) else rates
