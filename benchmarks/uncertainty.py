@@ -41,6 +41,9 @@ NOISES = {
     "equal": (1 / 2, 0.0),
     "9 to 1": (9 / 10, 0.0),
     "90 to 1": (90 / 91, 0.0),
+    "a twentieth collapse": (90 / 91, 1 / 20),
+    "a tenth collapse": (90 / 91, 1 / 10),
+    "a fifth collapse": (90 / 91, 1 / 5),
     "a third collapse": (90 / 91, 1 / 3),
     "half collapse": (90 / 91, 1 / 2),
 }

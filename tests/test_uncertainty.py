@@ -13,7 +13,7 @@ from medtransfer.analysis.differences import Comparison, as_table, compare_model
 from medtransfer.analysis.power import detectable, seeds_needed
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.scores import estimate_of
-from medtransfer.analysis.uncertainty import BOTH, EXACT, FEWEST_GROUPS, GROUPS, jackknife, resample
+from medtransfer.analysis.uncertainty import BOTH, EXACT, FEWEST_GROUPS, GROUPS, TOO_FEW_FITS, jackknife, resample
 from medtransfer.core.errors import UserError
 from medtransfer.core.predictions import as_predictions
 from medtransfer.metrics.scores import AUC, BY_NAME, CALIBRATION, MACRO, MICRO, metrics_of, score
@@ -177,9 +177,11 @@ def test_a_comparison_uses_all_seeds_and_reverses() -> None:
     assert back.ends == (-pair.ends[1], -pair.ends[0])
     assert back.p == pair.p
     assert back.reversed() == pair
-    [single] = compare_models([*runs("good", 3), *runs("bad", 2)])
-    assert single.interval == GROUPS
-    assert np.isnan(single.p)
+    for seeds, covers in ((3, TOO_FEW_FITS), (2, GROUPS)):
+        [few] = compare_models([*runs("good", seeds), *runs("bad", 2)])
+        assert few.interval == covers
+        assert np.isfinite(few.ends).all() == (covers == GROUPS)
+        assert np.isnan(few.p)
     [same] = compare_models([*runs("good", 1), *[run(fit.predictions, "copy") for fit in runs("good", 1)]])
     assert same.ends == (0, 0)
 
@@ -213,6 +215,7 @@ def test_holms_correction_counts_claims_that_cannot_be_judged() -> None:
         ({"difference": 0.02, "groups_sd": 0.03}, "not shown"),
         ({"difference": 0.001, "groups_sd": 0.001, "first_sd": 0.001, "second_sd": 0.001}, "difference below .02"),
         ({"second_seeds": 5}, "fewer than 6 seeds"),
+        ({"first_seeds": 2, "second_seeds": 2}, "fewer than 6 seeds"),
         ({"few": "none: 4 groups"}, "none: 4 groups"),
     ],
 )
@@ -222,6 +225,7 @@ def test_a_claim_is_judged_as_planned(changes: dict[str, object], verdict: str) 
     assert found["verdict"] == verdict
     judged = "seeds" not in verdict and "groups" not in verdict
     assert np.isfinite(found["p"]) == judged
+    assert np.isfinite(found["low"]) == (judged or (tested.pair.first_seeds == 6 and not tested.pair.few))
     if judged:
         assert found["p_corrected"] == pytest.approx(min(len(CLAIMS) * found["p"], 1))
         assert found["simultaneous_low"] < found["low"] < found["high"] < found["simultaneous_high"]

@@ -11,7 +11,7 @@ from medtransfer.analysis.differences import Comparison, compare
 from medtransfer.analysis.families import TALK
 from medtransfer.analysis.power import detectable, seeds_needed
 from medtransfer.analysis.runs import Run, by_model
-from medtransfer.analysis.uncertainty import FEWEST_FITS, LEVEL
+from medtransfer.analysis.uncertainty import FEWEST_FITS, GROUPS, LEVEL, TOO_FEW_FITS
 
 BATCHES = 6, 10  # seeds per model of the first verdict, and of the last
 FIRST_UNSEEN = 3  # the plan was committed after the seeds before this one
@@ -108,13 +108,13 @@ def judge(evidence: Sequence[Evidence], outside: Mapping[str, str]) -> pd.DataFr
 
 def _row(evidence: Evidence) -> dict[str, Any]:
     pair, unseen, level = evidence.pair, evidence.unseen, LEVEL / len(CLAIMS)
-    row = {
-        "claim": evidence.claim.text,
-        **{name: getattr(pair, name) for name in COLUMNS[1:7]},
-        "interval": pair.interval,
-    }
-    row |= zip(("low", "high"), pair.ends, strict=True)
-    row |= zip(("simultaneous_low", "simultaneous_high"), pair.ends_at(level), strict=True)
+    row = {"claim": evidence.claim.text, **{name: getattr(pair, name) for name in COLUMNS[1:7]}}
+    if pair.interval == GROUPS:  # a claim is about recipes, not about these fits
+        row["interval"] = TOO_FEW_FITS
+    else:
+        row["interval"] = pair.interval
+        row |= zip(("low", "high"), pair.ends, strict=True)
+        row |= zip(("simultaneous_low", "simultaneous_high"), pair.ends_at(level), strict=True)
     if unseen:
         ends = unseen.ends
         row |= {"unseen_difference": unseen.difference, "unseen_low": ends[0], "unseen_high": ends[1]}

@@ -18,6 +18,7 @@ from medtransfer.analysis.uncertainty import (
     FEWEST_FITS,
     GROUPS,
     LEVEL,
+    TOO_FEW_FITS,
     Jackknife,
     deviation,
     freedom,
@@ -61,8 +62,14 @@ class Comparison:
 
     @property
     def interval(self) -> str:
-        """What the interval covers: BOTH, GROUPS with fewer than FEWEST_FITS seeds, or why there is none."""
-        return self.few or (BOTH if self.fewest_seeds >= FEWEST_FITS else GROUPS)
+        """What the interval covers, or why there is none.
+
+        BOTH with FEWEST_FITS seeds of each model, and GROUPS, for these fits only, with fewer of each. With fewer of
+        one model, the interval would leave out the variance that is known of the other.
+        """
+        if self.few or self.fewest_seeds >= FEWEST_FITS:
+            return self.few or BOTH
+        return GROUPS if max(self.first_seeds, self.second_seeds) < FEWEST_FITS else TOO_FEW_FITS
 
     @property
     def _parts(self) -> list[tuple[float, int]]:
@@ -83,12 +90,12 @@ class Comparison:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The ends of the 95% interval; NaN with too few groups."""
+        """The ends of the 95% interval; NaN where there is none."""
         return self.ends_at(LEVEL)
 
     def ends_at(self, level: float) -> tuple[float, float]:
         """Return the ends of the interval that covers the truth with a probability of 1 - `level`."""
-        if self.few:
+        if self.interval not in (BOTH, GROUPS):
             return np.nan, np.nan
         width = float(stats.t.ppf(1 - level / 2, self.freedom)) * self.error
         return self.difference - width, self.difference + width

@@ -120,6 +120,8 @@ def _estimates(fits: list[list[Run]], metric: Metric, shares: dict[str, np.ndarr
     repeats = int((counts - 1).sum())
     between = float(sum(spreads)) / repeats if repeats else 0.0
     few = too_few(fits[0][0].jackknife, metric.needs)
+    if len(fits) < SUBSETS:  # the error of the approximation is as large as the values
+        few = f"none: {len(fits)} of {SUBSETS} subsets"
     rows = []
     for name, share in shares.items():
         value = float(share @ values)

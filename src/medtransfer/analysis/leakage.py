@@ -8,7 +8,7 @@ import pandas as pd
 
 from medtransfer.analysis.differences import Comparison, compare_scores
 from medtransfer.analysis.runs import Run, by_model, check_same_images
-from medtransfer.analysis.uncertainty import FEWEST_FITS, GROUPS, Jackknife, jackknife
+from medtransfer.analysis.uncertainty import BOTH, TOO_FEW_FITS, Jackknife, jackknife
 from medtransfer.core.predictions import classes_of
 from medtransfer.metrics.scores import MACRO, MICRO, Metric, metrics_of
 
@@ -17,7 +17,7 @@ COLUMNS = [
     "low", "high", "interval",
 ]  # fmt: skip
 ALL, SHARED, OTHERS, CONTRAST = "all", "shared", "others", "shared less others"
-TOO_FEW_FITS, NO_HIT = f"none: fewer than {FEWEST_FITS} seeds", "none: no hit"
+NO_HIT = "none: no hit"
 # What a model is fitted on.
 SEEN = {"network": ("train",), "baseline": ("train", "validation")}
 
@@ -77,7 +77,7 @@ def _less(one: Jackknife, other: Jackknife) -> Jackknife:
 def _difference(ours: list[Jackknife], theirs: list[Jackknife], metric: Metric) -> dict[str, Any]:
     pair = Comparison("", "", "", "", **compare_scores(ours, theirs, metric))
     leaky, clean = (float(np.mean([fit.of(metric.name)[0] for fit in side])) for side in (ours, theirs))
-    missing = pair.few or (TOO_FEW_FITS if pair.interval == GROUPS else NO_HIT if 0 in (leaky, clean) else "")
+    missing = pair.few or (TOO_FEW_FITS if pair.interval != BOTH else NO_HIT if 0 in (leaky, clean) else "")
     low, high = (np.nan, np.nan) if missing else pair.ends
     return {
         "leaky_seeds": pair.first_seeds,

@@ -24,6 +24,7 @@ AT_ONCE = 100  # resamples held in memory
 # What an interval covers.
 BOTH, GROUPS, EXACT = "groups and seeds", "groups", "exact bound"
 ALIKE = "none: all groups alike"
+TOO_FEW_FITS = f"none: fewer than {FEWEST_FITS} seeds"
 
 
 @dataclass(frozen=True)
