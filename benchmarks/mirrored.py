@@ -1,8 +1,8 @@
-"""Does TensorFlow's MirroredStrategy train our networks under Keras 3? Two virtual CPU devices stand for GPUs.
+"""Does TensorFlow's MirroredStrategy train our networks under Keras 3? Two virtual CPU devices stand in for GPUs.
 
 python benchmarks/mirrored.py
 
-Each network is fitted on one device and on two, each in a process of its own, since some end the process.
+Each network is fitted on one device and on two, each in a separate process, since some end the process.
 """
 
 import datetime
@@ -25,7 +25,7 @@ SIZE, BATCH = 32, 8
 
 
 @click.command()
-@click.option("--network", type=click.Choice(list(NETWORKS)), help="Fit this one alone and print its losses.")
+@click.option("--network", type=click.Choice(list(NETWORKS)), help="Fit only this one and print its losses.")
 @click.option("--devices", default=1, show_default=True)
 @click.option("--images", default=44, show_default=True, help="44 leave the last batches short, 40 fill them.")
 @click.option("--deterministic/--fast", default=True, show_default=True, help="As the study fits, or without that.")
@@ -81,7 +81,7 @@ def losses(blocks: tuple[str, ...], devices: int, images: int, deterministic: bo
     if deterministic:
         make_deterministic()
     strategy = tf.distribute.MirroredStrategy([f"CPU:{number}" for number in range(devices)])
-    # Each device draws dropout of its own.
+    # Each device draws its own dropout.
     changes = {"batch_size": BATCH, "epochs": 2, "dense_units": [8, 8], "dropout": 0.0, "learning_rate": 1e-3}
     settings = read_params(PARAMS).train.model_copy(update=changes)
     pixels = np.random.default_rng(0).integers(0, 256, (images, SIZE, SIZE, 3), dtype=np.uint8)

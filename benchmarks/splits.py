@@ -1,10 +1,10 @@
-"""How much does another draw of the training and test images change a score? The head alone, on ten splits.
+"""How much does another draw of the training and test images change a score? Only the head, on ten splits.
 
     python benchmarks/splits.py PROJECT
 
 PROJECT holds the imported real data (data/, data.dvc) and params.yaml. For each split seed, both data sets are prepared
-and `imagenet_head` is fitted with three seeds, in a folder of its own under PROJECT/splits, so that a stopped run goes
-on. Features are computed once per data set, since they do not depend on the split. One row per fit is written to
+and `imagenet_head` is fitted with three seeds, in a separate folder under PROJECT/splits, so that a stopped run can
+continue. Features are computed once per data set, since they do not depend on the split. One row per fit is written to
 benchmarks/results/splits.csv.
 """
 

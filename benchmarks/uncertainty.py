@@ -6,8 +6,8 @@ Three tables, printed and written to benchmarks/results/uncertainty.json:
 
 coverage : a fit's test lesions or patients stand for the population and are drawn again with replacement; how often
     the 95% interval of each metric, and of the difference to another network, contains the population's value.
-false positives : two recipes that are equally good. Their lesions are drawn again as above, and to each of K fits per
-    recipe is added the noise of a seed, whose standard deviation is `ratio` times the standard error over lesions.
+false positives : two recipes that are equally good. Their lesions are drawn again as above, and each of K fits per
+    recipe gets the noise of a seed, whose standard deviation is `ratio` times the standard error over lesions.
     `noise` says how it is divided: see NOISES.
 halves : six seeds of one recipe, three against the other three, in all ten ways. The splits of one network depend on
     each other, so their number is compared with what simulated normal seeds give.
@@ -113,7 +113,7 @@ def false_positives(dataset: str, rng: np.random.Generator) -> list[dict[str, An
 
 
 def _collapses(rng: np.random.Generator, share: float, size: tuple[int, ...]) -> np.ndarray:
-    """Return scores of fits of which a share collapse, with mean 0 and standard deviation 1."""
+    """Return scores of fits, some of which collapse, with mean 0 and standard deviation 1."""
     return (share - (rng.random(size) < share)) / np.sqrt(share * (1 - share))
 
 

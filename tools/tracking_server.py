@@ -1,7 +1,7 @@
 """A tracking server on this machine: PostgreSQL behind `mlflow server`, on loopback, until Ctrl-C.
 
-What a hospital's server is (compose.yaml has the same in containers), to try it and to test against it.
-PostgreSQL's own programs are used (Debian: postgresql); its data and the artifacts lie in one folder.
+It is set up like a hospital's server, for trying it out and for tests; compose.yaml has the same in containers.
+PostgreSQL's own programs are used (Debian: postgresql); its data and the artifacts are in one folder.
 """
 
 import os
