@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from medtransfer.core.files import atomic_file, atomic_folder, sha256_of, write_json
+from medtransfer.core.files import atomic_file, atomic_folder, restored_on_error, sha256_of, write_json
 
 
 def test_a_complete_folder_replaces_the_old_one(tmp_path: Path) -> None:
@@ -32,6 +32,17 @@ def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path: Path, error
     assert [path.name for path in (tmp_path / "x").iterdir()] == ["old"]
     assert json.loads((tmp_path / "y.json").read_text()) == {"old": 1}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "y.json"]
+
+
+def test_what_a_killed_process_kept_stops_no_other(tmp_path: Path) -> None:
+    folder = tmp_path / "x"
+    with atomic_folder(folder) as partial:
+        (partial / "old").touch()
+    (tmp_path / ".partial-kept-x").mkdir()
+    with pytest.raises(RuntimeError), restored_on_error(folder):
+        (folder / "old").rename(folder / "new")
+        raise RuntimeError
+    assert [path.name for path in tmp_path.rglob("*")] == ["x", "old"]
 
 
 def test_the_digest_is_sha256(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def restored_on_error(folder: Path, *files: Path) -> Iterator[None]:
     """Put back a folder and files if the block replaces them and then ends with an error."""
     kept, contents = folder.with_name(f"{PARTIAL}kept-{folder.name}"), {path: path.read_bytes() for path in files}
     missing = [path for path in (folder, folder.parent) if not path.exists()]
+    shutil.rmtree(kept, ignore_errors=True)  # of a process that was killed
     if not missing:
         shutil.copytree(folder, kept, copy_function=os.link)
     try:
