@@ -16,6 +16,7 @@ import mlflow
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 from sklearn.tree import DecisionTreeClassifier
 
@@ -463,6 +464,16 @@ def test_the_repair_fixes_what_it_can(study: mlflow.MlflowClient, plant: Callabl
     plant(study)
     assert f"logged {place(NETWORK)} from its files" in audit.repair()
     assert audit.audit() == []
+
+
+def test_two_repairs_do_not_work_at_once(study: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end_none(*_: Any) -> list[Any]:
+        with pytest.raises(Timeout):
+            FileLock(audit.REPAIRING, timeout=0).acquire()
+        return []
+
+    monkeypatch.setattr(mlflow_runs, "close_stale", end_none)
+    assert audit.repair() == audit.repair() == []
 
 
 @pytest.mark.usefixtures("log_a_tree_for_the_network")

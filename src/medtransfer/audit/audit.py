@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 from medtransfer.core.dvc import check_unchanged, data_version, read_lock
 from medtransfer.core.errors import UserError, first_three
@@ -26,6 +27,7 @@ from medtransfer.core.run_record import find_fits, read_record, recipe_of
 from medtransfer.pipeline.outputs import log_to_mlflow, mlflow_params, mlflow_scores
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 
+REPAIRING = RUNS.with_name("repair.lock")
 # The tags of every fit's run.
 REQUIRED_TAGS = ("dataset", "model", "seed", "data_version", "git_commit")
 
@@ -262,17 +264,18 @@ def repair(host: str | None = None, read_models: bool = True) -> list[str]:
     logged models and logs damaged ones again; otherwise, only their existence is checked.
     """
     client = mlflow_store.reach()
-    ended = mlflow_runs.close_stale(client, host)
-    done = [f"ended {run.info.run_id} ({run.info.run_name}) as KILLED" for run in ended]
-    if host and not ended:
-        done.append(f"no run was RUNNING on {host}")
-    lock = _locked()
-    for folder in find_fits(RUNS):
-        try:
-            if _repair_fit(client, folder, lock, read_models):
-                done.append(f"logged {folder} from its files")
-        except UserError as error:
-            done.append(f"{folder}: not logged: {error}")
+    with FileLock(REPAIRING):  # two at once would each log a fit
+        ended = mlflow_runs.close_stale(client, host)
+        done = [f"ended {run.info.run_id} ({run.info.run_name}) as KILLED" for run in ended]
+        if host and not ended:
+            done.append(f"no run was RUNNING on {host}")
+        lock = _locked()
+        for folder in find_fits(RUNS):
+            try:
+                if _repair_fit(client, folder, lock, read_models):
+                    done.append(f"logged {folder} from its files")
+            except UserError as error:
+                done.append(f"{folder}: not logged: {error}")
     return done
 
 
