@@ -15,8 +15,10 @@ from medtransfer.analysis.published import published_f1
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.scores import f1_table, summarise
 from medtransfer.core.errors import UserError
+from medtransfer.core.params import Params
 from medtransfer.core.predictions import predicted_labels, probabilities_of, read_predictions, write_predictions
 from medtransfer.metrics.scores import AUC, BRIER, CALIBRATION, MACRO, METRICS, MICRO, mlflow_name, score
+from medtransfer.pipeline.evaluate import draw_figures
 
 CLASSES = ["a", "b", "c"]
 
@@ -194,3 +196,11 @@ def test_the_summary_has_every_metric_also_after_scaling() -> None:
     with_validation = [Run(one.record, one.predictions, None, one.predictions) for one in runs]
     scaled = [f"{name}, scaled" for name in (BRIER, CALIBRATION)]
     assert list(summarise(with_validation).measure) == [*table.index, *scaled]
+
+
+def test_activations_that_are_missing_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, params: Params
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"activations\.npz: not found; run `dvc repro explain@chest_xray`"):
+        draw_figures([run(predictions(), dataset="chest_xray")], params, tmp_path)

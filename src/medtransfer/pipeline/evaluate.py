@@ -10,6 +10,7 @@ from medtransfer.analysis.confusion import confusion, report
 from medtransfer.analysis.runs import Run, read_run, studied
 from medtransfer.analysis.tables import compute_tables, write_tables
 from medtransfer.core.dvc import check_unchanged
+from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder, write_json
 from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, REPORTS, run_folder, run_name
 from medtransfer.core.params import Params
@@ -79,7 +80,10 @@ def draw_figures(runs: list[Run], params: Params, folder: Path) -> None:
             title = figures.mark(f"{dataset}: training accuracy", note)
             labelled = {LEARNING[model]: history for model, history in histories.items()}
             figures.training_accuracy(labelled, title).savefig(folder / dataset / "training_accuracy.png")
-        with np.load(ACTIVATIONS / dataset / "activations.npz") as arrays:
+        drawn_from = ACTIVATIONS / dataset / "activations.npz"
+        if not drawn_from.exists():
+            raise UserError(f"{drawn_from}: not found; run `dvc repro explain@{dataset}`")
+        with np.load(drawn_from) as arrays:
             layers = {"ImageNet weights": arrays["imagenet"], "random weights": arrays["random"]}
             title = figures.mark(f"{dataset}: first convolution layer, all filters, image {arrays['id']}", note)
             figures.activations(arrays["image"], layers, title).savefig(folder / dataset / "activations.png")
