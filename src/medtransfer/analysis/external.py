@@ -86,7 +86,7 @@ def _compare(outside: list[Run], inside: list[Run], metric: Metric) -> dict[str,
 
 
 def _difference(inside: list[Run], outside: list[Run], metric: Metric) -> Estimate:
-    """Return external less internal: the images differ, so their variances add; the networks are the same."""
+    """Return external minus internal: the images differ, so their variances add; the networks are the same."""
     (near, near_variance), (far, far_variance) = score_fits(inside, metric), score_fits(outside, metric)
     near_counted, far_counted = inside[0].jackknife, outside[0].jackknife
     few = too_few(far_counted, metric.needs) or too_few(near_counted, metric.needs)

@@ -91,7 +91,7 @@ def jackknife(predictions: pd.DataFrame) -> Jackknife:
 
 
 def leave_out(sums: np.ndarray, value: Value) -> tuple[float, np.ndarray]:
-    """Return a score and what it becomes without each group (groups,), less their mean; `sums` from `sum_by_group`.
+    """Return a score, and the scores without each group (groups,) minus their mean; `sums` from `sum_by_group`.
 
     Efron, The Jackknife, the Bootstrap and Other Resampling Plans, SIAM 1982.
     """
@@ -106,12 +106,12 @@ def group_sums(predictions: pd.DataFrame, metric: Metric) -> np.ndarray:
 
 
 def sum_by_group(predictions: pd.DataFrame, terms: np.ndarray) -> np.ndarray:
-    """Add up what each image has, (images, terms), over each group: (groups, terms), in order of appearance."""
+    """Sum the terms of the images, (images, terms), over each group: (groups, terms), in order of appearance."""
     return sum_by(pd.factorize(predictions.group)[0], terms)
 
 
 def sum_by(groups: np.ndarray, terms: np.ndarray) -> np.ndarray:
-    """Add up what each image has, (images, terms), over each group, whose number `groups` (images,) gives."""
+    """Sum the terms of the images, (images, terms), over each group; `groups` (images,) has each image's group."""
     sums = np.zeros((groups.max() + 1, terms.shape[1]))
     np.add.at(sums, groups, terms)
     return sums
@@ -134,7 +134,7 @@ def freedom(variance: Any, count: int, parts: Sequence[tuple[Any, int]]) -> Any:
 
 
 def share_ends(share: float, count: int) -> tuple[float, float]:
-    """Return bounds of a share if none or all of `count` groups are hits (Clopper and Pearson 1934)."""
+    """Return the bounds of a share when none or all of `count` groups are hits (Clopper and Pearson 1934)."""
     bound = float(stats.beta.ppf(1 - LEVEL / 2, 1, count))
     return share * (1 - bound), max(share, bound)
 
