@@ -98,8 +98,8 @@ def score_fits(fits: list[Run], metric: Metric) -> tuple[np.ndarray, float]:
     """Return a metric of each fit, (seeds,), and the variance of their mean over groups.
 
     A metric that is not smooth is resampled, and its bias is corrected. The bias of a mean of absolute values grows
-    with every resampling, so it can be measured and subtracted: twice the value minus the mean over resamples (Efron and
-    Tibshirani, An Introduction to the Bootstrap, 1993, section 10.6).
+    with every resampling, so it can be measured and subtracted: twice the value minus the mean over resamples
+    (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 10.6).
     """
     sums = [group_sums(run.predictions, metric) for run in fits]
     values, deviations = map(np.array, zip(*(leave_out(own, metric.value) for own in sums), strict=True))
