@@ -574,6 +574,23 @@ def test_cells_that_another_computer_wrote_name_the_image(project: Path) -> None
         assert Path("data/mine/labels.csv").read_text() == expected
 
 
+def test_a_project_without_a_pipeline_is_told_to_restore_it(project: Path) -> None:
+    Path("dvc.yaml").unlink()
+    before = Path("params.yaml").read_text()
+    with pytest.raises(UserError, match=r"^dvc\.yaml: not found; restore it"):
+        add()
+    assert Path("params.yaml").read_text() == before
+    assert not Path("data/mine").exists()
+
+
+def test_a_link_to_params_stays_one(project: Path) -> None:
+    Path("params.yaml").rename("shared.yaml")
+    Path("params.yaml").symlink_to("shared.yaml")
+    add()
+    assert Path("params.yaml").is_symlink()
+    assert "mine" in Path("shared.yaml").read_text()
+
+
 def test_a_patient_in_two_spellings_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     table = Path("labels.csv")
@@ -595,6 +612,15 @@ def test_another_folders_image_of_the_same_name_is_not_taken(project: Path) -> N
     change_table(image=["/elsewhere/p9/scan 0-0.png", *pd.read_csv("labels.csv").image[1:]])
     with pytest.raises(UserError, match=r"row 2: '/elsewhere/p9/scan 0-0\.png' is not among the images"):
         add()
+
+
+def test_a_class_folder_whose_name_ends_in_a_blank_is_refused(project: Path) -> None:
+    for number, image in enumerate(sorted(Path("mine").rglob("*.png"))):
+        folder = Path("classes") / ("well", "ill ")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        image.rename(folder / f"{number}.png")
+    with pytest.raises(UserError, match=r"label 'ill ': expected letters.*no blank last"):
+        add(images=Path("classes"), labels=None, columns=Columns())
 
 
 @pytest.mark.parametrize(("first", "second"), [("a b", "a_b"), ("Mel", "mel")])

@@ -73,7 +73,8 @@ def restored_on_error(folder: Path, *files: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Yield a path beside `target` that is renamed to it when the block ends without error."""
+    """Yield a path beside `target`, or the file that it links to, and rename it to that at the end if all went well."""
+    target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_beside(target)
     try:

@@ -44,14 +44,14 @@ NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 WEIGHTS_PATTERN = r"^(random|imagenet|imagenet_moments|[a-z][a-z0-9_]*/[a-z][a-z0-9_]*)$"
 # A label also names a column and a metric in MLflow, whose name may have 250 characters, prefix included.
-LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_. -]{0,99}$"
+LABEL_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9_. -]{0,98}[A-Za-z0-9_.-])?$"
 Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
 LINE_PATTERN = r"^[^\n]+$"
 Line = Annotated[str, Field(pattern=LINE_PATTERN)]
 # The patterns in words, for messages.
 IN_WORDS = {
     NAME_PATTERN: "small letters, digits and '_', with a letter first",
-    LABEL_PATTERN: "letters, digits, blanks, '_', '.' and '-', at most 100, with a letter or digit first",
+    LABEL_PATTERN: "letters, digits, blanks, '_', '.' and '-', at most 100, a letter or digit first, no blank last",
     LINE_PATTERN: "one line that is not empty",
     WEIGHTS_PATTERN: "random, imagenet, imagenet_moments or a finished run, <data set>/<configuration>",
 }

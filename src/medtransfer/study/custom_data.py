@@ -83,7 +83,7 @@ def remove_custom(params: Params, name: str) -> None:
         after = re.sub(rf"\A.*\n(?:\n*{' ' * column} .*\n)*", "", "".join(lines[line:]))
         lines[line:] = after.splitlines(keepends=True)
     text = "".join(lines)
-    pipeline = yaml.load(PIPELINE.read_text(encoding="utf-8"))
+    pipeline = _read_pipeline(yaml)
     _remove_training(pipeline["stages"], name)
     files = {PARAMS: text, PIPELINE: _dump(yaml, pipeline)}
     parse_params(text, PARAMS)  # refuses if a configuration needs the data set
@@ -133,7 +133,7 @@ def _plan(
 ) -> dict[Path, str]:
     """Return the new text of params.yaml and dvc.yaml; a new split is the first one's, without some keys."""
     yaml = _round_trip()
-    values, pipeline = (yaml.load(path.read_text(encoding="utf-8")) for path in (PARAMS, PIPELINE))
+    values, pipeline = yaml.load(PARAMS.read_text(encoding="utf-8")), _read_pipeline(yaml)
     first = next(iter(values["datasets"].values()))
     known = values["datasets"].setdefault(name, CommentedMap())
     if not known:
@@ -150,6 +150,12 @@ def _plan(
         del values["study"][other]
     _add_training(pipeline["stages"], name, only)
     return {PARAMS: _dump(yaml, values), PIPELINE: _dump(yaml, pipeline)}
+
+
+def _read_pipeline(yaml: YAML) -> Any:
+    if not PIPELINE.exists():
+        raise UserError(f"{PIPELINE}: not found; restore it (`git checkout {PIPELINE}`)")
+    return yaml.load(PIPELINE.read_text(encoding="utf-8"))
 
 
 def _dump(yaml: YAML, values: Any) -> str:
