@@ -11,7 +11,15 @@ import pandas as pd
 
 from medtransfer.analysis.runs import Run, by_model
 from medtransfer.analysis.scores import estimate_of
-from medtransfer.analysis.uncertainty import FEWEST_GROUPS, Estimate, estimate, leave_out, share_ends, sum_by_group
+from medtransfer.analysis.uncertainty import (
+    FEWEST_FITS,
+    FEWEST_GROUPS,
+    Estimate,
+    estimate,
+    leave_out,
+    share_ends,
+    sum_by_group,
+)
 from medtransfer.core.predictions import classes_of
 from medtransfer.metrics.scores import BY_NAME, MACRO, MICRO, NONE, Value, area, encode, placements, score
 
@@ -25,7 +33,8 @@ SUBGROUPS = ["dataset", "model", "by", "subgroup", "images", "groups", "measure"
 def best_network(runs: Sequence[Run], dataset: str) -> list[Run]:
     """Return the fits of the network with the highest mean macro F1 on the validation images; empty without any.
 
-    Only the networks with the most seeds are compared: the highest of many single fits would be so by chance.
+    Only networks with FEWEST_FITS seeds are compared, or with the most if none has as many: the highest of many single
+    fits would be so by chance.
     """
     networks = [
         fits for _, _, fits in by_model(run for run in runs if run.dataset == dataset and run.history is not None)
@@ -34,7 +43,8 @@ def best_network(runs: Sequence[Run], dataset: str) -> list[Run]:
     def validated(fits: list[Run]) -> float:
         return float(np.mean([score(run.validation)[MACRO] for run in fits if run.validation is not None]))
 
-    return max(networks, key=lambda fits: (len(fits), validated(fits)), default=[])
+    fewest = min(FEWEST_FITS, max(map(len, networks), default=0))
+    return max((fits for fits in networks if len(fits) >= fewest), key=validated, default=[])
 
 
 def class_table(runs: Sequence[Run]) -> pd.DataFrame:
