@@ -51,8 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
 
 
-def pytest_collection_finish() -> None:
-    """Leave what the imports made out of later garbage collections; Keras asks for one after every network."""
+def pytest_runtest_setup() -> None:
+    """Leave what is loaded already out of later garbage collections; Keras asks for one after every network."""
     gc.collect()
     gc.freeze()
 
