@@ -1,5 +1,6 @@
 """Images of another source: their labels, and what networks lose on them."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -75,40 +76,36 @@ def test_a_mistake_in_the_labels_is_named(tmp_path: Path, text: str, names: dict
 
 
 MISTAKEN = """
-import sys
+import json, sys
 from medtransfer.cli import cli
 from medtransfer.core.errors import UserError
-try:
-    cli(["score", *sys.argv[1:]], standalone_mode=False)
-except UserError as error:
-    print(error)
+for arguments in json.loads(sys.argv[1]):
+    try:
+        cli(["score", *arguments], standalone_mode=False)
+    except UserError as error:
+        print(error)
 print(sorted({"keras", "matplotlib", "mlflow", "tensorflow"} & set(sys.modules)))
 """
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        ([], "no column 'label'"),
-        (["--label-column", "diagnosis", "--image-column", "file"], "no column 'file'"),
-        (["--label-column", "diagnosis", "--map", "mel="], "no class is called 'scar'"),
-        (["--label-column", "diagnosis", "--map", "scar="], "no finished network"),
-        (["--label-column", "diagnosis", "--map", "scar=", "--configuration", "none"], "'none' is unknown"),
-        (["--name", "../up"], "not a name for a source"),
-    ],
-)
-def test_a_mistake_in_scoring_is_named_before_anything_slow_is_imported(
-    tmp_path: Path, arguments: list[str], told: str
-) -> None:
+def test_a_mistake_in_scoring_is_named_before_anything_slow_is_imported(tmp_path: Path) -> None:
     shutil.copy(PROJECT / "params.yaml", tmp_path)
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     (tmp_path / "labels.csv").write_text("image,diagnosis\na,mel\nb,scar\n")
-    command = ["ham10000", "--images", str(tmp_path), "--labels", str(tmp_path / "labels.csv"), *arguments]
-    done = subprocess.run(
-        [sys.executable, "-c", MISTAKEN, *command], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert told in done.stdout
-    assert done.stdout.endswith("\n[]\n")
+    told = {
+        "no column 'label'": [],
+        "no column 'file'": ["--label-column", "diagnosis", "--image-column", "file"],
+        "no class is called 'scar'": ["--label-column", "diagnosis", "--map", "mel="],
+        "no finished network": ["--label-column", "diagnosis", "--map", "scar="],
+        "'none' is unknown": ["--label-column", "diagnosis", "--map", "scar=", "--configuration", "none"],
+        "not a name for a source": ["--name", "../up"],
+    }
+    command = ["ham10000", "--images", str(tmp_path), "--labels", str(tmp_path / "labels.csv")]
+    asked = json.dumps([[*command, *arguments] for arguments in told.values()])
+    done = subprocess.run([sys.executable, "-c", MISTAKEN, asked], cwd=tmp_path, capture_output=True, text=True)
+    *mistakes, imported = done.stdout.splitlines()
+    assert [text in line for text, line in zip(told, mistakes, strict=True)] == [True] * len(told), done.stdout
+    assert imported == "[]"
 
 
 def test_images_are_matched_by_path_or_name_with_or_without_suffix() -> None:
