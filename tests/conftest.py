@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -156,10 +157,17 @@ def dvc_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def dvc_init(folder: Path) -> None:
+def dvc_init(folder: Path, config: str = "[core]\n    no_scm = True\n") -> None:
     """Do as `dvc init --no-scm` does, without the two seconds that its start takes."""
     (folder / ".dvc" / "tmp").mkdir(parents=True)
-    (folder / ".dvc" / "config").write_text("[core]\n    no_scm = True\n")
+    (folder / ".dvc" / "config").write_text(config)
+
+
+def git_init(folder: Path) -> None:
+    """Do as `git init` and `dvc init` do."""
+    subprocess.run(["git", "init", "--quiet", folder], check=True)
+    dvc_init(folder, config="")
+    (folder / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")
 
 
 @pytest.fixture(scope="session")

@@ -14,12 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from dvc.repo import Repo
 from filelock import FileLock
 from PIL import Image
 from ruamel.yaml import YAML
 
 from clones import change_params, clone, dvc, run
-from conftest import PROJECT, dvc_init
+from conftest import PROJECT, dvc_init, git_init
 from medtransfer.cli import cli
 from medtransfer.core.dvc import IMPORTED, check_unchanged, recorded_digest, warn_of_another_version
 from medtransfer.core.errors import UserError
@@ -106,10 +107,8 @@ def stages() -> list[str]:
     """The names of all stages, as DVC reads dvc.yaml."""
     if not Path(".dvc").exists():
         dvc_init(Path())
-    command = [sys.executable, "-m", "dvc", "stage", "list", "--name-only"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    with Repo() as repo:
+        return [stage.addressing for stage in repo.index.stages]
 
 
 def test_a_data_set_is_copied_and_enters_the_study(project: Path) -> None:
@@ -269,8 +268,7 @@ def test_a_removed_data_set_leaves_no_trace(project: Path) -> None:
 
 
 def test_a_removed_data_set_is_brought_back_by_the_command_that_is_printed(project: Path) -> None:
-    subprocess.run(["git", "init", "--quiet"], check=True)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], check=True)
+    git_init(project)
     shutil.copy(PROJECT / ".dvcignore", ".")
     add(name="other")
     command = ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
@@ -290,8 +288,7 @@ def test_a_removed_data_set_is_brought_back_by_the_command_that_is_printed(proje
 
 
 def test_an_import_is_not_called_damage(project: Path, caplog: pytest.LogCaptureFixture) -> None:
-    subprocess.run(["git", "init", "--quiet"], check=True)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], check=True)
+    git_init(project)
     shutil.copy(PROJECT / ".dvcignore", ".")
     command = ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
     assert CliRunner().invoke(cli, command).exit_code == 0
@@ -397,8 +394,7 @@ def test_one_folder_per_class_needs_no_table(project: Path) -> None:
 
 
 def test_the_command_says_what_to_do_next(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    subprocess.run(["git", "init", "--quiet"], check=True)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], check=True)
+    git_init(project)
     done = CliRunner().invoke(
         cli, ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
     )
