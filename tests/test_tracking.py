@@ -379,40 +379,44 @@ def test_a_run_whose_parameters_were_changed_is_not_continued_until_it_is_delete
 # --- seven endings, each in its own process
 
 
-ENDING = """
+# What ends a run, the status that MLflow shows, and the error that it shows with it.
+ENDINGS = [
+    ("pass", "FINISHED", None),
+    ("raise RuntimeError('broken')", "FAILED", "RuntimeError: broken"),
+    ("sys.exit(1)", "FAILED", "SystemExit: 1"),
+    ("os.kill(os.getpid(), signal.SIGTERM)", "KILLED", "KeyboardInterrupt: 15"),
+    ("os.kill(os.getpid(), signal.SIGKILL)", "KILLED", None),
+    ("os._exit(1)", "KILLED", None),
+    ("resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)); np.ones(2**33)", "FAILED", "MemoryError: Unable"),
+]
+# The processes are forked from one that has imported MLflow, as those of a study's stages are.
+END_EACH = """
 import os, resource, signal, sys
+import mlflow.store.tracking.sqlalchemy_store, mlflow.system_metrics.system_metrics_monitor
 import numpy as np
-from medtransfer.audit import push as track_push
-from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 from medtransfer.cli.app import stop_like_ctrl_c
-from medtransfer.core.errors import UserError
-signal.signal(signal.SIGTERM, stop_like_ctrl_c)
-with mlflow_runs.run("ham10000", "x", "ending", {{}}, {{}}):
-    {}
+from medtransfer.tracking import mlflow_runs
+for number, ending in enumerate(sys.argv[1:]):
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, stop_like_ctrl_c)
+        with mlflow_runs.run("ham10000", "x", f"fit{number}", {}, {}):
+            exec(ending)
+        sys.exit()
+    os.wait()
 """
 
 
-@pytest.mark.parametrize(
-    ("ending", "status", "said"),
-    [
-        ("pass", "FINISHED", None),
-        ("raise RuntimeError('broken')", "FAILED", "RuntimeError: broken"),
-        ("sys.exit(1)", "FAILED", "SystemExit: 1"),
-        ("os.kill(os.getpid(), signal.SIGTERM)", "KILLED", "KeyboardInterrupt: 15"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "KILLED", None),
-        ("os._exit(1)", "KILLED", None),
-        ("resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)); np.ones(2**33)", "FAILED", "MemoryError: Unable"),
-    ],
-)
-def test_a_run_gets_the_status_of_its_process(
-    store: mlflow.MlflowClient, ending: str, status: str, said: str | None
-) -> None:
-    subprocess.run([sys.executable, "-c", ENDING.format(ending)], capture_output=True)
+def test_a_run_gets_the_status_of_its_process(store: mlflow.MlflowClient) -> None:
+    endings = [ending for ending, _, _ in ENDINGS]
+    subprocess.run([sys.executable, "-c", END_EACH, *endings], capture_output=True, check=True)
     mlflow_runs.close_stale(store)
-    (run,) = store.search_runs([store.get_experiment_by_name("ham10000").experiment_id])
-    assert run.info.status == status
-    error = run.data.tags.get(mlflow_runs.ERROR)
-    assert error is None if said is None else error.startswith(said)
+    runs = store.search_runs([store.get_experiment_by_name("ham10000").experiment_id])
+    assert len(runs) == len(ENDINGS)
+    for number, (ending, status, said) in enumerate(ENDINGS):
+        run = store.get_run(mlflow_runs.find(store, "ham10000", f"fit{number}") or "")
+        assert run.info.status == status, ending
+        error = run.data.tags.get(mlflow_runs.ERROR)
+        assert error is None if said is None else error.startswith(said), ending
 
 
 def test_a_loss_of_nan_fails_the_run_and_names_the_epoch(store: mlflow.MlflowClient, tiny: TrainParams) -> None:
