@@ -522,12 +522,12 @@ def test_a_file_whose_name_is_not_utf8_is_answered_like_the_others(
     shutil.copy(images / "a.jpg", tmp_path / os.fsdecode(b"k\xf6rper.jpg"))
     shutil.copy(images / "b.png", tmp_path)
     (tmp_path / "._b.png").write_bytes(b"a resource fork")
-    asked = [sys.executable, "-m", "medtransfer", "predict", "chest_xray", str(tmp_path)]
-    output = tmp_path / "out/answers.csv"
-    for options in ([], ["--output", str(output)]):
-        done = subprocess.run([*asked, *options], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert options or ("b.png" in done.stdout and "rper.jpg" in done.stdout)
+    asked, output = ["predict", "chest_xray", str(tmp_path)], tmp_path / "out/answers.csv"
+    done = subprocess.run([sys.executable, "-m", "medtransfer", *asked], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "b.png" in done.stdout
+    assert "rper.jpg" in done.stdout
+    assert CliRunner().invoke(cli, [*asked, "--output", str(output)]).exit_code == 0
     assert (pd.read_csv(output).predicted != "").sum() == 2
 
 
