@@ -25,7 +25,7 @@ from test_questions import pair_of
 def test_an_interval_near_0_has_a_third_decimal() -> None:
     near, far = pair_of("a", "b", 0.007), pair_of("a", "b", 0.1)
     assert tables.difference(dataclasses.replace(near, groups_sd=0.004)) == "+0.007\n[-0.001, +0.015] *"
-    assert tables.difference(far) == "+0.10\n[+0.00, +0.20] *"
+    assert tables.difference(far) == "+0.10\n[0.00, +0.20] *"
 
 
 def test_more_configurations_change_no_other_answer_and_no_table_of_the_talk() -> None:
@@ -110,7 +110,7 @@ def test_chains_stand_beside_random_and_imagenet_weights() -> None:
     row = table.loc["imagenet → ham10000 → chest_xray"]
     for start, model in (("random", "cnn_random"), ("imagenet", "imagenet_all")):
         assert row[f"less {start}"].startswith(f"{f1['ham10000_all'] - f1[model]:+.2f}\n[")
-    assert table.loc["random → chest_xray", "less random"] == "-"
+    assert table.loc["random → chest_xray", "minus random weights"] == "-"
     assert not tables.beyond_the_talk(study, "ham10000")
 
 

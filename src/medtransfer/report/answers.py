@@ -6,10 +6,10 @@ from medtransfer.analysis.claims import FAILS, HOLDS
 from medtransfer.analysis.differences import Comparison, find_pair
 from medtransfer.analysis.uncertainty import GROUPS
 from medtransfer.report.study import Study
-from medtransfer.report.tables import difference, interval_text, p_value
+from medtransfer.report.tables import difference, interval_text, mistuned, p_value
 from medtransfer.report.words import words_for
 
-HIGHER, LOWER, NOT_TESTED = "higher", "lower", "not tested"
+HIGHER, LOWER, NOT_TESTED = "higher", "lower", "estimate only"
 FROM_IMAGENET = "imagenet_all"
 COLUMNS = ["change", "data set", "verdict", "macro F1", "seeds", "p, corrected"]
 
@@ -36,6 +36,9 @@ def answers(study: Study) -> pd.DataFrame:
             pair = find_pair(study.tables.pairs, dataset, first, second)
             if pair:
                 found = judged(study.tables.claims, pair)
+                warned = mistuned(study.tables.results, dataset)
+                for model in warned.keys() & {first, second}:
+                    found["verdict"] = f"**{model}: {warned[model]}**"
                 rows.append({"change": change, "data set": words_for(dataset).title, **found})
     return pd.DataFrame(rows, columns=COLUMNS).set_index("change")
 

@@ -12,13 +12,14 @@ from medtransfer.analysis.clinical import best_network
 from medtransfer.analysis.confusion import confusion
 from medtransfer.analysis.families import TALK
 from medtransfer.analysis.lattice import SUBSETS
-from medtransfer.analysis.leakage import ALL
+from medtransfer.analysis.leakage import ALL, CONTRAST, OTHERS, SHARED
 from medtransfer.analysis.questions import block_counts, data_sizes
 from medtransfer.analysis.runs import Run, by_model
 from medtransfer.core.predictions import classes_of
 from medtransfer.metrics.scores import MACRO, encode
 from medtransfer.report import figures, tables
 from medtransfer.report.study import Study, costs, largest_class_f1, leaves_out_features, trials, values_of
+from medtransfer.report.words import words_for
 
 POINTS = 3  # a line with fewer is not drawn
 Drawn = Iterator[tuple[str, Figure]]  # what its caption says about the models, and the figure
@@ -26,14 +27,13 @@ Drawn = Iterator[tuple[str, Figure]]  # what its caption says about the models, 
 
 def overview(table: pd.DataFrame) -> Figure:
     """Return a figure of the macro F1 of the models `in_front` on every data set; `table` from `compare`."""
-    macro = table[table["class"] == MACRO]
-    parts = {dataset: tables.in_front(macro, dataset) for dataset in macro.dataset.drop_duplicates()}
-    return figures.overview(
-        {
-            figures.mark(f"{dataset}, {own.test_images.iloc[0]} test images", " ".join(tables.noted(own))): own
-            for dataset, own in parts.items()
-        }
-    )
+    panels = {}
+    for dataset in table.dataset.drop_duplicates():
+        part = tables.in_front(table[table["class"] == MACRO], dataset)
+        title = f"{words_for(dataset).title}, {part.test_images.iloc[0]} test images"
+        warned = part.assign(warning=part.model.map(tables.mistuned(table, dataset)))
+        panels[figures.mark(title, " ".join(tables.noted(part)))] = warned
+    return figures.overview(panels)
 
 
 def _scores(study: Study, dataset: str) -> Drawn:
@@ -43,6 +43,8 @@ def _scores(study: Study, dataset: str) -> Drawn:
 
 def _cost(study: Study, dataset: str) -> Drawn:
     part = tables.in_front(_macro(study, dataset), dataset)
+    if any("seconds" in note.lower() for note in study.notes):
+        return  # the notes say why they are not comparable
     fits = _fits(study, dataset)
     seconds = costs({model: fits[model] for model in part.model}, study.runs)
     incomplete = [model for model in part.model if leaves_out_features(fits[model])]
@@ -58,8 +60,11 @@ def _beyond(study: Study, dataset: str) -> Drawn:
 
 def _blocks(study: Study, dataset: str) -> Drawn:
     counts = block_counts(study.of(dataset), study.tables.results)
+    counts["warning"] = counts.model.map(tables.mistuned(study.tables.results, dataset))
     if len(counts) and counts.groupby("start").size().max() >= POINTS:
-        yield "", figures.block_counts(counts, _title(study, dataset, "blocks that train"))
+        warned = counts.dropna(subset="warning")
+        said = "; ".join(f"{model}: {text}" for model, text in zip(warned.model, warned.warning, strict=True))
+        yield said, figures.block_counts(counts, _title(study, dataset, "blocks that train"))
 
 
 def _values(study: Study, dataset: str) -> Drawn:
@@ -84,8 +89,12 @@ def _rates(study: Study, dataset: str) -> Drawn:
 def _leakage(study: Study, dataset: str) -> Drawn:
     found = study.leakage[study.leakage.dataset == dataset]
     if len(found):
-        found = found.assign(name=found["class"].where(found.images == ALL, found["class"] + ", " + found.images))
-        yield "", figures.leakage(found, _title(study, dataset, "leakage"))
+        unit = words_for(dataset).groups.removesuffix("s")
+        images = {SHARED: f"{unit} also in training", OTHERS: "other images", CONTRAST: "first minus second"}
+        named = found["class"] + ", " + found.images.replace(images)
+        found = found.assign(name=named.where(found.images != ALL, found["class"]))
+        covered = "" if found.low.isna().all() else "with 95% intervals"
+        yield covered, figures.leakage(found, _title(study, dataset, "leakage"))
 
 
 def _losses(study: Study, dataset: str) -> Drawn:
@@ -164,4 +173,4 @@ def _seeds(study: Study, dataset: str) -> dict[str, list[float]]:
 
 
 def _title(study: Study, dataset: str, text: str) -> str:
-    return figures.mark(f"{dataset}: {text}", " ".join(tables.notes(study.of(dataset))))
+    return figures.mark(f"{words_for(dataset).title}: {text}", " ".join(tables.notes(study.of(dataset))))

@@ -1,7 +1,7 @@
 """The figures of a study, as Matplotlib's."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -187,9 +187,19 @@ def _draw_scores(axes: Axes, table: pd.DataFrame) -> None:
     known = table.published.notna()
     if known.any():
         axes.plot(table.published[known], rows[known], "D", color=PALETTE[1], fillstyle="none", label="the talk")
+    if "warning" in table:
+        warned = table.warning.notna()
+        _warn(axes, table[warned], table.f1[warned], rows[warned])
     axes.set_yticks(rows, list(table.model))
     axes.set(xlabel="macro F1")
     axes.grid(axis="x", color=GRID)
+
+
+def _warn(axes: Axes, table: pd.DataFrame, x: Iterable[float], y: Iterable[float]) -> None:
+    """Write the warning of each row of `table` beside its point."""
+    style: dict[str, Any] = {"xytext": (8, -3), "textcoords": "offset points", "fontsize": 8, "color": "#8a4b00"}
+    for text, left, bottom in zip(table.warning, x, y, strict=True):
+        axes.annotate(text, (left, bottom), **style)
 
 
 def _spans(table: pd.DataFrame, value: str = "f1") -> np.ndarray:
@@ -250,7 +260,10 @@ def block_counts(table: pd.DataFrame, title: str) -> Figure:
     # Empty rows break the line where a number of blocks is missing: a line would suggest values in between.
     counts = pd.MultiIndex.from_product([list(labels), range(table.blocks.max() + 1)], names=["start", "blocks"])
     table = table.merge(counts.to_frame(index=False), how="outer")
-    return _lines(table, "start", labels, "blocks", "blocks that train beside the head", title, shift=0.06)
+    figure = _lines(table, "start", labels, "blocks", "blocks trained in addition to the head", title, shift=0.06)
+    warned = table.dropna(subset="warning").drop_duplicates("model")
+    _warn(figure.axes[0], warned, warned.blocks, warned.f1)
+    return figure
 
 
 def block_values(table: pd.DataFrame, title: str) -> Figure:
@@ -346,10 +359,10 @@ def cost(table: pd.DataFrame, seconds: dict[str, float], title: str) -> Figure:
 def layers(rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFrame, title: str) -> Figure:
     """Return a figure of the three tables of `medtransfer layers`, one panel per question."""
     titles = [
-        "one block put back to its start\n(dashed: none put back)",
+        "one block reset to its initial weights\n(dashed: none reset)",
         "linear classifier on each block's output",
         "outputs before and after training: similarity (linear CKA)",
-        "distance moved in weights, over their norm",
+        "relative change in weights",
     ]
     figure, panels = _panels(titles, 4.5, 3.2, title, in_row=2)
     rewound, probed, alike, moved = panels
@@ -411,7 +424,7 @@ def leakage(table: pd.DataFrame, title: str) -> Figure:
     figure, panels = _panels(models, 3.4, height, title, in_row=len(models), sharey=True, sharex=True)
     for axes, model in zip(panels, models, strict=True):
         _differences(axes, table[table.model == model], "difference", "name")
-    figure.supxlabel("F1 with leakage less F1 without", fontsize=9)
+    figure.supxlabel("F1 with leakage minus F1 without", fontsize=9)
     return figure
 
 

@@ -21,6 +21,7 @@ from medtransfer.report import tables
 from medtransfer.report.answers import FROM_IMAGENET, answers
 from medtransfer.report.drawings import FIGURES, overview
 from medtransfer.report.render import render
+from medtransfer.report.sentences import sentences
 from medtransfer.report.study import Study
 from medtransfer.report.words import words_for
 
@@ -92,7 +93,7 @@ CHAPTERS = (
         ("roc", "reliability", "confusions"),
         ("measures", "calibration"),
     ),
-    Chapter("leakage", "How much does leakage flatter?", (), ("leakage",)),
+    Chapter("leakage", "How much does leakage inflate the scores?", (), ("leakage",)),
     Chapter("recipe", "Does the recipe matter?", ("recipes",), ("rates",), ("losses",)),
 )
 
@@ -119,6 +120,8 @@ def build_page(studies: list[Study]) -> str:
         claims=tables.claims(first.tables.claims),
         power=tables.power(first.tables.claims),
         front=_uri(_png(overview(first.tables.results))),
+        leads=sentences(studies, answered),
+        questions={chapter.name: chapter.question for chapter in CHAPTERS},
         chapters=[part for part in parts if part[1] or part[2]],
         studies=[_about(study) for study in studies],
         titles={study.name: _title(study) for study in studies},
@@ -163,10 +166,10 @@ def _items_of(studies: list[Study], dataset: str) -> list[Item]:
 def _tables(study: Study, dataset: str) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Yield the name of every table, what its caption says about the models, and the table."""
     for name, table in tables.sections(study, dataset):
-        yield name, "", table
+        yield name, "; ".join(_meanings(study, dataset)) if name == "f1" else "", table
     leaked = study.leakage[(study.leakage.dataset == dataset) & (study.leakage.images == ALL)]
     if len(leaked):
-        yield "leakage", "", tables.leakage(leaked)
+        yield "leakage", "" if leaked.low.isna().all() else "with 95% intervals", tables.leakage(leaked)
     for layers in study.layers_of(dataset):
         # The gains are those of networks from ImageNet weights.
         from_imagenet = layers.record["model"] == FROM_IMAGENET
@@ -192,21 +195,25 @@ def _about(study: Study) -> dict[str, Any]:
 def _about_dataset(study: Study, dataset: str) -> dict[str, Any]:
     runs = study.of(dataset)
     recipes = [(recipe_of(run.record), run.record["epochs"]) for run in runs if run.history is not None]
-    known = CATALOGUE[dataset].classes if dataset in CATALOGUE else study.custom.get(dataset, {}).get("meanings", {})
     return {
         "name": dataset,
         "title": words_for(dataset).title,
         "first": runs[0],
         "split": split_of(runs[0].record),
         "split_means": SPLITS[split_of(runs[0].record)] if is_the_talks(dataset) else None,
-        # Only where a class's name does not say what it stands for.
-        "meanings": [f"{name}: {meaning}" for name, meaning in known.items() if meaning != name],
+        "meanings": _meanings(study, dataset),
         "recipes": [recipe for recipe, _ in recipes if recipe.recipe == "talk"],
         "modern": sum(recipe.recipe == "modern" for recipe, _ in recipes),
         "at_limit": sum(epochs >= recipe.epochs for recipe, epochs in recipes if recipe.recipe == "talk"),
         "units": words_for(dataset, study.custom).groups,
         "provenance": tables.provenance(runs),
     }
+
+
+def _meanings(study: Study, dataset: str) -> list[str]:
+    """Return what the names of classes stand for, where they do not say it."""
+    known = CATALOGUE[dataset].classes if dataset in CATALOGUE else study.custom.get(dataset, {}).get("meanings", {})
+    return [f"{name}: {meaning}" for name, meaning in known.items() if meaning != name]
 
 
 def _png(figure: Figure) -> bytes:

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from medtransfer.analysis.agreement import WAYS, Agreement
+from medtransfer.analysis.agreement import Agreement
 from medtransfer.analysis.claims import PLANNED
 from medtransfer.analysis.differences import Comparison, find_pair
 from medtransfer.analysis.families import LATTICE, TALK, WEIGHTS
@@ -15,21 +15,32 @@ from medtransfer.analysis.published import is_the_talks
 from medtransfer.analysis.questions import chain, data_sizes, recipe_changes
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.uncertainty import BOTH, EXACT, FEWEST_FITS, GROUPS
+from medtransfer.core.params import TREES
 from medtransfer.core.run_record import note_of, recipe_of, split_of
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.report.render import render
 from medtransfer.report.study import Study, values_of
-from medtransfer.report.words import words_for
+from medtransfer.report.words import METHODS, MISTUNED, words_for
 
 # The name of a table's caption in templates/captions.html.j2, and the table.
 Section = tuple[str, pd.DataFrame]
 SHOWN = 0.005  # smaller values are printed as 0.00
+# What is said of a change of the recipe; others are shown as they stand in params.yaml.
+RECIPE_CHANGES = {
+    "recipe: modern": "the modern recipe",
+    "head: dense; dropout: 0.5": "with the talk's head",
+    "balance: none": "without drawing rare classes more often",
+    "balance: sampling": "rare classes drawn more often",
+    "balance: class_weights": "rare classes weighted more in the loss",
+    "augment: off": "without augmentation",
+}
 FINE = 0.05  # an interval within this distance of 0 needs a third decimal
 
 
 def claims(judged: pd.DataFrame) -> pd.DataFrame:
     """Return the talk's claims, one row each, from `judge`."""
     table = judged.rename(columns={"dataset": "data set"}).set_index("claim")[["data set", "first", "second"]]
+    table["data set"] = [words_for(dataset).title for dataset in judged.dataset]
     table["verdict"] = [f"**{verdict}**" for verdict in judged.verdict]
     table["difference"] = list(map(interval_text, judged.difference, judged.low, judged.high))
     table["seeds"] = list(map("{} and {}".format, judged.first_seeds, judged.second_seeds))
@@ -40,6 +51,7 @@ def claims(judged: pd.DataFrame) -> pd.DataFrame:
 def power(judged: pd.DataFrame) -> pd.DataFrame:
     """Return what else is known of the talk's claims, one row each, from `judge`: what could have been shown."""
     table = judged.rename(columns={"dataset": "data set"}).set_index("claim")[["data set", "first", "second"]]
+    table["data set"] = [words_for(dataset).title for dataset in judged.dataset]
     table["simultaneous"] = list(map(_range, judged.simultaneous_low, judged.simultaneous_high))
     table["unseen seeds"] = list(map(interval_text, judged.unseen_difference, judged.unseen_low, judged.unseen_high))
     table["detectable"] = [_known(value, ".3f") for value in judged.detectable]
@@ -52,9 +64,10 @@ def front(answered: pd.DataFrame) -> pd.DataFrame:
     """Return the verdicts of `answers`, one row per change and one column per data set."""
     needed = answered.verdict.str.extract(r"fewer than (\d+) seeds")[0]
     verdict = answered.verdict.mask(needed.notna(), "**no verdict yet**")
-    seeds = answered.seeds + " seeds" + (" of " + needed).fillna("")
-    difference = answered["macro F1"].str.replace("\n", " ")
-    texts = (verdict + "\n" + difference + "\n" + seeds + ", p " + answered["p, corrected"]).str.removesuffix(", p -")
+    difference = answered["macro F1"].map(one_line)
+    planned = (" of " + needed + " planned").fillna("")
+    runs = answered.seeds.str.replace(r"^(\d+) and \1$", r"\1", regex=True) + planned + " runs per model"
+    texts = (verdict + "\n" + difference + "\n" + runs + ", p " + answered["p, corrected"]).str.removesuffix(", p -")
     return _crossed(answered.assign(text=texts).reset_index(), "change", "data set", lambda row: row["text"])
 
 
@@ -87,8 +100,21 @@ def pivot(results: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Return one data set's F1 beside the talk's: rows are classes, columns are the models `in_front`."""
     part = in_front(results, dataset)
     frame = _crossed(part, "class", "model", _cell)
-    frame.loc["seeds"], frame.loc["intervals"] = _seeds_and_intervals(part)
+    seeds, covered = _seeds_and_intervals(part)
+    frame.loc["seeds"], frame.loc["intervals"] = seeds, [text.replace(" and ", "\nand ") for text in covered]
+    warned = mistuned(results, dataset)
+    if warned:
+        frame.loc["warning"] = [warned.get(str(model), "").replace("; ", ";\n").replace(": ", ":\n") for model in frame]
     return frame
+
+
+def mistuned(results: pd.DataFrame, dataset: str) -> dict[str, str]:
+    """Return a warning for each network that only ever gets one class right, by model; `results` from `f1_table`."""
+    classes = results[
+        (results.dataset == dataset) & ~results["class"].isin([MACRO, MICRO]) & ~results.model.isin(TREES)
+    ]
+    found = classes[classes.f1 > 0].groupby("model")["class"].agg(list)
+    return {str(model): MISTUNED.format(names[0]) for model, names in found.items() if len(names) == 1}
 
 
 def _crossed(part: pd.DataFrame, rows: str, columns: str, cell: Callable[[Mapping[Any, Any]], str]) -> pd.DataFrame:
@@ -136,7 +162,7 @@ def measures(summary: pd.DataFrame, dataset: str, *, talk: bool = True) -> pd.Da
 
 
 def _measure(row: Mapping[Any, Any]) -> str:
-    deviation = f" ± {_known(row['sd'], '.3f').removeprefix('0')}" if row["seeds"] > 1 else ""
+    deviation = f" ± {_known(row['sd'], '.3f')}" if row["seeds"] > 1 else ""
     return f"{short(row['value'])}{deviation}\n{_interval(row)}"
 
 
@@ -150,21 +176,21 @@ def _intercept_and_slope(row: Mapping[Any, Any]) -> str:
     lines = []
     for name in ("intercept", "slope"):
         value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-        lines.append(_known(value, ".2f") if pd.isna(low) else f"{value:.2f} [{low:.2f}, {high:.2f}]")
+        lines.append(_known(value, "z.2f") if pd.isna(low) else f"{short(value)} [{short(low)}, {short(high)}]")
     return "\n".join(lines)
 
 
 def classes(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Return sensitivity, specificity and AUC of each class, one row each; `table` from `class_table`."""
     part = table[table.dataset == dataset]
-    return _of_network(part, _crossed(part, "class", "measure", _share))
+    return _of_network(part, _crossed(part, "class", "measure", share))
 
 
 def subgroups(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Return accuracy and sensitivities of each kind of image, one row each; `table` from `subgroup_table`."""
     part = table[table.dataset == dataset]
     part = part.assign(kind=part["by"] + ": " + part.subgroup)
-    frame = _crossed(part, "kind", "measure", _share).fillna("-")
+    frame = _crossed(part, "kind", "measure", share).fillna("-")
     frame = frame.rename(columns={MICRO: "accuracy"})
     counts = part.drop_duplicates("kind").set_index("kind")
     frame.insert(0, "images", counts.images.astype(str))
@@ -176,7 +202,8 @@ def _of_network(part: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     return frame.rename_axis(index=part.model.iloc[0] if len(part) else None)
 
 
-def _share(row: Mapping[Any, Any]) -> str:
+def share(row: Mapping[Any, Any]) -> str:
+    """Return a share and, in a second line, its interval."""
     return f"{short(row['value'])}\n{'-' if pd.isna(row['low']) else _between(row)}"
 
 
@@ -201,26 +228,37 @@ def _difference(row: Mapping[Any, Any]) -> str:
 
 def interval_text(value: float, low: float, high: float) -> str:
     """Return a difference and, in a second line, its interval; `-` without a difference."""
-    return "-" if pd.isna(value) else f"{value:+.{_digits(low, high)}f}\n{_range(low, high)}"
+    return "-" if pd.isna(value) else f"{signed(value, _digits(low, high))}\n{_range(low, high)}"
 
 
 def _range(low: float, high: float) -> str:
     digits = _digits(low, high)
-    return "-" if pd.isna(low) else f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+    return "-" if pd.isna(low) else f"[{signed(low, digits)}, {signed(high, digits)}]"
 
 
 def _digits(low: float, high: float) -> int:
     return 3 if max(abs(low), abs(high)) < FINE else 2
 
 
+def signed(value: float, digits: int) -> str:
+    """Return a number with its sign, or 0 without one."""
+    text = f"{value:+.{digits}f}"
+    return text.lstrip("+-") if float(text) == 0 else text
+
+
 def short(value: float) -> str:
-    """Return a score with two decimals and without a leading zero."""
-    return f"{value:.2f}".removeprefix("0")
+    """Return a score with two decimals."""
+    return f"{value:z.2f}"
+
+
+def one_line(text: str) -> str:
+    """Return a value and its interval, which are two lines of a cell, in one line."""
+    return text.replace("\n-", " (no interval)").replace("\n", " ")
 
 
 def p_value(value: float) -> str:
     """Return a p-value as it is printed."""
-    return "-" if pd.isna(value) else f"{value:.3f}" if value >= 0.001 else "< .001"
+    return "-" if pd.isna(value) else f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def markdown(study: Study) -> str:
@@ -301,16 +339,17 @@ def chains(links: pd.DataFrame, pairs: Sequence[Comparison]) -> pd.DataFrame:
     for start, base in zip(links.start, links.model, strict=True):
         if start in ("random", "imagenet"):
             compared = [find_pair(pairs, dataset, model, base) for model in links.model]
-            table[f"less {start}"] = [difference(pair) if pair else "-" for pair in compared]
+            table[f"minus {start} weights"] = [difference(pair) if pair else "-" for pair in compared]
     return table
 
 
 def recipes(changes: pd.DataFrame) -> pd.DataFrame:
     """Return what a change of the recipe does to F1: one row per change, from `recipe_changes`."""
     table = changes.rename(columns={"base": "instead of"}).set_index("model")[["instead of", "change"]]
+    table["change"] = table.change.replace(RECIPE_CHANGES)
     table["macro F1"] = list(map(interval_text, changes.difference, changes.low, changes.high))
     table["interval"] = list(map(_covers, changes.dataset, changes.interval))
-    table["micro F1"] = list(map("{:+.2f}".format, changes.micro))
+    table["micro F1"] = [signed(value, 2) for value in changes.micro]
     return table
 
 
@@ -349,8 +388,8 @@ def leakage(found: pd.DataFrame) -> pd.DataFrame:
 def blocks(found: Agreement) -> pd.DataFrame:
     """Return how much each block matters: one row per block, one column per method, with its largest value bold."""
     largest = found.blocks.eq(found.blocks.max()) & (found.blocks >= SHOWN)
-    text = found.blocks.map("{:.2f}".format)
-    return text.mask(largest, "**" + text + "**").rename(columns=WAYS)
+    text = found.blocks.map(short)
+    return text.mask(largest, "**" + text + "**").rename(columns=METHODS)
 
 
 def provenance(runs: list[Run]) -> pd.DataFrame:

@@ -1,0 +1,145 @@
+"""The answering sentence of each chapter: written by hand, its numbers from the tables."""
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+from medtransfer.analysis.agreement import agree
+from medtransfer.analysis.clinical import SENSITIVITY
+from medtransfer.analysis.differences import find_pair
+from medtransfer.analysis.families import configuration_of, overrides
+from medtransfer.analysis.leakage import ALL
+from medtransfer.analysis.runs import Run
+from medtransfer.core.params import BLOCKS
+from medtransfer.core.run_record import recipe_of
+from medtransfer.metrics.scores import MACRO
+from medtransfer.report.answers import FROM_IMAGENET
+from medtransfer.report.study import Study, values_of
+from medtransfer.report.tables import one_line, share, signed
+from medtransfer.report.words import words_for
+
+# The class that a clinician must not miss, and what to call it.
+CRUCIAL = {"ham10000": ("mel", "melanoma"), "chest_xray": ("PNEUMONIA", "pneumonia")}
+
+
+def sentences(studies: Sequence[Study], answered: pd.DataFrame) -> dict[str, str]:
+    """Return the sentences of each chapter that has an answer, by chapter; `answered` is `answers` of the first."""
+    found = {
+        "transfer": _effects(answered, "ImageNet weights instead of random weights", "Using ImageNet weights"),
+        "layers": _most_important(studies)
+        + _effects(answered, "train the last block instead of the first", "Training the last block, not the first,"),
+        "freezing": _effects(answered, "train the last block instead of all", "Freezing blocks 1 to 4")
+        + _possible_loss(studies[0]),
+        "clinic": _sensitivities(studies),
+        "leakage": _leakage(studies),
+        "recipe": _modern(studies),
+    }
+    return {chapter: text.strip() for chapter, text in found.items() if text}
+
+
+def _effects(answered: pd.DataFrame, change: str, words: str) -> str:
+    rows = answered[answered.index == change].to_dict("records")
+    effects = [f"by {one_line(row['macro F1'])} on {row['data set']} ({verdict_of(row['verdict'])})" for row in rows]
+    return f"{words} changes macro F1 {' and '.join(effects)}. " if effects else ""
+
+
+def verdict_of(verdict: str) -> str:
+    """Return a verdict of `answers` in the words of the page."""
+    return "no verdict yet" if "fewer than" in verdict else verdict.strip("*")
+
+
+def _possible_loss(study: Study) -> str:
+    losses = []
+    for dataset in study.tables.results.dataset.drop_duplicates():
+        pair = find_pair(study.tables.pairs, dataset, "imagenet_last_block", FROM_IMAGENET)
+        if pair and pair.ends[0] < 0 < pair.ends[1]:
+            losses.append(f"{-pair.ends[0]:.2f} on {words_for(dataset).title}")
+    if not losses:
+        return ""
+    return f"So freezing them may cost nothing, but a loss of up to {' and '.join(losses)} is possible too."
+
+
+def _most_important(studies: Sequence[Study]) -> str:
+    """Return which block is the most important one, by how many methods, for networks from ImageNet weights."""
+    texts, unanimous = [], True
+    for dataset in dict.fromkeys(run.dataset for study in studies for run in study.runs):
+        blocks = pd.Series([*_by_layers(studies, dataset), *_by_shapley(studies, dataset)], dtype=str)
+        if len(blocks):
+            counts = blocks.value_counts()
+            named = ", ".join(f"{block} ({count} of {len(blocks)} methods)" for block, count in counts.items())
+            texts.append(f"{named} on {words_for(dataset).title}")
+            unanimous &= len(counts) == 1
+    if not texts:
+        return ""
+    verb = "agree" if unanimous else "disagree"
+    return f"The methods {verb} on the most important block: {'; '.join(texts)}. "
+
+
+def _by_layers(studies: Sequence[Study], dataset: str) -> Iterator[str]:
+    found = [layers for study in studies for layers in study.layers_of(dataset)]
+    for layers in [one for one in found if one.record["model"] == FROM_IMAGENET][:1]:
+        yield from map(str, agree(layers.rewinding, layers.similarity, layers.probes).blocks.idxmax())
+
+
+def _by_shapley(studies: Sequence[Study], dataset: str) -> Iterator[str]:
+    found = [values for study in studies if len(values := values_of(study, dataset))]
+    for values in found[:1]:
+        single = values[values.blocks.isin(BLOCKS) & (values.metric == MACRO)]
+        yield str(single.set_index("blocks").value.idxmax())
+
+
+def _sensitivities(studies: Sequence[Study]) -> str:
+    text = ""
+    for dataset, (name, disease) in CRUCIAL.items():
+        for study in studies:
+            table = study.tables.classes
+            rows = table[(table.dataset == dataset) & (table["class"] == name) & (table.measure == SENSITIVITY)]
+            if len(rows):
+                row = rows.to_dict("records")[0]
+                text += f"The sensitivity of {row['model']} to {disease} is {one_line(share(row))}. "
+                break
+    return text
+
+
+def _leakage(studies: Sequence[Study]) -> str:
+    table = pd.concat([study.leakage for study in studies])
+    if table.empty:
+        return ""
+    macro = table[(table["class"] == MACRO) & (table.images == ALL)]
+    ranges = [
+        f"between {signed(part.difference.min(), 2)} and {signed(part.difference.max(), 2)} "
+        f"on {words_for(str(dataset)).title}"
+        for dataset, part in macro.groupby("dataset", sort=False)
+    ]
+    if not ranges:
+        return ""
+    single = " With one training run per model, these differences have no interval." if macro.low.isna().all() else ""
+    return f"Leakage changed macro F1 by {' and '.join(ranges)}, depending on the model.{single}"
+
+
+def _modern(studies: Sequence[Study]) -> str:
+    """Return the effect of the modern recipe on one fit, and whether more than one network has been trained with it."""
+    networks = [(study, run) for study in studies for run in study.runs if run.history is not None]
+    modern = [(study, run) for study, run in networks if recipe_of(run.record).recipe == "modern"]
+    for study, run in modern:
+        base = _base(study, run)
+        if base and set(overrides(run.record)) == {"recipe"}:
+            text = (
+                f"On {words_for(run.dataset).title} at {run.record['image_size']} px, the modern recipe changed macro "
+                f"F1 from {base.scores[MACRO]:.2f} to {run.scores[MACRO]:.2f}, in one training run each. "
+            )
+            parts = {(configuration_of(one.record).weights, configuration_of(one.record).blocks) for _, one in modern}
+            unknown = "Whether transfer and layers matter with it has not been measured yet."
+            return text + (unknown if len(parts) == 1 else "")
+    return "Not measured yet: no network here was trained with the modern recipe." if networks else ""
+
+
+def _base(study: Study, run: Run) -> Run | None:
+    """Return the fit with the talk's recipe, the same weights, blocks and seed."""
+    configuration = configuration_of(run.record)
+    for one in study.of(run.dataset):
+        if one.history is not None and one.seed == run.seed and not overrides(one.record):
+            other = configuration_of(one.record)
+            if (other.weights, other.blocks) == (configuration.weights, configuration.blocks):
+                return one
+    return None
