@@ -17,6 +17,7 @@ from medtransfer.report import figures
 from medtransfer.report.answers import answers
 from medtransfer.report.drawings import FIGURES
 from medtransfer.report.page import CHAPTERS, SPLITS, build_page
+from medtransfer.report.sentences import sentences
 from studies import evaluate_study, found_layers, run, runs, with_seeds
 
 
@@ -51,6 +52,47 @@ def test_what_the_talk_does_not_claim_is_not_tested() -> None:
     fits = [run("chest_xray", "imagenet_all", 0.9), run("chest_xray", "imagenet_head", 0.6, trainable="head")]
     (answer,) = answers(evaluate_study("s", with_seeds(fits))).to_dict("records")
     assert (answer["verdict"], answer["p, corrected"]) == ("**estimate only**", "-")
+
+
+def test_a_network_that_predicts_only_one_class_carries_a_warning() -> None:
+    fits = [run("chest_xray", "imagenet_all", 0.9), run("chest_xray", "imagenet_head", 0.6, trainable="head")]
+    for fit in fits[1:]:
+        fit.predictions[["p_NORMAL", "p_PNEUMONIA"]] = [0.1, 0.9]
+    study = evaluate_study("s", fits)
+    (answer,) = answers(study).to_dict("records")
+    assert answer["verdict"].startswith("**imagenet_head: learning rate mis-tuned: predicts only PNEUMONIA")
+    page = build_page([study])
+    assert page.count("predicts only PNEUMONIA") >= 2  # in the answers and the table of F1
+
+
+def test_a_chapter_begins_with_the_numbers_that_answer_it() -> None:
+    fits = [*runs(0.6, 0.95), run("chest_xray", "imagenet_last_block", 0.9, trainable=["block5"])]
+    study = evaluate_study("s", with_seeds(fits, 3))
+    found = sentences([study], answers(study))
+    sensitivity = study.tables.classes.query("`class` == 'PNEUMONIA' and measure == 'sensitivity'").value.iloc[0]
+    assert f"to pneumonia is {sensitivity:.2f} [" in found["clinic"]
+    assert "(no verdict yet)" in found["transfer"]
+    assert found["recipe"].startswith("Not measured yet")
+    assert "leakage" not in found
+    modern = evaluate_study("s", [fits[1], run("chest_xray", "modern_all", 0.9, recipe="modern")])
+    f1 = {fit.model: fit.scores[MACRO] for fit in modern.runs if fit.seed == 0}
+    changed = sentences([modern], answers(modern))["recipe"]
+    assert f"from {f1['imagenet_all']:.2f} to {f1['modern_all']:.2f}" in changed
+    assert "has not been measured yet" in changed
+
+
+def test_the_layers_sentence_says_whether_the_methods_agree() -> None:
+    fits = runs(0.6, 0.95)
+    for rising, verb in ((True, "agree"), (False, "disagree")):
+        study = dataclasses.replace(evaluate_study("s", fits), layers=[found_layers(rising=rising)])
+        assert f"The methods {verb} " in sentences([study], answers(study))["layers"]
+
+
+def test_seconds_that_the_notes_mention_are_not_compared() -> None:
+    study = evaluate_study("s", runs())
+    assert "What each model costs" in build_page([study])
+    noted = dataclasses.replace(study, notes=["Seconds cannot be compared."])
+    assert "What each model costs" not in build_page([noted])
 
 
 def test_what_only_a_larger_study_can_answer_is_drawn() -> None:

@@ -60,32 +60,34 @@ def _possible_loss(study: Study) -> str:
 
 
 def _most_important(studies: Sequence[Study]) -> str:
-    """Return which block is the most important one, by how many methods, for networks from ImageNet weights."""
+    """Return the most important block of networks from ImageNet weights, and how many methods say so."""
     texts, unanimous = [], True
     for dataset in dict.fromkeys(run.dataset for study in studies for run in study.runs):
-        blocks = pd.Series([*_by_layers(studies, dataset), *_by_shapley(studies, dataset)], dtype=str)
-        if len(blocks):
-            counts = blocks.value_counts()
-            named = ", ".join(f"{block} ({count} of {len(blocks)} methods)" for block, count in counts.items())
-            texts.append(f"{named} on {words_for(dataset).title}")
+        found = [*_by_layers(studies, dataset), *_by_shapley(studies, dataset)]
+        if found:
+            counts = pd.Series([block for block, _ in found]).value_counts()
+            named = ", ".join(f"{block} ({count} of {len(found)})" for block, count in counts.items())
+            sizes = " and ".join(dict.fromkeys(f"{size} px" for _, size in found))
+            texts.append(f"{named} on {words_for(dataset).title} at {sizes}")
             unanimous &= len(counts) == 1
     if not texts:
         return ""
     verb = "agree" if unanimous else "disagree"
-    return f"The methods {verb} on the most important block: {'; '.join(texts)}. "
+    return f"The methods {verb} on the most important block: {'; '.join(texts)}; these rankings have no intervals. "
 
 
-def _by_layers(studies: Sequence[Study], dataset: str) -> Iterator[str]:
-    found = [layers for study in studies for layers in study.layers_of(dataset)]
-    for layers in [one for one in found if one.record["model"] == FROM_IMAGENET][:1]:
-        yield from map(str, agree(layers.rewinding, layers.similarity, layers.probes).blocks.idxmax())
+def _by_layers(studies: Sequence[Study], dataset: str) -> Iterator[tuple[str, int]]:
+    found = [(layers, study) for study in studies for layers in study.layers_of(dataset)]
+    for layers, study in [one for one in found if one[0].record["model"] == FROM_IMAGENET][:1]:
+        for block in agree(layers.rewinding, layers.similarity, layers.probes).blocks.idxmax():
+            yield str(block), study.of(dataset)[0].record["image_size"]
 
 
-def _by_shapley(studies: Sequence[Study], dataset: str) -> Iterator[str]:
-    found = [values for study in studies if len(values := values_of(study, dataset))]
-    for values in found[:1]:
+def _by_shapley(studies: Sequence[Study], dataset: str) -> Iterator[tuple[str, int]]:
+    found = [(values, study) for study in studies if len(values := values_of(study, dataset))]
+    for values, study in found[:1]:
         single = values[values.blocks.isin(BLOCKS) & (values.metric == MACRO)]
-        yield str(single.set_index("blocks").value.idxmax())
+        yield str(single.set_index("blocks").value.idxmax()), study.of(dataset)[0].record["image_size"]
 
 
 def _sensitivities(studies: Sequence[Study]) -> str:
