@@ -62,7 +62,7 @@ def _blocks(study: Study, dataset: str) -> Drawn:
     counts = block_counts(study.of(dataset), study.tables.results)
     counts["warning"] = counts.model.map(tables.mistuned(study.tables.results, dataset))
     if len(counts) and counts.groupby("start").size().max() >= POINTS:
-        warned = counts.dropna(subset="warning")
+        warned = counts.dropna(subset="warning").drop_duplicates("model")
         said = "; ".join(f"{model}: {text}" for model, text in zip(warned.model, warned.warning, strict=True))
         yield said, figures.block_counts(counts, _title(study, dataset, "blocks that train"))
 

@@ -148,7 +148,8 @@ def _items_of(studies: list[Study], dataset: str) -> list[Item]:
         new = [Item(dataset, name, study.name, models, table) for name, models, table in _tables(study, dataset)]
         found += [item for item in new if (True, item.name) not in known]
         for name, draw in FIGURES.items():
-            if (False, name) not in known:
+            # Seconds of another study would be beside the macro F1 of other fits.
+            if (False, name) not in known and (name != "cost" or study is studies[0]):
                 drawn = draw(study, dataset)
                 found += [Item(dataset, name, study.name, models, _uri(_png(figure))) for models, figure in drawn]
         pictures = [picture for picture in study.pictures if picture.dataset == dataset]
