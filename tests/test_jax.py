@@ -89,5 +89,6 @@ assert heat.shape == (4, 2, 2) and 0 <= heat.min() and heat.max() == 1
 
 def test_a_loop_on_the_device_gives_the_same_network_as_a_loop_in_python() -> None:
     env = {**os.environ, "KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join(sys.path)}
+    env["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiling takes longer than these small fits
     result = subprocess.run([sys.executable, "-c", SAME_ON_THE_DEVICE], env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
