@@ -35,8 +35,8 @@ AT_64_PX = "results/real-64px-by-group"
 
 # The files that take longest: begun last, one of them would run alone at the end.
 BEGIN_WITH = (
-    "pipeline", "docs", "tune", "study", "sweep", "serving", "tracking", "custom", "checkpoints", "training", "audit",
-    "bucket", "bad_input", "devices", "jax",
+    "pipeline", "jax", "serving", "tracking", "tune", "docs", "custom", "study", "bucket", "training", "audit",
+    "bad_input", "checkpoints", "sweep",
 )  # fmt: skip
 
 # Options with which Chromium asks nobody anything.
