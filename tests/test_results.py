@@ -10,13 +10,13 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from conftest import ANSWER, AT_64_PX, PROJECT
-from medtransfer.analysis.claims import CLAIMS, HOLDS
+from medtransfer.analysis.claims import CLAIMS
 from medtransfer.analysis.differences import find_pair, read_comparisons
 from medtransfer.analysis.families import LATTICE, RECIPES, SIZES, WEIGHTS, family
+from medtransfer.analysis.runs import read_run
 from medtransfer.analysis.tables import read_tables
 from medtransfer.core.dvc import digest_of
 from medtransfer.core.params import Params, read_params
-from medtransfer.core.tables import read_result
 from medtransfer.report.answers import answers
 from medtransfer.report.study import Study
 from medtransfer.study.report import write_result_tables
@@ -38,11 +38,10 @@ def test_the_committed_results_give_the_verdicts_of_the_readme() -> None:
         "train the last block instead of all": [six, free],
         "train only the head instead of all": [mistuned, free],
     }
-    at_64_px = (
-        read_result(PROJECT / AT_64_PX / "claims.csv").set_index(["first", "second", "dataset"]).verdict.sort_index()
-    )
-    helps = at_64_px["imagenet_all", "cnn_random"]
-    assert (helps["chest_xray"], helps["ham10000"]) == (HOLDS, "fewer than 10 seeds")
+    fit = read_run(PROJECT / AT_64_PX / "runs/chest_xray/imagenet_head-seed0")
+    at_64_px = Study("smaller", [fit], read_tables(PROJECT / AT_64_PX, ""))
+    together = answers(Study("committed", [], read_tables(PROJECT / ANSWER, "")), [at_64_px])
+    assert together.verdict["ImageNet weights instead of random weights"].tolist() == [ten, "**higher, at 64 px**"]
 
 
 README_ROWS = {

@@ -1,16 +1,19 @@
 """The front of the page: each question, the comparison of two models that answers it, and its verdict."""
 
+from collections.abc import Iterator, Sequence
+
 import pandas as pd
 
-from medtransfer.analysis.claims import FAILS, HOLDS
+from medtransfer.analysis.claims import CLAIMS, FAILS, HOLDS, NOT_SHOWN, SMALL
 from medtransfer.analysis.differences import Comparison, find_pair
-from medtransfer.analysis.uncertainty import GROUPS
+from medtransfer.analysis.uncertainty import GROUPS, LEVEL
 from medtransfer.report.study import Study
 from medtransfer.report.tables import difference, interval_text, mistuned, p_value
 from medtransfer.report.words import words_for
 
 HIGHER, LOWER, NOT_TESTED = "higher", "lower", "estimate only"
 FROM_IMAGENET = "imagenet_all"
+TOO_FEW = "fewer than"
 COLUMNS = ["change", "data set", "verdict", "macro F1", "seeds", "p, corrected"]
 
 
@@ -24,11 +27,12 @@ QUESTIONS = (
 )
 
 
-def answers(study: Study) -> pd.DataFrame:
+def answers(study: Study, others: Sequence[Study] = ()) -> pd.DataFrame:
     """Return one row per question and data set that the study can answer: COLUMNS, indexed by change.
 
     The difference in macro F1 has its 95% interval, and the corrected p is that of the talk's claim about the two
-    models, if there is one.
+    models, if there is one. A claim that has too few seeds here gets the verdict of the first of the `others` that can
+    judge it, as docs/analysis-plan.md says.
     """
     rows = []
     for change, first, second in QUESTIONS:
@@ -36,11 +40,25 @@ def answers(study: Study) -> pd.DataFrame:
             pair = find_pair(study.tables.pairs, dataset, first, second)
             if pair:
                 found = judged(study.tables.claims, pair)
+                if TOO_FEW in found["verdict"]:
+                    found = next(_verdicts_elsewhere(others, dataset, first, second), found)
                 warned = mistuned(study.tables.results, dataset)
                 for model in warned.keys() & {first, second}:
                     found["verdict"] = f"**{model}: {warned[model]}**"
                 rows.append({"change": change, "data set": words_for(dataset).title, **found})
     return pd.DataFrame(rows, columns=COLUMNS).set_index("change")
+
+
+def _verdicts_elsewhere(others: Sequence[Study], dataset: str, first: str, second: str) -> Iterator[dict[str, str]]:
+    for other in others:
+        pair, claims = find_pair(other.tables.pairs, dataset, first, second), other.tables.claims
+        # While sizes are mixed, each claim is tested by itself (Bonferroni).
+        undecided = claims.verdict.isin((HOLDS, FAILS)) & ~(claims.p < LEVEL / len(CLAIMS))
+        found = judged(claims.assign(verdict=claims.verdict.mask(undecided, NOT_SHOWN)), pair) if pair else {}
+        verdict = found.get("verdict", "").strip("*")
+        if verdict in (HIGHER, LOWER, NOT_SHOWN, SMALL):
+            size = other.of(dataset)[0].record["image_size"]
+            yield {**found, "verdict": f"**{verdict}, at {size} px**"}
 
 
 def judged(claims: pd.DataFrame, pair: Comparison) -> dict[str, str]:

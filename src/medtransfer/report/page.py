@@ -102,7 +102,7 @@ def build_page(studies: list[Study]) -> str:
     """Return the page; what the first study cannot answer comes from the first of the others that can."""
     names = list(dict.fromkeys(run.dataset for study in studies for run in study.runs))
     custom = {name: entry for study in studies for name, entry in study.custom.items() if name in names}
-    answered, first = answers(studies[0]), studies[0]
+    answered, first = answers(studies[0], studies[1:]), studies[0]
     items = _items(studies, names)
     parts = [(chapter, *chapter.divide(items)) for chapter in CHAPTERS]
     return render(
