@@ -526,7 +526,7 @@ def test_a_folder_that_mlflow_would_cut_is_refused(tmp_path: Path, monkeypatch: 
 
 
 def test_a_database_without_its_driver_is_one_line_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql+nodriver://me:secret@host/db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql+nodriver://me:SECRET@host/db")
     with pytest.raises(UserError, match=r"MLflow at mysql\+nodriver://\*\*\*@host/db does not answer"):
         mlflow_store.reach()
 
