@@ -7,9 +7,9 @@ import scipy.stats
 
 WAYS = {
     "trained": "macro F1 added by training it",
-    "rewinding": "macro F1 lost when it is put back to its start",
+    "rewinding": "macro F1 lost when it is reset to its initial weights",
     "outputs": "outputs changed, 1 - CKA",
-    "weights": "change of the weights for their size",
+    "weights": "relative change in weights",
     "probes": "macro F1 gained by a linear classifier on its output",
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from medtransfer.analysis.agreement import Agreement
+from medtransfer.analysis.agreement import WAYS, Agreement
 from medtransfer.analysis.claims import PLANNED
 from medtransfer.analysis.differences import Comparison, find_pair
 from medtransfer.analysis.families import LATTICE, TALK, WEIGHTS
@@ -20,7 +20,7 @@ from medtransfer.core.run_record import note_of, recipe_of, split_of
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.report.render import render
 from medtransfer.report.study import Study, values_of
-from medtransfer.report.words import METHODS, MISTUNED, words_for
+from medtransfer.report.words import MISTUNED, words_for
 
 # The name of a table's caption in templates/captions.html.j2, and the table.
 Section = tuple[str, pd.DataFrame]
@@ -389,7 +389,7 @@ def blocks(found: Agreement) -> pd.DataFrame:
     """Return how much each block matters: one row per block, one column per method, with its largest value bold."""
     largest = found.blocks.eq(found.blocks.max()) & (found.blocks >= SHOWN)
     text = found.blocks.map(short)
-    return text.mask(largest, "**" + text + "**").rename(columns=METHODS)
+    return text.mask(largest, "**" + text + "**").rename(columns=WAYS)
 
 
 def provenance(runs: list[Run]) -> pd.DataFrame:

@@ -18,14 +18,6 @@ KNOWN = {
 }
 
 
-# The columns of the table that compares how much each block matters, by the names of `agree`.
-METHODS = {
-    "trained": "macro F1 added by training it",
-    "rewinding": "macro F1 lost when it is reset to its initial weights",
-    "outputs": "outputs changed, 1 - CKA",
-    "weights": "relative change in weights",
-    "probes": "macro F1 gained by a linear classifier on its output",
-}
 MISTUNED = "learning rate mis-tuned: predicts only {}; to be refitted"
 
 
