@@ -66,6 +66,19 @@ def test_a_fork_has_the_folder_the_environment_and_the_output_of_its_command(fol
     assert said[0] == said[1]
 
 
+def test_a_fork_runs_in_any_locale(
+    folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command line starts itself again where the locale is not UTF-8, which a fork cannot."""
+    for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
+        monkeypatch.setenv(name, value)
+    request.getfixturevalue("server")
+    with begin(folder, "0") as process:
+        out, error = process.communicate()
+    assert (process.returncode, error) == (0, "")
+    assert int(out.split()[0]) != process.pid
+
+
 @pytest.mark.usefixtures("server")
 def test_a_mistake_is_one_line_and_exit_code_2(folder: Path) -> None:
     (folder / "params.yaml").unlink()

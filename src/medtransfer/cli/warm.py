@@ -39,7 +39,8 @@ def warm_process() -> Iterator[None]:
             return
         listener.listen()
         server = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(listener.fileno()), LOADED],
+            # In UTF-8: a fork could not start again, as `main` does in other locales.
+            [sys.executable, "-X", "utf8", "-m", __name__, str(listener.fileno()), LOADED],
             pass_fds=[listener.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
