@@ -13,7 +13,7 @@ from medtransfer.analysis.runs import Run
 from medtransfer.core.params import BLOCKS
 from medtransfer.core.run_record import recipe_of
 from medtransfer.metrics.scores import MACRO
-from medtransfer.report.answers import FROM_IMAGENET
+from medtransfer.report.answers import FROM_IMAGENET, TOO_FEW
 from medtransfer.report.study import Study, values_of
 from medtransfer.report.tables import one_line, share, signed
 from medtransfer.report.words import words_for
@@ -45,7 +45,7 @@ def _effects(answered: pd.DataFrame, change: str, words: str) -> str:
 
 def verdict_of(verdict: str) -> str:
     """Return a verdict of `answers` in the words of the page."""
-    return "no verdict yet" if "fewer than" in verdict else verdict.strip("*")
+    return "no verdict yet" if TOO_FEW in verdict else verdict.strip("*")
 
 
 def _possible_loss(study: Study) -> str:
