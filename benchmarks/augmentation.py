@@ -1,4 +1,4 @@
-"""What augmentation costs: images a second of training with and without it, side by side, as JSON."""
+"""What augmentation costs: images per second of training with and without it, side by side, as JSON."""
 
 import json
 import os

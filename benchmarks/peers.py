@@ -1,4 +1,4 @@
-"""Are our metrics those of other libraries? Compared on the predictions of every committed fit.
+"""Do our metrics agree with those of other libraries? Compared on the predictions of every committed fit.
 
     python -m venv .peers
     .peers/bin/pip install torch torchmetrics netcal statsmodels .

@@ -1,4 +1,4 @@
-"""How many images a second `medtransfer serve` answers, and how long a client waits, with 1, 8 and 64 clients.
+"""How many images per second `medtransfer serve` answers, and how long a client waits, with 1, 8 and 64 clients.
 
 The commit and the versions are those of the folder and the Python that this runs in: start the server there too.
 """

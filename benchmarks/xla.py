@@ -1,4 +1,4 @@
-"""Training VGG16 with and without XLA on TensorFlow: images a second and their ratio, as JSON."""
+"""Training VGG16 with and without XLA on TensorFlow: images per second and their ratio, as JSON."""
 
 import json
 import os
