@@ -33,13 +33,13 @@ SHARED = PROJECT.parent / "shared"
 [ANSWER] = re.findall(r"^ANSWER := (.+)$", (PROJECT / "Makefile").read_text(), re.MULTILINE)
 AT_64_PX = "results/real-64px-by-group"
 
-# The files that take longest: begun last, one of them would run alone at the end.
+# The slowest files: if one of them began last, it would run by itself at the end.
 BEGIN_WITH = (
     "pipeline", "jax", "serving", "tracking", "tune", "docs", "custom", "study", "bucket", "training", "audit",
     "bad_input", "checkpoints", "sweep",
 )  # fmt: skip
 
-# Options with which Chromium asks nobody anything.
+# Options that keep Chromium from contacting other servers.
 QUIET = [
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--disable-quic",
@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup() -> None:
-    """Leave what is loaded already out of later garbage collections; Keras asks for one after every network."""
+    """Exclude what is already loaded from later garbage collections; Keras runs one after every network."""
     gc.collect()
     gc.freeze()
 
@@ -158,13 +158,13 @@ def dvc_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def dvc_init(folder: Path, config: str = "[core]\n    no_scm = True\n") -> None:
-    """Do as `dvc init --no-scm` does, without the two seconds that its start takes."""
+    """Do what `dvc init --no-scm` does, without the two seconds that it takes to start."""
     (folder / ".dvc" / "tmp").mkdir(parents=True)
     (folder / ".dvc" / "config").write_text(config)
 
 
 def git_init(folder: Path) -> None:
-    """Do as `git init` and `dvc init` do."""
+    """Do what `git init` and `dvc init` do."""
     subprocess.run(["git", "init", "--quiet", folder], check=True)
     dvc_init(folder, config="")
     (folder / ".dvc" / ".gitignore").write_text("/config.local\n/tmp\n/cache\n")

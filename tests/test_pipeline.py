@@ -318,14 +318,14 @@ def test_dvc_shows_metrics_and_plots(study: Path) -> None:
 
 @pytest.fixture
 def copy(study: Path, tmp_path: Path) -> Path:
-    """A copy of the finished study that a test may damage; its MLflow store still names the first folder."""
+    """A copy of the finished study that a test may damage; its MLflow store still names the original folder."""
     committed = shutil.ignore_patterns("results")
     target = tmp_path / "medtransfer"
     return Path(shutil.copytree(study, target, symlinks=True, ignore=committed, copy_function=copy_small))
 
 
 def copy_small(source: str, target: str) -> None:
-    """Copy a file, but link what no test writes into: networks, Git's objects, the remote that came along."""
+    """Copy a file, but link what no test writes to: networks, Git's objects and the copied remote."""
     path = Path(source)
     if path.stat().st_size < 10_000_000 and not {"objects", "embedded"} & {*path.parts}:
         shutil.copy2(source, target)

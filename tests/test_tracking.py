@@ -379,7 +379,7 @@ def test_a_run_whose_parameters_were_changed_is_not_continued_until_it_is_delete
 # --- seven endings, each in its own process
 
 
-# What ends a run, the status that MLflow shows, and the error that it shows with it.
+# What ends a run, and the status and error that MLflow then shows.
 ENDINGS = [
     ("pass", "FINISHED", None),
     ("raise RuntimeError('broken')", "FAILED", "RuntimeError: broken"),
@@ -389,7 +389,7 @@ ENDINGS = [
     ("os._exit(1)", "KILLED", None),
     ("resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33)); np.ones(2**33)", "FAILED", "MemoryError: Unable"),
 ]
-# The processes are forked from one that has imported MLflow, as those of a study's stages are.
+# The processes are forked from one that has already imported MLflow, like the stages of a study.
 END_EACH = """
 import os, resource, signal, sys
 import mlflow.store.tracking.sqlalchemy_store, mlflow.system_metrics.system_metrics_monitor

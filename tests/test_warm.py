@@ -69,7 +69,7 @@ def test_a_fork_has_the_folder_the_environment_and_the_output_of_its_command(fol
 def test_a_fork_runs_in_any_locale(
     folder: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command line starts itself again where the locale is not UTF-8, which a fork cannot."""
+    """The command line restarts itself where the locale is not UTF-8, which a fork cannot do."""
     for name, value in {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}.items():
         monkeypatch.setenv(name, value)
     request.getfixturevalue("server")

@@ -39,7 +39,7 @@ def warm_process() -> Iterator[None]:
             return
         listener.listen()
         server = subprocess.Popen(
-            # In UTF-8: a fork could not start again, as `main` does in other locales.
+            # UTF-8 from the start: in other locales, `main` restarts Python, which a fork cannot do.
             [sys.executable, "-X", "utf8", "-m", __name__, str(listener.fileno()), LOADED],
             pass_fds=[listener.fileno()],
             stdin=subprocess.DEVNULL,
