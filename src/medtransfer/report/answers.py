@@ -17,7 +17,7 @@ TOO_FEW = "fewer than"
 COLUMNS = ["change", "data set", "verdict", "macro F1", "seeds", "p, corrected"]
 
 
-# Changes, and the two models whose difference in macro F1, first less second, shows the effect of each.
+# Changes, and the two models whose difference in macro F1, first minus second, shows the effect of each.
 QUESTIONS = (
     ("ImageNet weights instead of random weights", FROM_IMAGENET, "cnn_random"),
     ("train the last block instead of the first", "imagenet_last_block", "imagenet_first_block"),
@@ -31,7 +31,7 @@ def answers(study: Study, others: Sequence[Study] = ()) -> pd.DataFrame:
     """Return one row per question and data set that the study can answer: COLUMNS, indexed by change.
 
     The difference in macro F1 has its 95% interval, and the corrected p is that of the talk's claim about the two
-    models, if there is one. A claim that has too few seeds here gets the verdict of the first of the `others` that can
+    models, if there is one. A claim with too few seeds here gets its verdict from the first of the `others` that can
     judge it, as docs/analysis-plan.md says.
     """
     rows = []

@@ -361,7 +361,7 @@ def layers(rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFra
     titles = [
         "one block reset to its initial weights\n(dashed: none reset)",
         "linear classifier on each block's output",
-        "outputs before and after training: similarity (linear CKA)",
+        "similarity of outputs before and after training (linear CKA)",
         "relative change in weights",
     ]
     figure, panels = _panels(titles, 4.5, 3.2, title, in_row=2)

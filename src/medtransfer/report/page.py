@@ -148,7 +148,7 @@ def _items_of(studies: list[Study], dataset: str) -> list[Item]:
         new = [Item(dataset, name, study.name, models, table) for name, models, table in _tables(study, dataset)]
         found += [item for item in new if (True, item.name) not in known]
         for name, draw in FIGURES.items():
-            # Seconds of another study would be beside the macro F1 of other fits.
+            # Another study's seconds would appear beside the macro F1 of other fits.
             if (False, name) not in known and (name != "cost" or study is studies[0]):
                 drawn = draw(study, dataset)
                 found += [Item(dataset, name, study.name, models, _uri(_png(figure))) for models, figure in drawn]
@@ -212,7 +212,7 @@ def _about_dataset(study: Study, dataset: str) -> dict[str, Any]:
 
 
 def _meanings(study: Study, dataset: str) -> list[str]:
-    """Return what the names of classes stand for, where they do not say it."""
+    """Return the meanings of the classes whose names do not explain themselves."""
     known = CATALOGUE[dataset].classes if dataset in CATALOGUE else study.custom.get(dataset, {}).get("meanings", {})
     return [f"{name}: {meaning}" for name, meaning in known.items() if meaning != name]
 

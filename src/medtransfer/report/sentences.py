@@ -1,4 +1,4 @@
-"""The answering sentence of each chapter: written by hand, its numbers from the tables."""
+"""The sentence that answers each chapter's question: its words are fixed, its numbers come from the tables."""
 
 from collections.abc import Iterator, Sequence
 
@@ -18,16 +18,18 @@ from medtransfer.report.study import Study, values_of
 from medtransfer.report.tables import one_line, share, signed
 from medtransfer.report.words import words_for
 
-# The class that a clinician must not miss, and what to call it.
+# The class that a clinician must not miss, and its name in a sentence.
 CRUCIAL = {"ham10000": ("mel", "melanoma"), "chest_xray": ("PNEUMONIA", "pneumonia")}
 
 
 def sentences(studies: Sequence[Study], answered: pd.DataFrame) -> dict[str, str]:
-    """Return the sentences of each chapter that has an answer, by chapter; `answered` is `answers` of the first."""
+    """Return the sentences of the chapters that have an answer; `answered` is what `answers` returns for the first study."""
     found = {
         "transfer": _effects(answered, "ImageNet weights instead of random weights", "Using ImageNet weights"),
         "layers": _most_important(studies)
-        + _effects(answered, "train the last block instead of the first", "Training the last block, not the first,"),
+        + _effects(
+            answered, "train the last block instead of the first", "Training the last block instead of the first"
+        ),
         "freezing": _effects(answered, "train the last block instead of all", "Freezing blocks 1 to 4")
         + _possible_loss(studies[0]),
         "clinic": _sensitivities(studies),
@@ -56,7 +58,7 @@ def _possible_loss(study: Study) -> str:
             losses.append(f"{-pair.ends[0]:.2f} on {words_for(dataset).title}")
     if not losses:
         return ""
-    return f"So freezing them may cost nothing, but a loss of up to {' and '.join(losses)} is possible too."
+    return f"So freezing them may cost nothing, but a loss of up to {' and '.join(losses)} is also possible."
 
 
 def _most_important(studies: Sequence[Study]) -> str:
@@ -66,14 +68,14 @@ def _most_important(studies: Sequence[Study]) -> str:
         found = [*_by_layers(studies, dataset), *_by_shapley(studies, dataset)]
         if found:
             counts = pd.Series([block for block, _ in found]).value_counts()
-            named = ", ".join(f"{block} ({count} of {len(found)})" for block, count in counts.items())
+            named = ", ".join(f"{block} ({count} of {len(found)} methods)" for block, count in counts.items())
             sizes = " and ".join(dict.fromkeys(f"{size} px" for _, size in found))
             texts.append(f"{named} on {words_for(dataset).title} at {sizes}")
             unanimous &= len(counts) == 1
     if not texts:
         return ""
     verb = "agree" if unanimous else "disagree"
-    return f"The methods {verb} on the most important block: {'; '.join(texts)}; these rankings have no intervals. "
+    return f"The methods {verb} on the most important block: {'; '.join(texts)}. These rankings have no intervals. "
 
 
 def _by_layers(studies: Sequence[Study], dataset: str) -> Iterator[tuple[str, int]]:
@@ -109,8 +111,7 @@ def _leakage(studies: Sequence[Study]) -> str:
         return ""
     macro = table[(table["class"] == MACRO) & (table.images == ALL)]
     ranges = [
-        f"between {signed(part.difference.min(), 2)} and {signed(part.difference.max(), 2)} "
-        f"on {words_for(str(dataset)).title}"
+        f"{signed(part.difference.min(), 2)} to {signed(part.difference.max(), 2)} on {words_for(str(dataset)).title}"
         for dataset, part in macro.groupby("dataset", sort=False)
     ]
     if not ranges:
@@ -131,7 +132,7 @@ def _modern(studies: Sequence[Study]) -> str:
                 f"F1 from {base.scores[MACRO]:.2f} to {run.scores[MACRO]:.2f}, in one training run each. "
             )
             parts = {(configuration_of(one.record).weights, configuration_of(one.record).blocks) for _, one in modern}
-            unknown = "Whether transfer and layers matter with it has not been measured yet."
+            unknown = "Whether transfer helps and which layers matter with this recipe has not been measured yet."
             return text + (unknown if len(parts) == 1 else "")
     return "Not measured yet: no network here was trained with the modern recipe." if networks else ""
 

@@ -25,7 +25,7 @@ from medtransfer.report.words import MISTUNED, words_for
 # The name of a table's caption in templates/captions.html.j2, and the table.
 Section = tuple[str, pd.DataFrame]
 SHOWN = 0.005  # smaller values are printed as 0.00
-# What is said of a change of the recipe; others are shown as they stand in params.yaml.
+# How a change of the recipe is worded; any other is shown as it is in params.yaml.
 RECIPE_CHANGES = {
     "recipe: modern": "the modern recipe",
     "head: dense; dropout: 0.5": "with the talk's head",
@@ -49,7 +49,7 @@ def claims(judged: pd.DataFrame) -> pd.DataFrame:
 
 
 def power(judged: pd.DataFrame) -> pd.DataFrame:
-    """Return what else is known of the talk's claims, one row each, from `judge`: what could have been shown."""
+    """Return what each of the talk's claims could have shown, one row each, from `judge`."""
     table = judged.rename(columns={"dataset": "data set"}).set_index("claim")[["data set", "first", "second"]]
     table["data set"] = [words_for(dataset).title for dataset in judged.dataset]
     table["simultaneous"] = list(map(_range, judged.simultaneous_low, judged.simultaneous_high))
@@ -109,7 +109,7 @@ def pivot(results: pd.DataFrame, dataset: str) -> pd.DataFrame:
 
 
 def mistuned(results: pd.DataFrame, dataset: str) -> dict[str, str]:
-    """Return a warning for each network that only ever gets one class right, by model; `results` from `f1_table`."""
+    """Return a warning for each network that is right about only one class, by model; `results` from `f1_table`."""
     classes = results[
         (results.dataset == dataset) & ~results["class"].isin([MACRO, MICRO]) & ~results.model.isin(TREES)
     ]
@@ -203,7 +203,7 @@ def _of_network(part: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def share(row: Mapping[Any, Any]) -> str:
-    """Return a share and, in a second line, its interval."""
+    """Return a share and, on a second line, its interval."""
     return f"{short(row['value'])}\n{'-' if pd.isna(row['low']) else _between(row)}"
 
 
@@ -218,7 +218,7 @@ def differences(pairs: Sequence[Comparison], dataset: str, family: str = TALK) -
 
 
 def difference(pair: Comparison) -> str:
-    """Return a difference and, in a second line, its 95% interval; a star marks that it leaves out training."""
+    """Return a difference and, on a second line, its 95% interval, with a star if that leaves out training."""
     return interval_text(pair.difference, *pair.ends) + (" *" if pair.interval == GROUPS else "")
 
 
@@ -227,7 +227,7 @@ def _difference(row: Mapping[Any, Any]) -> str:
 
 
 def interval_text(value: float, low: float, high: float) -> str:
-    """Return a difference and, in a second line, its interval; `-` without a difference."""
+    """Return a difference and, on a second line, its interval; `-` without a difference."""
     return "-" if pd.isna(value) else f"{signed(value, _digits(low, high))}\n{_range(low, high)}"
 
 
@@ -252,7 +252,7 @@ def short(value: float) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a value and its interval, which are two lines of a cell, in one line."""
+    """Return a value and its interval, which are two lines in a cell, on one line."""
     return text.replace("\n-", " (no interval)").replace("\n", " ")
 
 
