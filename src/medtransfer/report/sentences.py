@@ -23,13 +23,11 @@ CRUCIAL = {"ham10000": ("mel", "melanoma"), "chest_xray": ("PNEUMONIA", "pneumon
 
 
 def sentences(studies: Sequence[Study], answered: pd.DataFrame) -> dict[str, str]:
-    """Return the sentences of the chapters that have an answer; `answered` is what `answers` returns for the first study."""
+    """Return the sentences of the chapters that have an answer; `answered` holds `answers` of the first study."""
     found = {
         "transfer": _effects(answered, "ImageNet weights instead of random weights", "Using ImageNet weights"),
         "layers": _most_important(studies)
-        + _effects(
-            answered, "train the last block instead of the first", "Training the last block instead of the first"
-        ),
+        + _effects(answered, "train the last block instead of the first", "Training block 5 instead of block 1"),
         "freezing": _effects(answered, "train the last block instead of all", "Freezing blocks 1 to 4")
         + _possible_loss(studies[0]),
         "clinic": _sensitivities(studies),
