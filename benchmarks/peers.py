@@ -49,7 +49,7 @@ def compare(predictions: pd.DataFrame) -> dict[str, float]:
     }
     found = {f"{name}, {library}": abs(ours[name] - value) for (library, name), value in theirs.items()}
     for number in labels:
-        ours_slope, _ = recalibration(predictions, number, with_slope=True)
+        ours_slope, _ = recalibration(codes == number, probabilities[:, number], with_slope=True)
         if np.isfinite(ours_slope):
             x = logit(probabilities[:, number].clip(CLIPPED, 1 - CLIPPED))
             fit = sm.GLM(codes == number, sm.add_constant(x), family=sm.families.Binomial()).fit(tol=1e-12)

@@ -74,39 +74,42 @@ def calibration_table(runs: list[Run]) -> pd.DataFrame:
     rows = []
     networks = [run for run in runs if run.record["kind"] == "network"]
     for dataset, model, fits in by_model(networks):
+        encoded = [encode(run.predictions) for run in fits]
         for number, name in enumerate(classes_of(fits[0].predictions)):
             row: dict[str, Any] = {"dataset": dataset, "model": model, "family": family(fits[0].record), "class": name}
             for measure, with_slope in (("intercept", False), ("slope", True)):
-                fitted = [recalibration(run.predictions, number, with_slope) for run in fits]
-                found = estimate(fitted, fits[0].jackknife, number, None)
+                fitted = [recalibration(codes == number, p[:, number], with_slope) for codes, p in encoded]
+                left = [
+                    (value, sum_by_group(run.predictions, changes)[:, 0])
+                    for run, (value, changes) in zip(fits, fitted, strict=True)
+                ]
+                found = estimate(left, fits[0].jackknife, number, None)
                 row |= {measure: found.value, f"{measure}_low": found.low, f"{measure}_high": found.high}
             rows.append({**row, "interval": found.covers, "seeds": found.seeds})
     measured = [f"{measure}{end}" for measure in ("intercept", "slope") for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=["dataset", "model", "family", "class", *measured, "interval", "seeds"])
 
 
-def recalibration(predictions: pd.DataFrame, number: int, with_slope: bool) -> tuple[float, np.ndarray]:
-    """Fit the logit of one class's probability to whether an image is of that class, by logistic regression.
+def recalibration(is_class: np.ndarray, probability: np.ndarray, with_slope: bool) -> tuple[float, np.ndarray]:
+    """Fit the logit of one class's probability (n,) to whether an image is of that class (n,), by logistic regression.
 
     Return the slope (of a model with an intercept), or the intercept with the slope fixed at 1; NaN if there is none.
-    Then, (groups,), how much leaving out each group would change it, to first order.
+    Then, (n, 1), how much leaving out each image would change it, to first order.
     """
-    codes, probabilities = encode(predictions)
-    right = (codes == number).astype(float)
-    x = logit(probabilities[:, number].clip(CLIPPED, 1 - CLIPPED))
+    x = logit(probability.clip(CLIPPED, 1 - CLIPPED))
     columns, offset = (np.column_stack([np.ones_like(x), x]), 0.0) if with_slope else (np.ones((len(x), 1)), x)
     weights = np.zeros(columns.shape[1])
-    none = np.nan, np.zeros(predictions.group.nunique())
+    none = np.nan, np.zeros((len(x), 1))
     for _ in range(STEPS):
         mean = expit(columns @ weights + offset)
         information = columns.T @ (columns * (mean * (1 - mean))[:, None])
         if np.linalg.cond(information) > 1 / SMALLEST:
             return none
-        step = np.linalg.solve(information, columns.T @ (right - mean))
+        step = np.linalg.solve(information, columns.T @ (is_class - mean))
         weights = weights + step
         if np.abs(step).max() < SMALLEST**0.5:
-            changes = -(columns * (right - mean)[:, None]) @ np.linalg.inv(information)
-            return float(weights[-1]), sum_by_group(predictions, changes)[:, -1]
+            changes = -(columns * (is_class - mean)[:, None]) @ np.linalg.inv(information)
+            return float(weights[-1]), changes[:, -1:]
     return none
 
 

@@ -105,7 +105,7 @@ def score_fits(fits: list[Run], metric: Metric) -> tuple[np.ndarray, float]:
     values, deviations = map(np.array, zip(*(leave_out(own, metric.value) for own in sums), strict=True))
     if metric.smooth:
         return values, groups_variance(deviations.mean(axis=0))
-    drawn = np.mean([resample(own, metric, fits[0].seed) for own in sums], axis=0)
+    drawn = resample(np.stack(sums, axis=1), metric, fits[0].seed).mean(axis=1)
     return (values - (drawn.mean() - values.mean())).clip(0), float(drawn.var(ddof=1))
 
 

@@ -82,9 +82,8 @@ def jackknife(predictions: pd.DataFrame) -> Jackknife:
     """Return every smooth metric of a fit with and without each group."""
     metrics = [metric for metric in metrics_of(classes_of(predictions)) if metric.smooth]
     encoded, groups = encode(predictions), pd.factorize(predictions.group)[0]
-    values, without = zip(
-        *(leave_out(sum_by(groups, metric.terms(*encoded)), metric.value) for metric in metrics), strict=True
-    )
+    sums = {terms: sum_by(groups, terms(*encoded)) for terms in {metric.terms for metric in metrics}}
+    values, without = zip(*(leave_out(sums[metric.terms], metric.value) for metric in metrics), strict=True)
     held = np.zeros((groups.max() + 1, len(classes_of(predictions))), bool)
     held[groups, encoded[0]] = True
     return Jackknife([metric.name for metric in metrics], np.array(values), np.column_stack(without), held.sum(axis=0))
@@ -160,14 +159,17 @@ def estimate(
 
 
 def resample(sums: np.ndarray, metric: Metric, seed: int) -> np.ndarray:
-    """Return a metric of RESAMPLES draws of whole groups with replacement, from `group_sums`."""
+    """Return a metric of RESAMPLES draws of whole groups with replacement.
+
+    `sums` is (groups, ..., terms); the same draws are used for every index between: (RESAMPLES, ...).
+    """
     rng, count = np.random.default_rng(seed), len(sums)
     rows = count * np.arange(AT_ONCE)[:, None]
     drawn = []
     for _ in range(0, RESAMPLES, AT_ONCE):
         chosen = rng.integers(count, size=(AT_ONCE, count)) + rows
         times = np.bincount(chosen.ravel(), minlength=AT_ONCE * count).reshape(AT_ONCE, count)
-        drawn.append(metric.value(times @ sums))
+        drawn.append(metric.value(np.tensordot(times, sums, axes=1)))
     return np.concatenate(drawn)
 
 

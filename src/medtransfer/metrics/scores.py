@@ -64,7 +64,7 @@ def mlflow_name(name: str, split: str = "test") -> str:
 
 def encode(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Return the labels (n,) as numbers in the order of the classes, and probabilities (n, classes) with a sum of 1."""
-    codes = predictions.label.map({name: number for number, name in enumerate(classes_of(predictions))}).to_numpy(int)
+    codes = pd.Index(classes_of(predictions)).get_indexer(pd.Index(predictions.label))
     probabilities = probabilities_of(predictions).astype(float)
     return codes, probabilities / probabilities.sum(axis=1, keepdims=True)
 
