@@ -5,7 +5,8 @@
 Three tables, printed and written to benchmarks/results/uncertainty.json:
 
 coverage : a fit's test lesions or patients stand for the population and are drawn again with replacement; how often
-    the 95% interval of each metric, and of the difference to another network, contains the population's value.
+    the 95% interval of each metric, and of the difference to another network, contains the population's value. The
+    thresholds for a specificity are those of the fit's validation images.
 false positives : two recipes that are equally good. Their lesions are drawn again as above, and each of K fits per
     recipe gets the noise of a seed, whose standard deviation is `ratio` times the standard error over lesions.
     `noise` says how it is divided: see NOISES.
@@ -23,6 +24,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from medtransfer.analysis.calibration import calibration_table
+from medtransfer.analysis.clinical import class_table
 from medtransfer.analysis.differences import compare_scores
 from medtransfer.analysis.runs import Run, by_model, read_run
 from medtransfer.analysis.scores import estimate_of
@@ -56,6 +59,7 @@ def coverage(dataset: str, rng: np.random.Generator) -> dict[str, float]:
     truth = {metric.name: fit.scores[metric.name] for metric in metrics}
     truth["difference"] = fit.scores[MACRO] - other.scores[MACRO]
     parts = list(fit.predictions.groupby("group").indices.values())
+    per_class = _per_class(fit)
     covered: dict[str, list[bool]] = {}
     for _ in range(DRAWS):
         chosen = [parts[number] for number in rng.integers(len(parts), size=len(parts))]
@@ -64,16 +68,31 @@ def coverage(dataset: str, rng: np.random.Generator) -> dict[str, float]:
             found = estimate_of([drawn], metric)
             if np.isfinite(found.low):
                 covered.setdefault(metric.name, []).append(found.low <= truth[metric.name] <= found.high)
+        for name, (_, low, high) in _per_class(drawn).items():
+            if np.isfinite([low, per_class[name][0]]).all():
+                covered.setdefault(name, []).append(low <= per_class[name][0] <= high)
         pair = compare_scores([drawn.jackknife], [rival.jackknife], BY_NAME[MACRO])
         width = stats.t.ppf(0.975, len(parts) - 1) * pair["groups_sd"]
         covered.setdefault("difference", []).append(abs(pair["difference"] - truth["difference"]) <= width)
     return {name: float(np.mean(hits)) for name, hits in covered.items()}
 
 
+def _per_class(run: Run) -> dict[str, tuple[float, float, float]]:
+    """Return sensitivity and the like of each class, and its calibration: value, low and high of each."""
+    clinical = class_table([run])
+    found = {f"{row['class']}: {row.measure}": (row.value, row.low, row.high) for _, row in clinical.iterrows()}
+    for _, row in calibration_table([run]).iterrows():
+        for measure in ("intercept", "slope"):
+            ends = (row[measure], row[f"{measure}_low"], row[f"{measure}_high"])
+            found[f"{row['class']}: calibration {measure}"] = ends
+    return found
+
+
 def _draw(run: Run, chosen: list[np.ndarray]) -> Run:
     groups = np.repeat(np.arange(len(chosen)), list(map(len, chosen)))
     rows = run.predictions.iloc[np.concatenate(chosen)]
-    return Run(run.record, rows.assign(group=groups.astype(str)).reset_index(drop=True), None)
+    drawn = rows.assign(group=groups.astype(str)).reset_index(drop=True)
+    return Run(run.record, drawn, run.history, run.validation)
 
 
 def false_positives(dataset: str, rng: np.random.Generator) -> list[dict[str, Any]]:
