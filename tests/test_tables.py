@@ -197,7 +197,7 @@ def test_models_that_are_none_of_the_talks_make_a_page_alone() -> None:
     assert list(tables.pivot(study.tables.results, "chest_xray").columns) == ["caffe", "weighted"]
     assert "weighted" in tables.markdown(study)
     assert "caffe" in build_page([study])
-    overview(study.tables.results)
+    overview(study)
 
 
 def test_a_merge_conflict_in_results_is_named(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from medtransfer.analysis.lattice import SUBSETS
 from medtransfer.analysis.leakage import ALL, CONTRAST, OTHERS, SHARED
 from medtransfer.analysis.questions import block_counts, data_sizes
 from medtransfer.analysis.runs import Run, by_model
+from medtransfer.analysis.uncertainty import GROUPS
 from medtransfer.core.predictions import classes_of
 from medtransfer.metrics.scores import MACRO, encode
 from medtransfer.report import figures, tables
@@ -25,20 +26,20 @@ POINTS = 3  # a line with fewer is not drawn
 Drawn = Iterator[tuple[str, Figure]]  # what its caption says about the models, and the figure
 
 
-def overview(table: pd.DataFrame) -> Figure:
-    """Return a figure of the macro F1 of the models `in_front` on every data set; `table` from `compare`."""
+def overview(study: Study) -> Figure:
+    """Return a figure of the macro F1 of the models `in_front` on every data set."""
     panels = {}
-    for dataset in table.dataset.drop_duplicates():
-        part = tables.in_front(table[table["class"] == MACRO], dataset)
+    for dataset in study.tables.results.dataset.drop_duplicates():
+        part = tables.in_front(_macro(study, dataset), dataset)
         title = f"{words_for(dataset).title}, {part.test_images.iloc[0]} test images"
-        warned = part.assign(warning=part.model.map(tables.mistuned(table, dataset)))
+        warned = part.assign(warning=part.model.map(tables.mistuned(study.tables.results, dataset)))
         panels[figures.mark(title, " ".join(tables.noted(part)))] = warned
     return figures.overview(panels)
 
 
 def _scores(study: Study, dataset: str) -> Drawn:
     part = tables.in_front(_macro(study, dataset), dataset)
-    yield "", figures.scores(part, _title(study, dataset, "macro F1"), _seeds(study, dataset))
+    yield "", figures.scores(part, _title(study, dataset, "macro F1"))
 
 
 def _cost(study: Study, dataset: str) -> Drawn:
@@ -55,7 +56,7 @@ def _beyond(study: Study, dataset: str) -> Drawn:
     macro = _macro(study, dataset)
     others = macro[macro.family != TALK]
     if 0 < len(others) < len(macro):
-        yield "", figures.scores(others, _title(study, dataset, "beyond the talk, macro F1"), _seeds(study, dataset))
+        yield "", figures.scores(others, _title(study, dataset, "beyond the talk, macro F1"))
 
 
 def _blocks(study: Study, dataset: str) -> Drawn:
@@ -154,8 +155,11 @@ FIGURES: dict[str, Callable[[Study, str], Drawn]] = {
 
 
 def _macro(study: Study, dataset: str) -> pd.DataFrame:
-    results = study.tables.results
-    return results[(results.dataset == dataset) & (results["class"] == MACRO)]
+    """Return each model's row of macro F1, with `fits` (that of each fit) and `starred` (an interval of these only)."""
+    results, fits = study.tables.results, _fits(study, dataset)
+    part = results[(results.dataset == dataset) & (results["class"] == MACRO)]
+    values = {model: [run.scores[MACRO] for run in found] for model, found in fits.items()}
+    return part.assign(fits=part.model.map(values), starred=part.interval == GROUPS)
 
 
 def _fits(study: Study, dataset: str) -> dict[str, list[Run]]:
@@ -165,11 +169,6 @@ def _fits(study: Study, dataset: str) -> dict[str, list[Run]]:
 def _fits_in_front(study: Study, dataset: str) -> dict[str, list[Run]]:
     shown = set(tables.in_front(study.tables.results, dataset).model)
     return {model: fits for model, fits in _fits(study, dataset).items() if model in shown}
-
-
-def _seeds(study: Study, dataset: str) -> dict[str, list[float]]:
-    """Return the macro F1 of every fit, by model."""
-    return {model: [run.scores[MACRO] for run in fits] for model, fits in _fits(study, dataset).items()}
 
 
 def _title(study: Study, dataset: str, text: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
@@ -134,17 +135,14 @@ def _mosaic(output: np.ndarray) -> np.ndarray:
     return rows.reshape(side * filters.shape[1], side * filters.shape[2])
 
 
-def scores(table: pd.DataFrame, title: str, seeds: Mapping[str, Sequence[float]]) -> Figure:
+def scores(table: pd.DataFrame, title: str) -> Figure:
     """Return a figure of each model's F1 with its interval and the talk's value, one line per model.
 
-    `seeds` has F1 of each seed by model; it is drawn for models with several seeds.
+    The column `fits` has F1 of each seed; it is drawn for models with several seeds. Those that are `starred` have an
+    interval of these fits only.
     """
     figure, axes = _panel(7, 1.4 + 0.38 * len(table), title)
     _draw_scores(axes, table)
-    rows = dict(zip(table.model, np.arange(len(table))[::-1], strict=True))
-    dots = [(f1, rows[model] - 0.25) for model, f1s in seeds.items() if len(f1s) > 1 and model in rows for f1 in f1s]
-    if dots:
-        axes.plot(*zip(*dots, strict=True), ".", color=PALETTE[-1], markersize=5, label="each seed of ours")
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -154,12 +152,13 @@ def overview(tables: dict[str, pd.DataFrame]) -> Figure:
     heights = [len(table) for table in tables.values()]
     figure = _figure(8, 1.2 * len(tables) + 0.3 * sum(heights))
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
+    handles: dict[str, Artist] = {}
     for axes, (title, table) in zip(panels, tables.items(), strict=True):
         _draw_scores(axes, table)
         _plain(axes)
         axes.set_title(title, fontsize=10, loc="left")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
+        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
@@ -183,14 +182,18 @@ def external(table: pd.DataFrame, title: str) -> Figure:
 
 def _draw_scores(axes: Axes, table: pd.DataFrame) -> None:
     rows = np.arange(len(table))[::-1]
-    axes.errorbar(table.f1, rows, xerr=_spans(table), fmt="o", color=PALETTE[0], capsize=3, label="ours, 95% interval")
+    label = "ours, 95% interval" + (" (* of these fits only)" if table.starred.any() else "")
+    axes.errorbar(table.f1, rows, xerr=_spans(table), fmt="o", color=PALETTE[0], capsize=3, label=label)
+    dots = [(f1, row - 0.25) for f1s, row in zip(table.fits, rows, strict=True) if len(f1s) > 1 for f1 in f1s]
+    if dots:
+        axes.plot(*zip(*dots, strict=True), ".", color=PALETTE[-1], markersize=5, label="each seed of ours")
     known = table.published.notna()
     if known.any():
         axes.plot(table.published[known], rows[known], "D", color=PALETTE[1], fillstyle="none", label="the talk")
     if "warning" in table:
         warned = table.warning.notna()
         _warn(axes, table[warned], table.f1[warned], rows[warned])
-    axes.set_yticks(rows, list(table.model))
+    axes.set_yticks(rows, list(table.model + np.where(table.starred, " *", "")))
     axes.set(xlabel="macro F1")
     axes.grid(axis="x", color=GRID)
 

@@ -119,7 +119,7 @@ def build_page(studies: list[Study]) -> str:
         beside_the_talk=any(map(is_the_talks, first.tables.results.dataset.unique())),
         claims=tables.claims(first.tables.claims),
         power=tables.power(first.tables.claims),
-        front=_uri(_png(overview(first.tables.results))),
+        front=_uri(_png(overview(first))),
         leads=sentences(studies, answered),
         questions={chapter.name: chapter.question for chapter in CHAPTERS},
         chapters=[part for part in parts if part[1] or part[2]],

@@ -37,10 +37,11 @@ def write_result_tables(folder: Path) -> None:
     attributes = {name: read_result(path, dtype=str) for name, path in described.items() if path.exists()}
     tables = compute_tables(runs, attributes)
     write_tables(tables, folder)
+    study = Study(folder.name, runs, tables)
     with atomic_file(folder / "results.md") as path:
-        path.write_text(markdown(Study(folder.name, runs, tables)))
+        path.write_text(markdown(study))
     with atomic_file(folder / OVERVIEW) as path:
-        overview(tables.results).savefig(path, format="png")
+        overview(study).savefig(path, format="png")
 
 
 def write_leakage(leaky: Path, clean: Path) -> Path:
