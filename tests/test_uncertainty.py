@@ -9,7 +9,7 @@ from scipy import stats
 
 from medtransfer.analysis.calibration import calibration_table, recalibration, reliability
 from medtransfer.analysis.claims import CLAIMS, Evidence, compare_claims, correct, judge
-from medtransfer.analysis.differences import Comparison, as_table, compare_models, read_comparisons
+from medtransfer.analysis.differences import COLLAPSED, Comparison, as_table, compare_models, read_comparisons
 from medtransfer.analysis.power import detectable, seeds_needed
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.scores import estimate_of
@@ -339,3 +339,15 @@ def test_leaving_a_group_out_changes_the_slope_as_computed() -> None:
 def test_a_class_told_apart_without_error_has_no_slope() -> None:
     is_class = np.arange(30) < 10
     assert np.isnan(recalibration(is_class, np.where(is_class, 0.9, 0.05), with_slope=True)[0])
+
+
+def test_seeds_that_all_predict_one_class_do_not_show_how_much_seeds_differ() -> None:
+    good, other = runs("random_forest", 3), runs("decision_tree", 3)
+    broken = [run(fit.predictions.assign(p_a=0.8, p_b=0.1, p_c=0.1), fit.model, fit.seed) for fit in other]
+    (pair,) = compare_models([*good, *broken])
+    assert pair.interval == COLLAPSED
+    assert np.isnan(pair.ends).all()
+    assert estimate_of(broken, BY_NAME[MICRO]).covers == GROUPS
+    (pair,) = compare_models([*good, broken[0], *other[1:]])
+    assert pair.interval == BOTH
+    assert estimate_of(good, BY_NAME[MICRO]).covers == BOTH

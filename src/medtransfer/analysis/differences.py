@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from medtransfer.analysis.families import family_of_pair
-from medtransfer.analysis.runs import Run, by_model, check_same_images
+from medtransfer.analysis.runs import Run, by_model, check_same_images, collapsed
 from medtransfer.analysis.uncertainty import (
     BOTH,
     FEWEST_FITS,
@@ -28,6 +28,8 @@ from medtransfer.analysis.uncertainty import (
 from medtransfer.core.tables import read_result
 from medtransfer.metrics.scores import BY_NAME, MACRO, Metric
 
+COLLAPSED = "none: predicts one class"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -39,7 +41,7 @@ class Comparison:
     groups_sd : standard error of the difference over these groups
     first_seeds, second_seeds : number of fits of each model
     first_sd, second_sd : standard deviation between the fits of each model; NaN for one
-    few : why there are too few groups for an interval, else empty
+    few : why there is no interval, such as too few groups; else empty
     """
 
     dataset: str
@@ -125,12 +127,20 @@ COLUMNS = [field.name for field in fields(Comparison)]
 
 
 def compare_models(runs: list[Run]) -> list[Comparison]:
-    """Compare all pairs of models of a data set that answer a question, each with all of its seeds."""
+    """Compare all pairs of models of a data set that answer a question, each with all of its seeds.
+
+    There is no interval if all of several seeds of a model predict only one class: their scores differ too little.
+    """
     models = by_model(runs)
-    return [
+    broken = {(dataset, model) for dataset, model, fits in models if len(fits) >= FEWEST_FITS and collapsed(fits)}
+    pairs = [
         compare(first, second, family)
         for (dataset, _, first), (other, _, second) in combinations(models, 2)
         if dataset == other and (family := family_of_pair(first[0].record, second[0].record))
+    ]
+    return [
+        replace(pair, few=COLLAPSED) if {(pair.dataset, pair.first), (pair.dataset, pair.second)} & broken else pair
+        for pair in pairs
     ]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.analysis.families import configuration_of, overrides
-from medtransfer.analysis.runs import Run, by_model, check_same_images
+from medtransfer.analysis.runs import Run, by_model, check_same_images, collapsed
 from medtransfer.analysis.uncertainty import (
     BOTH,
     GROUPS,
@@ -23,7 +23,6 @@ from medtransfer.analysis.uncertainty import (
     too_few,
 )
 from medtransfer.core.params import BLOCKS
-from medtransfer.core.predictions import only_prediction
 from medtransfer.metrics.scores import BY_NAME, MACRO, Metric
 
 LOG_LOSS = "log-loss"
@@ -74,7 +73,7 @@ def _subsets(runs: list[Run]) -> dict[Subset, list[Run]]:
     for _, _, fits in by_model(run for run in runs if run.record["kind"] == "network"):
         configuration = configuration_of(fits[0].record)
         comparable = configuration.weights == "imagenet" and not overrides(fits[0].record)
-        if comparable and not all(only_prediction(run.predictions) for run in fits):
+        if comparable and not collapsed(fits):
             found[frozenset(configuration.blocks)] = fits
     return found
 

@@ -13,7 +13,7 @@ from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError
 from medtransfer.core.layout import RUNS, run_folder
 from medtransfer.core.params import Params
-from medtransfer.core.predictions import read_predictions
+from medtransfer.core.predictions import only_prediction, read_predictions
 from medtransfer.core.run_record import read_record
 from medtransfer.metrics.scores import score
 
@@ -102,6 +102,11 @@ def by_model(runs: Iterable[Run]) -> list[tuple[str, str, list[Run]]]:
     for run in runs:
         found.setdefault((run.dataset, run.model), []).append(run)
     return [(*key, fits) for key, fits in found.items()]
+
+
+def collapsed(fits: Iterable[Run]) -> bool:
+    """Return whether each of these fits predicts one class only."""
+    return all(only_prediction(run.predictions) for run in fits)
 
 
 def check_same_images(runs: Iterable[Run]) -> None:

@@ -1,13 +1,17 @@
 """The scores of every model, each with its interval, and F1 beside the talk's."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
 from medtransfer.analysis.calibration import believable, fit_temperature, scale
 from medtransfer.analysis.families import family
 from medtransfer.analysis.published import published_f1
-from medtransfer.analysis.runs import Run, by_model, check_same_images
+from medtransfer.analysis.runs import Run, by_model, check_same_images, collapsed
 from medtransfer.analysis.uncertainty import (
+    BOTH,
+    GROUPS,
     Estimate,
     combine,
     estimate,
@@ -90,8 +94,11 @@ def estimate_of(fits: list[Run], metric: Metric) -> Estimate:
     check_same_images(fits)
     counted = fits[0].jackknife
     if metric.smooth:
-        return estimate((run.jackknife.of(metric.name) for run in fits), counted, metric.needs)
-    return combine(*score_fits(fits, metric), counted, metric.needs)
+        found = estimate((run.jackknife.of(metric.name) for run in fits), counted, metric.needs)
+    else:
+        found = combine(*score_fits(fits, metric), counted, metric.needs)
+    # Training runs that all fail alike do not show how much training runs differ.
+    return replace(found, covers=GROUPS) if found.covers == BOTH and collapsed(fits) else found
 
 
 def score_fits(fits: list[Run], metric: Metric) -> tuple[np.ndarray, float]:
