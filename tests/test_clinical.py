@@ -69,6 +69,17 @@ def test_a_class_that_is_never_found_gets_the_exact_bound_of_its_sensitivity() -
     assert sensitivity["high"] == pytest.approx(1 - 0.025 ** (1 / 200))  # Clopper and Pearson, none of 200
 
 
+def test_an_area_has_an_interval_only_with_thirty_groups_of_both_kinds() -> None:
+    fit = graded()
+    for ill, expected in ((30, "groups"), (29, "none: 29 groups")):
+        kept = fit.predictions.assign(group=fit.predictions.id).groupby("label").head(200)
+        kept = pd.concat([kept[kept.label == "NORMAL"], kept[kept.label == "PNEUMONIA"][:ill]], ignore_index=True)
+        found = rows(class_table([dataclasses.replace(fit, predictions=kept)]), "class", "measure")
+        for name in ("NORMAL", "PNEUMONIA"):
+            assert found[name, "AUC"]["interval"] == expected
+            assert np.isnan(found[name, "AUC"]["low"]) == (ill == 29)
+
+
 def test_the_network_is_chosen_on_validation_images_among_those_with_enough_seeds() -> None:
     worse = [
         dataclasses.replace(

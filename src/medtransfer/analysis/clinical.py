@@ -5,6 +5,7 @@ chosen specificity there, so that no test image has a part in either.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from medtransfer.core.predictions import classes_of
 from medtransfer.metrics.scores import BY_NAME, MACRO, MICRO, NONE, Value, area, encode, placements, score
 
 SPECIFICITIES = (0.90, 0.95)
+FEWEST_RANKED = 30  # groups, for an interval of an AUC: with fewer, one or two that are ranked badly decide it
 SENSITIVITY, SPECIFICITY, AREA = "sensitivity", "specificity", "AUC"
 FOUND = ["value", "low", "high", "interval", "seeds"]
 CLASSES = ["dataset", "model", "class", "measure", *FOUND]
@@ -51,7 +53,8 @@ def class_table(runs: Sequence[Run]) -> pd.DataFrame:
     """Return sensitivity, specificity and area under the ROC curve of each class against all others.
 
     The columns are CLASSES, for each data set's `best_network`. A measure with `at` is that at the threshold that gives
-    this specificity on the validation images; its interval does not include the choice of the threshold.
+    this specificity on the validation images; its interval does not include the choice of the threshold. The AUC has
+    one only where FEWEST_RANKED groups have the class, and as many another class.
     """
     rows = []
     for dataset in dict.fromkeys(run.dataset for run in runs):
@@ -73,7 +76,11 @@ def _measures(fits: list[Run], number: int) -> list[tuple[str, Estimate]]:
         found.append((SENSITIVITY + suffix, _called(fits, number, calls, True)))
         found.append((SPECIFICITY + suffix, _called(fits, number, calls, False)))
     terms = [placements(*one)[:, 5 * number : 5 * number + 5] for one in encoded]
-    return [*found, (AREA, _estimate(fits, terms, area, NONE))]
+    ranked, holders = _estimate(fits, terms, area, NONE), fits[0].jackknife.holders
+    fewest = min(holders[number], holders.sum() - holders[number])
+    if fewest < FEWEST_RANKED:
+        ranked = replace(ranked, low=np.nan, high=np.nan, covers=f"none: {fewest} groups")
+    return [*found, (AREA, ranked)]
 
 
 def _most_probable(fits: list[Run], number: int) -> list[np.ndarray]:
