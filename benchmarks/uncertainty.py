@@ -1,6 +1,7 @@
 """Do the intervals cover, and do the tests hold their level? Simulated on the committed predictions.
 
-    python benchmarks/uncertainty.py
+    python benchmarks/uncertainty.py           # all, or
+    python benchmarks/uncertainty.py halves    # only this part
 
 Three tables, printed and written to benchmarks/results/uncertainty.json:
 
@@ -16,7 +17,8 @@ halves : six seeds of one recipe, three against the other three, in all ten ways
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,9 @@ from medtransfer.core.predictions import classes_of
 from medtransfer.metrics.scores import BY_NAME, MACRO, metrics_of
 
 RUNS = Path("results/real-64px-by-group/runs")
+DATASETS = ("ham10000", "chest_xray")
 OUTPUT = Path("benchmarks/results/uncertainty.json")
-DRAWS = 1000
+SEED, DRAWS = 0, 1000
 LESIONS, REPEATS = 20_000, 5  # sets of lesions, and sets of seeds for each of them
 SEEDS, RATIOS, LEVELS = (3, 5, 6, 10), (1, 2, 4, 8), (0.05, 0.05 / 9)
 # The first recipe's share of the variance between seeds, and the share of its fits that collapse: all score the same
@@ -52,8 +55,9 @@ NOISES = {
 }
 
 
-def coverage(dataset: str, rng: np.random.Generator) -> dict[str, float]:
+def coverage(dataset: str) -> dict[str, float]:
     """Return how often each interval contains the truth."""
+    rng = np.random.default_rng(SEED)
     fit, other = (read_run(RUNS / dataset / f"{model}-seed0") for model in ("imagenet_all", "cnn_random"))
     metrics = metrics_of(classes_of(fit.predictions))
     truth = {metric.name: fit.scores[metric.name] for metric in metrics}
@@ -95,8 +99,9 @@ def _draw(run: Run, chosen: list[np.ndarray]) -> Run:
     return Run(run.record, drawn, run.history, run.validation)
 
 
-def false_positives(dataset: str, rng: np.random.Generator) -> list[dict[str, Any]]:
+def false_positives(dataset: str) -> list[dict[str, Any]]:
     """Return the share of significant differences between recipes that are equally good."""
+    rng = np.random.default_rng(SEED)
     metric = BY_NAME[MACRO]
     sides = [
         group_sums(read_run(RUNS / dataset / f"{model}-seed0").predictions, metric)
@@ -136,8 +141,9 @@ def _collapses(rng: np.random.Generator, share: float, size: tuple[int, ...]) ->
     return (share - (rng.random(size) < share)) / np.sqrt(share * (1 - share))
 
 
-def halves(runs: list[Run], rng: np.random.Generator) -> list[dict[str, Any]]:
+def halves(runs: list[Run]) -> list[dict[str, Any]]:
     """Return how many of the ten splits of six seeds of each network are significant, and how many to expect."""
+    rng = np.random.default_rng(SEED)
     rows = []
     for dataset, model, fits in by_model(runs):
         if len(fits) < 6 or fits[0].record["kind"] != "network":
@@ -174,22 +180,18 @@ def _significant(values: np.ndarray, tau: float, count: int) -> int:
 
 
 def main() -> None:
-    """Print the tables and write them as JSON."""
-    rng = np.random.default_rng(0)
+    """Compute the parts that the command line names, or all, and write them as JSON."""
     runs = [read_run(path.parent) for path in sorted(RUNS.glob("*/*/run.json"))]
-    datasets = ("ham10000", "chest_xray")
-    found: dict[str, Any] = {
-        "command": "python benchmarks/uncertainty.py",
-        "data": f"{RUNS}, seed 0 of each network",
-        "seed": 0,
-        "coverage": {dataset: coverage(dataset, rng) for dataset in datasets},
-        "false_positives": [row for dataset in datasets for row in false_positives(dataset, rng)],
-        "halves": halves(runs, rng),
+    parts: dict[str, Callable[[], Any]] = {
+        "coverage": lambda: {name: coverage(name) for name in DATASETS},
+        "false_positives": lambda: [row for name in DATASETS for row in false_positives(name)],
+        "halves": lambda: halves(runs),
     }
+    found = json.loads(OUTPUT.read_text())
+    for part in sys.argv[1:] or parts:
+        found[part] = parts[part]()
+        print(part, pd.DataFrame(found[part]).round(4).to_string(), sep="\n")
     OUTPUT.write_text(json.dumps(found, indent=1) + "\n")
-    print(pd.DataFrame(found["coverage"]).round(3).to_string())
-    print(pd.DataFrame(found["false_positives"]).round(4).to_string(index=False))
-    print(pd.DataFrame(found["halves"]).to_string(index=False))
 
 
 if __name__ == "__main__":
