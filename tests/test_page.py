@@ -136,7 +136,7 @@ def test_leakage_is_shown_by_class() -> None:
         ]
     )
     page = build_page([dataclasses.replace(study, leakage=leak)])
-    assert "How much leakage inflates F1: F1 with images of the test images' patients in" in page
+    assert "How leakage changes F1: F1 with images of the test images' patients in" in page
 
 
 def test_the_lattice_of_trained_blocks_is_one_of_the_ways() -> None:
