@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from clones import dvc
 from conftest import PROJECT
+from medtransfer.analysis.runs import read_run
 from medtransfer.audit import audit
 from medtransfer.core.dvc import DVC_LOCK, RWLOCK, check_dvc_files, check_unchanged, read_lock
 from medtransfer.core.errors import UserError
@@ -176,6 +177,17 @@ def test_a_fit_that_lost_a_file_is_not_silently_left_out(
             read()
     finally:
         path.symlink_to(cached)
+
+
+def test_a_fit_that_is_not_here_is_said_to_be_missing(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(recorded)
+    fit = Path("artifacts/runs/ham10000/decision_tree-seed0")
+    away = fit.rename(fit.parent.parent / "away")
+    try:
+        with pytest.raises(UserError, match=rf"{fit}: not found, but dvc\.lock names it; run `dvc repro`"):
+            read_run(fit)
+    finally:
+        away.rename(fit)
 
 
 # --- DVC's own files, cut

@@ -48,11 +48,11 @@ def check_unchanged(folder: Path) -> None:
     if recorded is None or recorded == digest_of(folder):
         return
     found = _file_digests(folder)
-    if folder == DATA and not found:
-        raise UserError(f"{DATA}: not found, but {POINTER} names it; run `dvc pull {POINTER}`")
+    where, command = (POINTER, f"dvc pull {POINTER}") if folder == DATA else (LOCK, "dvc repro")
+    if not found:
+        raise UserError(f"{folder}: not found, but {where} names it; run `{command}`")
     listed = _listed(recorded)
     differing = sorted(name for name in found.keys() | listed.keys() if listed and found.get(name) != listed.get(name))
-    where = POINTER if folder == DATA else LOCK
     names = f": {first_three(differing)}" if differing else ""
     raise UserError(
         f"{folder}: differs from {where} ({recorded}){names}; it was damaged or changed on disk; "
