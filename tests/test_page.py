@@ -166,7 +166,8 @@ def test_every_table_and_figure_has_a_chapter() -> None:
     shown = {name for chapter in CHAPTERS for name in (*chapter.tables, *chapter.figures, *chapter.folded)}
     captioned = (PROJECT / "src/medtransfer/report/templates/captions.html.j2").read_text()
     captions = set(re.findall(r'name == "(\w+)"', captioned))
-    assert captions - shown == {"claims", "power", "provenance", "external"}  # they have places of their own
+    elsewhere = {"intervals", "claims", "power", "provenance", "external"}  # they have places of their own
+    assert captions - shown == elsewhere
     assert set(FIGURES) <= shown <= captions
 
 

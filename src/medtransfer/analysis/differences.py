@@ -129,10 +129,10 @@ COLUMNS = [field.name for field in fields(Comparison)]
 def compare_models(runs: list[Run]) -> list[Comparison]:
     """Compare all pairs of models of a data set that answer a question, each with all of its seeds.
 
-    There is no interval if all of several seeds of a model predict only one class: their scores differ too little.
+    There is no interval if all seeds of a model predict only one class: their scores do not differ as others do.
     """
     models = by_model(runs)
-    broken = {(dataset, model) for dataset, model, fits in models if len(fits) >= FEWEST_FITS and collapsed(fits)}
+    broken = {(dataset, model) for dataset, model, fits in models if collapsed(fits)}
     pairs = [
         compare(first, second, family)
         for (dataset, _, first), (other, _, second) in combinations(models, 2)

@@ -126,9 +126,13 @@ def _crossed(part: pd.DataFrame, rows: str, columns: str, cell: Callable[[Mappin
 
 def _seeds_and_intervals(part: pd.DataFrame) -> tuple[list[str], list[str]]:
     """Return each model's number of seeds, and what its intervals cover."""
-    models = part.drop_duplicates("model").to_dict("records")
-    covered = [_covers(row["dataset"], BOTH if row["seeds"] >= FEWEST_FITS else GROUPS) for row in models]
-    return [str(row["seeds"]) for row in models], covered
+    seeds, covered = [], []
+    for _, rows in part.groupby("model", sort=False):
+        fits = rows.seeds.iloc[0]
+        both = fits >= FEWEST_FITS and not (rows.interval == GROUPS).any()
+        seeds.append(str(fits))
+        covered.append(_covers(rows.dataset.iloc[0], BOTH if both else GROUPS))
+    return seeds, covered
 
 
 def _cell(row: Mapping[Any, Any]) -> str:
@@ -204,7 +208,7 @@ def _of_network(part: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
 
 def share(row: Mapping[Any, Any]) -> str:
     """Return a share and, on a second line, its interval."""
-    return f"{short(row['value'])}\n{'-' if pd.isna(row['low']) else _between(row)}"
+    return f"{short(row['value'])}\n{'-' if pd.isna(row['low']) else _between(row) + _star(row['interval'])}"
 
 
 def differences(pairs: Sequence[Comparison], dataset: str, family: str = TALK) -> pd.DataFrame:
@@ -219,7 +223,12 @@ def differences(pairs: Sequence[Comparison], dataset: str, family: str = TALK) -
 
 def difference(pair: Comparison) -> str:
     """Return a difference and, on a second line, its 95% interval, with a star if that leaves out training."""
-    return interval_text(pair.difference, *pair.ends) + (" *" if pair.interval == GROUPS else "")
+    return interval_text(pair.difference, *pair.ends) + _star(pair.interval)
+
+
+def _star(interval: str) -> str:
+    """Return the mark of an interval of these fits only."""
+    return " *" if interval == GROUPS else ""
 
 
 def _difference(row: Mapping[Any, Any]) -> str:
@@ -276,6 +285,7 @@ def markdown(study: Study) -> str:
         claims=claims(study.tables.claims),
         power=power(study.tables.claims),
         notes=notes(study.runs),
+        units=" or ".join(dict.fromkeys(data["units"] for data in datasets)),
         datasets=datasets,
     )
 
@@ -335,7 +345,7 @@ def chains(links: pd.DataFrame, pairs: Sequence[Comparison]) -> pd.DataFrame:
     """Return one data set's macro F1 by the chain of weights, beside random and ImageNet weights; from `chain`."""
     dataset = links.dataset.iloc[0]
     table = links.assign(chain=links.start + " → " + dataset).set_index("chain")[["model", "seeds"]]
-    table["macro F1"] = list(map(_cell, links.to_dict("records")))
+    table["macro F1"] = [_cell(row) + _star(row["interval"]) for row in links.to_dict("records")]
     for start, base in zip(links.start, links.model, strict=True):
         if start in ("random", "imagenet"):
             compared = [find_pair(pairs, dataset, model, base) for model in links.model]
@@ -363,7 +373,7 @@ def fewer_images(sizes: pd.DataFrame, pairs: Sequence[Comparison]) -> pd.DataFra
     """Return macro F1 from either weights by number of training images, one row per fraction, from `data_sizes`."""
     rows = []
     for fraction, part in sizes.groupby("fraction"):
-        scores = {row["weights"]: _cell(row) for row in part.to_dict("records")}
+        scores = {row["weights"]: _cell(row) + _star(row["interval"]) for row in part.to_dict("records")}
         models = dict(zip(part.weights, part.model, strict=True))
         pair = find_pair(pairs, part.dataset.iloc[0], models.get("imagenet", ""), models.get("random", ""))
         rows.append(
@@ -436,6 +446,5 @@ def external(compared: pd.DataFrame) -> pd.DataFrame:
 def _external(row: Mapping[Any, Any]) -> str:
     if pd.isna(row["external"]):
         return str(row["interval"])
-    star = " *" if row["difference_interval"] == GROUPS else ""
     score = f"{short(row['external'])} {_interval({**row, 'low': row['external_low'], 'high': row['external_high']})}"
-    return f"{score}\n{_difference(row)}{star}"
+    return f"{score}\n{_difference(row)}{_star(row['difference_interval'])}"
