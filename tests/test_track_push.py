@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
@@ -142,6 +143,30 @@ def test_an_interrupted_push_continues(project: Path, monkeypatch: pytest.Monkey
         track_push.push()
     assert track_push.push() == {"copied": 3, "already": 0, "running": 0}
     assert described(mlflow_store.connect()) == ours
+
+
+def test_two_pushes_at_once_copy_each_run_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = described(mlflow_store.connect())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/other.db")
+    mlflow_store.connect()  # sets the address for both threads
+    with ThreadPoolExecutor(2) as pool:
+        pushes = [pool.submit(track_push.push) for _ in range(2)]
+        assert sorted(push.result()["copied"] for push in pushes) == [0, 3]
+    assert described(mlflow_store.connect()) == ours
+
+
+def test_an_experiment_that_another_push_has_just_created_is_used(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/other.db")
+    create = mlflow.MlflowClient.create_experiment
+
+    def create_twice(client: mlflow.MlflowClient, name: str) -> str:
+        create(client, name)
+        return create(client, name)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_experiment", create_twice)
+    assert track_push.push() == {"copied": 3, "already": 0, "running": 0}
 
 
 def test_a_fit_that_the_server_already_has_is_left_alone(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from filelock import FileLock
 from mlflow.entities import Metric, Param, Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from rich.progress import track
@@ -22,6 +23,7 @@ from medtransfer.tracking.mlflow_store import (
     address_of,
     every,
     every_run,
+    ignoring_existing,
     keep_artifacts_here,
     living_experiment,
     reach,
@@ -54,12 +56,13 @@ def push() -> dict[str, int]:
     counts = {"copied": 0, "already": 0, "running": 0}
     ids: dict[str, str | None] = {}
     try:
-        for experiment in every(source.search_experiments):
-            runs = list(every_run(source, [experiment.experiment_id]))
-            runs.sort(key=lambda run: MLFLOW_PARENT_RUN_ID in run.data.tags)  # parents first
-            for run in track(runs, f"pushing {experiment.name}", transient=True):
-                outcome, ids[run.info.run_id] = _push_run(source, target, experiment.name, run, ids)
-                counts[outcome] += 1
+        with FileLock(OWN_STORE.with_name("push.lock")):  # a second push would take the run in progress for interrupted
+            for experiment in every(source.search_experiments):
+                runs = list(every_run(source, [experiment.experiment_id]))
+                runs.sort(key=lambda run: MLFLOW_PARENT_RUN_ID in run.data.tags)  # parents first
+                for run in track(runs, f"pushing {experiment.name}", transient=True):
+                    outcome, ids[run.info.run_id] = _push_run(source, target, experiment.name, run, ids)
+                    counts[outcome] += 1
     except UNREACHABLE as error:
         raise UserError(
             f"MLflow at {address()} stopped answering after {counts['copied']} runs ({reason(error)}); "
@@ -76,8 +79,10 @@ def _push_run(
     waits = parent in ids and ids[parent] is None
     if waits or run.info.status not in ("FINISHED", "FAILED", "KILLED"):
         return "running", None
-    known = living_experiment(target, experiment)
-    experiment_id = known.experiment_id if known else target.create_experiment(experiment)
+    if not living_experiment(target, experiment):
+        with ignoring_existing():  # of another project's push
+            target.create_experiment(experiment)
+    experiment_id = living_experiment(target, experiment).experiment_id
     for other in _twins(target, experiment_id, run):
         if UNFINISHED not in other.data.tags:
             return "already", other.info.run_id
