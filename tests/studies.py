@@ -17,10 +17,6 @@ from medtransfer.core.files import write_json
 from medtransfer.core.params import BLOCKS, Configuration, read_params
 from medtransfer.report.study import Layers, Study
 
-# What `prepare` keeps of each image, here only what tells who is in two splits.
-SAMPLES = "id,group,split a,p,test b,p,test c,q,test d,p,train e,p,train f,q,left g,p,validation".replace(" ", "\n")
-
-
 TRAIN = read_params(PROJECT / "params.yaml").train
 
 
@@ -100,18 +96,26 @@ def add_seed(fit: Path, seed: int) -> Path:
     return target
 
 
+def write_samples(fit: Path, folder: Path) -> pd.DataFrame:
+    """Write samples.csv as `prepare` does, but without training images, of which a fit keeps nothing."""
+    samples = pd.read_csv(fit / "predictions.csv", dtype=str)[["id", "label", "group", "split"]]
+    samples.to_csv(folder / "samples.csv", index=False)
+    return samples
+
+
 def finished_study(folder: Path, seed: int, models: list[str]) -> None:
     """Lay a study out as its stages leave it, of fits of the committed results."""
     source = PROJECT / AT_64_PX
+    (folder / "artifacts/prepared/chest_xray").mkdir(parents=True)
+    network = source / "runs/chest_xray/imagenet_head-seed0"  # a tree has no validation images
+    write_samples(network, folder / "artifacts/prepared/chest_xray")
     for model in models:
         fit = folder / "artifacts/runs/chest_xray" / f"{model}-seed0"
         shutil.copytree(source / "runs/chest_xray" / fit.name, fit)
         if seed:
             add_seed(fit, seed)
             shutil.rmtree(fit)
-    (folder / "artifacts/prepared/chest_xray").mkdir(parents=True)
     shutil.copy(source / "runs/chest_xray/dataset.json", folder / "artifacts/prepared/chest_xray")
-    (folder / "artifacts/prepared/chest_xray/samples.csv").write_text(SAMPLES)
     text = re.sub(r"^seeds: .*", f"seeds: [{seed}]", (source / "params.yaml").read_text(), flags=re.MULTILINE)
     (folder / "params.yaml").write_text(text)
     shutil.copy(source / "data-version.yaml", folder / "data.dvc")

@@ -15,7 +15,7 @@ from medtransfer.core.errors import UserError
 from medtransfer.core.files import write_json
 from medtransfer.core.params import read_params
 from medtransfer.study.report import read_study, write_result_tables
-from studies import SAMPLES, add_seed, finished_study
+from studies import add_seed, finished_study, write_samples
 
 
 def test_results_are_collected_and_reported_without_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +24,8 @@ def test_results_are_collected_and_reported_without_the_models(tmp_path: Path, m
     (tmp_path / "artifacts" / "prepared" / "chest_xray").mkdir(parents=True)
     record = tmp_path / "artifacts" / "runs" / "chest_xray" / "dataset.json"
     record.rename(tmp_path / "artifacts" / "prepared" / "chest_xray" / "dataset.json")
-    (tmp_path / "artifacts" / "prepared" / "chest_xray" / "samples.csv").write_text(SAMPLES)
+    fit = source / "runs" / "chest_xray" / "imagenet_head-seed0"
+    write_samples(fit, tmp_path / "artifacts" / "prepared" / "chest_xray")
     (tmp_path / "artifacts" / "runs" / "chest_xray" / "imagenet_head-seed0" / "model.keras").write_bytes(b"large")
     shutil.copy(source / "params.yaml", tmp_path)
     shutil.copy(source / "data-version.yaml", tmp_path / "data.dvc")
@@ -98,9 +99,37 @@ def test_tables_and_layers_of_other_fits_are_noticed(tmp_path: Path) -> None:
 def test_which_test_images_share_a_group_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     finished_study(tmp_path, 0, ["decision_tree"])
+    path = Path("artifacts/prepared/chest_xray/samples.csv")
+    samples = pd.read_csv(path, dtype=str)
+    first, second = samples.group[samples.split == "test"].unique()[:2]
+    rows = zip("defg", [first, first, second, first], ["train", "train", "left out", "validation"], strict=True)
+    more = pd.DataFrame(rows, columns=["id", "group", "split"]).assign(label="NORMAL")
+    pd.concat([samples, more]).to_csv(path, index=False)
     assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
-    told = Path("results/mine/runs/chest_xray/shared.csv").read_text().split()
-    assert told == ["id,split", "a,train", "a,validation", "b,train", "b,validation"]
+    told = pd.read_csv("results/mine/runs/chest_xray/shared.csv", dtype=str)
+    assert set(told.id) == set(samples.id[(samples.split == "test") & (samples.group == first)])
+    assert set(told.split) == {"train", "validation"}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("params.yaml", "image_size: 64", "image_size: 32", "prepared with image_size 64, but params.yaml has 32"),
+        ("{prepared}/dataset.json", '"seed": 0', '"seed": 7', "prepared with split .*'seed': 7"),
+        ("{prepared}/samples.csv", ",test", ",train", "images, such as .*, had another split or class"),
+    ],
+)
+def test_fits_of_other_data_are_not_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, old: str, new: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished_study(tmp_path, 0, ["imagenet_head"])
+    path = Path(file.format(prepared="artifacts/prepared/chest_xray"))
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    refused = CliRunner().invoke(cli, ["collect", "mine"])
+    assert re.search(message, str(refused.exception))
+    assert not Path("results").exists()
 
 
 def test_another_seed_is_added_to_what_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,12 @@ from medtransfer.core.tables import read_result
 def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, dict[str, Any]]:
     """Return the memory-mapped images (n, size, size, 3), uint8, the samples and dataset.json."""
     check_known("params.yaml: datasets", name, params.datasets)
+    description = check_prepared(params, name)
+    return np.load(PREPARED / name / "images.npy", mmap_mode="r"), read_samples(name), description
+
+
+def check_prepared(params: Params, name: str) -> dict[str, Any]:
+    """Return dataset.json of a data set of params.yaml, which must have been prepared with these parameters."""
     folder, description = PREPARED / name, _read_description(name)
     # Validated like params.yaml: a key that is newer than the prepared data gets its default.
     keys = [key for key in DatasetParams.model_fields if key != "catalogue"]
@@ -35,7 +41,7 @@ def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, d
                 f"{folder}: prepared with {key} {prepared[key]}, but params.yaml has {expected[key]}; "
                 f"run `dvc repro prepare@{name}`"
             )
-    return np.load(folder / "images.npy", mmap_mode="r"), read_samples(name), description
+    return description
 
 
 def _read_description(name: str) -> dict[str, Any]:

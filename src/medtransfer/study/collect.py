@@ -29,6 +29,7 @@ from medtransfer.core.layout import (
     check_name,
 )
 from medtransfer.core.params import read_params
+from medtransfer.core.prepared import check_prepared, data_of
 from medtransfer.core.run_record import RECORD, find_fits, read_record, recipe_of, split_of, warn_of_leftovers
 from medtransfer.core.tables import read_result
 from medtransfer.data.custom import dataset_of
@@ -52,9 +53,13 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
     fits = find_fits(RUNS)
     if not fits:
         raise UserError(f"{RUNS}: no finished fit; run `dvc repro`")
-    warn_of_leftovers(RUNS, studied_models(read_params(PARAMS)))
-    for dataset in sorted({read_record(fit)["dataset"] for fit in fits}):
-        check_unchanged(PREPARED / dataset)
+    params = read_params(PARAMS)
+    warn_of_leftovers(RUNS, studied_models(params))
+    # params.yaml and dataset.json are copied, too, and must describe these fits.
+    for dataset in sorted({fit.parent.name for fit in fits} & set(params.datasets)):
+        check_prepared(params, dataset)
+    for fit in fits:
+        data_of(fit)
     if add:
         _check_same_study(fits, RESULTS / name)
     with atomic_folder(RESULTS / name) as folder:
