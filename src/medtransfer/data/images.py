@@ -21,6 +21,8 @@ FORMATS = {
     "BMP": (".bmp",), "GIF": (".gif",), "PPM": (".pgm", ".ppm", ".pbm", ".pnm"),
 }  # fmt: skip
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+# macOS's resource forks, thumbnails of a Synology server, Windows' deleted files.
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
 # Colour and grey need no conversion; every other mode is converted and counted.
 DIRECT_MODES = ("RGB", "L")
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N")
@@ -37,11 +39,11 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow would warn at fewer pixels than ours, wh
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """Return the files under a folder, but not hidden ones, those in hidden folders or macOS's resource forks."""
+    """Return the files under a folder, but not hidden ones and those in hidden folders or SYSTEM_FOLDERS."""
     return [
         path
         for path in files_under(folder)
-        if not any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
+        if not any(part.startswith(".") or part in SYSTEM_FOLDERS for part in path.relative_to(folder).parts)
     ]
 
 
