@@ -487,7 +487,10 @@ def test_a_mistake_is_one_line_and_changes_nothing(project: Path) -> None:
         (lambda: Path("labels.csv").write_bytes(b"image,label,patient\n\xff,x,y\n"), {}, "save it as `CSV UTF-8`"),
         (lambda: Path("labels.csv").write_text(table, encoding="utf-16"), {}, "labels.csv: not in UTF-8"),
         (lambda: change_table(patient="2.02311E+15"), {}, "row 2: patient is 2.02311E+15, which a spreadsheet"),
-        (lambda: Path("labels.csv").write_text(""), {}, "cannot be read as CSV"),
+        (lambda: change_table(patient="#N/A"), {}, "row 2 has no patient, but '#N/A'"),
+        (lambda: Path("labels.csv").write_text(""), {}, "cannot be read as CSV in UTF-8: it is empty"),
+        (lambda: Path("labels.csv").write_text(f"sep=;\n{table}"), {}, "remove this line"),
+        (lambda: Path("labels.csv").write_text(table.replace(",", "|")), {}, "cells are separated by '|'"),
         (lambda: Path("labels.csv").write_text("image,label,patient\na,b,c,d\n"), {}, "row 2 has 4 cells"),
         (lambda: Path("labels.csv").write_text("image,label,label\n"), {}, "more than one column 'label'"),
         (lambda: Path("labels.csv").write_text("image,label,patient\n"), {}, "labels.csv: no row below the header"),
@@ -581,7 +584,7 @@ def test_a_link_to_params_stays_one(project: Path) -> None:
 def test_a_patient_in_two_spellings_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     table = Path("labels.csv")
-    table.write_text("image,label,patient\na.png,x,J\u00fcrgen\nb.png,y,Ju\u0308rgen\n", encoding="utf-8")
+    table.write_text("image,label,patient\na.png,x,J\u00fcrgen\nb.png,y,Ju\u0308rgen\u200b\n", encoding="utf-8")
     Path("images").mkdir()
     for name in ("a", "b"):
         Image.new("RGB", (8, 8)).save(f"images/{name}.png")
@@ -649,8 +652,11 @@ def test_labels_0_and_1_are_classes(project: Path) -> None:
 def test_other_files_are_counted_and_hidden_ones_are_no_images(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in (".hidden.png", "._scan.png", ".ipynb_checkpoints/scan 0-0.png", "__MACOSX/a.png"):
-        Path("mine", name).parent.mkdir(exist_ok=True)
+    for name in (
+        ".hidden.png", "._scan.png", ".ipynb_checkpoints/scan 0-0.png", "__MACOSX/a.png",
+        "p0/@eaDir/scan 0-0.png/SYNOPHOTO_THUMB_M.jpg", "$RECYCLE.BIN/a.png",
+    ):  # fmt: skip
+        Path("mine", name).parent.mkdir(parents=True, exist_ok=True)
         Path("mine", name).write_bytes(b"no image")
     Path("mine/p0/notes.docx").write_text("a")
     add()

@@ -10,7 +10,9 @@ import pandas as pd
 from medtransfer.core.errors import CONFLICT, UserError, merge_conflict
 
 # What people write where they do not know the patient.
-UNKNOWN = ("na", "n/a", "nan", "none", "null", "unknown", "anonymous", "?", "-")
+UNKNOWN = ("na", "n/a", "nan", "none", "null", "unknown", "anonymous", "?", "-", "#n/a", "#ref!", "#value!", "#name?")
+ROUNDED = r"\d[.,]\d+E\+\d+"  # what Excel makes of a long number
+INVISIBLE = "[\u200b-\u200f\u2060\ufeff]"  # what comes along when text is copied from a web page
 BINARY = ("0", "0.0", "1", "1.0")  # in one-hot tables
 # The columns of our tables that are text even where they look like numbers or like a missing value.
 TEXT = ["dataset", "model", "class", "id", "label", "group", "split", "predicted", "true", "made_from"]
@@ -27,14 +29,18 @@ def read_table(path: Path, columns: list[str], delimiter: str = ",") -> pd.DataF
             header, *rows = csv.reader(file, delimiter=delimiter, strict=True)
     except UnicodeDecodeError:
         raise UserError(f"{path}: not in UTF-8; save it as `CSV UTF-8`, as Excel calls it") from None
-    except (csv.Error, ValueError) as error:  # ValueError: an empty file
-        raise UserError(f"{path}: cannot be read as CSV in UTF-8: {' '.join(str(error).split())}") from None
+    except (csv.Error, ValueError) as error:
+        found = " ".join(str(error).split()) if isinstance(error, csv.Error) else "it is empty"
+        raise UserError(f"{path}: cannot be read as CSV in UTF-8: {found}") from None
     header = [name.strip() for name in header]
     for column in columns:
         if header.count(column) != 1:
             found = "no" if column not in header else "more than one"
-            other = next((name for sign, name in ((";", "';'"), ("\t", "tabs")) if sign in "".join(header)), None)
+            signs = {";": "';'", "\t": "tabs", "|": "'|'"}
+            other = next((name for sign, name in signs.items() if sign in "".join(header)), None)
             hint = f" (cells are separated by {other}; save it with commas)" if other and len(header) == 1 else ""
+            if "".join(header).lower().startswith("sep="):
+                hint = " (remove this line, which only Excel understands, and separate cells by commas)"
             raise UserError(f"{path}: {found} column {column!r}; its columns are {', '.join(header)}{hint}")
     width, cells = len(header), {}
     for number, row in enumerate(rows, start=2):
@@ -47,6 +53,18 @@ def read_table(path: Path, columns: list[str], delimiter: str = ",") -> pd.DataF
             cells[number] = [*row[:width], *[""] * (width - len(row))]
     table = pd.DataFrame.from_dict(cells, orient="index", columns=header, dtype=str)
     return table.loc[:, ~table.columns.duplicated(keep=False) & (table.columns != "")]
+
+
+def read_groups(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
+    """Return the lesion or patient of each row, in one spelling of what looks the same; '' for an unknown one."""
+    rounded = table.index[table[column].str.fullmatch(ROUNDED)]
+    if len(rounded):
+        raise UserError(
+            f"{path}: row {rounded[0]}: {column} is {table.loc[rounded[0], column]}, which a spreadsheet has rounded; "
+            "format that column as text"
+        )
+    groups = table[column].str.replace(INVISIBLE, "", regex=True).str.strip().str.normalize("NFC")
+    return groups.mask(groups.str.lower().isin(UNKNOWN), "")
 
 
 def from_one_hot(table: pd.DataFrame, classes: list[str], path: Path) -> pd.Series:

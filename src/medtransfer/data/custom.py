@@ -11,7 +11,7 @@ import pandas as pd
 from medtransfer.core.errors import UserError, check_known, counted, first_three
 from medtransfer.core.files import atomic_folder, write_json
 from medtransfer.core.params import CatalogueEntry, Params
-from medtransfer.core.tables import BINARY, UNKNOWN, from_one_hot, read_table
+from medtransfer.core.tables import BINARY, from_one_hot, read_groups, read_table
 from medtransfer.data import dicom
 from medtransfer.data.catalogue import CATALOGUE, PARTS, SOURCE_FILE, Dataset, Listing, list_samples, or_pull
 from medtransfer.data.images import MAX_PIXELS, SUFFIXES, is_image, visible_files
@@ -19,7 +19,6 @@ from medtransfer.data.progress import progress
 
 LABELS, IMAGES = "labels.csv", "images"
 COLUMNS = ["id", "label", "group", "path"]
-ROUNDED = r"\d[.,]\d+E\+\d+"  # what Excel makes of a long number
 
 
 @dataclass(frozen=True)
@@ -136,10 +135,9 @@ def _from_table(files: dict[str, Path], uids: dict[str, str], labels: Path, colu
         raise UserError(f"{labels}: no row below the header; expected one per image")
     # A blank at the end of a cell is invisible, but would turn one patient or class into two.
     table = table.apply(lambda column: column.str.strip())
+    groups = read_groups(table, columns.group, labels) if columns.group else None
     for column in named:
-        empty = table.index[
-            (table[column] == "") | ((column == columns.group) & table[column].str.lower().isin(UNKNOWN))
-        ]
+        empty = table.index[(table[column] if groups is None or column != columns.group else groups) == ""]
         if len(empty):
             cell = table.loc[empty[0], column]
             raise UserError(
@@ -159,15 +157,8 @@ def _from_table(files: dict[str, Path], uids: dict[str, str], labels: Path, colu
             )
         paths += matching
     found = pd.DataFrame({"path": paths, "label": label.to_numpy(), "group": ""})
-    if columns.group:
-        rounded = table.index[table[columns.group].str.fullmatch(ROUNDED)]
-        if len(rounded):
-            cell = table.loc[rounded[0], columns.group]
-            raise UserError(
-                f"{labels}: row {rounded[0]}: {columns.group} is {cell}, which a spreadsheet has rounded; format that "
-                "column as text"
-            )
-        found["group"] = table[columns.group].str.normalize("NFC").to_numpy()  # two spellings of a name are one patient
+    if groups is not None:
+        found["group"] = groups.to_numpy()
     if columns.split:
         found["split"] = table[columns.split].str.lower().map(PARTS).to_numpy()
         if found.split.isna().any():

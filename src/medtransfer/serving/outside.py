@@ -14,7 +14,7 @@ from medtransfer.analysis.runs import finished_networks
 from medtransfer.core.errors import UserError, check_known, first_three
 from medtransfer.core.params import Params
 from medtransfer.core.prepared import finished_network
-from medtransfer.core.tables import BINARY, from_one_hot, read_table
+from medtransfer.core.tables import BINARY, from_one_hot, read_groups, read_table
 from medtransfer.data.custom import Columns
 from medtransfer.data.images import SUFFIXES, is_image, visible_files
 
@@ -66,7 +66,7 @@ def read_labels(labelled: Labels, classes: Sequence[str]) -> pd.DataFrame:
     """Read a table of labels with one row per image; return image, label and group.
 
     If the table has no label column, all of its other columns must be one-hot. A label that is not among the names must
-    be that of a class in upper or lower case. An image without a group is its own group.
+    be that of a class in upper or lower case. An image without a group, or of an unknown one, is its own group.
     """
     path, columns, names = labelled.path, labelled.columns, labelled.names
     given = [column for column in (columns.image, columns.group) if column]
@@ -98,7 +98,7 @@ def read_labels(labelled: Labels, classes: Sequence[str]) -> pd.DataFrame:
             f"{path}: no class is called {counts}; the classes are {', '.join(classes)}. Map each label with "
             "--map LABEL=CLASS, or leave its images out with --map LABEL="
         )
-    group = table[columns.group] if columns.group else ""
+    group = read_groups(table, columns.group, path) if columns.group else ""
     found = pd.DataFrame({"image": table[columns.image], "label": classed, "group": group})
     twice = found.image[found.image.duplicated()]
     if len(twice):
