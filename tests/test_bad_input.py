@@ -467,7 +467,7 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a character device": (lambda path: zip_of_kind(path, stat.S_IFCHR), "is a link or a device"),
     "a block device": (lambda path: zip_of_kind(path, stat.S_IFBLK), "is a link or a device"),
     "a named pipe": (lambda path: zip_of_kind(path, stat.S_IFIFO), "is a link or a device"),
-    "a tar with a symbolic link": (lambda path: tar_of(path, tarfile.SYMTYPE), "neither a folder nor a complete zip"),
+    "a tar with a symbolic link": (lambda path: tar_of(path, tarfile.SYMTYPE), "a complete zip file; .* unpack it"),
     "a tar with a hard link": (lambda path: tar_of(path, tarfile.LNKTYPE), "neither a folder nor a complete zip"),
     "a tar with a device": (lambda path: tar_of(path, tarfile.CHRTYPE), "neither a folder nor a complete zip"),
     "an encrypted zip": (encrypt, "is damaged"),

@@ -42,7 +42,9 @@ def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None 
         raise UserError(f"{path}: not found; expected a zip file or a folder with {dataset.title}")
     with path.open("rb") as file:  # given a path, is_zipfile hides missing permissions
         if not zipfile.is_zipfile(file):
-            raise UserError(f"{path}: neither a folder nor a complete zip file; download it again")
+            raise UserError(
+                f"{path}: neither a folder nor a complete zip file; download it again, or unpack it and give the folder"
+            )
         # Counted before zipfile, which needs half a kilobyte of memory per entry, opens it.
         file.seek(0)
         entries = sum(block.count(b"PK\1\2") for block in iter(lambda: file.read(1 << 20), b""))
