@@ -190,6 +190,18 @@ def test_a_fit_that_is_not_here_is_said_to_be_missing(recorded: Path, monkeypatc
         away.rename(fit)
 
 
+def test_the_search_for_the_best_names_fits_that_the_study_no_longer_lists(
+    recorded: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(recorded)
+    params = read_params(PROJECT / "params.yaml")
+    best_fit(params, "ham10000")
+    assert not caplog.text
+    best_fit(params.model_copy(update={"baselines": []}), "ham10000")
+    assert "artifacts/runs/ham10000: contains fits of decision_tree" in caplog.text
+    assert "not candidates" in caplog.text
+
+
 # --- DVC's own files, cut
 
 

@@ -45,14 +45,17 @@ def find_fits(runs: Path) -> list[Path]:
     return sorted(path.parent for path in runs.glob(f"*/*/{RECORD}") if not is_partial(path.parent))
 
 
-def warn_of_leftovers(runs: Path, studied: Collection[tuple[str, str]]) -> None:
-    """Warn of fits under `runs` of other (data set, model) pairs, such as those of a renamed configuration."""
+def warn_of_leftovers(runs: Path, studied: Collection[tuple[str, str]], then: str = "still count") -> None:
+    """Warn of fits under `runs` of other (data set, model) pairs, such as those of a renamed configuration.
+
+    `then` is what happens to them.
+    """
     found = {(fit.parent.name, fit.name.rpartition("-seed")[0]) for fit in find_fits(runs)}
     for dataset, model in sorted(found - set(studied)):
         log.warning(
-            "%s: contains fits of %s, which params.yaml does not list under study; they still count; to remove them: "
+            "%s: contains fits of %s, which params.yaml does not list under study; they %s; to remove them: "
             "rm -r %s/%s-seed*",
-            runs / dataset, model, runs / dataset, model,
+            runs / dataset, model, then, runs / dataset, model,
         )  # fmt: skip
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pandas as pd
 
-from medtransfer.analysis.runs import finished_networks, studied
+from medtransfer.analysis.runs import finished_networks, studied, studied_models
 from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.layout import RUNS
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import only_prediction, read_predictions
 from medtransfer.core.prepared import data_of
-from medtransfer.core.run_record import read_record
+from medtransfer.core.run_record import read_record, warn_of_leftovers
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.serving.classifier import write_classifier
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
@@ -49,6 +49,7 @@ def register(params: Params, dataset: str, fit: Path | None = None) -> tuple[dic
 
 def best_fit(params: Params, dataset: str) -> Path:
     """Return the folder of the study's finished network with the highest macro F1 on the validation images."""
+    warn_of_leftovers(RUNS, studied_models(params), "are not candidates for the best")
     # Check every fit first: a damaged one could be the best, or its network could be missing.
     for path in studied(params):
         if path.parent == RUNS / dataset and path.exists():
