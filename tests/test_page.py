@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import itertools
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 
 from conftest import PROJECT
+from medtransfer.core.params import BLOCKS
 from medtransfer.core.run_record import LEAK_WORDS, SplitRule
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.report import figures
@@ -18,6 +20,7 @@ from medtransfer.report.answers import answers
 from medtransfer.report.drawings import FIGURES
 from medtransfer.report.page import CHAPTERS, SPLITS, build_page
 from medtransfer.report.sentences import sentences
+from medtransfer.report.study import values_of
 from studies import evaluate_study, found_layers, run, runs, with_seeds
 
 
@@ -86,6 +89,18 @@ def test_the_layers_sentence_says_whether_the_methods_agree() -> None:
     for rising, verb in ((True, "agree"), (False, "disagree")):
         study = dataclasses.replace(evaluate_study("s", fits), layers=[found_layers(rising=rising)])
         assert f"The methods {verb} " in sentences([study], answers(study))["layers"]
+
+
+def test_only_the_complete_lattice_names_the_most_important_block() -> None:
+    subsets = [list(blocks) for size in range(6) for blocks in itertools.combinations(BLOCKS, size)]
+    fits = [
+        run("chest_xray", f"s{number:02}", 0.6 + 0.05 * len(blocks), trainable=blocks or "head")
+        for number, blocks in enumerate(subsets)
+    ]
+    for count, named in ((31, False), (32, True)):
+        study = evaluate_study("s", fits[-count:])
+        assert len(values_of(study, "chest_xray"))
+        assert ("most important block" in sentences([study], answers(study)).get("layers", "")) == named
 
 
 def test_seconds_that_the_notes_mention_are_not_compared() -> None:

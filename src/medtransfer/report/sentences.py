@@ -8,6 +8,7 @@ from medtransfer.analysis.agreement import agree
 from medtransfer.analysis.clinical import SENSITIVITY
 from medtransfer.analysis.differences import find_pair
 from medtransfer.analysis.families import configuration_of, overrides
+from medtransfer.analysis.lattice import SUBSETS
 from medtransfer.analysis.leakage import ALL
 from medtransfer.analysis.runs import Run
 from medtransfer.core.params import BLOCKS
@@ -56,7 +57,7 @@ def _possible_loss(study: Study) -> str:
             losses.append(f"{-pair.ends[0]:.2f} on {words_for(dataset).title}")
     if not losses:
         return ""
-    return f"So freezing them may cost nothing, but a loss of up to {' and '.join(losses)} is also possible."
+    return f"So freezing them may cost nothing, but a loss of {' and '.join(losses)} or more is also possible."
 
 
 def _most_important(studies: Sequence[Study]) -> str:
@@ -85,7 +86,8 @@ def _by_layers(studies: Sequence[Study], dataset: str) -> Iterator[tuple[str, in
 
 def _by_shapley(studies: Sequence[Study], dataset: str) -> Iterator[tuple[str, int]]:
     found = [(values, study) for study in studies if len(values := values_of(study, dataset))]
-    for values, study in found[:1]:
+    # From fewer subsets, the order of the blocks is not known.
+    for values, study in [one for one in found if one[0].subsets.iloc[0] == SUBSETS][:1]:
         single = values[values.blocks.isin(BLOCKS) & (values.metric == MACRO)]
         yield str(single.set_index("blocks").value.idxmax()), study.of(dataset)[0].record["image_size"]
 
