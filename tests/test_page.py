@@ -16,7 +16,7 @@ from medtransfer.core.params import BLOCKS
 from medtransfer.core.run_record import LEAK_WORDS, SplitRule
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.report import figures
-from medtransfer.report.answers import answers
+from medtransfer.report.answers import answers, interim
 from medtransfer.report.drawings import FIGURES
 from medtransfer.report.page import CHAPTERS, SPLITS, build_page
 from medtransfer.report.sentences import sentences
@@ -49,6 +49,15 @@ def test_a_verdict_follows_the_numbers_and_needs_six_seeds(
     page = build_page([study])
     assert f"<strong>{verdict}</strong>" in page
     assert "<strong>no verdict yet</strong>" in page or seeds == 6
+
+
+def test_claims_that_the_first_study_cannot_judge_have_the_verdicts_of_another() -> None:
+    few, many = evaluate_study("few", with_seeds(runs(0.6, 0.95), 3)), evaluate_study("many", with_seeds(runs(), 6))
+    assert interim([few]) is None
+    assert interim([many, few]) is None
+    name, claims = interim([few, many]) or ("", pd.DataFrame())
+    assert (name, claims.verdict.tolist(), claims.first_seeds.tolist()) == ("many", ["holds"], [6])
+    assert "these verdicts count" in build_page([few, many])
 
 
 def test_what_the_talk_does_not_claim_is_not_tested() -> None:

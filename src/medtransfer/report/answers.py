@@ -51,14 +51,31 @@ def answers(study: Study, others: Sequence[Study] = ()) -> pd.DataFrame:
 
 def _verdicts_elsewhere(others: Sequence[Study], dataset: str, first: str, second: str) -> Iterator[dict[str, str]]:
     for other in others:
-        pair, claims = find_pair(other.tables.pairs, dataset, first, second), other.tables.claims
-        # While sizes are mixed, each claim is tested by itself (Bonferroni).
-        undecided = claims.verdict.isin((HOLDS, FAILS)) & ~(claims.p < LEVEL / len(CLAIMS))
-        found = judged(claims.assign(verdict=claims.verdict.mask(undecided, NOT_SHOWN)), pair) if pair else {}
+        pair = find_pair(other.tables.pairs, dataset, first, second)
+        found = judged(each_by_itself(other.tables.claims), pair) if pair else {}
         verdict = found.get("verdict", "").strip("*")
         if verdict in (HIGHER, LOWER, NOT_SHOWN, SMALL):
             size = other.of(dataset)[0].record["image_size"]
             yield {**found, "verdict": f"**{verdict}, at {size} px**"}
+
+
+def each_by_itself(claims: pd.DataFrame) -> pd.DataFrame:
+    """Return claims with verdicts that need no common family (Bonferroni), as the plan requires of mixed sizes."""
+    undecided = claims.verdict.isin((HOLDS, FAILS)) & ~(claims.p < LEVEL / len(CLAIMS))
+    return claims.assign(verdict=claims.verdict.mask(undecided, NOT_SHOWN))
+
+
+def interim(studies: Sequence[Study]) -> tuple[str, pd.DataFrame] | None:
+    """Return the claims that the first study cannot judge yet and another can, from `judge`, and the other's name."""
+    key = ["dataset", "first", "second"]
+    claims = studies[0].tables.claims
+    decided = set(claims[claims.p.notna()][key].itertuples(index=False, name=None))
+    for study in studies[1:]:
+        found = each_by_itself(study.tables.claims[study.tables.claims.p.notna()])
+        found = found[[row not in decided for row in found[key].itertuples(index=False, name=None)]]
+        if len(found):
+            return study.name, found
+    return None
 
 
 def judged(claims: pd.DataFrame, pair: Comparison) -> dict[str, str]:

@@ -18,7 +18,7 @@ from medtransfer.core.params import BLOCKS
 from medtransfer.core.run_record import SplitRule, recipe_of, split_of
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.report import tables
-from medtransfer.report.answers import FROM_IMAGENET, answers
+from medtransfer.report.answers import FROM_IMAGENET, answers, interim
 from medtransfer.report.drawings import FIGURES, overview
 from medtransfer.report.render import render
 from medtransfer.report.sentences import sentences
@@ -103,6 +103,7 @@ def build_page(studies: list[Study]) -> str:
     names = list(dict.fromkeys(run.dataset for study in studies for run in study.runs))
     custom = {name: entry for study in studies for name, entry in study.custom.items() if name in names}
     answered, first = answers(studies[0], studies[1:]), studies[0]
+    elsewhere = interim(studies)
     items = _items(studies, names)
     parts = [(chapter, *chapter.divide(items)) for chapter in CHAPTERS]
     return render(
@@ -118,6 +119,7 @@ def build_page(studies: list[Study]) -> str:
         answer=tables.front(answered) if len(answered) else None,
         beside_the_talk=any(map(is_the_talks, first.tables.results.dataset.unique())),
         claims=tables.claims(first.tables.claims),
+        interim=elsewhere and (elsewhere[0], tables.claims(elsewhere[1])),
         power=tables.power(first.tables.claims),
         front=_uri(_png(overview(first))),
         leads=sentences(studies, answered),

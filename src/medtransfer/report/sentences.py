@@ -57,7 +57,8 @@ def _possible_loss(study: Study) -> str:
             losses.append(f"{-pair.ends[0]:.2f} on {words_for(dataset).title}")
     if not losses:
         return ""
-    return f"So freezing them may cost nothing, but a loss of {' and '.join(losses)} or more is also possible."
+    loss, size = " and ".join(losses), study.runs[0].record["image_size"]
+    return f"So freezing them may cost nothing, but at {size} px a loss of {loss} or more is also possible."
 
 
 def _most_important(studies: Sequence[Study]) -> str:
