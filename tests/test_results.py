@@ -10,7 +10,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from conftest import ANSWER, AT_64_PX, PROJECT
-from medtransfer.analysis.claims import CLAIMS
+from medtransfer.analysis.claims import CLAIMS, HOLDS
 from medtransfer.analysis.differences import find_pair, read_comparisons
 from medtransfer.analysis.families import LATTICE, RECIPES, SIZES, WEIGHTS, family
 from medtransfer.analysis.runs import read_run
@@ -38,10 +38,11 @@ def test_the_committed_results_give_the_verdicts_of_the_readme() -> None:
         "train the last block instead of all": [six, free],
         "train only the head instead of all": [mistuned, free],
     }
-    fit = read_run(PROJECT / AT_64_PX / "runs/chest_xray/imagenet_head-seed0")
-    at_64_px = Study("smaller", [fit], read_tables(PROJECT / AT_64_PX, ""))
+    fits = [read_run(PROJECT / AT_64_PX / f"runs/{name}/imagenet_head-seed0") for name in ("ham10000", "chest_xray")]
+    at_64_px = Study("smaller", fits, read_tables(PROJECT / AT_64_PX, ""))
     together = answers(Study("committed", [], read_tables(PROJECT / ANSWER, "")), [at_64_px])
     assert together.verdict["ImageNet weights instead of random weights"].tolist() == [ten, "**higher, at 64 px**"]
+    assert together.verdict["train the last block instead of all"].tolist() == ["**not shown, at 64 px**", free]
 
 
 README_ROWS = {
@@ -60,6 +61,11 @@ def test_the_readme_says_what_the_committed_results_say() -> None:
         cells = [f"{pair.difference:+.3f} [{pair.ends[0]:+.3f}, {pair.ends[1]:+.3f}]" for pair in found if pair]
         assert f"| {change} | {' | '.join(cells)} |" in answered
     assert answered.count("\n| ") == 1 + len(README_ROWS) + 1
+    claims = read_tables(PROJECT / AT_64_PX, "").claims
+    (held,) = claims[claims.verdict == HOLDS].to_dict("records")
+    assert (held["dataset"], held["first"], held["second"]) == ("chest_xray", "imagenet_all", "cnn_random")
+    numbers = [f"{held[name]:.3f}".removeprefix("0") for name in ("difference", "low", "high")]
+    assert "yes, by {} [{}, {}]".format(*numbers) in answered
 
 
 def test_the_committed_tables_are_what_the_code_gives(tmp_path: Path) -> None:
