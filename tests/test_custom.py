@@ -1,5 +1,6 @@
 """A custom data set: its files are studied as they are, and mistakes in them are named."""
 
+import errno
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from ruamel.yaml import YAML
 
 from clones import change_params, clone, dvc, run
 from conftest import PROJECT, dvc_init, git_init
-from medtransfer.cli import cli
+from medtransfer.cli import cli, main
 from medtransfer.core.dvc import IMPORTED, check_unchanged, recorded_digest, warn_of_another_version
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder
@@ -428,6 +429,27 @@ def test_where_dvc_add_fails_nothing_is_changed(
         assert {name: Path(name).read_bytes() for name in files} == files
         assert not Path("data.dvc").exists()
         shutil.copytree("mine", "data/mine", dirs_exist_ok=True)
+
+
+def test_where_the_disk_fills_after_dvc_add_the_old_data_version_stays(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: str, **options: bool) -> None:
+        Path("data.dvc").write_text("new")
+        # shutil names first the file that it read, then the one that it could not write.
+        raise OSError(errno.ENOSPC, "No space left on device", "data.dvc", None, "imported.dvc")
+
+    Path("data.dvc").write_text("old")
+    Path("data").mkdir(exist_ok=True)
+    monkeypatch.setattr("medtransfer.cli.data.dvc", full)
+    monkeypatch.setattr(
+        sys, "argv", ["medtransfer", "data", "add", "mine", "--images", "mine", "--labels", "labels.csv"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert Path("data.dvc").read_text() == "old"
+    assert not Path("data/mine").exists()
 
 
 @pytest.mark.slow

@@ -56,7 +56,8 @@ def main() -> None:
     except OSError as error:
         if error.errno not in MACHINE_ERRORS:
             raise
-        remedy, file = MACHINE_ERRORS[error.errno], Path(str(error.filename or Path.cwd()))
+        # An error while copying has two names; the second is the file that was written.
+        remedy, file = MACHINE_ERRORS[error.errno], Path(str(error.filename2 or error.filename or Path.cwd()))
         if file.is_relative_to(user_cache()) or user_cache().is_relative_to(file):
             remedy = "set XDG_CACHE_HOME to a folder that you can write"
         line = f"medtransfer: {file}: {error.strerror}; {remedy}, then run again"

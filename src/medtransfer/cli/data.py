@@ -105,7 +105,7 @@ def add(
     params = check_files()
     columns = Columns(image_column, label_column, group, split)
     given = {key: value for key, value in about.items() if value}
-    with restored_on_error(DATA / name, PARAMS, PIPELINE):
+    with restored_on_error(DATA / name, PARAMS, PIPELINE, *filter(Path.exists, [POINTER])):
         count = add_custom(params, name, images, labels, columns, given, only)
         try:
             _put_under_dvc(name, count)
@@ -130,7 +130,7 @@ def remove(name: str) -> None:
     _pull_named_data()
     params = check_files()
     dataset_of(name, params)  # refuses an unknown name
-    with restored_on_error(DATA / name, PARAMS, PIPELINE):
+    with restored_on_error(DATA / name, PARAMS, PIPELINE, *filter(Path.exists, [POINTER])):
         remove_custom(params, name)
         _add_to_dvc()
     click.echo(f"{name}: removed from data/, params.yaml and dvc.yaml")
