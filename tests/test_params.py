@@ -79,6 +79,11 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
         ),
         ("- imagenet_head", "- imagenet_heads", "'imagenet_heads' is unknown; choose one of cnn_random"),
         ("ham10000/imagenet_all", "ham10000/other", "'ham10000/other' is not trained by this study"),
+        (
+            "ham10000/imagenet_all",
+            "chest_xray/ham10000_all",
+            "'chest_xray/ham10000_all' starts from a finished run itself",
+        ),
         ("train: [cnn_random, imagenet_all]", "train: [ham10000_all]", "list it under study.chest_xray.transfer"),
         ("image_size: 32", "image_size: 16", "datasets.ham10000.image_size: found 16 (int)"),
         ("seeds: [0]", "seeds: []", "seeds: found [] (list)"),

@@ -311,6 +311,11 @@ class Params(Section):
             dataset, other = key.split(".")[1], "train" if transferred else "transfer"
             hint = "a finished run" if transferred else "random or imagenet weights"
             raise ValueError(f"{key}: '{name}' must start from {hint}; list it under study.{dataset}.{other}")
+        if source and source[1] in self.configurations and self.configurations[source[1]].source:
+            raise ValueError(
+                f"configurations.{name}.weights: '{'/'.join(source)}' starts from a finished run itself; "
+                "expected one that starts from random or imagenet weights"
+            )
         if source and (source[0] not in self.study or source[1] not in self.study[source[0]].train):
             raise ValueError(
                 f"configurations.{name}.weights: '{'/'.join(source)}' is not trained by this study; "
