@@ -178,6 +178,7 @@ def test_an_archive_without_a_file_says_where_it_was_looked_for(demo: Path, tmp_
     with pytest.raises(UserError, match=r"source: HAM10000_metadata\.csv: not found, nor ISIC2018_Task3") as caught:
         import_dataset(HAM10000, source, tmp_path / "data")
     assert "data import" not in str(caught.value)
+    assert "dvc pull" not in str(caught.value)
     assert str(tmp_path / "data") not in str(caught.value)
 
 

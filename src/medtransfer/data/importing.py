@@ -87,7 +87,7 @@ def _fill(dataset: Dataset, staging: Path, chosen: dict[PurePosixPath, Entry], p
     try:
         problems = dataset.read(staging).problems
     except UserError as error:
-        message = str(error).replace(f"{staging}/", "").replace(f"; {IMPORT_IT}", "")
+        message = str(error).replace(f"{staging}/", "").partition(f"; {IMPORT_IT}")[0]
         raise UserError(f"{path}: {message}, in any of its folders; nothing was imported") from None
     if problems:
         first = problems[0].replace(f"{staging}/", "")
