@@ -48,6 +48,16 @@ def test_results_are_collected_and_reported_without_the_models(tmp_path: Path, m
     pd.testing.assert_frame_equal(ours, committed, check_dtype=False)
 
 
+def test_tables_refuse_a_run_that_has_lost_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished_study(tmp_path, 0, ["imagenet_all", "imagenet_head"])
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    Path("results/mine/runs/chest_xray/imagenet_head-seed0/run.json").unlink()
+    done = CliRunner().invoke(cli, ["tables", "results/mine"])
+    assert "imagenet_head-seed0/run.json: not found" in str(done.exception)
+    assert not Path("results/mine/results.csv").exists()
+
+
 def test_collect_and_tables_name_the_fits_of_a_renamed_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

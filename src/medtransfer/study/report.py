@@ -12,10 +12,10 @@ from medtransfer.analysis.leakage import measure_leakage
 from medtransfer.analysis.runs import Run, by_model, read_run, studied
 from medtransfer.analysis.tables import compute_tables, read_tables, write_tables
 from medtransfer.core.errors import UserError
-from medtransfer.core.files import atomic_file
+from medtransfer.core.files import atomic_file, is_partial
 from medtransfer.core.layout import FIGURES, GRADCAM, LAYERS, NOTES, PARAMS, REPORTS, SHARED, SUBGROUPS, TUNING
 from medtransfer.core.params import CatalogueEntry, Split, read_params
-from medtransfer.core.run_record import find_fits, read_record, warn_of_leftovers
+from medtransfer.core.run_record import RECORD, find_fits, read_record, warn_of_leftovers
 from medtransfer.core.tables import read_result
 from medtransfer.metrics.scores import MACRO
 from medtransfer.report.drawings import overview
@@ -152,6 +152,9 @@ def _read_records(folder: Path, command: str, runs: list[Run]) -> list[tuple[Pat
 
 def _read_collected(folder: Path) -> list[Run]:
     """Return the runs of collected results, in the order of their params.yaml; there must be some."""
+    for path in sorted((folder / "runs").glob("*/*/")):
+        if not is_partial(path) and not (path / RECORD).exists():
+            raise UserError(f"{path / RECORD}: not found; restore the file, or remove this folder")
     fits = find_fits(folder / "runs")
     if not fits:
         raise UserError(f"{folder / 'runs'}: no finished fit; run `dvc repro`, or name a folder under results/")
