@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from conftest import PROJECT
+from medtransfer.core.errors import UserError
 from medtransfer.core.run_record import LEAK_WORDS, SplitRule, find_fits, read_record, recipe_of, split_of, write_record
 
 COLLECTED = sorted(path.parent for path in PROJECT.glob("results/*/runs"))
@@ -25,6 +26,12 @@ def test_a_partial_folder_is_no_fit(tmp_path: Path) -> None:
         (tmp_path / "mine" / name).mkdir(parents=True)
         write_record(tmp_path / "mine" / name, {}, {})
     assert find_fits(tmp_path) == [tmp_path / "mine" / "x-seed0"]
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("<<<<<<< HEAD\n{}")
+    with pytest.raises(UserError, match=r"run\.json: not valid JSON"):
+        read_record(tmp_path)
 
 
 @pytest.mark.parametrize("split", [SplitRule("group", "keep"), *(SplitRule("image", leak) for leak in LEAK_WORDS)])

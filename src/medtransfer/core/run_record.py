@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from medtransfer.core.errors import UserError
 from medtransfer.core.files import is_partial, write_json
 from medtransfer.core.recipe import TrainParams
 
@@ -32,7 +33,12 @@ class SplitRule(NamedTuple):
 
 def read_record(fit: Path) -> dict[str, Any]:
     """Return the record in the folder of a finished fit."""
-    return json.loads((fit / RECORD).read_text())
+    try:
+        return json.loads((fit / RECORD).read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{fit / RECORD}: not valid JSON ({error}); restore it with `git checkout` or `dvc repro`"
+        ) from None
 
 
 def write_record(fit: Path, record: dict[str, Any], hyperparameters: dict[str, Any]) -> None:
