@@ -8,9 +8,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -535,6 +537,19 @@ def test_an_audit_without_mlflow_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port: nothing listens
     with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 does not answer"):
         mlflow_store.reach()
+
+
+def test_a_server_that_asks_for_a_password_is_not_to_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Locked(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_error(401)
+
+    with HTTPServer(("127.0.0.1", 0), Locked) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(UserError, match=r"401 .*; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
+            mlflow_store.reach()
+        server.shutdown()
 
 
 @pytest.mark.parametrize("address", ["localhost:5000", "file:./mlruns", "folder", "http://[::1"])

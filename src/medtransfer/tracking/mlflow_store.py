@@ -255,6 +255,8 @@ def answering() -> Iterator[None]:
             "`medtransfer audit --repair`, "
             "which logs the fits again"
             if file
+            else "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account there, and run again"
+            if getattr(error, "error_code", "") == "UNAUTHENTICATED"
             else "start it or correct MLFLOW_TRACKING_URI, and run again"
         )
         raise UserError(f"MLflow at {address()} does not answer ({reason(error)}); {remedy}") from None
