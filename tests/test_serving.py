@@ -600,6 +600,10 @@ def test_networks_are_scored_on_images_of_another_source(registered: Path, outsi
     again = CliRunner().invoke(cli, [*SCORE, "--name", "hospital", "--configuration", "cnn_random"])
     assert again.exit_code == 0, again.exception
     assert set(pd.read_csv(folder / "scores.csv").model) == {"cnn_random"}
+    scores = (folder / "scores.csv").read_bytes()
+    other = CliRunner().invoke(cli, [*SCORE, "--map", "NORMAL=", "--name", "hospital"])
+    assert "hospital: has the scores of other images" in str(other.exception)
+    assert (folder / "scores.csv").read_bytes() == scores
     assert len(client.search_runs([client.get_experiment_by_name("chest_xray on hospital").experiment_id])) == 2
 
 

@@ -4,6 +4,7 @@ The scores of such images stay out of artifacts/runs, from which networks and se
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,6 +72,11 @@ def score_outside(
         "copies": int(copies.sum()), "pixels_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
     }  # fmt: skip
     target = EXTERNAL / dataset / source["name"]
+    earlier = target / "external.json"
+    if earlier.exists() and json.loads(earlier.read_text())["pixels_sha256"] != facts["pixels_sha256"]:
+        raise UserError(
+            f"{target}: has the scores of other images or of another image size; choose another --name, or remove it"
+        )
     answers = {fit: _answer(fit, samples, pixels, data) for fit in fits}
     facts["unlike_training"] = {fit.name: like for fit, (_, like) in answers.items()}
     with atomic_folder(target) as folder:
