@@ -11,8 +11,10 @@ from click.testing import CliRunner
 
 from conftest import AT_64_PX, PROJECT
 from medtransfer.cli import cli
+from medtransfer.core.dvc import digest_of
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import write_json
+from medtransfer.core.layout import PREPARED
 from medtransfer.core.params import read_params
 from medtransfer.study.report import read_study, write_result_tables
 from studies import add_seed, finished_study, write_samples
@@ -46,6 +48,27 @@ def test_results_are_collected_and_reported_without_the_models(tmp_path: Path, m
     assert Path("results/mine/scores.png").stat().st_size > 1000
     committed = theirs[theirs.dataset == "chest_xray"].reset_index(drop=True)
     pd.testing.assert_frame_equal(ours, committed, check_dtype=False)
+
+
+def test_fits_of_data_that_have_been_replaced_are_not_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished_study(tmp_path, 0, ["imagenet_head"])
+    monkeypatch.chdir(tmp_path)
+    labels = Path("data/chest_xray/labels.csv")
+    labels.parent.mkdir(parents=True)
+    labels.write_text("old")
+    deps, outs = (
+        [{"path": str(folder), "md5": digest_of(folder), "size": 1, "nfiles": 1}]
+        for folder in (labels.parent, PREPARED / "chest_xray")
+    )
+    stage = {"cmd": "prepare", "deps": deps, "outs": outs}
+    Path("dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": {"prepare@chest_xray": stage}}) + "\n")
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    labels.write_text("new")
+    done = CliRunner().invoke(cli, ["collect", "other"])
+    assert "data/chest_xray: has changed since it was prepared" in str(done.exception)
+    assert not Path("results/other").exists()
 
 
 def test_tables_refuse_a_run_that_has_lost_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
