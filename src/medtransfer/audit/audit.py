@@ -120,7 +120,7 @@ def _folders_by_fit() -> dict[str, Path]:
     """Return the folder of each fit with a readable run.json, by the id of the fit."""
     found = {}
     for folder in find_fits(RUNS):
-        with suppress(ValueError, KeyError, TypeError):
+        with suppress(UserError, KeyError, TypeError):
             found[read_record(folder)["fit"]] = folder
     return found
 
