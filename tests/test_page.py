@@ -53,11 +53,14 @@ def test_a_verdict_follows_the_numbers_and_needs_six_seeds(
 
 def test_claims_that_the_first_study_cannot_judge_have_the_verdicts_of_another() -> None:
     few, many = evaluate_study("few", with_seeds(runs(0.6, 0.95), 3)), evaluate_study("many", with_seeds(runs(), 6))
-    assert interim([few]) is None
-    assert interim([many, few]) is None
-    name, claims = interim([few, many]) or ("", pd.DataFrame())
-    assert (name, claims.verdict.tolist(), claims.first_seeds.tolist()) == ("many", ["holds"], [6])
+    assert interim(few, []).empty
+    assert interim(many, [few]).empty
+    (claim,) = interim(few, [few, many]).to_dict("records")
+    assert (claim["study"], claim["verdict"], claim["first_seeds"]) == ("many", "holds", 6)
     assert "these verdicts count" in build_page([few, many])
+    tables = few.tables
+    untested = dataclasses.replace(tables, claims=tables.claims.assign(verdict="not tested: split by image"))
+    assert interim(dataclasses.replace(few, tables=untested), [many]).empty
 
 
 def test_what_the_talk_does_not_claim_is_not_tested() -> None:

@@ -1,10 +1,11 @@
 """The front of the page: each question, the comparison of two models that answers it, and its verdict."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import pandas as pd
 
-from medtransfer.analysis.claims import CLAIMS, FAILS, HOLDS, NOT_SHOWN, SMALL
+from medtransfer.analysis.claims import CLAIMS, FAILS, HOLDS, NOT_SHOWN
 from medtransfer.analysis.differences import Comparison, find_pair
 from medtransfer.analysis.uncertainty import GROUPS, LEVEL
 from medtransfer.report.study import Study
@@ -15,6 +16,7 @@ HIGHER, LOWER, NOT_TESTED = "higher", "lower", "estimate only"
 FROM_IMAGENET = "imagenet_all"
 TOO_FEW = "fewer than"
 COLUMNS = ["change", "data set", "verdict", "macro F1", "seeds", "p, corrected"]
+CLAIM = ["dataset", "first", "second"]  # the columns that name a claim
 
 
 # Changes, and the two models whose difference in macro F1, first minus second, shows the effect of each.
@@ -31,32 +33,20 @@ def answers(study: Study, others: Sequence[Study] = ()) -> pd.DataFrame:
     """Return one row per question and data set that the study can answer: COLUMNS, indexed by change.
 
     The difference in macro F1 has its 95% interval, and the corrected p is that of the talk's claim about the two
-    models, if there is one. A claim with too few seeds here gets its verdict from the first of the `others` that can
-    judge it, as docs/analysis-plan.md says.
+    models, if there is one. Claims with too few seeds here are those of `interim`.
     """
+    claims = pd.concat([interim(study, others), study.tables.claims]).drop_duplicates(CLAIM)
     rows = []
     for change, first, second in QUESTIONS:
         for dataset in study.tables.results.dataset.drop_duplicates():
             pair = find_pair(study.tables.pairs, dataset, first, second)
             if pair:
-                found = judged(study.tables.claims, pair)
-                if TOO_FEW in found["verdict"]:
-                    found = next(_verdicts_elsewhere(others, dataset, first, second), found)
+                found = judged(claims, pair)
                 warned = mistuned(study.tables.results, dataset)
                 for model in warned.keys() & {first, second}:
                     found["verdict"] = f"**{model}: {warned[model]}**"
                 rows.append({"change": change, "data set": words_for(dataset).title, **found})
     return pd.DataFrame(rows, columns=COLUMNS).set_index("change")
-
-
-def _verdicts_elsewhere(others: Sequence[Study], dataset: str, first: str, second: str) -> Iterator[dict[str, str]]:
-    for other in others:
-        pair = find_pair(other.tables.pairs, dataset, first, second)
-        found = judged(each_by_itself(other.tables.claims), pair) if pair else {}
-        verdict = found.get("verdict", "").strip("*")
-        if verdict in (HIGHER, LOWER, NOT_SHOWN, SMALL):
-            size = other.of(dataset)[0].record["image_size"]
-            yield {**found, "verdict": f"**{verdict}, at {size} px**"}
 
 
 def each_by_itself(claims: pd.DataFrame) -> pd.DataFrame:
@@ -65,21 +55,23 @@ def each_by_itself(claims: pd.DataFrame) -> pd.DataFrame:
     return claims.assign(verdict=claims.verdict.mask(undecided, NOT_SHOWN))
 
 
-def interim(studies: Sequence[Study]) -> tuple[str, pd.DataFrame] | None:
-    """Return the claims that the first study cannot judge yet and another can, from `judge`, and the other's name."""
-    key = ["dataset", "first", "second"]
-    claims = studies[0].tables.claims
-    decided = set(claims[claims.p.notna()][key].itertuples(index=False, name=None))
-    for study in studies[1:]:
-        found = each_by_itself(study.tables.claims[study.tables.claims.p.notna()])
-        found = found[[row not in decided for row in found[key].itertuples(index=False, name=None)]]
-        if len(found):
-            return study.name, found
-    return None
+def interim(study: Study, others: Sequence[Study]) -> pd.DataFrame:
+    """Return the claims with too few seeds in a study, each from the first of the others that can judge it.
+
+    The columns are those of `judge`, then the other study's name and image size (docs/analysis-plan.md, 'Runs').
+    """
+    waiting = study.tables.claims[study.tables.claims.verdict.str.startswith(TOO_FEW)]
+    found: dict[tuple[str, ...], dict[Hashable, Any]] = {}
+    for other in others:
+        for claim in each_by_itself(other.tables.claims.dropna(subset="p")).to_dict("records"):
+            size = other.of(claim["dataset"])[0].record["image_size"]
+            found.setdefault(tuple(claim[key] for key in CLAIM), {**claim, "study": other.name, "size": size})
+    keys = waiting[CLAIM].itertuples(index=False, name=None)
+    return pd.DataFrame([found[key] for key in keys if key in found], columns=[*waiting, "study", "size"])
 
 
 def judged(claims: pd.DataFrame, pair: Comparison) -> dict[str, str]:
-    """Return verdict, difference, seeds and corrected p of a comparison.
+    """Return verdict, difference, seeds and corrected p of a comparison; `claims` has the column `size` of `interim`.
 
     They are those of the talk's claim about the two models, with the seeds that the plan names for it. The verdict is
     HIGHER or LOWER (the first model's macro F1), NOT_TESTED if the talk claims nothing, or the claim's own verdict if
@@ -96,8 +88,9 @@ def judged(claims: pd.DataFrame, pair: Comparison) -> dict[str, str]:
         value, low, high, seeds = -value, -high, -low, seeds[::-1]
     verdict = (HIGHER if value > 0 else LOWER) if claim.verdict in (HOLDS, FAILS) else claim.verdict
     star = " *" if claim.interval == GROUPS else ""
+    elsewhere = f", at {claim['size']:.0f} px" if pd.notna(claim["size"]) else ""
     return {
-        "verdict": f"**{verdict}**",
+        "verdict": f"**{verdict}{elsewhere}**",
         "macro F1": interval_text(value, low, high) + star,
         "seeds": "{} and {}".format(*seeds),
         "p, corrected": p_value(claim.p_corrected),

@@ -103,7 +103,7 @@ def build_page(studies: list[Study]) -> str:
     names = list(dict.fromkeys(run.dataset for study in studies for run in study.runs))
     custom = {name: entry for study in studies for name, entry in study.custom.items() if name in names}
     answered, first = answers(studies[0], studies[1:]), studies[0]
-    elsewhere = interim(studies)
+    elsewhere = interim(first, studies[1:])
     items = _items(studies, names)
     parts = [(chapter, *chapter.divide(items)) for chapter in CHAPTERS]
     return render(
@@ -119,7 +119,8 @@ def build_page(studies: list[Study]) -> str:
         answer=tables.front(answered) if len(answered) else None,
         beside_the_talk=any(map(is_the_talks, first.tables.results.dataset.unique())),
         claims=tables.claims(first.tables.claims),
-        interim=elsewhere and (elsewhere[0], tables.claims(elsewhere[1])),
+        interim=tables.claims(elsewhere),
+        interim_from=list(elsewhere.study.unique()),
         power=tables.power(first.tables.claims),
         front=_uri(_png(overview(first))),
         leads=sentences(studies, answered),
