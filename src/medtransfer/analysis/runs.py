@@ -54,6 +54,11 @@ class Run:
         return score(self.predictions)
 
     @cached_property
+    def only_prediction(self) -> str | None:
+        """The class that is predicted for every test image; None if several are predicted."""
+        return only_prediction(self.predictions)
+
+    @cached_property
     def jackknife(self) -> Jackknife:
         """Every metric on the test images without each lesion or patient."""
         return jackknife(self.predictions)
@@ -106,7 +111,7 @@ def by_model(runs: Iterable[Run]) -> list[tuple[str, str, list[Run]]]:
 
 def collapsed(fits: Iterable[Run]) -> bool:
     """Return whether each of these fits predicts one class only."""
-    return all(only_prediction(run.predictions) for run in fits)
+    return all(run.only_prediction for run in fits)
 
 
 def check_same_images(runs: Iterable[Run]) -> None:
