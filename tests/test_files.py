@@ -1,6 +1,8 @@
 """Files and folders appear complete or not at all."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,24 @@ def test_a_complete_folder_replaces_the_old_one(tmp_path: Path) -> None:
             assert not (target / text).exists()
         assert [path.name for path in target.iterdir()] == [text]
     assert [path.name for path in target.parent.iterdir()] == ["x"]
+
+
+def test_two_writers_of_a_folder_take_turns(tmp_path: Path) -> None:
+    """Such as two `medtransfer stage prepare` of one data set."""
+    target, ended = tmp_path / "x", []
+
+    def write(name: str) -> None:
+        with atomic_folder(target) as folder:
+            (folder / name).touch()
+            time.sleep(0.1)
+            assert [path.name for path in folder.iterdir()] == [name]
+            ended.append(name)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, "abc"))
+    assert sorted(ended) == ["a", "b", "c"]
+    assert [path.name for path in target.iterdir()] == ended[-1:]
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from filelock import FileLock
 
 from medtransfer.core.errors import UserError
 
@@ -28,15 +29,22 @@ def is_partial(path: Path) -> bool:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder that replaces `target` by a rename when the block ends without error."""
+    """Yield an empty folder that replaces `target` by a rename when the block ends without error.
+
+    If another process is writing the same folder, wait until it has ended.
+    """
     partial = partial_beside(target)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        replace_folder(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    lock = Path(f"{partial}.lock")
+    with FileLock(lock):
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        partial.mkdir()
+        try:
+            yield partial
+            replace_folder(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 def replace_folder(source: Path, target: Path) -> None:
