@@ -207,6 +207,27 @@ def test_no_network_is_registered_with_data_that_were_prepared_otherwise(registe
         described.write_text(kept)
 
 
+def test_no_network_is_registered_after_its_raw_data_have_changed(registered: Path) -> None:
+    """Such as corrected labels: `dvc repro` has not run since."""
+    raw, folder, lock = Path("data/chest_xray"), Path("artifacts/prepared/chest_xray"), Path("dvc.lock")
+    raw.mkdir(parents=True)
+    (raw / "labels.csv").write_text("image,label\n")
+
+    def entry(path: Path) -> dict[str, Any]:
+        return {"path": str(path), "md5": digest_of(path), "size": 1, "nfiles": 1}
+
+    stage = {"cmd": "prepare", "deps": [entry(raw)], "outs": [entry(folder)]}
+    write_json(lock, {"schema": "2.0", "stages": {"prepare@chest_xray": stage}})
+    try:
+        assert CliRunner().invoke(cli, ["register", "chest_xray"]).exit_code == 0
+        (raw / "labels.csv").write_text("image,label\nx,NORMAL\n")
+        done = CliRunner().invoke(cli, ["register", "chest_xray"])
+        assert f"{raw}: its files have changed since {folder} was made" in str(done.exception)
+    finally:
+        shutil.rmtree("data")
+        lock.unlink()
+
+
 def reorder_classes(description: dict[str, Any], samples: pd.DataFrame) -> None:
     description["classes"].reverse()
 

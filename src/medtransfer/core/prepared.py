@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medtransfer.core.dvc import check_unchanged, recorded_digest, used_digest
+from medtransfer.core.dvc import check_unchanged, digest_of, recorded_digest, used_digest
 from medtransfer.core.errors import UserError, check_known, counted
 from medtransfer.core.layout import DATA, PREPARED, run_folder
 from medtransfer.core.params import TREES, DatasetParams, Params
@@ -105,6 +105,13 @@ def check_data_of(fit: Path, description: dict[str, Any], samples: pd.DataFrame)
         )
     if used_digest(fit, folder) not in (None, recorded_digest(folder)):
         raise UserError(f"{folder}: its files have changed since {fit} was fitted; {advice}")
+
+
+def check_raw_data(name: str) -> None:
+    """Check that the raw files of a data set, where there are any, are those that were prepared."""
+    raw, prepared = DATA / name, PREPARED / name
+    if raw.is_dir() and used_digest(prepared, raw) not in (None, digest_of(raw)):
+        raise UserError(f"{raw}: its files have changed since {prepared} was made from them; run `dvc repro`")
 
 
 def encode_labels(samples: pd.DataFrame, classes: list[str]) -> np.ndarray:

@@ -13,7 +13,7 @@ from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.layout import RUNS
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import only_prediction, read_predictions
-from medtransfer.core.prepared import data_of
+from medtransfer.core.prepared import check_raw_data, data_of
 from medtransfer.core.run_record import read_record, warn_of_leftovers
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.serving.classifier import write_classifier
@@ -36,6 +36,7 @@ def register(params: Params, dataset: str, fit: Path | None = None) -> tuple[dic
         better = ", and no network does better" if alias == mlflow_models.BEST else ""
         log.warning("%s: predicts only %s on the validation images%s", fit, only, better)
     description = data_of(fit)
+    check_raw_data(dataset)
     run_id = mlflow_runs.find(mlflow_store.reach(), dataset, read_record(fit)["fit"])
     if run_id is None:
         raise UserError(f"{fit}: MLflow has no run of this fit; run `medtransfer audit --repair`")
