@@ -120,7 +120,7 @@ def at_edge(space: Space, point: Mapping[str, Any]) -> list[str]:
     for key, value in point.items():
         values = space[key]
         numbers = extremes(values)
-        if not all(type(number) in (int, float) for number in numbers):
+        if values.single() or not all(type(number) in (int, float) for number in numbers):
             continue
         low, high = min(numbers), max(numbers)
         scale = math.log if getattr(values, "log", False) else float
@@ -136,7 +136,8 @@ def advice(params: Params, dataset: str, name: str, space: Space, trials: pd.Dat
     if best is None:
         yield f"{name}: {counted(len(trials), 'trial')}; each diverged, was pruned or predicts only one class"
         return
-    point = {key: value for key, value in json.loads(best.searched).items() if not space[key].single()}
+    searched = json.loads(best.searched)
+    point = {key: searched[key] for key in searched if key == "learning_rate" or not space[key].single()}
     scores = f"macro F1 {best.val_macro_f1:.3f}, validation loss {best.val_loss:.4f}"
     yield f"{name}: {for_params(params, dataset, name, point)}  # {scores}, best of {counted(len(trials), 'trial')}"
     yield from (f"{name}: {line}" for line in at_edge(space, point))
