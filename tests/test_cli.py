@@ -276,7 +276,9 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_check_finds_what_only_the_pipeline_has(pipeline: Path, params: Params) -> None:
     check_pipeline(params)
     skin = {"ham10000": params.study["ham10000"]}
-    with pytest.raises(UserError, match=r"study\.chest_xray: has no .*train.*, but a stage of dvc\.yaml trains it"):
+    with pytest.raises(
+        UserError, match=r"study\.chest_xray: not found, but dvc\.yaml reads study\.chest_xray\.train; "
+    ):
         check_pipeline(params.model_copy(update={"study": skin}))
     pipeline.write_text(pipeline.read_text().replace('"${study.chest_xray.transfer}"', "[ham10000_all]"))
     no_chain = params.study["chest_xray"].model_copy(update={"transfer": []})
@@ -290,8 +292,9 @@ def test_an_empty_stage_is_named(pipeline: Path, params: Params) -> None:
         check_pipeline(params)
 
 
-def test_the_further_configurations_need_no_other_pipeline(pipeline: Path) -> None:
-    check_pipeline(read_params(PROJECT / "results" / "params-extra.yaml"))
+@pytest.mark.parametrize("name", ["extra", "real", "recipes"])
+def test_the_committed_parameters_need_no_other_pipeline(pipeline: Path, name: str) -> None:
+    check_pipeline(read_params(PROJECT / "results" / f"params-{name}.yaml"))
 
 
 @pytest.mark.parametrize(

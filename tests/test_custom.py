@@ -238,7 +238,7 @@ def test_data_that_data_dvc_names_are_pulled_first(project: Path, monkeypatch: p
     command = ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
     for asked in (command, ["data", "import", "ham10000", "a.zip"]):
         refused = CliRunner().invoke(cli, asked)
-        assert refused.exit_code == 1
+        assert refused.exit_code == 2
         assert refused.stderr.startswith("data.dvc: ")
         assert refused.stderr.count("\n") == 1
         assert called.pop() == ("pull", "data.dvc")

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from filelock import FileLock, Timeout
 
-from medtransfer.cli.app import cli
+from medtransfer.cli.app import EXIT_USER_ERROR, cli
 from medtransfer.cli.shared import EXISTING_FILE, EXISTING_FOLDER, FOLDER, PATH, dvc
 from medtransfer.core.dvc import DEMONSTRATION, IMPORTED, PIPELINE, POINTER
 from medtransfer.core.errors import UserError, counted, first_three
@@ -45,9 +45,11 @@ def fetch(name: str) -> None:
     """Download a data set from Kaggle to data/ and put it under DVC."""
     from medtransfer.data.catalogue import get_dataset
     from medtransfer.data.importing import fetch_dataset
+    from medtransfer.study.check import check_files
 
     _lock_data()
     _pull_named_data()
+    check_files()  # `dvc add` would fail after the copy
     _put_under_dvc(name, fetch_dataset(get_dataset(name), DATA))
 
 
@@ -58,9 +60,11 @@ def import_(name: str, path: Path) -> None:
     """Copy a zip file or folder in the Kaggle layout to data/ and put it under DVC."""
     from medtransfer.data.catalogue import get_dataset
     from medtransfer.data.importing import import_dataset
+    from medtransfer.study.check import check_files
 
     _lock_data()
     _pull_named_data()
+    check_files()  # `dvc add` would fail after the copy
     _put_under_dvc(name, import_dataset(get_dataset(name), path, DATA))
 
 
@@ -153,9 +157,9 @@ def _pull_named_data() -> None:
     """Pull the data that data.dvc names, if data/ is missing: `dvc add` would drop them from data.dvc."""
     from medtransfer.study.run import run_dvc
 
-    if POINTER.exists() and not DATA.is_dir() and (code := run_dvc("pull", str(POINTER))):
+    if POINTER.exists() and not DATA.is_dir() and run_dvc("pull", str(POINTER)):
         click.echo(f"{POINTER}: DVC cannot get its data; delete this file to start without them", err=True)
-        sys.exit(code)
+        sys.exit(EXIT_USER_ERROR)
 
 
 def _add_to_dvc() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from medtransfer.cli.app import EXIT_USER_ERROR
+
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 PATH = click.Path(path_type=Path)
@@ -91,8 +93,8 @@ def quiet_start() -> Iterator[None]:
 
 
 def dvc(*arguments: str, hints: bool = True) -> None:
-    """Run DVC and exit with its code if it fails; DVC prints its own message."""
+    """Run DVC and exit if it fails, as after any mistake of the user; DVC prints its own message."""
     from medtransfer.study.run import run_dvc
 
-    if code := run_dvc(*arguments, hints=hints):
-        sys.exit(code)
+    if run_dvc(*arguments, hints=hints):
+        sys.exit(EXIT_USER_ERROR)

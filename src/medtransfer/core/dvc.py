@@ -167,8 +167,8 @@ def _read_trained(params: Params) -> set[tuple[str, str]]:
             matrix = stage.get("matrix", {})
             for dataset in matrix["dataset"] if "configuration" in matrix else ():
                 names = matrix["configuration"]
-                if dataset in params.study and (key := _STUDIED.fullmatch(str(names))) and key[1] == dataset:
-                    names = _studied(params, dataset, key[2])
+                if key := _STUDIED.fullmatch(str(names)):
+                    names = _studied(params, key[1], key[2])
                 named = _SOURCE.findall(" ".join(stage["deps"]))
                 sources = {params.configurations[name].weights for name in named if name in params.configurations}
                 for name in [names] if isinstance(names, str) else names:
@@ -184,6 +184,11 @@ def _read_trained(params: Params) -> set[tuple[str, str]]:
 
 def _studied(params: Params, dataset: str, key: str) -> list[str]:
     """Return a list of configurations that dvc.yaml reads from params.yaml, where DVC needs it even if it is empty."""
+    if dataset not in params.study:
+        raise UserError(
+            f"{PARAMS}: study.{dataset}: not found, but {PIPELINE} reads study.{dataset}.{key}; write `{dataset}: "
+            f"{{train: [], transfer: []}}`, or remove its stages from {PIPELINE}"
+        )
     study = params.study[dataset]
     if key not in study.model_fields_set:
         raise UserError(f"{PARAMS}: study.{dataset}.{key}: not found, but {PIPELINE} reads it; write `{key}: []`")
