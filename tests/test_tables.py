@@ -25,7 +25,7 @@ from test_questions import pair_of
 def test_an_interval_near_0_has_a_third_decimal() -> None:
     near, far = pair_of("a", "b", 0.007), pair_of("a", "b", 0.1)
     assert tables.difference(dataclasses.replace(near, groups_sd=0.004)) == "+0.007\n[-0.001, +0.015] *"
-    assert tables.difference(far) == "+0.10\n[0.00, +0.20] *"
+    assert tables.difference(far) == "+0.100\n[+0.001, +0.199] *"  # 0.00 would hide on which side of 0 it is
 
 
 def test_more_configurations_change_no_other_answer_and_no_table_of_the_talk() -> None:

@@ -344,6 +344,8 @@ def test_a_class_told_apart_without_error_has_no_slope() -> None:
 def test_seeds_that_all_predict_one_class_do_not_show_how_much_seeds_differ() -> None:
     good, other = runs("random_forest", 3), runs("decision_tree", 3)
     broken = [run(fit.predictions.assign(p_a=0.8, p_b=0.1, p_c=0.1), fit.model, fit.seed) for fit in other]
+    wrong = broken[0].predictions.label.eq("c").idxmax()
+    broken[0].predictions.loc[wrong, "p_b"] = 0.9  # one wrong prediction of another class changes nothing
     (pair,) = compare_models([*good, *broken])
     assert pair.interval == COLLAPSED
     assert np.isnan(pair.ends).all()

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.analysis.runs import Run, by_model
-from medtransfer.analysis.scores import estimate_of
 from medtransfer.analysis.uncertainty import (
     FEWEST_FITS,
     FEWEST_GROUPS,
@@ -125,8 +124,10 @@ def subgroup_table(runs: Sequence[Run], attributes: Mapping[str, pd.DataFrame]) 
                 tested = part[0].predictions
                 about = {"dataset": dataset, "model": fits[0].model, "by": name, "subgroup": kind}
                 about |= {"images": len(tested), "groups": tested.group.nunique()}
-                measures = {MICRO: estimate_of(part, BY_NAME[MICRO])}
-                for number, held in enumerate(part[0].jackknife.holders):
+                counted = part[0].jackknife
+                correct = estimate((run.jackknife.of(MICRO) for run in part), counted, BY_NAME[MICRO].needs)
+                measures = {MICRO: correct}
+                for number, held in enumerate(counted.holders):
                     if held >= FEWEST_GROUPS:
                         measures[classes_of(tested)[number]] = _called(part, number, _most_probable(part, number), True)
                 rows += [{**about, "measure": measure, **found.columns()} for measure, found in measures.items()]

@@ -28,7 +28,7 @@ from medtransfer.analysis.uncertainty import (
 from medtransfer.core.tables import read_result
 from medtransfer.metrics.scores import BY_NAME, MACRO, Metric
 
-COLLAPSED = "none: predicts one class"
+COLLAPSED = "none: finds one class"
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ COLUMNS = [field.name for field in fields(Comparison)]
 def compare_models(runs: list[Run]) -> list[Comparison]:
     """Compare all pairs of models of a data set that answer a question, each with all of its seeds.
 
-    There is no interval if all seeds of a model predict only one class: their scores do not differ as others do.
+    There is no interval if no seed of a model finds more than one class: their scores do not differ as others do.
     """
     models = by_model(runs)
     broken = {(dataset, model) for dataset, model, fits in models if collapsed(fits)}

@@ -68,7 +68,7 @@ def block_values(runs: list[Run]) -> pd.DataFrame:
 
 
 def _subsets(runs: list[Run]) -> dict[Subset, list[Run]]:
-    """Return the fits by the blocks that they train, without networks that only ever predict one class."""
+    """Return the fits by the blocks that they train, without networks that never find more than one class."""
     found: dict[Subset, list[Run]] = {}
     for _, _, fits in by_model(run for run in runs if run.record["kind"] == "network"):
         configuration = configuration_of(fits[0].record)

@@ -13,7 +13,7 @@ from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError
 from medtransfer.core.layout import RUNS, run_folder
 from medtransfer.core.params import Params
-from medtransfer.core.predictions import only_prediction, read_predictions
+from medtransfer.core.predictions import predicted_labels, read_predictions
 from medtransfer.core.run_record import read_record
 from medtransfer.metrics.scores import score
 
@@ -54,9 +54,9 @@ class Run:
         return score(self.predictions)
 
     @cached_property
-    def only_prediction(self) -> str | None:
-        """The class that is predicted for every test image; None if several are predicted."""
-        return only_prediction(self.predictions)
+    def classes_found(self) -> int:
+        """The number of classes of which at least one test image is classified correctly."""
+        return int(self.predictions.label[predicted_labels(self.predictions) == self.predictions.label].nunique())
 
     @cached_property
     def jackknife(self) -> Jackknife:
@@ -110,8 +110,8 @@ def by_model(runs: Iterable[Run]) -> list[tuple[str, str, list[Run]]]:
 
 
 def collapsed(fits: Iterable[Run]) -> bool:
-    """Return whether each of these fits predicts one class only."""
-    return all(run.only_prediction for run in fits)
+    """Return whether none of these fits finds more than one class."""
+    return all(run.classes_found <= 1 for run in fits)
 
 
 def check_same_images(runs: Iterable[Run]) -> None:

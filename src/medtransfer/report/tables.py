@@ -242,11 +242,12 @@ def interval_text(value: float, low: float, high: float) -> str:
 
 def _range(low: float, high: float) -> str:
     digits = _digits(low, high)
-    return "-" if pd.isna(low) else f"[{signed(low, digits)}, {signed(high, digits)}]"
+    # An end of -0.00 keeps its sign: the interval includes 0.
+    return "-" if pd.isna(low) else f"[{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def _digits(low: float, high: float) -> int:
-    return 3 if max(abs(low), abs(high)) < FINE else 2
+    return 3 if max(abs(low), abs(high)) < FINE or min(abs(low), abs(high)) < SHOWN else 2
 
 
 def signed(value: float, digits: int) -> str:
