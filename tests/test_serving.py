@@ -222,7 +222,7 @@ def test_no_network_is_registered_after_its_raw_data_have_changed(registered: Pa
         assert CliRunner().invoke(cli, ["register", "chest_xray"]).exit_code == 0
         (raw / "labels.csv").write_text("image,label\nx,NORMAL\n")
         done = CliRunner().invoke(cli, ["register", "chest_xray"])
-        assert f"{raw}: its files have changed since {folder} was made" in str(done.exception)
+        assert f"{raw}: has changed since it was prepared" in str(done.exception)
     finally:
         shutil.rmtree("data")
         lock.unlink()

@@ -109,9 +109,9 @@ def check_data_of(fit: Path, description: dict[str, Any], samples: pd.DataFrame)
 
 def check_raw_data(name: str) -> None:
     """Check that the raw files of a data set, where there are any, are those that were prepared."""
-    raw, prepared = DATA / name, PREPARED / name
-    if raw.is_dir() and used_digest(prepared, raw) not in (None, digest_of(raw)):
-        raise UserError(f"{raw}: its files have changed since {prepared} was made from them; run `dvc repro`")
+    raw = DATA / name
+    if raw.is_dir() and used_digest(PREPARED / name, raw) not in (None, digest_of(raw)):
+        raise UserError(f"{raw}: has changed since it was prepared; run `dvc repro`")
 
 
 def encode_labels(samples: pd.DataFrame, classes: list[str]) -> np.ndarray:

@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 from medtransfer.analysis.families import overrides
 from medtransfer.analysis.runs import studied_models
-from medtransfer.core.dvc import check_unchanged, digest_of, used_digest
+from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder
 from medtransfer.core.layout import (
@@ -29,7 +29,7 @@ from medtransfer.core.layout import (
     check_name,
 )
 from medtransfer.core.params import read_params
-from medtransfer.core.prepared import check_prepared, data_of
+from medtransfer.core.prepared import check_prepared, check_raw_data, data_of
 from medtransfer.core.run_record import RECORD, find_fits, read_record, recipe_of, split_of, warn_of_leftovers
 from medtransfer.core.tables import read_result
 from medtransfer.data.custom import dataset_of
@@ -58,9 +58,7 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
     # params.yaml and dataset.json are copied, too, and must describe these fits.
     for dataset in sorted({fit.parent.name for fit in fits} & set(params.datasets)):
         check_prepared(params, dataset)
-        raw = DATA / dataset
-        if raw.is_dir() and used_digest(PREPARED / dataset, raw) not in (None, digest_of(raw)):
-            raise UserError(f"{raw}: has changed since it was prepared; run `dvc repro`, then collect")
+        check_raw_data(dataset)
     for fit in fits:
         data_of(fit)
     if add:
