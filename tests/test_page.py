@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from conftest import PROJECT
+from medtransfer.analysis.differences import find_pair
 from medtransfer.core.params import BLOCKS
 from medtransfer.core.run_record import LEAK_WORDS, SplitRule
 from medtransfer.metrics.scores import MACRO, MICRO
@@ -21,6 +22,7 @@ from medtransfer.report.drawings import FIGURES
 from medtransfer.report.page import CHAPTERS, SPLITS, build_page
 from medtransfer.report.sentences import sentences
 from medtransfer.report.study import values_of
+from medtransfer.report.tables import difference, one_line
 from studies import evaluate_study, found_layers, run, runs, with_seeds
 
 
@@ -89,11 +91,18 @@ def test_a_chapter_begins_with_the_numbers_that_answer_it() -> None:
     assert "(no verdict yet)" in found["transfer"]
     assert found["recipe"].startswith("Not measured yet")
     assert "leakage" not in found
-    modern = evaluate_study("s", [fits[1], run("chest_xray", "modern_all", 0.9, recipe="modern")])
-    f1 = {fit.model: fit.scores[MACRO] for fit in modern.runs if fit.seed == 0}
+    trained = [*fits[1:], run("chest_xray", "modern_all", 0.9, recipe="modern")]
+    modern = evaluate_study("s", trained)
+    pair = find_pair(modern.tables.pairs, "chest_xray", "modern_all", "imagenet_all")
+    assert pair
     changed = sentences([modern], answers(modern))["recipe"]
-    assert f"from {f1['imagenet_all']:.2f} to {f1['modern_all']:.2f}" in changed
-    assert "has not been measured yet" in changed
+    assert f"instead of the talk's: {one_line(difference(pair))}. Whether transfer helps" in changed
+    trained.append(run("chest_xray", "modern_last_block", 0.8, recipe="modern", trainable=["block5"]))
+    modern = evaluate_study("s", trained)
+    frozen = find_pair(modern.tables.pairs, "chest_xray", "modern_last_block", "modern_all")
+    assert frozen
+    changed = sentences([modern], answers(modern))["recipe"]
+    assert changed.endswith(f"; train the last block instead of all: {one_line(difference(frozen))}.")
 
 
 def test_the_layers_sentence_says_whether_the_methods_agree() -> None:

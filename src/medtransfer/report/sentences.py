@@ -7,20 +7,20 @@ import pandas as pd
 from medtransfer.analysis.agreement import agree
 from medtransfer.analysis.clinical import SENSITIVITY
 from medtransfer.analysis.differences import find_pair
-from medtransfer.analysis.families import configuration_of, overrides
+from medtransfer.analysis.families import changed_recipe
 from medtransfer.analysis.lattice import SUBSETS
 from medtransfer.analysis.leakage import ALL
-from medtransfer.analysis.runs import Run
 from medtransfer.core.params import BLOCKS
-from medtransfer.core.run_record import recipe_of
 from medtransfer.metrics.scores import MACRO
-from medtransfer.report.answers import FROM_IMAGENET, TOO_FEW
+from medtransfer.report.answers import FROM_IMAGENET, QUESTIONS, TOO_FEW
 from medtransfer.report.study import Study, values_of
-from medtransfer.report.tables import one_line, share, signed
+from medtransfer.report.tables import difference, one_line, share, signed
 from medtransfer.report.words import words_for
 
 # The class that a clinician must not miss, and its name in a sentence.
 CRUCIAL = {"ham10000": ("mel", "melanoma"), "chest_xray": ("PNEUMONIA", "pneumonia")}
+
+RECIPE = "the modern recipe instead of the talk's"
 
 
 def sentences(studies: Sequence[Study], answered: pd.DataFrame) -> dict[str, str]:
@@ -122,28 +122,29 @@ def _leakage(studies: Sequence[Study]) -> str:
 
 
 def _modern(studies: Sequence[Study]) -> str:
-    """Return the effect of the modern recipe on one fit, and whether more than one network has been trained with it."""
-    networks = [(study, run) for study in studies for run in study.runs if run.history is not None]
-    modern = [(study, run) for study, run in networks if recipe_of(run.record).recipe == "modern"]
-    for study, run in modern:
-        base = _base(study, run)
-        if base and set(overrides(run.record)) == {"recipe"}:
-            text = (
-                f"On {words_for(run.dataset).title} at {run.record['image_size']} px, the modern recipe changed macro "
-                f"F1 from {base.scores[MACRO]:.2f} to {run.scores[MACRO]:.2f}, in one training run each. "
-            )
-            parts = {(configuration_of(one.record).weights, configuration_of(one.record).blocks) for _, one in modern}
-            unknown = "Whether transfer helps and which layers matter with this recipe has not been measured yet."
-            return text + (unknown if len(parts) == 1 else "")
-    return "Not measured yet: no network here was trained with the modern recipe." if networks else ""
+    """Return what the modern recipe changes, and what else the networks trained with it show."""
+    texts = [_modern_on(study, dataset) for study in studies for dataset in study.tables.results.dataset.unique()]
+    trained = any(run.history is not None for study in studies for run in study.runs)
+    return "".join(texts) or ("Not measured yet: no network here was trained with it." if trained else "")
 
 
-def _base(study: Study, run: Run) -> Run | None:
-    """Return the fit with the talk's recipe, the same weights, blocks and seed."""
-    configuration = configuration_of(run.record)
-    for one in study.of(run.dataset):
-        if one.history is not None and one.seed == run.seed and not overrides(one.record):
-            other = configuration_of(one.record)
-            if (other.weights, other.blocks) == (configuration.weights, configuration.blocks):
-                return one
-    return None
+def _modern_on(study: Study, dataset: str) -> str:
+    networks = {run.model: run.record for run in study.of(dataset) if run.history is not None}
+    # The networks with the modern recipe, by those that differ from them only in having the talk's.
+    modern = {
+        base: name
+        for name, record in networks.items()
+        for base, other in networks.items()
+        if changed_recipe(record, other) == "recipe: modern"
+    }
+    asked = [(change, modern.get(first, ""), modern.get(second, "")) for change, first, second in QUESTIONS]
+    compared = [
+        (change, find_pair(study.tables.pairs, dataset, first, second))
+        for change, first, second in [(RECIPE, modern.get(FROM_IMAGENET, ""), FROM_IMAGENET), *asked]
+    ]
+    effects = [f"{change}: {one_line(difference(pair))}" for change, pair in compared if pair]
+    if not effects:
+        return ""
+    size, title = study.of(dataset)[0].record["image_size"], words_for(dataset).title
+    unknown = "Whether transfer helps and which layers matter with it has not been measured yet. "
+    return f"Changes of macro F1 on {title} at {size} px: {'; '.join(effects)}. {unknown if len(effects) == 1 else ''}"
