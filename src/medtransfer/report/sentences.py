@@ -19,18 +19,21 @@ from medtransfer.report.words import words_for
 
 # The class that a clinician must not miss, and its name in a sentence.
 CRUCIAL = {"ham10000": ("mel", "melanoma"), "chest_xray": ("PNEUMONIA", "pneumonia")}
-
-RECIPE = "the modern recipe instead of the talk's"
+# What a sentence calls a change of QUESTIONS.
+EFFECTS = {
+    "ImageNet weights instead of random weights": "Using ImageNet weights",
+    "train the last block instead of the first": "Training the last block instead of the first",
+    "train the last block instead of all": "Training only the last block, with blocks 1 to 4 frozen,",
+}
 
 
 def sentences(studies: Sequence[Study], answered: pd.DataFrame) -> dict[str, str]:
     """Return the sentences of the chapters that have an answer; `answered` holds `answers` of the first study."""
+    transfer, layers, freezing = (_effects(answered, change, words) for change, words in EFFECTS.items())
     found = {
-        "transfer": _effects(answered, "ImageNet weights instead of random weights", "Using ImageNet weights"),
-        "layers": _most_important(studies)
-        + _effects(answered, "train the last block instead of the first", "Training block 5 instead of block 1"),
-        "freezing": _effects(answered, "train the last block instead of all", "Freezing blocks 1 to 4")
-        + _possible_loss(studies[0]),
+        "transfer": transfer,
+        "layers": _most_important(studies) + layers,
+        "freezing": freezing + _possible_loss(studies[0]),
         "clinic": _sensitivities(studies),
         "leakage": _leakage(studies),
         "recipe": _modern(studies),
@@ -58,24 +61,20 @@ def _possible_loss(study: Study) -> str:
     if not losses:
         return ""
     loss, size = " and ".join(losses), study.runs[0].record["image_size"]
-    return f"So freezing them may cost nothing, but at {size} px a loss of {loss} or more is also possible."
+    return f"So freezing them may cost nothing, but at {size} px, losses up to {loss} also lie within the intervals."
 
 
 def _most_important(studies: Sequence[Study]) -> str:
     """Return the most important block of networks from ImageNet weights, and how many methods say so."""
-    texts, unanimous = [], True
+    texts = []
     for dataset in dict.fromkeys(run.dataset for study in studies for run in study.runs):
         found = [*_by_layers(studies, dataset), *_by_shapley(studies, dataset)]
         if found:
             counts = pd.Series([block for block, _ in found]).value_counts()
-            named = ", ".join(f"{block} ({count} of {len(found)} methods)" for block, count in counts.items())
+            named = " and ".join(f"{block} by {count} of {len(found)} methods" for block, count in counts.items())
             sizes = " and ".join(dict.fromkeys(f"{size} px" for _, size in found))
             texts.append(f"{named} on {words_for(dataset).title} at {sizes}")
-            unanimous &= len(counts) == 1
-    if not texts:
-        return ""
-    verb = "agree" if unanimous else "disagree"
-    return f"The methods {verb} on the most important block: {'; '.join(texts)}. These rankings have no intervals. "
+    return f"Ranked first: {'; '.join(texts)}. These rankings have no intervals. " if texts else ""
 
 
 def _by_layers(studies: Sequence[Study], dataset: str) -> Iterator[tuple[str, int]]:
@@ -137,14 +136,19 @@ def _modern_on(study: Study, dataset: str) -> str:
         for base, other in networks.items()
         if changed_recipe(record, other) == "recipe: modern"
     }
-    asked = [(change, modern.get(first, ""), modern.get(second, "")) for change, first, second in QUESTIONS]
-    compared = [
-        (change, find_pair(study.tables.pairs, dataset, first, second))
-        for change, first, second in [(RECIPE, modern.get(FROM_IMAGENET, ""), FROM_IMAGENET), *asked]
-    ]
-    effects = [f"{change}: {one_line(difference(pair))}" for change, pair in compared if pair]
-    if not effects:
+    pairs, size = study.tables.pairs, study.of(dataset)[0].record["image_size"]
+    recipe = find_pair(pairs, dataset, modern.get(FROM_IMAGENET, ""), FROM_IMAGENET)
+    if not recipe:
         return ""
-    size, title = study.of(dataset)[0].record["image_size"], words_for(dataset).title
-    unknown = "Whether transfer helps and which layers matter with it has not been measured yet. "
-    return f"Changes of macro F1 on {title} at {size} px: {'; '.join(effects)}. {unknown if len(effects) == 1 else ''}"
+    asked = [(change, modern.get(first, ""), modern.get(second, "")) for change, first, second in QUESTIONS]
+    effects = [
+        f"{change}: {one_line(difference(pair))}"
+        for change, first, second in asked
+        if (pair := find_pair(pairs, dataset, first, second))
+    ]
+    return (
+        f"On {words_for(dataset).title} at {size} px, the modern recipe changes the macro F1 of {FROM_IMAGENET} by "
+        f"{one_line(difference(recipe))}. "
+        + (f"With this recipe: {'; '.join(effects)}. " if effects else "")
+        + ("" if len(effects) == len(QUESTIONS) else "The other effects above have not been measured with it yet. ")
+    )
