@@ -107,9 +107,9 @@ def test_a_chapter_begins_with_the_numbers_that_answer_it() -> None:
 
 def test_the_layers_sentence_says_whether_the_methods_agree() -> None:
     fits = runs(0.6, 0.95)
-    for rising, methods in ((True, "4 of 4"), (False, "3 of 4")):
+    for rising, methods in ((True, "4 of 4 methods"), (False, "3 and ")):
         study = dataclasses.replace(evaluate_study("s", fits), layers=[found_layers(rising=rising)])
-        assert f"Ranked first: block5 by {methods} methods" in sentences([study], answers(study))["layers"]
+        assert f"Ranked first: block5 by {methods}" in sentences([study], answers(study))["layers"]
 
 
 def test_only_the_complete_lattice_names_the_most_important_block() -> None:

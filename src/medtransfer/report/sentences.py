@@ -71,9 +71,9 @@ def _most_important(studies: Sequence[Study]) -> str:
         found = [*_by_layers(studies, dataset), *_by_shapley(studies, dataset)]
         if found:
             counts = pd.Series([block for block, _ in found]).value_counts()
-            named = " and ".join(f"{block} by {count} of {len(found)} methods" for block, count in counts.items())
+            named = " and ".join(f"{block} by {count}" for block, count in counts.items())
             sizes = " and ".join(dict.fromkeys(f"{size} px" for _, size in found))
-            texts.append(f"{named} on {words_for(dataset).title} at {sizes}")
+            texts.append(f"{named} of {len(found)} methods on {words_for(dataset).title} at {sizes}")
     return f"Ranked first: {'; '.join(texts)}. These rankings have no intervals. " if texts else ""
 
 
