@@ -408,6 +408,20 @@ def test_the_command_says_what_to_do_next(project: Path, capfd: pytest.CaptureFi
     assert "--group: given without --labels" in str(alone.exception)
 
 
+def test_what_would_be_replaced_is_not_copied_from(project: Path) -> None:
+    """A user's originals in data/mine would be gone, as would an archive that was put there."""
+    dvc_init(Path())
+    Path("data").mkdir()
+    Path("mine").rename("data/mine")
+    shutil.move("labels.csv", "data/mine/l.csv")
+    before = sorted(Path("data").rglob("*"))
+    add = ["data", "add", "mine", "--images", "data/mine", "--labels", "data/mine/l.csv", "--group", "patient"]
+    for command in (add, ["data", "import", "ham10000", "data/ham10000/a.zip"]):
+        done = CliRunner().invoke(cli, command)
+        assert "which this command replaces; move it elsewhere first" in str(done.exception)
+    assert sorted(Path("data").rglob("*")) == before
+
+
 @pytest.mark.parametrize("linked", [False, True])
 def test_where_dvc_add_fails_nothing_is_changed(
     project: Path, tmp_path_factory: pytest.TempPathFactory, linked: bool, capfd: pytest.CaptureFixture[str]
@@ -510,6 +524,8 @@ def test_a_mistake_is_one_line_and_changes_nothing(project: Path) -> None:
         (lambda: Path("labels.csv").write_text(table, encoding="utf-16"), {}, "labels.csv: not in UTF-8"),
         (lambda: change_table(patient="2.02311E+15"), {}, "row 2: patient is 2.02311E+15, which a spreadsheet"),
         (lambda: change_table(patient="#N/A"), {}, "row 2 has no patient, but '#N/A'"),
+        (lambda: change_table(patient=["p1", "P1", *"ab" * 19]), {}, "patient has 'p1' and 'P1', which would be two"),
+        (lambda: change_table(patient=["12", "12.0", *"ab" * 19]), {}, "patient has '12' and '12.0'"),
         (lambda: Path("labels.csv").write_text(""), {}, "cannot be read as CSV in UTF-8: it is empty"),
         (lambda: Path("labels.csv").write_text(f"sep=;\n{table}"), {}, "remove this line"),
         (lambda: Path("labels.csv").write_text(table.replace(",", "|")), {}, "cells are separated by '|'"),
@@ -661,7 +677,7 @@ def test_a_one_hot_table_gives_the_classes_of_its_columns(project: Path) -> None
     add(columns=Columns(label="ill,well", group="patient"))
     assert Path("data/mine/labels.csv").read_text() == expected
     change_table(well=1)
-    with pytest.raises(UserError, match=r"labels\.csv: row 4: expected 1 in one of ill, well"):
+    with pytest.raises(UserError, match=r"labels\.csv: row 4: found 1.0, 1; expected 1 in one of ill, well"):
         add(columns=Columns(label="ill,well", group="patient"))
 
 

@@ -1,6 +1,9 @@
 """Files and folders appear complete or not at all."""
 
+import errno
 import json
+import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -63,6 +66,29 @@ def test_what_a_killed_process_kept_stops_no_other(tmp_path: Path) -> None:
         (folder / "old").rename(folder / "new")
         raise RuntimeError
     assert [path.name for path in tmp_path.rglob("*")] == ["x", "old"]
+
+
+@pytest.mark.parametrize("error", [errno.EXDEV, errno.EPERM])
+def test_what_cannot_be_linked_is_copied(tmp_path: Path, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another disk, such as a mounted volume, and where somebody else owns the files."""
+
+    def refuse(source: str, target: str) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "link", refuse)
+    folder = tmp_path / "x"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "old").write_text("old")
+    (folder / "missing").symlink_to("nowhere")
+    (tmp_path / "linked").symlink_to(folder)
+    for where in (folder, tmp_path / "linked"):
+        with pytest.raises(RuntimeError), restored_on_error(where):
+            shutil.rmtree(where / "sub")
+            (where / "new").touch()
+            raise RuntimeError
+        assert sorted(path.name for path in folder.iterdir()) == ["missing", "sub"]
+        assert (folder / "sub" / "old").read_text() == "old"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["linked", "x"]
 
 
 def test_the_digest_is_sha256(tmp_path: Path) -> None:

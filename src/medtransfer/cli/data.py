@@ -62,6 +62,7 @@ def import_(name: str, path: Path) -> None:
     from medtransfer.data.importing import import_dataset
     from medtransfer.study.check import check_files
 
+    _refuse_inside(name, path)
     _lock_data()
     _pull_named_data()
     check_files()  # `dvc add` would fail after the copy
@@ -103,6 +104,7 @@ def add(
     for option, column in (("--group", group), ("--split-column", split)):
         if column and not labels:
             raise UserError(f"{option}: given without --labels, the table with that column; give both or neither")
+    _refuse_inside(name, images, labels)
     _lock_data()
     if not only:
         _pull_named_data()
@@ -141,6 +143,13 @@ def remove(name: str) -> None:
     click.echo(
         "if it was committed, `git checkout data.dvc dvc.yaml params.yaml && dvc checkout data.dvc` brings it back"
     )
+
+
+def _refuse_inside(name: str, *paths: Path | None) -> None:
+    """Refuse to copy a data set from its own folder, which the copy replaces with everything else in it."""
+    for path in filter(None, paths):
+        if path.resolve().is_relative_to((DATA / name).resolve()):
+            raise UserError(f"{path}: is in {DATA / name}, which this command replaces; move it elsewhere first")
 
 
 def _lock_data() -> None:

@@ -57,26 +57,49 @@ def replace_folder(source: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def restore_replaced(target: Path) -> None:
+    """Put back a folder that a process killed within `replace_folder` had renamed."""
+    old = target.with_name(f"{PARTIAL}old-{target.name}")
+    if old.exists() and not target.exists():
+        old.rename(target)
+
+
 @contextmanager
 def restored_on_error(folder: Path, *files: Path) -> Iterator[None]:
-    """Put back a folder and files if the block replaces them and then ends with an error."""
+    """Put back the content of a folder and files if the block replaces them and then ends with an error.
+
+    The folder itself stays: it may be a link, or a mounted one.
+    """
     kept, contents = folder.with_name(f"{PARTIAL}kept-{folder.name}"), {path: path.read_bytes() for path in files}
     missing = [path for path in (folder, folder.parent) if not path.exists()]
     shutil.rmtree(kept, ignore_errors=True)  # of a process that was killed
     if not missing:
-        shutil.copytree(folder, kept, copy_function=os.link)
+        _copy_linked(folder, kept)
     try:
         yield
     except BaseException:
-        for path in missing or [folder]:
-            shutil.rmtree(path, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in missing or folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         if not missing:
-            kept.rename(folder)
+            _copy_linked(kept, folder)
         for path, content in contents.items():
             path.write_bytes(content)
-        raise
-    finally:
         shutil.rmtree(kept, ignore_errors=True)
+        raise
+    shutil.rmtree(kept, ignore_errors=True)
+
+
+def _copy_linked(source: Path, target: Path) -> None:
+    """Copy a folder with hard links, or the files where links are impossible, as to another disk."""
+
+    def link(file: str, copy: str) -> None:
+        try:
+            os.link(file, copy)
+        except OSError:
+            shutil.copy2(file, copy)
+
+    shutil.copytree(source, target, symlinks=True, copy_function=link, dirs_exist_ok=True)
 
 
 @contextmanager

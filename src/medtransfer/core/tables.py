@@ -12,6 +12,7 @@ from medtransfer.core.errors import CONFLICT, UserError, merge_conflict
 # What people write where they do not know the patient.
 UNKNOWN = ("na", "n/a", "nan", "none", "null", "unknown", "anonymous", "?", "-", "#n/a", "#ref!", "#value!", "#name?")
 ROUNDED = r"\d[.,]\d+E\+\d+"  # what Excel makes of a long number
+WHOLE = r"^(\d+)\.0+$"  # what pandas makes of a column of whole numbers with an empty cell
 INVISIBLE = "[\u200b-\u200f\u2060\ufeff]"  # what comes along when text is copied from a web page
 BINARY = ("0", "0.0", "1", "1.0")  # in one-hot tables
 # The columns of our tables that are text even where they look like numbers or like a missing value.
@@ -64,14 +65,24 @@ def read_groups(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
             "format that column as text"
         )
     groups = table[column].str.replace(INVISIBLE, "", regex=True).str.strip().str.normalize("NFC")
-    return groups.mask(groups.str.lower().isin(UNKNOWN), "")
+    groups = groups.mask(groups.str.lower().isin(UNKNOWN), "")
+    distinct = groups.drop_duplicates()
+    alike = distinct.str.casefold().str.replace(WHOLE, r"\1", regex=True)
+    twins = distinct[alike.duplicated(keep=False)].groupby(alike).agg(list)
+    if len(twins):
+        first, second, *_ = twins.iloc[0]
+        raise UserError(
+            f"{path}: {column} has {first!r} and {second!r}, which would be two; write what is the same in one way"
+        )
+    return groups
 
 
 def from_one_hot(table: pd.DataFrame, classes: list[str], path: Path) -> pd.Series:
     """Return the class of each row of a table with one column per class, 1 in one of them and 0 in the others."""
     wrong = table.index[~table[classes].isin(BINARY).all(axis=1) | (table[classes].isin(BINARY[2:]).sum(axis=1) != 1)]
     if len(wrong):
-        raise UserError(f"{path}: row {wrong[0]}: expected 1 in one of {', '.join(classes)} and 0 in the others")
+        found = ", ".join(table.loc[wrong[0], classes])
+        raise UserError(f"{path}: row {wrong[0]}: found {found}; expected 1 in one of {', '.join(classes)}, else 0")
     return table[classes].isin(BINARY[2:]).idxmax(axis=1)
 
 
