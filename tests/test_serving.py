@@ -618,13 +618,15 @@ def test_networks_are_scored_on_images_of_another_source(registered: Path, outsi
     # No choice sees them: the runs are as before, and the best network is the same.
     assert {path: path.read_bytes() for path in runs} == before
     assert CliRunner().invoke(cli, ["register", "chest_xray"]).output == chosen
-    again = CliRunner().invoke(cli, [*SCORE, "--name", "hospital", "--configuration", "cnn_random"])
-    assert again.exit_code == 0, again.exception
-    assert set(pd.read_csv(folder / "scores.csv").model) == {"cnn_random"}
+    assert CliRunner().invoke(cli, [*SCORE, "--name", "hospital"]).exit_code == 0
     scores = (folder / "scores.csv").read_bytes()
-    other = CliRunner().invoke(cli, [*SCORE, "--map", "NORMAL=", "--name", "hospital"])
-    assert "hospital: has the scores of other images" in str(other.exception)
-    assert (folder / "scores.csv").read_bytes() == scores
+    for others, what in (
+        (["--map", "NORMAL="], "other images or another image size"),
+        (["--configuration", "cnn_random"], "the network imagenet_all-seed0"),
+    ):
+        other = CliRunner().invoke(cli, [*SCORE, *others, "--name", "hospital"])
+        assert f"hospital: has the scores of {what}; choose another --name" in str(other.exception)
+        assert (folder / "scores.csv").read_bytes() == scores
     assert len(client.search_runs([client.get_experiment_by_name("chest_xray on hospital").experiment_id])) == 2
 
 
@@ -637,6 +639,11 @@ def test_answers_are_scored_where_labels_are_given(registered: Path, outside: Pa
     right = (table.label == table.predicted).mean()
     assert re.search(rf"micro avg: {right:.3f} none: 4 groups", done.output)
     assert "4 labelled images of 4 groups" in done.output
+    for read in ("hospital/images/h00.png", "hospital/l.csv"):
+        before = Path(read).read_bytes()
+        done = CliRunner().invoke(cli, ["predict", "chest_xray", *images, *WITH_LABELS, "--output", read])
+        assert f"--output: {read}: is one of the files that are read" in str(done.exception)
+        assert Path(read).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -646,12 +653,13 @@ def test_answers_are_scored_where_labels_are_given(registered: Path, outside: Pa
         (["--configuration", "imagenet_head"], "not found; run `dvc repro`"),
         (["--name", "../up"], "not a name for a source"),
         (["--map", "NORMAL=HEALTHY"], "'NORMAL' cannot become 'HEALTHY'"),
+        (["--map", "OTHER=NORMAL"], "OTHER is read as '' and as 'NORMAL'; give one"),
     ],
 )
 def test_a_mistake_in_scoring_is_named(registered: Path, outside: Path, arguments: list[str], told: str) -> None:
     done = CliRunner().invoke(cli, [*SCORE, *arguments])
-    assert isinstance(done.exception, UserError)
-    assert told in str(done.exception)
+    assert isinstance(done.exception, UserError | SystemExit)
+    assert told in f"{done.exception} {done.stderr}"
 
 
 JSON = {"Content-Type": "application/json"}

@@ -405,7 +405,7 @@ def test_the_printed_line_keeps_other_rates_and_names_an_edge(params: Params) ->
 
     [line] = printed({"ham10000": 1e-2, "chest_xray": 3e-5}, "1e-5,1e-4,1e-3", 1e-4)
     assert "learning_rate: {ham10000: 0.0001, chest_xray: 3e-05}" in line
-    assert "dropout" not in line
+    assert ", dropout: 0.3  #" in line  # differs from the configuration's
     line, edge = printed(3e-3, "1e-5,1e-4", 1e-4)
     assert "learning_rate: {chest_xray: 0.003, ham10000: 0.0001}" in line
     assert "learning_rate: 0.0001 is at the edge of 1e-05 to 0.0001" in edge
@@ -416,6 +416,12 @@ def test_the_printed_line_keeps_other_rates_and_names_an_edge(params: Params) ->
     searched = parse_space(["learning_rate=1e-4", "dropout=0.2,0.3,0.4"])
     [line] = advice(params, "ham10000", "imagenet_all", searched, trials_of((1e-4, 0.5, 0.9, 2)))
     assert "imagenet_all: learning_rate: {ham10000: 0.0001}, dropout: 0.3" in line
+    searched = parse_space(["optimizer=sgd", "fraction=0.2", "learning_rate=1e-4,1e-3"])
+    trials = trials_of((1e-4, 0.5, 0.9, 2))
+    trials["searched"] = json.dumps({"optimizer": "sgd", "fraction": 0.2, "learning_rate": 1e-4})
+    line, *_ = advice(params, "ham10000", "imagenet_all", searched, trials)
+    assert "optimizer: sgd, learning_rate: {ham10000: 0.0001}" in line
+    assert "fraction" not in line
     point = {"batch_size": 16, "augment.crop": 0.5, "recipe": "modern"}
     printed_point = "train.batch_size: 16, train.augment.crop: 0.5, recipe: modern"
     assert for_params(params, "ham10000", "imagenet_all", point) == printed_point

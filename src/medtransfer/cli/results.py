@@ -45,6 +45,8 @@ def report(folders: tuple[Path, ...], output: Path) -> None:
     """
     from medtransfer.study.report import report
 
+    if output.suffix != ".html":
+        raise UserError(f"--output: {output}: expected a name that ends in .html")
     report(list(folders) or [Path()], output)
     click.echo(f"report: {output}")
 

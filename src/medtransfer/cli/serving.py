@@ -116,6 +116,8 @@ def predict(
         from medtransfer.serving.classifier import note_of_answers, why_no_overlay
 
     images = outside.find_images(paths)
+    if output and output.resolve() in {path.resolve() for path in (*images, *([labels.path] if labels else []))}:
+        raise UserError(f"--output: {output}: is one of the files that are read; expected another name")
     classifier = serving.open_classifier(dataset, model)
     scores = []
     if labels:

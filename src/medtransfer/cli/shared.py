@@ -41,7 +41,12 @@ def _read_map(context: click.Context, option: click.Parameter, pairs: tuple[str,
     for pair in pairs:
         if "=" not in pair:
             raise click.BadParameter(f"{pair!r}: expected LABEL=CLASS, or LABEL= to leave its images out")
-    return {name: target for name, _, target in (pair.partition("=") for pair in pairs)}
+    split = [pair.partition("=") for pair in pairs]
+    names = {name: target for name, _, target in split}
+    for name, _, target in split:
+        if names[name] != target:
+            raise click.BadParameter(f"{name} is read as {target!r} and as {names[name]!r}; give one")
+    return names
 
 
 def with_labels(**settings: Any) -> Decorator:

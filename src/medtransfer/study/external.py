@@ -41,6 +41,8 @@ from medtransfer.tracking import mlflow_runs
 from medtransfer.training.device import make_deterministic
 
 EXTERNAL = Path("artifacts/external")
+# What must not change between two calls with one name, and its key in external.json.
+IDENTITY = {"other images or another image size": "pixels_sha256", "other labels": "labels", "another --map": "map"}
 NETWORK_RUN = "medtransfer.network_run"
 Data = tuple[np.ndarray, pd.DataFrame, dict[str, Any]]
 
@@ -72,11 +74,7 @@ def score_outside(
         "copies": int(copies.sum()), "pixels_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
     }  # fmt: skip
     target = EXTERNAL / dataset / source["name"]
-    earlier = target / "external.json"
-    if earlier.exists() and json.loads(earlier.read_text())["pixels_sha256"] != facts["pixels_sha256"]:
-        raise UserError(
-            f"{target}: has the scores of other images or of another image size; choose another --name, or remove it"
-        )
+    _check_replaceable(target, fits, facts)
     answers = {fit: _answer(fit, samples, pixels, data) for fit in fits}
     facts["unlike_training"] = {fit.name: like for fit, (_, like) in answers.items()}
     with atomic_folder(target) as folder:
@@ -92,6 +90,20 @@ def score_outside(
             f"{like['false_alarm_rate']:.1%} of {like['test_images']} test images)"
         )
     return target, compared
+
+
+def _check_replaceable(target: Path, fits: Sequence[Path], facts: Mapping[str, Any]) -> None:
+    """Check that earlier scores under this name are of the same images and labels, and of no other network."""
+    if not target.exists():
+        return
+    earlier = json.loads((target / "external.json").read_text())
+    others = {path.parent.name for path in target.glob("*/predictions.csv")} - {fit.name for fit in fits}
+    different = [
+        *(what for what, key in IDENTITY.items() if earlier[key] != facts[key]),
+        *(f"the network {name}" for name in sorted(others)),
+    ]
+    if different:
+        raise UserError(f"{target}: has the scores of {different[0]}; choose another --name, or remove this folder")
 
 
 def _read(samples: pd.DataFrame, description: Mapping[str, Any]) -> np.ndarray:

@@ -24,6 +24,7 @@ Values = CategoricalDistribution | FloatDistribution | IntDistribution
 Space = dict[str, Values]
 OPTION = "--search"
 RANGE = re.compile(r"([^:\[{,]+):([^:]+?)(:log)?")
+SHORTER = ("fraction", "epochs")  # single values of these make trials shorter and are not advice
 EDGE = 0.05  # a value in the outer 5% of a range is at its edge
 
 
@@ -136,11 +137,21 @@ def advice(params: Params, dataset: str, name: str, space: Space, trials: pd.Dat
     if best is None:
         yield f"{name}: {counted(len(trials), 'trial')}; each diverged, was pruned or predicts only one class"
         return
-    searched = json.loads(best.searched)
-    point = {key: searched[key] for key in searched if key == "learning_rate" or not space[key].single()}
+    own = params.configurations[name].settings(params.train, dataset).model_dump()
+    point = {
+        key: value
+        for key, value in json.loads(best.searched).items()
+        if not space[key].single() or key == "learning_rate" or (key not in SHORTER and _value_of(own, key) != value)
+    }
     scores = f"macro F1 {best.val_macro_f1:.3f}, validation loss {best.val_loss:.4f}"
     yield f"{name}: {for_params(params, dataset, name, point)}  # {scores}, best of {counted(len(trials), 'trial')}"
     yield from (f"{name}: {line}" for line in at_edge(space, point))
+
+
+def _value_of(recipe: Any, key: str) -> Any:
+    for part in key.split("."):
+        recipe = recipe.get(part) if isinstance(recipe, dict) else None
+    return recipe
 
 
 def choose(trials: pd.DataFrame) -> pd.Series | None:
