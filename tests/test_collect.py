@@ -98,6 +98,54 @@ def test_collect_and_tables_name_the_fits_of_a_renamed_configuration(
         ]
 
 
+def test_what_the_tables_would_count_wrongly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished_study(tmp_path, 0, ["imagenet_all", "imagenet_head"])
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    fits = Path("results/mine/runs/chest_xray")
+    shutil.copytree(fits / "imagenet_head-seed0", fits / "imagenet_head-seed1")
+    with pytest.raises(
+        UserError, match=r"head-seed1/run\.json: is of chest_xray/imagenet_head-seed0; expected the fit"
+    ):
+        write_result_tables(Path("results/mine"))
+    shutil.rmtree(fits / "imagenet_head-seed1")
+    answers = fits / "imagenet_head-seed0/predictions.csv"
+    table = pd.read_csv(answers, dtype=str)
+    tested = table.index[table.split == "test"][0]
+    for column, value in (("label", {"NORMAL": "PNEUMONIA"}), ("group", {table.group[tested]: "another"})):
+        changed = table.copy()
+        changed.loc[tested, column] = value.get(table.loc[tested, column], "NORMAL")
+        changed.to_csv(answers, index=False)
+        with pytest.raises(UserError, match=f"were tested on different {column}s"):
+            write_result_tables(Path("results/mine"))
+    table.to_csv(answers, index=False)
+    assert CliRunner().invoke(cli, ["tables", "results/mine"]).exit_code == 0
+    Path("results/mine/notes.txt").write_bytes(b"\xe4")
+    with pytest.raises(UserError, match=r"notes\.txt: not in UTF-8"):
+        read_study(Path("results/mine"))
+    params = Path("results/mine/params.yaml")
+    for text, told in (("a: [", "cannot be read as YAML"), ("datasets: {}", "has no study"), (None, "not found")):
+        params.unlink() if text is None else params.write_text(text)
+        with pytest.raises(UserError, match=rf"params\.yaml: {told}"):
+            write_result_tables(Path("results/mine"))
+
+
+def test_collect_notices_other_settings_and_an_interrupted_replacement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    finished_study(tmp_path, 0, ["imagenet_all", "imagenet_head"])
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    assert caplog.messages == []
+    Path("results/mine").rename("results/.partial-old-mine")  # killed between two renames
+    assert CliRunner().invoke(cli, ["collect", "mine", "--add"]).exit_code == 0
+    assert "epochs: 60" in Path("params.yaml").read_text()
+    Path("params.yaml").write_text(Path("params.yaml").read_text().replace("epochs: 60", "epochs: 3"))
+    assert CliRunner().invoke(cli, ["collect", "mine", "--replace"]).exit_code == 0
+    assert len(caplog.messages) == 2
+    assert "imagenet_all-seed0: was fitted with epochs 60, but params.yaml has 3" in caplog.text
+
+
 def test_tables_and_layers_of_other_fits_are_noticed(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     for fit in ("imagenet_all-seed0", "imagenet_all-seed1", "imagenet_head-seed0"):
@@ -294,10 +342,12 @@ def test_collected_results_are_replaced_only_when_asked(tmp_path: Path, monkeypa
 
 
 def test_the_leak_is_measured_between_two_folders_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = PROJECT / AT_64_PX
+    source, fit = PROJECT / AT_64_PX, "runs/chest_xray/imagenet_all-seed0"
     params = (source / "params.yaml").read_text().replace("by: group", "by: image")
     for leak in ("match", "remove"):
-        shutil.copytree(source / "runs/chest_xray/imagenet_all-seed0", tmp_path / leak / "runs/chest_xray/m-seed0")
+        shutil.copytree(
+            source / "runs/chest_xray/imagenet_all-seed0", tmp_path / leak / "runs/chest_xray/imagenet_all-seed0"
+        )
         assert params.count("seed: 0}") == 2
         (tmp_path / leak / "params.yaml").write_text(params.replace("seed: 0}", f"seed: 0, leakage: {leak}}}"))
     monkeypatch.chdir(tmp_path)
@@ -305,7 +355,7 @@ def test_the_leak_is_measured_between_two_folders_and_shown(tmp_path: Path, monk
     assert "remove/params.yaml: datasets.ham10000.split.leakage: found remove, expected match" in str(mixed.exception)
     untold = CliRunner().invoke(cli, ["leakage", "match", "remove"])
     assert "match/runs/chest_xray/shared.csv: not found" in str(untold.exception)
-    tested = pd.read_csv("match/runs/chest_xray/m-seed0/predictions.csv", dtype=str).query("split == 'test'").id
+    tested = pd.read_csv(f"match/{fit}/predictions.csv", dtype=str).query("split == 'test'").id
     pd.DataFrame({"id": tested[:100], "split": "train"}).to_csv("match/runs/chest_xray/shared.csv", index=False)
     assert CliRunner().invoke(cli, ["leakage", "match", "remove"]).exit_code == 0
     table = pd.read_csv("match/leak.csv")

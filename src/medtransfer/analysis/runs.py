@@ -118,8 +118,9 @@ def check_same_images(runs: Iterable[Run]) -> None:
     """Check that fits were tested on the same images, so that they can be compared or averaged."""
     first, *others = runs
     for run in others:
-        if not run.predictions.id.equals(first.predictions.id):
-            raise UserError(
-                f"{run.dataset}: {first.model}, seed {first.seed}, and {run.model}, seed {run.seed}, were tested on "
-                "different images; fit both on the same split"
-            )
+        for what, column in (("images", "id"), ("labels", "label"), ("groups", "group")):
+            if not run.predictions[column].equals(first.predictions[column]):
+                raise UserError(
+                    f"{run.dataset}: {first.model}, seed {first.seed}, and {run.model}, seed {run.seed}, were tested "
+                    f"on different {what}; fit both on the same data and split"
+                )

@@ -1,6 +1,7 @@
 """collect: the small files of a finished study in artifacts/ → results/<name>, ready to be committed."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from medtransfer.analysis.families import overrides
 from medtransfer.analysis.runs import studied_models
 from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError
-from medtransfer.core.files import atomic_folder
+from medtransfer.core.files import atomic_folder, restore_replaced
 from medtransfer.core.layout import (
     DATA,
     FIGURES,
@@ -28,12 +29,13 @@ from medtransfer.core.layout import (
     TUNING_KEY,
     check_name,
 )
-from medtransfer.core.params import read_params
+from medtransfer.core.params import Params, read_params
 from medtransfer.core.prepared import check_prepared, check_raw_data, data_of
 from medtransfer.core.run_record import RECORD, find_fits, read_record, recipe_of, split_of, warn_of_leftovers
 from medtransfer.core.tables import read_result
 from medtransfer.data.custom import dataset_of
 
+log = logging.getLogger(__name__)
 RESULTS = Path("results")
 KEPT = ("predictions.csv", "history.csv", "metrics.json", RECORD)
 NETWORKS = "all networks"
@@ -46,6 +48,7 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
     keeps them except its tables, which must then be recomputed; a fit in both places is taken from artifacts/.
     """
     check_name(name, "collected results")
+    restore_replaced(RESULTS / name)
     _check_target(RESULTS / name, add, replace)
     # A folder without run.json may be a damaged fit.
     for path in sorted(RUNS.glob("*/*/")):
@@ -61,6 +64,7 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
         check_raw_data(dataset)
     for fit in fits:
         data_of(fit)
+        _warn_of_other_settings(fit, params)
     if add:
         _check_same_study(fits, RESULTS / name)
     with atomic_folder(RESULTS / name) as folder:
@@ -71,6 +75,20 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
             _join_trials(RESULTS / name / TUNING.name, folder / TUNING.name)
             _join_params(RESULTS / name / PARAMS, folder / PARAMS)
     return RESULTS / name
+
+
+def _warn_of_other_settings(fit: Path, params: Params) -> None:
+    """Warn if a network was trained otherwise than params.yaml, which is copied, says."""
+    record = read_record(fit)
+    if configuration := params.configurations.get(record["model"]):
+        used = recipe_of(record).model_dump()
+        described = configuration.settings(params.train, record["dataset"]).model_dump()
+        for key in used.keys() - {"precision"}:  # `auto` stands for that of a device
+            if used[key] != described[key]:
+                log.warning(
+                    "%s: was fitted with %s %s, but %s has %s; restore it, or run `dvc repro`",
+                    fit, key, used[key], PARAMS, described[key],
+                )  # fmt: skip
 
 
 def _check_target(folder: Path, add: bool, replace: bool) -> None:

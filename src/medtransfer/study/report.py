@@ -7,13 +7,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from medtransfer.analysis.leakage import measure_leakage
 from medtransfer.analysis.runs import Run, by_model, read_run, studied
 from medtransfer.analysis.tables import compute_tables, read_tables, write_tables
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import UserError, shortened
 from medtransfer.core.files import atomic_file, is_partial
-from medtransfer.core.layout import FIGURES, GRADCAM, LAYERS, NOTES, PARAMS, REPORTS, SHARED, SUBGROUPS, TUNING
+from medtransfer.core.layout import (
+    FIGURES,
+    GRADCAM,
+    LAYERS,
+    NOTES,
+    PARAMS,
+    REPORTS,
+    SHARED,
+    SUBGROUPS,
+    TUNING,
+    run_name,
+)
 from medtransfer.core.params import CatalogueEntry, Split, read_params
 from medtransfer.core.run_record import RECORD, find_fits, read_record, warn_of_leftovers
 from medtransfer.core.tables import read_result
@@ -97,7 +109,7 @@ def read_study(folder: Path) -> Study:
         for path, record in _read_records(artifacts / LAYERS.name, "layers", runs)
     ]
     tables_of = {"leakage": tabled / LEAKAGE, "tuning": artifacts / TUNING.name}
-    written = (folder / NOTES).read_text(encoding="utf-8") if (folder / NOTES).exists() else ""
+    written = _read_notes(folder / NOTES)
     datasets = _read_yaml(folder / PARAMS)["datasets"]
     return Study(
         folder.resolve().name, runs, tables, layers, _read_pictures(folder, artifacts, runs),
@@ -109,6 +121,15 @@ def read_study(folder: Path) -> Study:
         notes=[" ".join(paragraph.split()) for paragraph in written.split("\n\n") if paragraph.strip()],
         **{key: read_result(path) for key, path in tables_of.items() if path.exists()},
     )  # fmt: skip
+
+
+def _read_notes(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not in UTF-8; save it in that encoding") from None
 
 
 def _belong_to(table: pd.DataFrame, runs: list[Run]) -> bool:
@@ -166,6 +187,9 @@ def _read_collected(folder: Path) -> list[Run]:
     ]
     warn_of_leftovers(folder / "runs", order)
 
+    for fit in fits:
+        _check_place(fit)
+
     def rank(fit: Path) -> tuple[int, str, int]:
         record = read_record(fit)
         key = (record["dataset"], record["model"])
@@ -174,6 +198,23 @@ def _read_collected(folder: Path) -> list[Run]:
     return [read_run(fit) for fit in sorted(fits, key=rank)]
 
 
+def _check_place(fit: Path) -> None:
+    """Check that a fit is in its own folder: a copy elsewhere would count as another seed, model or data set."""
+    record = read_record(fit)
+    own = Path(record["dataset"], run_name(record["model"], record["seed"]))
+    if fit.parts[-2:] != own.parts:
+        raise UserError(f"{fit / RECORD}: is of {own}; expected the fit of its folder, so move or remove it")
+
+
 def _read_yaml(path: Path) -> Any:
     """Read params.yaml without validation: collected results keep that of older versions."""
-    return YAML(typ="safe").load(path.read_text())
+    try:
+        params = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; restore it, or collect the fits again") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as YAML: {shortened(error)}; restore it") from None
+    for section in ("datasets", "study", "baselines"):
+        if not isinstance(params, dict) or section not in params:
+            raise UserError(f"{path}: has no {section}; expected the params.yaml of these fits, so restore it")
+    return params
