@@ -717,6 +717,22 @@ def test_a_moved_or_copied_project_keeps_its_artifacts_and_leaves_the_old_place_
     assert not old.exists()
 
 
+def test_the_artifacts_of_another_project_in_the_same_database_stay_where_they_are(
+    tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = tmp_path / "bob" / "mlruns"
+    theirs.mkdir(parents=True)
+    (tmp_path / "mlruns").mkdir()
+    shutil.copy(empty_store, tmp_path / "mlruns" / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    client = mlflow_store.connect()
+    experiment = client.create_experiment("bob", artifact_location=str(theirs / "7"))
+    (theirs / "7").mkdir()
+    mlflow_store.keep_artifacts_here()
+    assert client.get_experiment(experiment).artifact_location == str(theirs / "7")
+
+
 def test_an_experiment_that_another_process_creates_first_is_used(
     store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

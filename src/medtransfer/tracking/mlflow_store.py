@@ -143,7 +143,10 @@ def keep_artifacts_here(store: Path | None = None, mlruns: Path | None = None) -
     here = Path(escaped(mlruns or file.parent))
     with closing(sqlite3.connect(file, timeout=20)) as tables, tables:
         found = tables.execute("SELECT artifact_location FROM experiments WHERE artifact_location NOT NULL").fetchall()
-        for folder in {Path(location).parent for (location,) in found} - {here}:
+        places = [Path(location) for (location,) in found]
+        # An experiment that is elsewhere and not here belongs to another project with the same database.
+        foreign = {place.parent for place in places if place.is_dir() and not (here / place.name).is_dir()}
+        for folder in {place.parent for place in places} - {here} - foreign:
             if folder.is_absolute() and folder.name == here.name:
                 for table, path in PATHS.items():
                     tables.execute(
@@ -225,10 +228,9 @@ def set_experiment(name: str) -> None:
     """
     if not living_experiment(mlflow.MlflowClient(), name):
         with ignoring_existing():
-            mlflow.create_experiment(name)
+            mlflow.create_experiment(name, tags={NOTE: DESCRIPTION.format(name)})
         keep_artifacts_here()  # if this is a copy that DVC made for an experiment
-    if NOTE not in mlflow.set_experiment(name).tags:
-        mlflow.set_experiment_tag(NOTE, DESCRIPTION.format(name))
+    mlflow.set_experiment(name)
 
 
 @contextmanager
