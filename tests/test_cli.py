@@ -73,6 +73,8 @@ def project(tmp_path: Path) -> Path:
         (["data", "describe", "ham10000"], "HAM10000_metadata.csv: not found"),
         (["data", "describe"], "HAM10000_metadata.csv: not found"),
         (["weights", "verify", "none.h5"], "none.h5: not found"),
+        (["tune", "ham10000", "--output", "x.db"], "--output: x.db: Optuna's file would have the same name"),
+        (["report", "--output", "params.yaml"], "--output: params.yaml: expected a name that ends in .html"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(project: Path, arguments: list[str], message: str) -> None:
@@ -84,6 +86,20 @@ def test_a_mistake_is_one_line_and_exit_code_2(project: Path, arguments: list[st
     assert "Traceback" not in result.stderr
     left = [path for path in sorted(project.rglob("*")) if path not in before and path.is_file()]
     assert left == [], "something half-written was left"
+
+
+def test_a_user_without_a_name_gets_one_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on clusters, where a job may have a number that is not in /etc/passwd."""
+
+    def refuse(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", refuse)
+    result = medtransfer(project, "check")
+    assert result.returncode == 2
+    assert last_line(result).endswith("has no name or home; set LOGNAME to a name and HOME to a folder")
 
 
 def test_a_mistake_on_the_command_line_is_one_line(project: Path) -> None:

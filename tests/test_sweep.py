@@ -248,7 +248,7 @@ def test_ctrl_c_and_a_lost_process_cost_nothing(project: Path) -> None:
 @pytest.mark.slow
 def test_fits_share_a_gpu_and_ctrl_c_leaves_nothing_running_on_a_cluster(project: Path, cluster: Cluster) -> None:
     refused = finish(start(project, *SEEDS, "--gpus", "2", RAY_ADDRESS=cluster.address), code=2)
-    assert "no node has 1 CPU, 2 GPU, 0.5 GB for a fit: there are " in refused
+    assert "no node has 1 CPU, 2 GPU, 0.5 GB for a fit; the nodes have " in refused
     assert refused.count("2 CPU, 1 GPU, 1.0 GB") == 2
     process = start(project, *SEEDS, "--gpus", "0.5", RAY_ADDRESS=cluster.address)
     wait_for(lambda: len(fitting(project)) == 3, process)  # on two GPUs

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import getpass
 import io
 import locale
 import logging
@@ -83,6 +84,12 @@ def cli() -> None:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     for limit in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):  # a fit would silently be another
         os.environ.pop(limit, None)
+    try:
+        Path.home(), getpass.getuser()  # DVC needs both
+    except (RuntimeError, KeyError, OSError):
+        raise UserError(
+            f"user {os.getuid()}: has no name or home; set LOGNAME to a name and HOME to a folder"
+        ) from None
     backend = os.environ.setdefault("KERAS_BACKEND", BACKENDS[0])
     if backend not in BACKENDS:
         raise UserError(f"KERAS_BACKEND: found {backend!r}; expected {' or '.join(BACKENDS)}")

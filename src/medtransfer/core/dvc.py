@@ -122,6 +122,9 @@ def check_params_unchanged(params: Params, *keys: str) -> None:
     for key in keys:
         given, found = (_value_of(values.model_dump(), key) for values in (params, read_params(PARAMS)))
         if given != found:
+            while isinstance(given, dict) and isinstance(found, dict):
+                part = min(name for name in given | found if given.get(name) != found.get(name))
+                key, given, found = f"{key}.{part}", given.get(part), found.get(part)
             raise UserError(
                 f"{PARAMS}: {key}: changed from {given} to {found} while the stage ran; its outputs belong to the old "
                 "value, but DVC would record the new one; run `dvc repro` again"

@@ -242,8 +242,9 @@ def interval_text(value: float, low: float, high: float) -> str:
 
 def _range(low: float, high: float) -> str:
     digits = _digits(low, high)
-    # An end of -0.00 keeps its sign: the interval includes 0.
-    return "-" if pd.isna(low) else f"[{low:+.{digits}f}, {high:+.{digits}f}]"
+    # An end of -0.000 keeps its sign: the interval includes 0.
+    ends = [f"{end:+.{digits}f}" for end in (low, high)]
+    return "-" if pd.isna(low) else f"[{', '.join(end.lstrip('+') if float(end) == 0 else end for end in ends)}]"
 
 
 def _digits(low: float, high: float) -> int:
