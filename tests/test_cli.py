@@ -88,6 +88,13 @@ def test_a_mistake_is_one_line_and_exit_code_2(project: Path, arguments: list[st
     assert left == [], "something half-written was left"
 
 
+@pytest.mark.parametrize("rate", ["nan", "inf", "0"])
+def test_a_rate_that_is_no_number_is_refused_before_anything_starts(project: Path, rate: str) -> None:
+    result = medtransfer(project, "sweep", "s", "--local", "--dataset", "ham10000", "--rate", rate)
+    assert result.returncode == 2
+    assert "Invalid value for '--rate'" in last_line(result)
+
+
 def test_a_user_without_a_name_gets_one_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on clusters, where a job may have a number that is not in /etc/passwd."""
 

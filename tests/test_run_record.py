@@ -7,7 +7,16 @@ import pytest
 
 from conftest import PROJECT
 from medtransfer.core.errors import UserError
-from medtransfer.core.run_record import LEAK_WORDS, SplitRule, find_fits, read_record, recipe_of, split_of, write_record
+from medtransfer.core.run_record import (
+    KEYS,
+    LEAK_WORDS,
+    SplitRule,
+    find_fits,
+    read_record,
+    recipe_of,
+    split_of,
+    write_record,
+)
 
 COLLECTED = sorted(path.parent for path in PROJECT.glob("results/*/runs"))
 
@@ -28,15 +37,26 @@ def test_a_partial_folder_is_no_fit(tmp_path: Path) -> None:
     assert find_fits(tmp_path) == [tmp_path / "mine" / "x-seed0"]
 
 
-def test_a_damaged_record_is_named(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text("<<<<<<< HEAD\n{}")
-    with pytest.raises(UserError, match=r"run\.json: not valid JSON"):
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("<<<<<<< HEAD\n{}", "not valid JSON"),
+        ("[]", "has no dataset"),
+        (json.dumps(dict.fromkeys(KEYS[1:])), "has no dataset"),
+        (json.dumps(dict.fromkeys(KEYS[:-1])), "has no hyperparameters"),
+    ],
+)
+def test_a_damaged_record_is_named(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(UserError, match="no finished fit"):
+        read_record(tmp_path)
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UserError, match=rf"run\.json: {told}.*; restore it with `git checkout` or `dvc repro`"):
         read_record(tmp_path)
 
 
 @pytest.mark.parametrize("split", [SplitRule("group", "keep"), *(SplitRule("image", leak) for leak in LEAK_WORDS)])
 def test_a_split_is_read_back_as_data_or_as_the_words_of_older_records(tmp_path: Path, split: SplitRule) -> None:
-    write_record(tmp_path, {"split_by": split.by, "split_leak": split.leak}, {"seed": 0})
+    write_record(tmp_path, {**dict.fromkeys(KEYS), "split_by": split.by, "split_leak": split.leak}, {"seed": 0})
     assert split_of(read_record(tmp_path)) == split
     assert read_record(tmp_path)["hyperparameters"] == {"seed": 0}
     assert split_of({"split_by": str(split)}) == split

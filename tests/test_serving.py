@@ -33,7 +33,7 @@ from conftest import PROJECT, QUIET, use_store
 from medtransfer.cli import cli
 from medtransfer.core.dvc import digest_of
 from medtransfer.core.errors import UserError
-from medtransfer.core.files import sha256_of, write_json
+from medtransfer.core.files import digest_of_folder, sha256_of, write_json
 from medtransfer.core.params import read_params
 from medtransfer.core.predictions import read_predictions, write_predictions
 from medtransfer.core.recipe import TrainParams
@@ -205,6 +205,23 @@ def test_no_network_is_registered_with_data_that_were_prepared_otherwise(registe
         assert "artifacts/prepared/chest_xray: not found; " in str(done.exception)
     finally:
         described.write_text(kept)
+
+
+def test_no_network_is_registered_under_the_scores_of_another(registered: Path) -> None:
+    fit = registered / "artifacts/runs/chest_xray/imagenet_all-seed0"
+    client = mlflow_store.connect()
+    run_id = mlflow_runs.find(client, "chest_xray", "fit-imagenet_all")
+    client.set_tag(run_id, mlflow_runs.OUTPUTS, digest_of_folder(fit))
+    network = (fit / "model.keras").read_bytes()
+    try:
+        shutil.copy(fit.with_name("cnn_random-seed0") / "model.keras", fit)
+        done = CliRunner().invoke(cli, ["register", "chest_xray"])
+        assert f"MLflow's run {run_id} was logged from other files than those here" in str(done.exception)
+        (fit / "model.keras").write_bytes(network)
+        assert CliRunner().invoke(cli, ["register", "chest_xray"]).exit_code == 0
+    finally:
+        (fit / "model.keras").write_bytes(network)
+        client.delete_tag(run_id, mlflow_runs.OUTPUTS)
 
 
 def test_no_network_is_registered_after_its_raw_data_have_changed(registered: Path) -> None:
@@ -806,11 +823,16 @@ def test_an_answer_says_what_the_network_was_trained_on_and_whether_it_is_calibr
     assert as_json([], classifier)["model"][known] is value
 
 
-async def ask_app(app: Any, path: str, method: str = "GET", body: bytes = b"") -> int:
-    """Ask for a path as it is, which the client would shorten first, in the event loop that runs."""
+async def ask_app(app: Any, path: str, method: str = "GET", body: bytes | None = b"") -> int:
+    """Ask for a path as it is, which the client would shorten first, in the event loop that runs.
+
+    A body of None never arrives.
+    """
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
+        if body is None:
+            await asyncio.sleep(60)
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(message: Any) -> None:
@@ -859,6 +881,18 @@ def test_images_that_wait_keep_nobody_from_asking_whether_it_lives(
         return meanwhile, [await one for one in waiting]
 
     assert asyncio.run(ask_all()) == ([503, 200, 200], [200] * MAX_WAITING)
+
+
+def test_a_client_that_sends_no_more_loses_its_place(registered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen lost connections would otherwise keep everybody out."""
+    monkeypatch.setattr(server_page, "UPLOAD_SECONDS", 0.1)
+    app = build_app(open_classifier("chest_xray", None))
+
+    async def ask_all() -> list[int]:
+        stalled = [ask_app(app, "/predict", "POST", None) for _ in range(MAX_WAITING)]
+        return [*await asyncio.gather(*stalled), await ask_app(app, "/predict", "POST", png())]
+
+    assert asyncio.run(ask_all()) == [408] * MAX_WAITING + [200]
 
 
 def test_an_image_of_more_pixels_than_a_camera_has_is_refused(page: TestClient) -> None:

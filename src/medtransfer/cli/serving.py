@@ -17,6 +17,7 @@ from medtransfer.core.params import read_params
 
 if TYPE_CHECKING:
     from medtransfer.serving.outside import Labels
+STOP_SECONDS = 5  # how long requests may take to end after Ctrl-C
 
 with_model = click.option(
     "--model",
@@ -196,4 +197,6 @@ def serve(dataset: str, model: str | None, host: str, port: int, hosts: tuple[st
     app = build_app(open_classifier(dataset, model), (*LOOPBACK, *hosts))
     click.echo(f"serving {dataset} on http://{host}:{port}; press Ctrl-C to stop")
     click.echo(f"answers requests to {', '.join([*LOOPBACK, *hosts])}; --allow-host NAME adds a name or address")
-    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)
+    uvicorn.run(
+        app, host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=STOP_SECONDS
+    )

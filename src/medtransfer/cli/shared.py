@@ -1,5 +1,6 @@
 """Option types, options and helpers that several commands share."""
 
+import math
 import os
 import sys
 import tempfile
@@ -19,9 +20,18 @@ PATH = click.Path(path_type=Path)
 EXISTING_FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 EXISTING_FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 AT_LEAST_1 = click.IntRange(1)
-RATE = click.FloatRange(0, min_open=True)
 SEED = click.IntRange(0, 2**31 - 1)
 
+
+class _Rate(click.FloatRange):
+    """A finite number above 0; FloatRange lets `nan` pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{number} is not a finite number", param, ctx)
+
+
+RATE = _Rate(0, min_open=True)
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 as_dataset: Decorator = click.argument("dataset")
 

@@ -53,7 +53,10 @@ def _read_description(name: str) -> dict[str, Any]:
             f"{folder}: not found; {'' if (DATA / name).is_dir() else get_data}run `dvc repro prepare@{name}`"
         )
     check_unchanged(folder)
-    return json.loads((folder / "dataset.json").read_text())
+    try:
+        return dict(json.loads((folder / "dataset.json").read_text()))
+    except ValueError:
+        raise UserError(f"{folder / 'dataset.json'}: damaged; run `dvc repro prepare@{name}`") from None
 
 
 def read_samples(name: str) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from medtransfer.core.recipe import TrainParams
 log = logging.getLogger(__name__)
 
 RECORD = "run.json"
+KEYS = ("dataset", "model", "seed", "kind", "fit", "git_commit", "image_size", "data_source", "hyperparameters")
 BY_WORDS = {"given": "the data set's publishers"}
 SYNTHETIC_NOTE = (
     "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."
@@ -32,13 +33,19 @@ class SplitRule(NamedTuple):
 
 
 def read_record(fit: Path) -> dict[str, Any]:
-    """Return the record in the folder of a finished fit."""
+    """Return the record in the folder of a finished fit; a UserError if it is missing or damaged."""
     try:
-        return json.loads((fit / RECORD).read_text())
+        record = json.loads((fit / RECORD).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{fit}: no finished fit ({RECORD} is missing); run `dvc repro`") from None
     except ValueError as error:
-        raise UserError(
-            f"{fit / RECORD}: not valid JSON ({error}); restore it with `git checkout` or `dvc repro`"
-        ) from None
+        problem = f"not valid JSON ({error})"
+    else:
+        missing = [key for key in KEYS if not isinstance(record, dict) or key not in record]
+        if not missing:
+            return dict(record)
+        problem = f"has no {missing[0]}"
+    raise UserError(f"{fit / RECORD}: {problem}; restore it with `git checkout` or `dvc repro`")
 
 
 def write_record(fit: Path, record: dict[str, Any], hyperparameters: dict[str, Any]) -> None:

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 MAX_BYTES = 20_000_000
 MAX_PIXELS = 30_000_000  # decoding as many with 16 bits takes 1.8 GB
+UPLOAD_SECONDS = 60  # a client that has lost its connection would keep its place among those that wait
 MAX_WAITING = 16  # images, each up to MAX_BYTES in memory
 # How multipart forms, JSON, base64 of JPEG and PNG, and data addresses begin.
 WRAPPED = (b"--", b"{", b"[", b'"', b"/9j/", b"iVBOR", b"data:")
@@ -75,11 +76,16 @@ def build_app(classifier: Classifier, hosts: tuple[str, ...] = LOOPBACK) -> Fast
             raise HTTPException(503, f"{waiting} images are already waiting; try again later")
         waiting += 1
         try:
-            content = await _read_body(request)
+            with anyio.fail_after(UPLOAD_SECONDS):
+                content = await _read_body(request)
             answer = partial(_answer, classifier, content, overlay)
             return JSONResponse(await anyio.to_thread.run_sync(answer, limiter=one_at_a_time), headers=HEADERS)
         except UserError as error:
             raise HTTPException(422, str(error)) from None
+        except TimeoutError:
+            raise HTTPException(
+                408, f"the image did not arrive within {UPLOAD_SECONDS} seconds; send it again"
+            ) from None
         except ClientDisconnect:
             raise HTTPException(400, "the connection ended before the whole image arrived") from None
         finally:

@@ -10,6 +10,7 @@ import pandas as pd
 from medtransfer.analysis.runs import finished_networks, studied, studied_models
 from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError, check_known
+from medtransfer.core.files import digest_of_folder
 from medtransfer.core.layout import RUNS
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import only_prediction, read_predictions
@@ -23,6 +24,7 @@ from medtransfer.training.device import make_deterministic
 log = logging.getLogger(__name__)
 
 
+@mlflow_store.answering()
 def register(params: Params, dataset: str, fit: Path | None = None) -> tuple[dict[str, Any], str, str]:
     """Register a finished fit; by default, the network with the highest macro F1 on the validation images as the best.
 
@@ -37,9 +39,12 @@ def register(params: Params, dataset: str, fit: Path | None = None) -> tuple[dic
         log.warning("%s: predicts only %s on the validation images%s", fit, only, better)
     description = data_of(fit)
     check_raw_data(dataset)
-    run_id = mlflow_runs.find(mlflow_store.reach(), dataset, read_record(fit)["fit"])
+    client = mlflow_store.reach()
+    run_id = mlflow_runs.find(client, dataset, read_record(fit)["fit"])
     if run_id is None:
         raise UserError(f"{fit}: MLflow has no run of this fit; run `medtransfer audit --repair`")
+    if client.get_run(run_id).data.tags.get(mlflow_runs.OUTPUTS) not in (None, digest_of_folder(fit)):
+        raise UserError(f"{fit}: MLflow's run {run_id} was logged from other files than those here; run `dvc repro`")
     make_deterministic()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, mlflow_models.CLASSIFIER)
