@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# mlflow 3.17.2: processes that set one tag of an experiment at the same moment, for its first time, are refused.
+# mlflow 3.17.2: some of the processes that set a new experiment tag at the same moment are refused.
 # Expected: setting a tag creates or overwrites it, so that several processes which set the same tag to the same text all succeed,
 # in whatever order.
 # Seen, with eight processes on one SQLite file: in some experiments one or more get BAD_REQUEST with the database's error (UNIQUE

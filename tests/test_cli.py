@@ -73,7 +73,7 @@ def project(tmp_path: Path) -> Path:
         (["data", "describe", "ham10000"], "HAM10000_metadata.csv: not found"),
         (["data", "describe"], "HAM10000_metadata.csv: not found"),
         (["weights", "verify", "none.h5"], "none.h5: not found"),
-        (["tune", "ham10000", "--output", "x.db"], "--output: x.db: Optuna's file would have the same name"),
+        (["tune", "ham10000", "--output", "x.db"], "--output: x.db: is the name of Optuna's file"),
         (["report", "--output", "params.yaml"], "--output: params.yaml: expected a name that ends in .html"),
     ],
 )

@@ -105,7 +105,7 @@ def test_what_the_tables_would_count_wrongly_is_refused(tmp_path: Path, monkeypa
     fits = Path("results/mine/runs/chest_xray")
     shutil.copytree(fits / "imagenet_head-seed0", fits / "imagenet_head-seed1")
     with pytest.raises(
-        UserError, match=r"head-seed1/run\.json: is of chest_xray/imagenet_head-seed0; expected the fit"
+        UserError, match=r"head-seed1/run\.json: belongs to chest_xray/imagenet_head-seed0, not to; expected the fit"
     ):
         write_result_tables(Path("results/mine"))
     shutil.rmtree(fits / "imagenet_head-seed1")

@@ -216,7 +216,7 @@ def test_no_network_is_registered_under_the_scores_of_another(registered: Path) 
     try:
         shutil.copy(fit.with_name("cnn_random-seed0") / "model.keras", fit)
         done = CliRunner().invoke(cli, ["register", "chest_xray"])
-        assert f"MLflow's run {run_id} was logged from other files than those here" in str(done.exception)
+        assert f"MLflow's run {run_id} was logged from different files" in str(done.exception)
         (fit / "model.keras").write_bytes(network)
         assert CliRunner().invoke(cli, ["register", "chest_xray"]).exit_code == 0
     finally:
@@ -642,7 +642,7 @@ def test_networks_are_scored_on_images_of_another_source(registered: Path, outsi
         (["--configuration", "cnn_random"], "the network imagenet_all-seed0"),
     ):
         other = CliRunner().invoke(cli, [*SCORE, *others, "--name", "hospital"])
-        assert f"hospital: has the scores of {what}; choose another --name" in str(other.exception)
+        assert f"hospital: has scores for {what}; choose another --name" in str(other.exception)
         assert (folder / "scores.csv").read_bytes() == scores
     assert len(client.search_runs([client.get_experiment_by_name("chest_xray on hospital").experiment_id])) == 2
 
@@ -659,7 +659,7 @@ def test_answers_are_scored_where_labels_are_given(registered: Path, outside: Pa
     for read in ("hospital/images/h00.png", "hospital/l.csv"):
         before = Path(read).read_bytes()
         done = CliRunner().invoke(cli, ["predict", "chest_xray", *images, *WITH_LABELS, "--output", read])
-        assert f"--output: {read}: is one of the files that are read" in str(done.exception)
+        assert f"--output: {read}: is also an input file" in str(done.exception)
         assert Path(read).read_bytes() == before
 
 
@@ -670,7 +670,7 @@ def test_answers_are_scored_where_labels_are_given(registered: Path, outside: Pa
         (["--configuration", "imagenet_head"], "not found; run `dvc repro`"),
         (["--name", "../up"], "not a name for a source"),
         (["--map", "NORMAL=HEALTHY"], "'NORMAL' cannot become 'HEALTHY'"),
-        (["--map", "OTHER=NORMAL"], "OTHER is read as '' and as 'NORMAL'; give one"),
+        (["--map", "OTHER=NORMAL"], "OTHER is mapped to '' and to 'NORMAL'; give one"),
     ],
 )
 def test_a_mistake_in_scoring_is_named(registered: Path, outside: Path, arguments: list[str], told: str) -> None:

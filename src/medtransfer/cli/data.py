@@ -146,7 +146,7 @@ def remove(name: str) -> None:
 
 
 def _refuse_inside(name: str, *paths: Path | None) -> None:
-    """Refuse to copy a data set from its own folder, which the copy replaces with everything else in it."""
+    """Refuse to copy a data set from its own folder, whose whole content the copy replaces."""
     for path in filter(None, paths):
         if path.resolve().is_relative_to((DATA / name).resolve()):
             raise UserError(f"{path}: is in {DATA / name}, which this command replaces; move it elsewhere first")

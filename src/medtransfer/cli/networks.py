@@ -39,7 +39,7 @@ def tune(dataset: str, names: list[str], searched: list[str], output: Path, **se
     Prints the best settings for params.yaml. An interrupted search resumes, and several processes can run the same one.
     """
     if output.suffix == ".db":
-        raise UserError(f"--output: {output}: Optuna's file would have the same name; expected one that ends in .csv")
+        raise UserError(f"--output: {output}: is the name of Optuna's file; expected a name that ends in .csv")
     params = read_params(PARAMS)
     check_known("params.yaml: study", dataset, params.study)
     with quiet_start():

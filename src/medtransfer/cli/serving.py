@@ -118,7 +118,7 @@ def predict(
 
     images = outside.find_images(paths)
     if output and output.resolve() in {path.resolve() for path in (*images, *([labels.path] if labels else []))}:
-        raise UserError(f"--output: {output}: is one of the files that are read; expected another name")
+        raise UserError(f"--output: {output}: is also an input file; expected another name")
     classifier = serving.open_classifier(dataset, model)
     scores = []
     if labels:

@@ -55,7 +55,7 @@ def _read_map(context: click.Context, option: click.Parameter, pairs: tuple[str,
     names = {name: target for name, _, target in split}
     for name, _, target in split:
         if names[name] != target:
-            raise click.BadParameter(f"{name} is read as {target!r} and as {names[name]!r}; give one")
+            raise click.BadParameter(f"{name} is mapped to {target!r} and to {names[name]!r}; give one")
     return names
 
 

@@ -72,7 +72,7 @@ def read_groups(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
     if len(twins):
         first, second, *_ = twins.iloc[0]
         raise UserError(
-            f"{path}: {column} has {first!r} and {second!r}, which would be two; write what is the same in one way"
+            f"{path}: {column} has {first!r} and {second!r}, which may be the same; use one spelling, or other names"
         )
     return groups
 

@@ -61,7 +61,7 @@ def _possible_loss(study: Study) -> str:
     if not losses:
         return ""
     loss, size = " and ".join(losses), study.runs[0].record["image_size"]
-    return f"So freezing them may cost nothing, but at {size} px, losses up to {loss} also lie within the intervals."
+    return f"So freezing them may cost nothing, but at {size} px, the intervals include losses of up to {loss}."
 
 
 def _most_important(studies: Sequence[Study]) -> str:

@@ -86,7 +86,7 @@ def _warn_of_other_settings(fit: Path, params: Params) -> None:
         for key in used.keys() - {"precision"}:  # `auto` stands for that of a device
             if used[key] != described[key]:
                 log.warning(
-                    "%s: was fitted with %s %s, but %s has %s; restore it, or run `dvc repro`",
+                    "%s: was fitted with %s %s, but %s has %s; restore that file, or run `dvc repro`",
                     fit, key, used[key], PARAMS, described[key],
                 )  # fmt: skip
 

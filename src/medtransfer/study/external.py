@@ -103,7 +103,7 @@ def _check_replaceable(target: Path, fits: Sequence[Path], facts: Mapping[str, A
         *(f"the network {name}" for name in sorted(others)),
     ]
     if different:
-        raise UserError(f"{target}: has the scores of {different[0]}; choose another --name, or remove this folder")
+        raise UserError(f"{target}: has scores for {different[0]}; choose another --name, or remove this folder")
 
 
 def _read(samples: pd.DataFrame, description: Mapping[str, Any]) -> np.ndarray:

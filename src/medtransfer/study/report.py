@@ -203,7 +203,7 @@ def _check_place(fit: Path) -> None:
     record = read_record(fit)
     own = Path(record["dataset"], run_name(record["model"], record["seed"]))
     if fit.parts[-2:] != own.parts:
-        raise UserError(f"{fit / RECORD}: is of {own}; expected the fit of its folder, so move or remove it")
+        raise UserError(f"{fit / RECORD}: belongs to {own}, not to this folder; move or remove it")
 
 
 def _read_yaml(path: Path) -> Any:
