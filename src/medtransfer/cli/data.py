@@ -49,7 +49,8 @@ def fetch(name: str) -> None:
 
     _lock_data()
     _pull_named_data()
-    check_files()  # `dvc add` would fail after the copy
+    if PARAMS.exists():
+        check_files()  # `dvc add` would fail after the copy
     _put_under_dvc(name, fetch_dataset(get_dataset(name), DATA))
 
 
@@ -65,7 +66,8 @@ def import_(name: str, path: Path) -> None:
     _refuse_inside(name, path)
     _lock_data()
     _pull_named_data()
-    check_files()  # `dvc add` would fail after the copy
+    if PARAMS.exists():
+        check_files()  # `dvc add` would fail after the copy
     _put_under_dvc(name, import_dataset(get_dataset(name), path, DATA))
 
 

@@ -13,7 +13,7 @@ from medtransfer.core.recipe import TrainParams
 log = logging.getLogger(__name__)
 
 RECORD = "run.json"
-KEYS = ("dataset", "model", "seed", "kind", "fit", "git_commit", "image_size", "data_source", "hyperparameters")
+KEYS = ("dataset", "model", "seed", "kind", "fit", "git_commit", "hyperparameters")
 BY_WORDS = {"given": "the data set's publishers"}
 SYNTHETIC_NOTE = (
     "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."
