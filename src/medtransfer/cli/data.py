@@ -45,12 +45,8 @@ def fetch(name: str) -> None:
     """Download a data set from Kaggle to data/ and put it under DVC."""
     from medtransfer.data.catalogue import get_dataset
     from medtransfer.data.importing import fetch_dataset
-    from medtransfer.study.check import check_files
 
-    _lock_data()
-    _pull_named_data()
-    if PARAMS.exists():
-        check_files()  # `dvc add` would fail after the copy
+    _begin_copy()
     _put_under_dvc(name, fetch_dataset(get_dataset(name), DATA))
 
 
@@ -61,13 +57,9 @@ def import_(name: str, path: Path) -> None:
     """Copy a zip file or folder in the Kaggle layout to data/ and put it under DVC."""
     from medtransfer.data.catalogue import get_dataset
     from medtransfer.data.importing import import_dataset
-    from medtransfer.study.check import check_files
 
     _refuse_inside(name, path)
-    _lock_data()
-    _pull_named_data()
-    if PARAMS.exists():
-        check_files()  # `dvc add` would fail after the copy
+    _begin_copy()
     _put_under_dvc(name, import_dataset(get_dataset(name), path, DATA))
 
 
@@ -162,6 +154,16 @@ def _lock_data() -> None:
     except Timeout:
         raise UserError(f"{DATA}: another command is changing it; run this one again after it has ended") from None
     context.call_on_close(partial(path.unlink, missing_ok=True))  # before the lock is released
+
+
+def _begin_copy() -> None:
+    """Lock and pull data/, and check what `dvc add` would refuse only after the copy."""
+    from medtransfer.study.check import check_files
+
+    _lock_data()
+    _pull_named_data()
+    if PARAMS.exists():
+        check_files()
 
 
 def _pull_named_data() -> None:
