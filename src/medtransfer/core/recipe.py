@@ -35,6 +35,8 @@ Rate = Annotated[float, Field(gt=0)]
 Strength = Annotated[float, Field(ge=0)]
 # Images of these have no upright position: a lesion may lie any way up, a chest X-ray may not.
 ANY_WAY_UP = ("ham10000",)
+# Below this, Keras draws a share of exactly one half where nearly all should be 0 or 1 (findings/keras-small-beta.sh).
+LEAST_MIXUP = 0.05
 UNKNOWN_KEY = "unknown_key"  # the type of pydantic's error
 
 
@@ -134,6 +136,8 @@ class TrainParams(Section):
     def _fit_together(self) -> "TrainParams":
         if self.weight_decay and self.optimizer != "adamw":
             raise ValueError(f"weight_decay: {self.weight_decay:g} is for optimizer: adamw, not {self.optimizer}")
+        if 0 < self.augment.mixup < LEAST_MIXUP:
+            raise ValueError(f"augment.mixup: {self.augment.mixup:g} is too small; it needs 0 or at least {LEAST_MIXUP}")
         if self.augment.mixup and self.balance == "class_weights":
             raise ValueError("augment.mixup mixes labels, so it needs balance: none or sampling, not class_weights")
         if self.warmup and self.schedule != "cosine":
