@@ -183,6 +183,12 @@ def test_a_loss_that_is_no_number_stops_the_run(data: tuple[np.ndarray, np.ndarr
         one_fit(data, params)
 
 
+def test_weight_decay_is_named_where_a_fit_diverges(data: tuple[np.ndarray, np.ndarray], tiny: TrainParams) -> None:
+    params = tiny.model_copy(update={"optimizer": "adamw", "weight_decay": 1e30})
+    with pytest.raises(UserError, match=r"or weight_decay, which is 1e\+30"):
+        one_fit(data, params)
+
+
 def test_every_optimizer_gets_the_learning_rate(tiny: TrainParams) -> None:
     for name in ("adam", "sgd", "rmsprop"):
         optimizer = build_optimizer(tiny.model_copy(update={"optimizer": name}), 1)

@@ -92,7 +92,7 @@ def fit(
             if on_epoch(state.history):
                 state.network.stop_training = True
 
-        recorder = _Recorder(state.history, training, params.epochs)
+        recorder = _Recorder(state.history, training, params)
         state.network.fit(
             items(training),
             validation_data=items(validation),
@@ -172,9 +172,9 @@ def predict(
 class _Recorder(keras.callbacks.Callback):
     """Records the history and prints a line per epoch; on a terminal, also shows a progress bar."""
 
-    def __init__(self, rows: list[dict[str, float]], training: Batches, epochs: int):
+    def __init__(self, rows: list[dict[str, float]], training: Batches, params: TrainParams):
         super().__init__()
-        self.rows, self.training, self.epochs = rows, training, epochs
+        self.rows, self.training, self.recipe = rows, training, params
         columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TimeRemainingColumn())
         self.console = Console()
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
@@ -190,7 +190,7 @@ class _Recorder(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         self.begin = self.trained = time.perf_counter()
         self.training.start_epoch(epoch)
-        self.bar.reset(self.task, epoch=f"{epoch + 1}/{self.epochs}")
+        self.bar.reset(self.task, epoch=f"{epoch + 1}/{self.recipe.epochs}")
 
     # A hook per batch would make Keras wait for the device after every batch.
     def on_test_begin(self, logs: dict[str, float] | None = None) -> None:
@@ -202,12 +202,13 @@ class _Recorder(keras.callbacks.Callback):
         row = {name: float((logs or {})[name]) for name in SCORES}
         if not all(math.isfinite(value) for value in row.values()):
             self.bar.stop()
+            decay = f", or weight_decay, which is {self.recipe.weight_decay:g}" if self.recipe.weight_decay else ""
             raise DivergedError(
                 f"epoch {epoch + 1}: the loss is {row['loss']} and the validation loss {row['val_loss']}, expected "
-                f"finite numbers; lower the learning rate, which is {float(self.model.optimizer.learning_rate):g}"
+                f"finite numbers; lower the learning rate, which is {float(self.model.optimizer.learning_rate):g}{decay}"
             )
         speed = len(self.training.rows) / (self.trained - self.begin)
         self.rows.append({"epoch": epoch + 1, **row, "seconds": seconds, "images_per_second": speed})
         values = "  ".join(f"{name} {value:.{4 if 'loss' in name else 3}f}" for name, value in row.items())
-        line = f"epoch {epoch + 1}/{self.epochs}  {values}  {speed:.0f} images/s"
+        line = f"epoch {epoch + 1}/{self.recipe.epochs}  {values}  {speed:.0f} images/s"
         self.console.print(line, highlight=False, soft_wrap=True)
