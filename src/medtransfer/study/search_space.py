@@ -48,6 +48,8 @@ def _distribution(values: str) -> Values:
     load = YAML(typ="safe").load
     if bounds := RANGE.fullmatch(values):
         low, high = load(bounds[1]), load(bounds[2])
+        if not all(math.isfinite(bound) for bound in (low, high)):
+            raise ValueError(f"the range from {low} to {high} is not finite")
         kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
         return kind(low, high, log=bool(bounds[3]))
     return CategoricalDistribution([json.dumps(value) for value in load(f"[{values}]")])
