@@ -7,7 +7,7 @@ Three tables, printed and written to benchmarks/results/uncertainty.json:
 
 coverage : a fit's test lesions or patients stand for the population and are drawn again with replacement; how often
     the 95% interval of each metric, and of the difference to another network, contains the population's value. The
-    thresholds for a specificity are those of the fit's validation images.
+    thresholds for a specificity and the temperature are those of the fit's validation images.
 false positives : two recipes that are equally good. Their lesions are drawn again as above, and each of K fits per
     recipe gets the noise of a seed, whose standard deviation is `ratio` times the standard error over lesions.
     `noise` says how it is divided: see NOISES.
@@ -30,10 +30,10 @@ from medtransfer.analysis.calibration import calibration_table
 from medtransfer.analysis.clinical import class_table
 from medtransfer.analysis.differences import compare_scores
 from medtransfer.analysis.runs import Run, by_model, read_run
-from medtransfer.analysis.scores import estimate_of
+from medtransfer.analysis.scores import estimate_of, scaled
 from medtransfer.analysis.uncertainty import freedom, group_sums, groups_variance
 from medtransfer.core.predictions import classes_of
-from medtransfer.metrics.scores import BY_NAME, MACRO, metrics_of
+from medtransfer.metrics.scores import BY_NAME, CALIBRATION, MACRO, metrics_of
 
 RUNS = Path("results/real-64px-by-group/runs")
 DATASETS = ("ham10000", "chest_xray")
@@ -63,7 +63,8 @@ def coverage(dataset: str) -> dict[str, float]:
     truth = {metric.name: fit.scores[metric.name] for metric in metrics}
     truth["difference"] = fit.scores[MACRO] - other.scores[MACRO]
     parts = list(fit.predictions.groupby("group").indices.values())
-    per_class = _per_class(fit)
+    error, per_class = BY_NAME[CALIBRATION], _per_class(fit)
+    true_error = estimate_of(scaled([fit]), error).value
     covered: dict[str, list[bool]] = {}
     for _ in range(DRAWS):
         chosen = [parts[number] for number in rng.integers(len(parts), size=len(parts))]
@@ -72,6 +73,8 @@ def coverage(dataset: str) -> dict[str, float]:
             found = estimate_of([drawn], metric)
             if np.isfinite(found.low):
                 covered.setdefault(metric.name, []).append(found.low <= truth[metric.name] <= found.high)
+        found = estimate_of(scaled([drawn]), error)
+        covered.setdefault(f"{CALIBRATION}, scaled", []).append(found.low <= true_error <= found.high)
         for name, (_, low, high) in _per_class(drawn).items():
             if np.isfinite([low, per_class[name][0]]).all():
                 covered.setdefault(name, []).append(low <= per_class[name][0] <= high)

@@ -46,7 +46,7 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
         ),
         ("  epochs: 8", "  warmup: 2\n  epochs: 8", "train: warmup: 2 is for schedule: cosine, not none"),
         ("  epochs: 8", "  head_first: 8\n  epochs: 8", "must be less than epochs, which is 8"),
-        ("  epochs: 8", "  augment: {mixup: 0.001}\n  epochs: 8", "train: augment.mixup: 0.001 is too small; it needs 0 or"),
+        ("  epochs: 8", "  augment: {mixup: 0.001}\n  epochs: 8", "train: augment.mixup is 0.001; expected 0 or"),
         (
             "trainable: [block5]}\n  imagenet_first_block",
             "trainable: [block5], augment: {mixup: 0.2}, balance: class_weights}\n  imagenet_first_block",

@@ -13,10 +13,20 @@ from medtransfer.analysis.differences import COLLAPSED, Comparison, as_table, co
 from medtransfer.analysis.power import detectable, seeds_needed
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.scores import estimate_of
-from medtransfer.analysis.uncertainty import BOTH, EXACT, FEWEST_GROUPS, GROUPS, TOO_FEW_FITS, jackknife, resample
+from medtransfer.analysis.uncertainty import (
+    BOTH,
+    EXACT,
+    FEWEST_GROUPS,
+    FEWEST_OF_CLASS,
+    GROUPS,
+    TOO_FEW_FITS,
+    jackknife,
+    resample,
+)
 from medtransfer.core.errors import UserError
 from medtransfer.core.predictions import as_predictions
 from medtransfer.metrics.scores import AUC, BY_NAME, CALIBRATION, MACRO, MICRO, metrics_of, score
+from medtransfer.report.tables import calibration as shown_calibration
 
 CLASSES = ["a", "b", "c"]
 TREE = {"dataset": "ham10000", "kind": "baseline", "synthetic": False}
@@ -334,6 +344,19 @@ def test_leaving_a_group_out_changes_the_slope_as_computed() -> None:
         kept = table.group != name
         without, _ = recalibration(is_class[kept].to_numpy(), said[kept].to_numpy(), with_slope=True)
         assert without - slope == pytest.approx(changes[~kept].sum(), rel=0.15, abs=2e-4)
+
+
+def test_the_slope_of_a_class_with_few_groups_has_no_interval() -> None:
+    """One or two groups decide it. What has an interval gets a star where there is one seed."""
+    for groups in (60, 600):
+        table = predictions(n=3 * groups, groups=groups)
+        holders = table[table.label == CLASSES[0]].group.nunique()
+        found = calibration_table([network(table)])
+        row = found.set_index("class").loc[CLASSES[0]]
+        assert shown_calibration(found, "ham10000").loc["m", CLASSES[0]].count("] *") == 1 + (groups == 600)
+        assert np.isfinite([row.slope, row.intercept_low]).all()
+        assert np.isnan(row.slope_low) == (holders < FEWEST_OF_CLASS)
+        assert (holders < FEWEST_OF_CLASS) == (groups == 60)
 
 
 def test_a_class_told_apart_without_error_has_no_slope() -> None:

@@ -12,7 +12,14 @@ from scipy.special import expit, logit
 
 from medtransfer.analysis.families import family
 from medtransfer.analysis.runs import Run, by_model
-from medtransfer.analysis.uncertainty import FEWEST_GROUPS, estimate, groups_variance, interval_ends, sum_by_group
+from medtransfer.analysis.uncertainty import (
+    FEWEST_GROUPS,
+    estimate,
+    groups_variance,
+    interval_ends,
+    sum_by_group,
+    without_interval,
+)
 from medtransfer.core.predictions import classes_of, probability_columns
 from medtransfer.metrics.scores import BINS, bin_of, encode
 
@@ -69,7 +76,8 @@ def calibration_table(runs: list[Run]) -> pd.DataFrame:
     -------
     DataFrame
         dataset, model, family, class, intercept and slope, each with `_low` and `_high` (95% interval), interval (what
-        it covers), seeds. Where a fit separates the class from all others, the slope is missing.
+        it covers), seeds. Where a fit separates the class from all others, the slope is missing. It has no
+        interval where fewer than FEWEST_OF_CLASS groups have the class, or another one.
     """
     rows = []
     networks = [run for run in runs if run.record["kind"] == "network"]
@@ -84,8 +92,11 @@ def calibration_table(runs: list[Run]) -> pd.DataFrame:
                     for run, (value, changes) in zip(fits, fitted, strict=True)
                 ]
                 found = estimate(left, fits[0].jackknife, number, None)
+                interval, seeds = found.covers, found.seeds
+                if with_slope:
+                    found = without_interval(found, fits[0].jackknife, number)
                 row |= {measure: found.value, f"{measure}_low": found.low, f"{measure}_high": found.high}
-            rows.append({**row, "interval": found.covers, "seeds": found.seeds})
+            rows.append({**row, "interval": interval, "seeds": seeds})
     measured = [f"{measure}{end}" for measure in ("intercept", "slope") for end in ("", "_low", "_high")]
     return pd.DataFrame(rows, columns=["dataset", "model", "family", "class", *measured, "interval", "seeds"])
 

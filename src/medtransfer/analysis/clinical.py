@@ -5,7 +5,6 @@ chosen specificity there, so that no test image has a part in either.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,12 +18,12 @@ from medtransfer.analysis.uncertainty import (
     leave_out,
     share_ends,
     sum_by_group,
+    without_interval,
 )
 from medtransfer.core.predictions import classes_of
 from medtransfer.metrics.scores import BY_NAME, MACRO, MICRO, NONE, Value, area, encode, placements, score
 
 SPECIFICITIES = (0.90, 0.95)
-FEWEST_RANKED = 30  # groups, for an interval of an AUC: with fewer, one or two that are ranked badly decide it
 SENSITIVITY, SPECIFICITY, AREA = "sensitivity", "specificity", "AUC"
 FOUND = ["value", "low", "high", "interval", "seeds"]
 CLASSES = ["dataset", "model", "class", "measure", *FOUND]
@@ -53,7 +52,7 @@ def class_table(runs: Sequence[Run]) -> pd.DataFrame:
 
     The columns are CLASSES, for each data set's `best_network`. A measure with `at` is that at the threshold that gives
     this specificity on the validation images; its interval does not include the choice of the threshold. The AUC has
-    one only where FEWEST_RANKED groups have the class, and as many another class.
+    one only where FEWEST_OF_CLASS groups have the class, and as many another class.
     """
     rows = []
     for dataset in dict.fromkeys(run.dataset for run in runs):
@@ -75,10 +74,7 @@ def _measures(fits: list[Run], number: int) -> list[tuple[str, Estimate]]:
         found.append((SENSITIVITY + suffix, _called(fits, number, calls, True)))
         found.append((SPECIFICITY + suffix, _called(fits, number, calls, False)))
     terms = [placements(*one)[:, 5 * number : 5 * number + 5] for one in encoded]
-    ranked, holders = _estimate(fits, terms, area, NONE), fits[0].jackknife.holders
-    fewest = min(holders[number], holders.sum() - holders[number])
-    if fewest < FEWEST_RANKED:
-        ranked = replace(ranked, low=np.nan, high=np.nan, covers=f"none: {fewest} groups")
+    ranked = without_interval(_estimate(fits, terms, area, NONE), fits[0].jackknife, number)
     return [*found, (AREA, ranked)]
 
 

@@ -5,7 +5,7 @@ are added, with Welch and Satterthwaite's degrees of freedom (docs/analysis-plan
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from medtransfer.metrics.scores import ALL, NONE, Metric, Value, encode, metrics
 
 LEVEL = 0.05
 FEWEST_GROUPS = 10
+FEWEST_OF_CLASS = 30  # for an interval of an AUC or a calibration slope: with fewer, one or two decide it
 FEWEST_FITS = 3  # two can be alike by chance, and the interval would be too narrow
 RESAMPLES = 1000
 AT_ONCE = 100  # resamples held in memory
@@ -181,6 +182,14 @@ def too_few(counted: Jackknife, needs: str | int = ALL) -> str | None:
     elif needs != NONE:
         fewest = int(counted.holders[needs])
     return f"none: {fewest} groups" if fewest < FEWEST_GROUPS else None
+
+
+def without_interval(found: Estimate, counted: Jackknife, number: int) -> Estimate:
+    """Return an estimate without its interval if fewer than FEWEST_OF_CLASS groups have the class, or another one."""
+    fewest = min(counted.holders[number], counted.holders.sum() - counted.holders[number])
+    if fewest >= FEWEST_OF_CLASS:
+        return found
+    return replace(found, low=np.nan, high=np.nan, covers=f"none: {fewest} groups")
 
 
 def combine(

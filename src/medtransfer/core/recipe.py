@@ -137,7 +137,7 @@ class TrainParams(Section):
         if self.weight_decay and self.optimizer != "adamw":
             raise ValueError(f"weight_decay: {self.weight_decay:g} is for optimizer: adamw, not {self.optimizer}")
         if 0 < self.augment.mixup < LEAST_MIXUP:
-            raise ValueError(f"augment.mixup: {self.augment.mixup:g} is too small; it needs 0 or at least {LEAST_MIXUP}")
+            raise ValueError(f"augment.mixup is {self.augment.mixup:g}; expected 0 or at least {LEAST_MIXUP}")
         if self.augment.mixup and self.balance == "class_weights":
             raise ValueError("augment.mixup mixes labels, so it needs balance: none or sampling, not class_weights")
         if self.warmup and self.schedule != "cosine":

@@ -180,7 +180,8 @@ def _intercept_and_slope(row: Mapping[Any, Any]) -> str:
     lines = []
     for name in ("intercept", "slope"):
         value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
-        lines.append(_known(value, "z.2f") if pd.isna(low) else f"{short(value)} [{short(low)}, {short(high)}]")
+        shown = f"{short(value)} [{short(low)}, {short(high)}]{_star(row['interval'])}"
+        lines.append(_known(value, "z.2f") if pd.isna(low) else shown)
     return "\n".join(lines)
 
 

@@ -202,10 +202,11 @@ class _Recorder(keras.callbacks.Callback):
         row = {name: float((logs or {})[name]) for name in SCORES}
         if not all(math.isfinite(value) for value in row.values()):
             self.bar.stop()
+            rate = f"{float(self.model.optimizer.learning_rate):g}"
             decay = f", or weight_decay, which is {self.recipe.weight_decay:g}" if self.recipe.weight_decay else ""
             raise DivergedError(
                 f"epoch {epoch + 1}: the loss is {row['loss']} and the validation loss {row['val_loss']}, expected "
-                f"finite numbers; lower the learning rate, which is {float(self.model.optimizer.learning_rate):g}{decay}"
+                f"finite numbers; lower the learning rate, which is {rate}{decay}"
             )
         speed = len(self.training.rows) / (self.trained - self.begin)
         self.rows.append({"epoch": epoch + 1, **row, "seconds": seconds, "images_per_second": speed})
