@@ -92,7 +92,10 @@ def lay_out(params: Params, root: Path, fits: list[GridPoint]) -> str:
         "data": {str(folder): digest_of(folder) for folder in set[Path]().union(*read.values())},
     }
     record = root / "sweep.json"
-    known = json.loads(record.read_text()) if record.exists() else {"sweep": uuid.uuid4().hex, **made_from}
+    try:
+        known = json.loads(record.read_text()) if record.exists() else {"sweep": uuid.uuid4().hex, **made_from}
+    except ValueError as error:
+        raise UserError(f"{record}: cannot be read as JSON ({error}); choose another name, or remove {root}") from None
     if other := [key for key in made_from if known.get(key) != made_from[key]]:
         raise UserError(f"{record}: made with other {', '.join(other)}; choose another name, or remove {root}")
     write_json(record, known)
@@ -100,7 +103,9 @@ def lay_out(params: Params, root: Path, fits: list[GridPoint]) -> str:
         project = root / fit.name
         for path in (LOCK, POINTER, *read[fit]):
             (project / path).parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and not (project / path).exists():
+            if (project / path).is_symlink():  # to another place, if the project was moved or copied
+                (project / path).unlink()
+            if path.exists():
                 (project / path).symlink_to(path.resolve())
         rate = {} if fit.learning_rate is None else {"learning_rate": fit.learning_rate}
         changes = {fit.configuration: configurations[fit.configuration].model_copy(update=rate)}
