@@ -169,11 +169,17 @@ def choose(trials: pd.DataFrame) -> pd.Series | None:
 def for_params(params: Params, dataset: str, name: str, point: Mapping[str, Any]) -> str:
     """Return the values of a point as they stand in a configuration's entry in params.yaml.
 
-    The rates of other data sets stay. Keys that a configuration cannot override begin with `train.`.
+    The rates of other data sets stay. `augment` is given in full, since that of a configuration replaces the common
+    one. Keys that a configuration cannot override begin with `train.`.
     """
+    configuration = params.configurations[name]
+    if any(key.startswith("augment.") for key in point):
+        trial = changed(params, configuration.settings(params.train, dataset), dataset, point)
+        point = {key: value for key, value in point.items() if not key.startswith("augment.")}
+        point["augment"] = trial.augment.model_dump(exclude_defaults=True)
     values = {key if key in Configuration.model_fields else f"train.{key}": value for key, value in point.items()}
     if "learning_rate" in values:
-        known = params.configurations[name].learning_rate
+        known = configuration.learning_rate
         if known is not None and not isinstance(known, dict):
             studied = {other for other, study in params.study.items() if name in (*study.train, *study.transfer)}
             known = dict.fromkeys(sorted(studied), known)
