@@ -111,6 +111,8 @@ def store_uri() -> str:
     if not file:
         return uri
     file = in_project(file)
+    if file.is_dir():
+        raise UserError(f"MLFLOW_TRACKING_URI: {file}: a folder; expected a file, such as {SQLITE}{OWN_STORE}")
     if set("?#") & set(str(file.parent)):
         raise UserError(f"{file.parent}: MLflow cannot keep runs where a folder's name has '?' or '#'; rename it")
     return address_of(file)
