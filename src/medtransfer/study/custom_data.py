@@ -108,8 +108,9 @@ def _remove_training(stages: Any, name: str) -> None:
         stages.insert(list(stages).index(stage), training[1], first)
         first["matrix"] = matrix
     del stages[stage]
-    transferred = stages["transfer"]["matrix"]["dataset"]
-    transferred[:] = [dataset for dataset in transferred if dataset != name]
+    if "transfer" in stages:
+        transferred = stages["transfer"]["matrix"]["dataset"]
+        transferred[:] = [dataset for dataset in transferred if dataset != name]
 
 
 def _classes(samples: pd.DataFrame, known: Sequence[str], where: Path) -> list[str]:
@@ -189,7 +190,8 @@ def _add_training(stages: Any, name: str, only: bool) -> None:
             del stages[other]
         first["matrix"] = matrix
         stages.insert(place, stage, first)
-        stages["transfer"]["matrix"]["configuration"] = CommentedSeq()
+        if "transfer" in stages:
+            stages["transfer"]["matrix"]["configuration"] = CommentedSeq()
     elif stage not in stages:
         shared = MergeValue()
         shared.append(first)
