@@ -1,8 +1,9 @@
 """A study of Optuna's in an SQLite file that processes of one machine share, and that resumes where it stopped."""
 
+import sqlite3
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from medtransfer.core.errors import UserError
 from medtransfer.study.search_space import Space, grid
 
 PROCESS, ROW = "process", "row"  # attributes of a trial
@@ -38,6 +40,7 @@ class SharedStudy:
         self.process, self.lock = process, lock_of(file)
         self.points = grid(plan.space) if plan.sampler == "grid" else []
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        _check_optunas(file)
         with self.lock:  # otherwise, two processes could create the tables at once
             self.study = optuna.create_study(
                 storage=optuna.storages.RDBStorage(f"sqlite:///{file}", {"connect_args": {"timeout": 60}}),
@@ -99,6 +102,19 @@ def living_process(file: Path) -> Iterator[str]:
             yield process
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _check_optunas(file: Path) -> None:
+    """Refuse a file of something else: Optuna would add its tables to MLflow's database."""
+    try:
+        with closing(sqlite3.connect(file)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except sqlite3.DatabaseError as error:
+        raise UserError(
+            f"{file}: not an SQLite file of Optuna's ({error}); move it aside, or name another --output"
+        ) from None
+    if tables and "studies" not in tables:
+        raise UserError(f"{file}: has other tables than Optuna's; name another --output")
 
 
 def _has_ended(file: Path, process: str) -> bool:
