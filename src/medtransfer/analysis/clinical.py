@@ -87,7 +87,8 @@ def _called(fits: list[Run], number: int, calls: list[np.ndarray], kind: bool) -
     """Return how many images of the class (True), or of the others (False), are called so: `calls` (n,) of each fit."""
     images = (encode(fits[0].predictions)[0] == number) == kind
     terms = [np.column_stack([images & (call == kind), images]) for call in calls]
-    return _estimate(fits, terms, lambda sums: sums[..., 0] / sums[..., 1], number if kind else NONE)
+    with np.errstate(invalid="ignore"):  # without the only group of a class, 0/0
+        return _estimate(fits, terms, lambda sums: sums[..., 0] / sums[..., 1], number if kind else NONE)
 
 
 def _threshold(validation: pd.DataFrame | None, number: int, specificity: float) -> float:

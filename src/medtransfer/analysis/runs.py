@@ -15,6 +15,7 @@ from medtransfer.core.layout import RUNS, run_folder
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import predicted_labels, read_predictions
 from medtransfer.core.run_record import read_record
+from medtransfer.core.tables import read_result
 from medtransfer.metrics.scores import score
 
 
@@ -91,7 +92,8 @@ def read_run(folder: Path) -> Run:
     check_unchanged(folder)
     try:
         record = read_record(folder)
-        history = pd.read_csv(folder / "history.csv") if record["kind"] == "network" else None
+        columns = ("epoch", "loss", "val_loss")
+        history = read_result(folder / "history.csv", columns) if record["kind"] == "network" else None
     except (FileNotFoundError, ValueError) as error:
         raise UserError(f"{folder}: no finished fit ({error}); run `dvc repro`") from None
     predictions = read_predictions(folder / "predictions.csv")

@@ -24,6 +24,8 @@ MACHINE_ERRORS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), "free some space or use another disk"),
     **dict.fromkeys((errno.EACCES, errno.EPERM), "fix the permissions"),
     errno.ENOTDIR: "use another path",  # there is a file where a folder must be
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.EEXIST: "it is a file or a link to a missing folder: remove it, or mount the disk",
 }
 
 

@@ -72,6 +72,8 @@ def read_labels(labelled: Labels, classes: Sequence[str]) -> pd.DataFrame:
     given = [column for column in (columns.image, columns.group) if column]
     hot = columns.label.split(",") if "," in columns.label else []
     table = read_table(path, [*given, *hot]).apply(lambda column: column.str.strip())
+    if empty := table.index[table[columns.image] == ""].tolist():
+        raise UserError(f"{path}: row {empty[0]} has no image")
     if columns.label in table:
         labels = table[columns.label]
     else:

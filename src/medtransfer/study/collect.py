@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from medtransfer.analysis.families import overrides
 from medtransfer.analysis.runs import studied_models
-from medtransfer.core.dvc import check_unchanged
+from medtransfer.core.dvc import POINTER, check_unchanged
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder, restore_replaced
 from medtransfer.core.layout import (
@@ -31,6 +31,7 @@ from medtransfer.core.layout import (
 )
 from medtransfer.core.params import Params, read_params
 from medtransfer.core.prepared import check_prepared, check_raw_data, data_of
+from medtransfer.core.provenance import restoring
 from medtransfer.core.run_record import RECORD, find_fits, read_record, recipe_of, split_of, warn_of_leftovers
 from medtransfer.core.tables import read_result
 from medtransfer.data.custom import dataset_of
@@ -67,6 +68,8 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
         _warn_of_other_settings(fit, params)
     if add:
         _check_same_study(fits, RESULTS / name)
+    if not POINTER.exists():
+        raise UserError(f"{POINTER}: not found; {restoring(POINTER)}")
     with atomic_folder(RESULTS / name) as folder:
         if add:
             _copy_fits_and_findings(RESULTS / name, folder)
@@ -99,6 +102,8 @@ def _check_target(folder: Path, add: bool, replace: bool) -> None:
             raise UserError(f"{folder}: not found; leave out --add to create it")
     elif not (folder / "runs").is_dir():
         raise UserError(f"{folder}: contains no collected results; remove it or choose another name")
+    elif add and not (folder / PARAMS).exists():
+        raise UserError(f"{folder / PARAMS}: not found; restore it, or collect all fits with --replace")
     elif not (add or replace):
         raise UserError(f"{folder}: exists; add to it with --add, remove it with --replace, or choose another name")
 
@@ -113,7 +118,7 @@ def _copy_fits_and_findings(known: Path, folder: Path) -> None:
 
 def _copy(fits: list[Path], folder: Path) -> None:
     shutil.copy(PARAMS, folder / PARAMS)
-    shutil.copy("data.dvc", folder / "data-version.yaml")
+    shutil.copy(POINTER, folder / "data-version.yaml")
     for fit in fits:
         target = folder / "runs" / fit.relative_to(RUNS)
         target.mkdir(parents=True, exist_ok=True)

@@ -96,7 +96,10 @@ def _check_replaceable(target: Path, fits: Sequence[Path], facts: Mapping[str, A
     """Check that earlier scores under this name are of the same images and labels, and of no other network."""
     if not target.exists():
         return
-    earlier = json.loads((target / "external.json").read_text())
+    try:
+        earlier = json.loads((target / "external.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{target}: no earlier scores can be read ({error}); move this folder aside") from None
     others = {path.parent.name for path in target.glob("*/predictions.csv")} - {fit.name for fit in fits}
     different = [
         *(what for what, key in IDENTITY.items() if earlier[key] != facts[key]),

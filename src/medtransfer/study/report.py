@@ -63,8 +63,9 @@ def write_leakage(leaky: Path, clean: Path) -> Path:
     say which test images share a lesion or patient with training.
     """
     for folder, expected in ((leaky, "match"), (clean, "remove")):
-        for dataset, settings in _read_yaml(folder / PARAMS)["datasets"].items():
-            found = Split.model_validate(settings["split"]).leak
+        params = _read_yaml(folder / PARAMS)
+        for dataset in params["study"]:
+            found = Split.model_validate(params["datasets"][dataset]["split"]).leak
             if found != expected:
                 raise UserError(
                     f"{folder / PARAMS}: datasets.{dataset}.split.leakage: found {found}, expected {expected}"
@@ -116,7 +117,7 @@ def read_study(folder: Path) -> Study:
         custom={
             name: CatalogueEntry.model_validate(settings["catalogue"]).model_dump()
             for name, settings in datasets.items()
-            if "catalogue" in settings
+            if settings.get("catalogue")
         },
         notes=[" ".join(paragraph.split()) for paragraph in written.split("\n\n") if paragraph.strip()],
         **{key: read_result(path) for key, path in tables_of.items() if path.exists()},
@@ -160,7 +161,10 @@ def _read_records(folder: Path, command: str, runs: list[Run]) -> list[tuple[Pat
     fits = {(run.dataset, run.model, run.seed): run.record["fit"] for run in runs}
     found = []
     for path in sorted(folder.glob(f"*/*/{command}.json")):
-        record = json.loads(path.read_text())
+        try:
+            record = json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path}: cannot be read as JSON ({error}); run `medtransfer {command}` again") from None
         dataset, model, seed = record["dataset"], record["model"], record["seed"]
         if fits.get((dataset, model, seed)) != record["fit"]:
             raise UserError(
@@ -217,4 +221,7 @@ def _read_yaml(path: Path) -> Any:
     for section in ("datasets", "study", "baselines"):
         if not isinstance(params, dict) or section not in params:
             raise UserError(f"{path}: has no {section}; expected the params.yaml of these fits, so restore it")
+    for name, study in params["study"].items():
+        if not isinstance(study, dict) or "train" not in study:
+            raise UserError(f"{path}: study.{name} has no train; expected the params.yaml of these fits, so restore it")
     return params
