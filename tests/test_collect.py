@@ -81,6 +81,27 @@ def test_tables_refuse_a_run_that_has_lost_its_record(tmp_path: Path, monkeypatc
     assert not Path("results/mine/results.csv").exists()
 
 
+def test_a_file_that_results_lack_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished_study(tmp_path, 0, ["imagenet_all"])
+    monkeypatch.chdir(tmp_path)
+    Path("data.dvc").rename("away")
+    assert "data.dvc: not found" in str(CliRunner().invoke(cli, ["collect", "mine"]).exception)
+    Path("away").rename("data.dvc")
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    params = Path("results/mine/params.yaml")
+    text = params.read_text()
+    params.write_text(re.sub("(?m)^ +train:", "    trained:", text))
+    done = CliRunner().invoke(cli, ["tables", "results/mine"])
+    assert "params.yaml: study.ham10000 has no train" in str(done.exception)
+    params.unlink()
+    done = CliRunner().invoke(cli, ["collect", "mine", "--add"])
+    assert "results/mine/params.yaml: not found; restore it" in str(done.exception)
+    params.write_text(text)
+    history = Path("results/mine/runs/chest_xray/imagenet_all-seed0/history.csv")
+    history.write_text(history.read_text().replace("val_loss", "loss_"))
+    assert "history.csv: no column 'val_loss'" in str(CliRunner().invoke(cli, ["tables", "results/mine"]).exception)
+
+
 def test_collect_and_tables_name_the_fits_of_a_renamed_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

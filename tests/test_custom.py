@@ -375,6 +375,18 @@ def test_a_part_far_from_what_was_asked_is_a_warning(project: Path, caplog: pyte
     assert "% of the images are" in caplog.text
 
 
+def test_data_sets_come_and_go_without_a_transfer_stage(project: Path) -> None:
+    """README says to leave out a data set by removing it from `study` and dvc.yaml, which takes `transfer` along."""
+    yaml = YAML()
+    pipeline = yaml.load(Path("dvc.yaml"))
+    del pipeline["stages"]["transfer"]
+    yaml.dump(pipeline, Path("dvc.yaml"))
+    add()
+    remove_custom(read_params(Path("params.yaml")), "mine")
+    add(only=True)
+    assert list(read_params(Path("params.yaml")).study) == ["mine"]
+
+
 def test_it_can_be_the_only_data_set(project: Path) -> None:
     add(only=True)
     assert list(read_params(Path("params.yaml")).study) == ["mine"]

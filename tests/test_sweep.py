@@ -311,6 +311,11 @@ def test_the_grid_has_a_fit_for_every_combination(project: Path) -> None:
         assert written.seeds == [fit.seed]
     named = small.model_copy(update={"weights": small.weights.model_copy(update={"file": "here.h5"})})
     assert stage.lay_out(named, root, fits[::-1]) == first
+    link = root / fits[0].name / "artifacts" / "prepared" / "chest_xray"
+    link.unlink()
+    link.symlink_to(project / "elsewhere", target_is_directory=True)  # as after the project was moved
+    stage.lay_out(small, root, fits)
+    assert link.resolve() == (project / "artifacts" / "prepared" / "chest_xray").resolve()
     with pytest.raises(UserError, match=r"sweep\.json: made with other fits, configurations; choose another name"):
         stage.lay_out(small, root, fits[1:3])
     other = small.model_copy(update={"train": small.train.model_copy(update={"batch_size": 64})})

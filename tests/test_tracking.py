@@ -668,6 +668,9 @@ def test_a_relative_store_is_the_projects_in_a_copy_that_dvc_made(
     for folder in (tmp_path, copy):
         monkeypatch.chdir(folder)
         assert mlflow_store.store_uri() == f"sqlite:///{tmp_path}/{named or 'mlruns/mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///.")
+    with pytest.raises(UserError, match="a folder; expected a file"):  # not: move it aside
+        mlflow_store.store_uri()
 
 
 def test_a_moved_or_copied_project_keeps_its_artifacts_and_leaves_the_old_place_alone(

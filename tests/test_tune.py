@@ -4,9 +4,11 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from medtransfer.data.catalogue import CHEST_XRAY
 from medtransfer.data.preparation import prepare_dataset
 from medtransfer.study import tune as stage
 from medtransfer.study.search_space import advice, at_edge, changed, check_space, choose, for_params, grid, parse_space
-from medtransfer.study.shared_study import Plan, lock_of
+from medtransfer.study.shared_study import Plan, SharedStudy, lock_of
 from medtransfer.tracking import mlflow_store
 from medtransfer.training.experiment import build_network, cache_features, training_rows
 from medtransfer.training.loop import fit
@@ -425,8 +427,25 @@ def test_the_printed_line_keeps_other_rates_and_names_an_edge(params: Params) ->
     assert "optimizer: sgd, learning_rate: {ham10000: 0.0001, " in line
     assert "fraction" not in line
     point = {"batch_size": 16, "augment.crop": 0.5, "recipe": "modern"}
-    printed_point = "train.batch_size: 16, train.augment.crop: 0.5, recipe: modern"
-    assert for_params(params, "ham10000", "imagenet_all", point) == printed_point
+    printed_point = for_params(params, "ham10000", "imagenet_all", point)
+    before, augment = printed_point.split(", augment: ")
+    assert before == "train.batch_size: 16, recipe: modern"
+    assert YAML(typ="safe").load(augment) == {
+        "flips": "any", "crop": 0.5, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2,
+    }  # fmt: skip
+
+
+def test_another_programs_file_is_not_searched_in(tmp_path: Path) -> None:
+    """Optuna would add its tables to MLflow's database."""
+    file, plan = tmp_path / "x.db", Plan(parse_space(["dropout=0.1"]))
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("CREATE TABLE runs (run_uuid TEXT)")
+    for told in ("has other tables than Optuna's", "not an SQLite file of Optuna's"):
+        before = file.read_bytes()
+        with pytest.raises(UserError, match=told):
+            SharedStudy(file, "search", plan, 0, "me")
+        assert file.read_bytes() == before
+        file.write_text("garbage, not a database")
 
 
 def test_a_table_of_an_older_version_is_refused(project: Path, small: Params, monkeypatch: pytest.MonkeyPatch) -> None:
