@@ -41,6 +41,8 @@ def test_the_committed_results_give_the_verdicts_of_the_readme() -> None:
     at_64_px = Study("smaller", fits, read_tables(PROJECT / AT_64_PX, ""))
     together = answers(Study("committed", [], read_tables(PROJECT / ANSWER, "")), [at_64_px])
     assert together.verdict["ImageNet weights instead of random weights"].tolist() == [ten, "**higher, at 64 px**"]
+    for change in ("train the last block instead of the first", "train the first and last blocks instead of all"):
+        assert together.verdict[change].tolist() == ["**not shown, at 64 px**", free]
     assert together.verdict["train the last block instead of all"].tolist() == ["**not shown, at 64 px**", free]
 
 
@@ -61,10 +63,12 @@ def test_the_readme_says_what_the_committed_results_say() -> None:
         assert f"| {change} | {' | '.join(cells)} |" in answered
     assert answered.count("\n| ") == 1 + len(README_ROWS) + 1
     claims = read_tables(PROJECT / AT_64_PX, "").claims
-    (held,) = claims[claims.verdict == HOLDS].to_dict("records")
-    assert (held["dataset"], held["first"], held["second"]) == ("chest_xray", "imagenet_all", "cnn_random")
-    numbers = [f"{held[name]:.3f}".removeprefix("0") for name in ("difference", "low", "high")]
-    assert "yes, by {} [{}, {}]".format(*numbers) in answered
+    held = claims[claims.verdict == HOLDS].to_dict("records")
+    assert {(row["dataset"], row["second"]) for row in held} == {("chest_xray", "cnn_random")}
+    assert [row["first"] for row in held] == ["imagenet_all", "ham10000_all"]
+    for weights, row in zip(("ImageNet", "HAM10000"), held, strict=True):
+        numbers = [f"{row[name]:.3f}".removeprefix("0") for name in ("difference", "low", "high")]
+        assert "{} weights by {} [{}, {}]".format(weights, *numbers) in " ".join(answered.split())
     pairs = read_comparisons(PROJECT / AT_64_PX / "differences.csv")
     for other, words in (("imagenet_all", "by {} [{}, {}]"), ("modern_last_block", "costs {} [{}, {}]")):
         pair = find_pair(pairs, "ham10000", "modern_all", other)
