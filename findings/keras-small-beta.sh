@@ -2,9 +2,9 @@
 # Keras 3.15.1 on TensorFlow 2.21.0: keras.random.beta with small parameters, as in MixUp, returns exactly one half.
 # Expected, from Beta(x, x) with x = 0.01: nearly every draw is close to 0 or 1, and 4% lie between .01 and .99, as with
 # NumPy and with Keras on JAX.
-# Seen, with 20,000 draws in float32: 18% are exactly .5 on TensorFlow, 0% on JAX; with x = 0.001, 85% and 0%. Both gamma
-# draws, of which the share is made, fall below the smallest float32. From x = 0.1 on, the backends agree. So a mixing
-# weight that should almost switch MixUp off makes half-and-half images.
+# Seen, with 20,000 draws in float32: 18% are exactly .5 on TensorFlow, 0% on JAX; with x = 0.001, 85% and 0%. Each share
+# is computed from two gamma draws, and both underflow in float32. From x = 0.1 on, the backends agree. So a setting that
+# should almost switch MixUp off gives half-and-half images.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

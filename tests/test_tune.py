@@ -440,7 +440,7 @@ def test_another_programs_file_is_not_searched_in(tmp_path: Path) -> None:
     file, plan = tmp_path / "x.db", Plan(parse_space(["dropout=0.1"]))
     with closing(sqlite3.connect(file)) as database:
         database.execute("CREATE TABLE runs (run_uuid TEXT)")
-    for told in ("has other tables than Optuna's", "not an SQLite file of Optuna's"):
+    for told in ("a database of another program", "not an Optuna database"):
         before = file.read_bytes()
         with pytest.raises(UserError, match=told):
             SharedStudy(file, "search", plan, 0, "me")

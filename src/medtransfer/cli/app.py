@@ -25,7 +25,7 @@ MACHINE_ERRORS = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), "fix the permissions"),
     errno.ENOTDIR: "use another path",  # there is a file where a folder must be
     errno.ENAMETOOLONG: "use a shorter name",
-    errno.EEXIST: "it is a file or a link to a missing folder: remove it, or mount the disk",
+    errno.EEXIST: "expected a folder, not a file or a broken link; remove it, or mount the disk it points to",
 }
 
 

@@ -73,7 +73,7 @@ def read_labels(labelled: Labels, classes: Sequence[str]) -> pd.DataFrame:
     hot = columns.label.split(",") if "," in columns.label else []
     table = read_table(path, [*given, *hot]).apply(lambda column: column.str.strip())
     if empty := table.index[table[columns.image] == ""].tolist():
-        raise UserError(f"{path}: row {empty[0]} has no image")
+        raise UserError(f"{path}: row {empty[0]} has no image; add its name, or remove the row")
     if columns.label in table:
         labels = table[columns.label]
     else:

@@ -99,7 +99,9 @@ def _check_replaceable(target: Path, fits: Sequence[Path], facts: Mapping[str, A
     try:
         earlier = json.loads((target / "external.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{target}: no earlier scores can be read ({error}); move this folder aside") from None
+        raise UserError(
+            f"{target / 'external.json'}: cannot read the earlier scores ({error}); move {target} away"
+        ) from None
     others = {path.parent.name for path in target.glob("*/predictions.csv")} - {fit.name for fit in fits}
     different = [
         *(what for what, key in IDENTITY.items() if earlier[key] != facts[key]),

@@ -223,5 +223,7 @@ def _read_yaml(path: Path) -> Any:
             raise UserError(f"{path}: has no {section}; expected the params.yaml of these fits, so restore it")
     for name, study in params["study"].items():
         if not isinstance(study, dict) or "train" not in study:
-            raise UserError(f"{path}: study.{name} has no train; expected the params.yaml of these fits, so restore it")
+            raise UserError(
+                f"{path}: study.{name} has no train; expected the params.yaml of these fits; restore that file"
+            )
     return params

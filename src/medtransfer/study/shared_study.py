@@ -105,16 +105,14 @@ def living_process(file: Path) -> Iterator[str]:
 
 
 def _check_optunas(file: Path) -> None:
-    """Refuse a file of something else: Optuna would add its tables to MLflow's database."""
+    """Refuse another program's file, such as MLflow's database: Optuna would add its tables to it."""
     try:
         with closing(sqlite3.connect(file)) as database:
             tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except sqlite3.DatabaseError as error:
-        raise UserError(
-            f"{file}: not an SQLite file of Optuna's ({error}); move it aside, or name another --output"
-        ) from None
+        raise UserError(f"{file}: not an Optuna database ({error}); move it away, or choose another --output") from None
     if tables and "studies" not in tables:
-        raise UserError(f"{file}: has other tables than Optuna's; name another --output")
+        raise UserError(f"{file}: a database of another program, not Optuna's; choose another --output")
 
 
 def _has_ended(file: Path, process: str) -> bool:
