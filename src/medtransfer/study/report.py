@@ -164,7 +164,9 @@ def _read_records(folder: Path, command: str, runs: list[Run]) -> list[tuple[Pat
         try:
             record = json.loads(path.read_text())
         except ValueError as error:
-            raise UserError(f"{path}: cannot be read as JSON ({error}); run `medtransfer {command}` again") from None
+            raise UserError(
+                f"{path}: cannot be read as JSON ({error}); remove {path.parent}, or make it again"
+            ) from None
         dataset, model, seed = record["dataset"], record["model"], record["seed"]
         if fits.get((dataset, model, seed)) != record["fit"]:
             raise UserError(
