@@ -372,6 +372,13 @@ def test_the_leak_is_measured_between_two_folders_and_shown(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     mixed = CliRunner().invoke(cli, ["leakage", "remove", "match"])
     assert "remove/params.yaml: datasets.ham10000.split.leakage: found remove, expected match" in str(mixed.exception)
+    path, made = Path("match/params.yaml"), Path("match/params.yaml").read_text()
+    path.write_text(made.replace(", seed: 0,", ","))
+    cut = CliRunner().invoke(cli, ["leakage", "match", "remove"])
+    assert "match/params.yaml: datasets.ham10000 has no valid split; restore that file" in str(cut.exception)
+    # A data set that is not studied does not matter.
+    other = "datasets:\n  other: {split: {by: group, validation: 0.2, test: 0.2, seed: 0}}\n"
+    path.write_text(made.replace("datasets:\n", other, 1))
     untold = CliRunner().invoke(cli, ["leakage", "match", "remove"])
     assert "match/runs/chest_xray/shared.csv: not found" in str(untold.exception)
     tested = pd.read_csv(f"match/{fit}/predictions.csv", dtype=str).query("split == 'test'").id

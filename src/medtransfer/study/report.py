@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -65,7 +66,12 @@ def write_leakage(leaky: Path, clean: Path) -> Path:
     for folder, expected in ((leaky, "match"), (clean, "remove")):
         params = _read_yaml(folder / PARAMS)
         for dataset in params["study"]:
-            found = Split.model_validate(params["datasets"][dataset]["split"]).leak
+            try:
+                found = Split.model_validate(params["datasets"][dataset]["split"]).leak
+            except (KeyError, ValidationError):
+                raise UserError(
+                    f"{folder / PARAMS}: datasets.{dataset} has no valid split; restore that file"
+                ) from None
             if found != expected:
                 raise UserError(
                     f"{folder / PARAMS}: datasets.{dataset}.split.leakage: found {found}, expected {expected}"
