@@ -102,11 +102,12 @@ def lay_out(params: Params, root: Path, fits: list[GridPoint]) -> str:
     for fit in fits:
         project = root / fit.name
         for path in (LOCK, POINTER, *read[fit]):
-            (project / path).parent.mkdir(parents=True, exist_ok=True)
-            if (project / path).is_symlink():  # to another place, if the project was moved or copied
-                (project / path).unlink()
-            if path.exists():
-                (project / path).symlink_to(path.resolve())
+            link, target = project / path, path.resolve()
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if link.is_symlink() and link.readlink() != target:  # the project was moved or copied
+                link.unlink()
+            if path.exists() and not link.exists():
+                link.symlink_to(target)
         rate = {} if fit.learning_rate is None else {"learning_rate": fit.learning_rate}
         changes = {fit.configuration: configurations[fit.configuration].model_copy(update=rate)}
         for_fit = params.model_copy(update={"seeds": [fit.seed], "configurations": params.configurations | changes})
