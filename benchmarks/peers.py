@@ -32,7 +32,7 @@ OUTPUT = Path("benchmarks/results/peers.json")
 def compare(predictions: pd.DataFrame) -> dict[str, float]:
     """Return the size of each difference between a metric of ours and of another library."""
     ours = score(predictions)
-    codes, probabilities = encode(predictions)
+    _, codes, probabilities, _ = encode(predictions)
     classes = probabilities.shape[1]
     labels, predicted = range(classes), probabilities.argmax(axis=1)
     tensor, target = torch.tensor(probabilities), torch.tensor(codes)

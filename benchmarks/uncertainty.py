@@ -33,7 +33,7 @@ from medtransfer.analysis.runs import Run, by_model, read_run
 from medtransfer.analysis.scores import estimate_of, scaled
 from medtransfer.analysis.uncertainty import freedom, group_sums, groups_variance
 from medtransfer.core.predictions import classes_of
-from medtransfer.metrics.scores import BY_NAME, CALIBRATION, MACRO, metrics_of
+from medtransfer.metrics.scores import BY_NAME, CALIBRATION, MACRO, metrics_of, score
 
 RUNS = Path("results/real-64px-by-group/runs")
 DATASETS = ("ham10000", "chest_xray")
@@ -60,11 +60,11 @@ def coverage(dataset: str) -> dict[str, float]:
     rng = np.random.default_rng(SEED)
     fit, other = (read_run(RUNS / dataset / f"{model}-seed0") for model in ("imagenet_all", "cnn_random"))
     metrics = metrics_of(classes_of(fit.predictions))
-    truth = {metric.name: fit.scores[metric.name] for metric in metrics}
+    truth = score(fit.predictions)
     truth["difference"] = fit.scores[MACRO] - other.scores[MACRO]
     parts = list(fit.predictions.groupby("group").indices.values())
     error, per_class = BY_NAME[CALIBRATION], _per_class(fit)
-    true_error = scaled([fit])[0].scores[CALIBRATION]
+    true_error = score(scaled([fit])[0].predictions)[CALIBRATION]
     covered: dict[str, list[bool]] = {}
     for _ in range(DRAWS):
         chosen = [parts[number] for number in rng.integers(len(parts), size=len(parts))]
@@ -107,7 +107,7 @@ def false_positives(dataset: str) -> list[dict[str, Any]]:
     rng = np.random.default_rng(SEED)
     metric = BY_NAME[MACRO]
     sides = [
-        group_sums(read_run(RUNS / dataset / f"{model}-seed0").predictions, metric)
+        group_sums(read_run(RUNS / dataset / f"{model}-seed0").encoded, metric)
         for model in ("imagenet_all", "imagenet_first_last")
     ]
     count = len(sides[0])

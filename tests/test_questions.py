@@ -36,7 +36,7 @@ def fit(params: Params, model: str, *, right: int = 1, **configuration: object) 
             "configuration": chosen.model_dump(exclude_none=True),
         },
     }  # fmt: skip
-    answers = pd.DataFrame({"label": ["mel", "mel", "nv", "nv"], "p_mel": [1.0, 1.0, 0.0, 0.0]})
+    answers = pd.DataFrame({"group": list("abcd"), "label": ["mel", "mel", "nv", "nv"], "p_mel": [1.0, 1.0, 0.0, 0.0]})
     answers.loc[right:, "p_mel"] = 1 - answers.p_mel
     return Run(record, answers.assign(p_nv=1 - answers.p_mel), NOTHING)
 

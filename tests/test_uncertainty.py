@@ -26,7 +26,7 @@ from medtransfer.analysis.uncertainty import (
 )
 from medtransfer.core.errors import UserError
 from medtransfer.core.predictions import as_predictions
-from medtransfer.metrics.scores import AUC, BY_NAME, CALIBRATION, MACRO, MICRO, metrics_of, score
+from medtransfer.metrics.scores import AUC, BY_NAME, CALIBRATION, MACRO, MICRO, encode, metrics_of, score
 from medtransfer.report.tables import calibration as shown_calibration
 
 CLASSES = ["a", "b", "c"]
@@ -68,7 +68,7 @@ def comparison(**changes: object) -> Comparison:
 
 def test_leaving_a_group_out_is_scoring_without_its_images() -> None:
     table = predictions()
-    found = jackknife(table)
+    found = jackknife(encode(table))
     slow = pd.DataFrame([score(table[table.group != name]) for name in table.group.drop_duplicates()])
     for name in found.names:
         value, without = found.of(name)

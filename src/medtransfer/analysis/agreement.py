@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import pandas as pd
-import scipy.stats
 
 WAYS = {
     "trained": "macro F1 added by training it",
@@ -40,6 +39,8 @@ def agree(
     Kendall's W comes from Friedman's test (Kendall and Babington Smith, Ann. Math. Stat. 10, 275, 1939), whose p-value
     is left out: several measurements of one network are no independent judges.
     """
+    from scipy.stats import friedmanchisquare
+
     scores = rewinding.set_index("block").macro_f1
     layers = similarity.groupby("block", sort=False)
     probed = probes.pivot(index="block", columns="network", values="macro_f1")
@@ -53,5 +54,5 @@ def agree(
     )
     if gains is not None and gains.notna().all():
         blocks.insert(0, "trained", gains)
-    test = scipy.stats.friedmanchisquare(*blocks.to_numpy())
+    test = friedmanchisquare(*blocks.to_numpy())
     return Agreement(blocks, float(test.statistic / (len(blocks.columns) * (len(blocks) - 1))))

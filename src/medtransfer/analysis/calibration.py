@@ -32,7 +32,7 @@ STEPS = 100  # of Newton's method, which takes about ten
 
 def fit_temperature(validation: pd.DataFrame) -> float:
     """Return the temperature that makes the validation labels most likely; above 1 softens the probabilities."""
-    codes, probabilities = encode(validation)
+    _, codes, probabilities, _ = encode(validation)
     logits = np.log(np.maximum(probabilities, SMALLEST))
 
     def loss(log_temperature: float) -> float:
@@ -52,9 +52,9 @@ def believable(temperature: float) -> bool:
 
 def scale(predictions: pd.DataFrame, temperature: float) -> pd.DataFrame:
     """Return the predictions with their probabilities at another temperature; the most probable class stays."""
-    _, probabilities = encode(predictions)
     columns = probability_columns(classes_of(predictions))
-    return predictions.assign(**dict(zip(columns, temper(probabilities, temperature).T, strict=True)))
+    scaled = temper(encode(predictions).probabilities, temperature)
+    return predictions.assign(**dict(zip(columns, scaled.T, strict=True)))
 
 
 def temper(probabilities: np.ndarray, temperature: float) -> np.ndarray:
@@ -82,15 +82,14 @@ def calibration_table(runs: list[Run]) -> pd.DataFrame:
     rows = []
     networks = [run for run in runs if run.record["kind"] == "network"]
     for dataset, model, fits in by_model(networks):
-        encoded = [encode(run.predictions) for run in fits]
         for number, name in enumerate(classes_of(fits[0].predictions)):
             row: dict[str, Any] = {"dataset": dataset, "model": model, "family": family(fits[0].record), "class": name}
             for measure, with_slope in (("intercept", False), ("slope", True)):
-                fitted = [recalibration(codes == number, p[:, number], with_slope) for codes, p in encoded]
-                left = [
-                    (value, sum_by_group(run.predictions, changes)[:, 0])
-                    for run, (value, changes) in zip(fits, fitted, strict=True)
-                ]
+                left = []
+                for run in fits:
+                    _, codes, probabilities, _ = run.encoded
+                    value, changes = recalibration(codes == number, probabilities[:, number], with_slope)
+                    left.append((value, sum_by_group(run.encoded, changes)[:, 0]))
                 found = estimate(left, fits[0].jackknife, number, None)
                 interval, seeds = found.covers, found.seeds
                 if with_slope:
@@ -132,11 +131,11 @@ def reliability(fits: list[Run]) -> pd.DataFrame:
     """
     parts = []
     for run in fits:
-        codes, probabilities = encode(run.predictions)
+        _, codes, probabilities, _ = run.encoded
         confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == codes
         bins = np.eye(BINS)[bin_of(confidence)]
         terms = np.hstack([bins * right[:, None], bins * confidence[:, None], bins])
-        parts.append(sum_by_group(run.predictions, terms))
+        parts.append(sum_by_group(run.encoded, terms))
     hits, confidences, counts = np.split(np.sum(parts, axis=0), 3, axis=1)
     rows = []
     for hit, confidence, count in zip(hits.T, confidences.T, counts.T, strict=True):

@@ -21,7 +21,7 @@ from medtransfer.analysis.uncertainty import (
     without_interval,
 )
 from medtransfer.core.predictions import classes_of
-from medtransfer.metrics.scores import BY_NAME, MACRO, MICRO, NONE, Value, area, encode, placements, score
+from medtransfer.metrics.scores import BY_NAME, MACRO, MICRO, NONE, Value, area, encode, measure, placements
 
 SPECIFICITIES = (0.90, 0.95)
 SENSITIVITY, SPECIFICITY, AREA = "sensitivity", "specificity", "AUC"
@@ -41,7 +41,9 @@ def best_network(runs: Sequence[Run], dataset: str) -> list[Run]:
     ]
 
     def validated(fits: list[Run]) -> float:
-        return float(np.mean([score(run.validation)[MACRO] for run in fits if run.validation is not None]))
+        return float(
+            np.mean([measure(encode(run.validation), BY_NAME[MACRO]) for run in fits if run.validation is not None])
+        )
 
     fewest = min(FEWEST_FITS, max(map(len, networks), default=0))
     return max((fits for fits in networks if len(fits) >= fewest), key=validated, default=[])
@@ -64,28 +66,31 @@ def class_table(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _measures(fits: list[Run], number: int) -> list[tuple[str, Estimate]]:
-    encoded = [encode(run.predictions) for run in fits]
     called = {"": _most_probable(fits, number)}
     for wanted in SPECIFICITIES:
         limits = [_threshold(run.validation, number, wanted) for run in fits]
-        called[f" at {wanted:.2f}"] = [p[:, number] > limit for (_, p), limit in zip(encoded, limits, strict=True)]
+        called[f" at {wanted:.2f}"] = [
+            run.encoded.probabilities[:, number] > limit for run, limit in zip(fits, limits, strict=True)
+        ]
     found = []
     for suffix, calls in called.items():
         found.append((SENSITIVITY + suffix, _called(fits, number, calls, True)))
         found.append((SPECIFICITY + suffix, _called(fits, number, calls, False)))
-    terms = [placements(*one)[:, 5 * number : 5 * number + 5] for one in encoded]
-    ranked = without_interval(_estimate(fits, terms, area, NONE), fits[0].jackknife, number)
-    return [*found, (AREA, ranked)]
+    ranked = [
+        placements((run.encoded.codes != number).astype(int), run.encoded.probabilities[:, [number]]) for run in fits
+    ]
+    auc = without_interval(_estimate(fits, ranked, area, NONE), fits[0].jackknife, number)
+    return [*found, (AREA, auc)]
 
 
 def _most_probable(fits: list[Run], number: int) -> list[np.ndarray]:
     """Return for each fit the images (n,) whose most probable class it is."""
-    return [encode(run.predictions)[1].argmax(axis=1) == number for run in fits]
+    return [run.encoded.probabilities.argmax(axis=1) == number for run in fits]
 
 
 def _called(fits: list[Run], number: int, calls: list[np.ndarray], kind: bool) -> Estimate:
     """Return how many images of the class (True), or of the others (False), are called so: `calls` (n,) of each fit."""
-    images = (encode(fits[0].predictions)[0] == number) == kind
+    images = (fits[0].encoded.codes == number) == kind
     terms = [np.column_stack([images & (call == kind), images]) for call in calls]
     with np.errstate(invalid="ignore"):  # without the only group of a class, 0/0
         return _estimate(fits, terms, lambda sums: sums[..., 0] / sums[..., 1], number if kind else NONE)
@@ -93,13 +98,13 @@ def _called(fits: list[Run], number: int, calls: list[np.ndarray], kind: bool) -
 
 def _threshold(validation: pd.DataFrame | None, number: int, specificity: float) -> float:
     """Return the probability above which a class is called, for a specificity on the validation images."""
-    codes, probabilities = encode(validation)  # type: ignore[arg-type]  # `best_network` has some
+    _, codes, probabilities, _ = encode(validation)  # type: ignore[arg-type]  # `best_network` has some
     return float(np.quantile(probabilities[codes != number, number], specificity, method="higher"))
 
 
 def _estimate(fits: list[Run], terms: list[np.ndarray], value: Value, needs: str | int) -> Estimate:
     """Return a measure with its interval from what each image adds to it, (images, terms), for each fit."""
-    found = [leave_out(sum_by_group(run.predictions, own), value) for run, own in zip(fits, terms, strict=True)]
+    found = [leave_out(sum_by_group(run.encoded, own), value) for run, own in zip(fits, terms, strict=True)]
     return estimate(found, fits[0].jackknife, needs, share_ends)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 from medtransfer.analysis.families import family_of_pair
 from medtransfer.analysis.runs import Run, by_model, check_same_images, collapsed
@@ -99,7 +99,7 @@ class Comparison:
         """Return the ends of the interval that covers the truth with a probability of 1 - `level`."""
         if self.interval not in (BOTH, GROUPS):
             return np.nan, np.nan
-        width = float(stats.t.ppf(1 - level / 2, self.freedom)) * self.error
+        width = float(stdtrit(self.freedom, 1 - level / 2)) * self.error
         return self.difference - width, self.difference + width
 
     @property
@@ -107,7 +107,7 @@ class Comparison:
         """The two-sided p-value of no difference between the recipes; NaN with too few seeds or groups."""
         if self.interval != BOTH:
             return np.nan
-        return float(2 * stats.t.sf(abs(self.difference) / self.error, self.freedom)) if self.error else 1.0
+        return float(2 * stdtr(self.freedom, -abs(self.difference) / self.error)) if self.error else 1.0
 
     def reversed(self) -> "Comparison":
         """Return the comparison of the second model with the first."""

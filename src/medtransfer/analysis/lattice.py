@@ -110,7 +110,7 @@ def _interactions(names: list[Subset]) -> dict[str, np.ndarray]:
 def _estimates(fits: list[list[Run]], metric: Metric, shares: dict[str, np.ndarray]) -> list[dict[str, object]]:
     values, deviations, spreads = [], [], []
     for seeds in fits:
-        left = [leave_out(group_sums(run.predictions, metric), metric.value) for run in seeds]
+        left = [leave_out(group_sums(run.encoded, metric), metric.value) for run in seeds]
         scores = np.array([score for score, _ in left])
         values.append(scores.mean())
         deviations.append(np.mean([without for _, without in left], axis=0))

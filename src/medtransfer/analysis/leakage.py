@@ -10,7 +10,7 @@ from medtransfer.analysis.differences import Comparison, compare_scores
 from medtransfer.analysis.runs import Run, by_model, check_same_images
 from medtransfer.analysis.uncertainty import BOTH, TOO_FEW_FITS, Jackknife, jackknife
 from medtransfer.core.predictions import classes_of
-from medtransfer.metrics.scores import MACRO, MICRO, Metric, metrics_of
+from medtransfer.metrics.scores import MACRO, MICRO, Metric, encode, metrics_of
 
 COLUMNS = [
     "dataset", "model", "leaky_seeds", "clean_seeds", "images", "class", "tested", "leaky", "clean", "difference",
@@ -52,7 +52,7 @@ def _by_images(leaky: list[Run], clean: list[Run], shared: pd.DataFrame) -> list
     leaks = tested.id.isin(shared.id[shared.split.isin(SEEN[leaky[0].record["kind"]])])
     classes = classes_of(tested)
     sides = {
-        images: [[jackknife(run.predictions[kept]) for run in side] for side in (leaky, clean)]
+        images: [[jackknife(encode(run.predictions[kept])) for run in side] for side in (leaky, clean)]
         for images, kept in ((ALL, leaks | True), (SHARED, leaks), (OTHERS, ~leaks))
         if kept.any()
     }

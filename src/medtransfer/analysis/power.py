@@ -3,7 +3,7 @@
 from bisect import bisect_left
 
 import numpy as np
-from scipy import optimize, stats
+from scipy.special import nctdtrinc, stdtrit
 
 from medtransfer.analysis.differences import Comparison
 from medtransfer.analysis.uncertainty import BOTH, freedom
@@ -41,5 +41,4 @@ def seeds_needed(pair: Comparison, difference: float, level: float, fewest: int)
 def _standard_errors(degrees: float, level: float) -> float:
     """Return how many standard errors a true difference must measure."""
     degrees = min(degrees, 1e6)  # scipy's noncentral t knows no infinity
-    limit = stats.t.ppf(1 - level / 2, degrees)
-    return float(optimize.brentq(lambda shift: stats.nct.sf(limit, degrees, shift) - POWER, 0, limit * 10 + 10))
+    return float(nctdtrinc(degrees, 1 - POWER, stdtrit(degrees, 1 - level / 2)))

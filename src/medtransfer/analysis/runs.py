@@ -16,7 +16,7 @@ from medtransfer.core.params import Params
 from medtransfer.core.predictions import predicted_labels, read_predictions
 from medtransfer.core.run_record import read_record
 from medtransfer.core.tables import read_result
-from medtransfer.metrics.scores import score
+from medtransfer.metrics.scores import Encoded, encode
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,14 @@ class Run:
         return int(self.record["seed"])
 
     @cached_property
+    def encoded(self) -> Encoded:
+        """The predictions of the test images as arrays."""
+        return encode(self.predictions)
+
+    @property
     def scores(self) -> dict[str, float]:
-        """Every metric on the test images."""
-        return score(self.predictions)
+        """Every smooth metric on the test images."""
+        return dict(zip(self.jackknife.names, self.jackknife.values.tolist(), strict=True))
 
     @cached_property
     def classes_found(self) -> int:
@@ -62,7 +67,7 @@ class Run:
     @cached_property
     def jackknife(self) -> Jackknife:
         """Every metric on the test images without each lesion or patient."""
-        return jackknife(self.predictions)
+        return jackknife(self.encoded)
 
 
 def studied(params: Params) -> list[Path]:

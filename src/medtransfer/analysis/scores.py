@@ -108,7 +108,7 @@ def score_fits(fits: list[Run], metric: Metric) -> tuple[np.ndarray, float]:
     with every resampling, so it can be measured and subtracted: twice the value minus the mean over resamples
     (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 10.6).
     """
-    sums = [group_sums(run.predictions, metric) for run in fits]
+    sums = [group_sums(run.encoded, metric) for run in fits]
     values, deviations = map(np.array, zip(*(leave_out(own, metric.value) for own in sums), strict=True))
     if metric.smooth:
         return values, groups_variance(deviations.mean(axis=0))

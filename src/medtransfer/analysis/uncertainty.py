@@ -9,12 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from scipy import stats
-from scipy.special import expit, logit
+from scipy.special import betaincinv, expit, logit, stdtrit
 
-from medtransfer.core.predictions import classes_of
-from medtransfer.metrics.scores import ALL, NONE, Metric, Value, encode, metrics_of
+from medtransfer.metrics.scores import ALL, NONE, Encoded, Metric, Value, metrics_of
 
 LEVEL = 0.05
 FEWEST_GROUPS = 10
@@ -79,14 +76,15 @@ class Jackknife:
         return float(self.values[column]), self.without[:, column]
 
 
-def jackknife(predictions: pd.DataFrame) -> Jackknife:
+def jackknife(encoded: Encoded) -> Jackknife:
     """Return every smooth metric of a fit with and without each group."""
-    metrics = [metric for metric in metrics_of(classes_of(predictions)) if metric.smooth]
-    encoded, groups = encode(predictions), pd.factorize(predictions.group)[0]
-    sums = {terms: sum_by(groups, terms(*encoded)) for terms in {metric.terms for metric in metrics}}
+    metrics = [metric for metric in metrics_of(encoded.classes) if metric.smooth]
+    sums = {
+        metric.terms: group_sums(encoded, metric) for metric in {metric.terms: metric for metric in metrics}.values()
+    }
     values, without = zip(*(leave_out(sums[metric.terms], metric.value) for metric in metrics), strict=True)
-    held = np.zeros((groups.max() + 1, len(classes_of(predictions))), bool)
-    held[groups, encoded[0]] = True
+    held = np.zeros((encoded.groups.max() + 1, len(encoded.classes)), bool)
+    held[encoded.groups, encoded.codes] = True
     return Jackknife([metric.name for metric in metrics], np.array(values), np.column_stack(without), held.sum(axis=0))
 
 
@@ -100,20 +98,15 @@ def leave_out(sums: np.ndarray, value: Value) -> tuple[float, np.ndarray]:
     return float(value(total)), left - left.mean()
 
 
-def group_sums(predictions: pd.DataFrame, metric: Metric) -> np.ndarray:
-    """Return the sums of a metric's terms over each group, (groups, terms), in order of appearance."""
-    return sum_by_group(predictions, metric.terms(*encode(predictions)))
+def group_sums(encoded: Encoded, metric: Metric) -> np.ndarray:
+    """Return the sums of a metric's terms over each group, (groups, terms)."""
+    return sum_by_group(encoded, metric.terms(encoded.codes, encoded.probabilities))
 
 
-def sum_by_group(predictions: pd.DataFrame, terms: np.ndarray) -> np.ndarray:
-    """Sum the terms of the images, (images, terms), over each group: (groups, terms), in order of appearance."""
-    return sum_by(pd.factorize(predictions.group)[0], terms)
-
-
-def sum_by(groups: np.ndarray, terms: np.ndarray) -> np.ndarray:
-    """Sum the terms of the images, (images, terms), over each group; `groups` (images,) has each image's group."""
-    sums = np.zeros((groups.max() + 1, terms.shape[1]))
-    np.add.at(sums, groups, terms)
+def sum_by_group(encoded: Encoded, terms: np.ndarray) -> np.ndarray:
+    """Sum the terms of the images, (images, terms), over each group: (groups, terms)."""
+    sums = np.zeros((encoded.groups.max() + 1, terms.shape[1]))
+    np.add.at(sums, encoded.groups, terms)
     return sums
 
 
@@ -135,7 +128,7 @@ def freedom(variance: Any, count: int, parts: Sequence[tuple[Any, int]]) -> Any:
 
 def share_ends(share: float, count: int) -> tuple[float, float]:
     """Return the bounds of a share when none or all of `count` groups are hits (Clopper and Pearson 1934)."""
-    bound = float(stats.beta.ppf(1 - LEVEL / 2, 1, count))
+    bound = float(betaincinv(1, count, 1 - LEVEL / 2))
     return share * (1 - bound), max(share, bound)
 
 
@@ -233,7 +226,7 @@ def deviation(values: np.ndarray) -> float:
 
 def interval_ends(value: float, error: float, degrees: float, *, bounded: bool = True) -> tuple[float, float]:
     """Return the ends of the 95% interval by Student's t, on the logit scale if the value lies between 0 and 1."""
-    width = float(stats.t.ppf(1 - LEVEL / 2, degrees)) * error
+    width = float(stdtrit(degrees, 1 - LEVEL / 2)) * error
     if not (bounded and 0 < value < 1):
         return value - width, value + width
     low, high = expit(logit(value) + np.array([-width, width]) / (value * (1 - value)))

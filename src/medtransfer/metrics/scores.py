@@ -6,10 +6,10 @@ metric from them. The statistics can so leave out or resample groups of images w
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from medtransfer.core.predictions import classes_of, probabilities_of
 
@@ -43,13 +43,42 @@ class Metric:
     needs: str | int = NONE
 
 
+class Encoded(NamedTuple):
+    """The predictions of one split as arrays.
+
+    classes : their names
+    codes : the labels (n,), as numbers of classes
+    probabilities : (n, classes), float64 with a sum of 1
+    groups : the number (n,) of each image's lesion or patient, in order of appearance
+    """
+
+    classes: list[str]
+    codes: np.ndarray
+    probabilities: np.ndarray
+    groups: np.ndarray
+
+
+def encode(predictions: pd.DataFrame) -> Encoded:
+    """Return the rows of one split as arrays."""
+    classes = classes_of(predictions)
+    probabilities = probabilities_of(predictions).astype(float)
+    return Encoded(
+        classes,
+        pd.Index(classes).get_indexer(pd.Index(predictions.label)),
+        probabilities / probabilities.sum(axis=1, keepdims=True),
+        pd.factorize(predictions.group)[0],
+    )
+
+
 def score(predictions: pd.DataFrame) -> dict[str, float]:
     """Return every metric of the rows of one split, F1 per class first."""
-    codes, probabilities = encode(predictions)
-    return {
-        metric.name: float(metric.value(metric.terms(codes, probabilities).sum(axis=0)))
-        for metric in metrics_of(classes_of(predictions))
-    }
+    encoded = encode(predictions)
+    return {metric.name: measure(encoded, metric) for metric in metrics_of(encoded.classes)}
+
+
+def measure(encoded: Encoded, metric: Metric) -> float:
+    """Return one metric."""
+    return float(metric.value(metric.terms(encoded.codes, encoded.probabilities).sum(axis=0)))
 
 
 def metrics_of(classes: Sequence[str]) -> list[Metric]:
@@ -60,13 +89,6 @@ def metrics_of(classes: Sequence[str]) -> list[Metric]:
 def mlflow_name(name: str, split: str = "test") -> str:
     """Return MLflow's name of a metric or, for a class, of its F1, such as `test/macro_f1`."""
     return f"{split}/{BY_NAME[name].mlflow if name in BY_NAME else f'f1/{name}'}".replace(" ", "_")
-
-
-def encode(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return the labels (n,) as numbers in the order of the classes, and probabilities (n, classes) with a sum of 1."""
-    codes = pd.Index(classes_of(predictions)).get_indexer(pd.Index(predictions.label))
-    probabilities = probabilities_of(predictions).astype(float)
-    return codes, probabilities / probabilities.sum(axis=1, keepdims=True)
 
 
 def bin_of(confidence: np.ndarray) -> np.ndarray:
@@ -111,6 +133,10 @@ def _f1(number: int, name: str) -> Metric:
     return Metric(name, f"f1/{name}", _counts, lambda sums: _f1_by_class(sums)[..., number], needs=number)
 
 
+def _rank(values: np.ndarray) -> np.ndarray:
+    return pd.Series(values).rank().to_numpy()
+
+
 def placements(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return five terms per class whose sums give the area under the ROC curve of that class against all others.
 
@@ -123,9 +149,9 @@ def placements(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         positive = codes == number
         placed = np.zeros(len(codes))
         if positive.any() and not positive.all():
-            ranks = rankdata(values)
-            placed[positive] = (ranks[positive] - rankdata(values[positive])) / (~positive).sum()
-            placed[~positive] = 1 - (ranks[~positive] - rankdata(values[~positive])) / positive.sum()
+            ranks = _rank(values)
+            placed[positive] = (ranks[positive] - _rank(values[positive])) / (~positive).sum()
+            placed[~positive] = 1 - (ranks[~positive] - _rank(values[~positive])) / positive.sum()
         ranked = np.full(len(codes), placed[positive].mean() if positive.any() else 0.0)
         columns += [placed * positive, positive, placed * ~positive, ~positive, ranked]
     return np.column_stack(columns).astype(float)

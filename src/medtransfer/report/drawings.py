@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from sklearn.metrics import roc_curve
 
 from medtransfer.analysis.calibration import reliability
 from medtransfer.analysis.clinical import best_network
@@ -17,7 +16,7 @@ from medtransfer.analysis.questions import block_counts, data_sizes
 from medtransfer.analysis.runs import Run, by_model
 from medtransfer.analysis.uncertainty import GROUPS
 from medtransfer.core.predictions import classes_of
-from medtransfer.metrics.scores import MACRO, encode
+from medtransfer.metrics.scores import MACRO
 from medtransfer.report import figures, tables
 from medtransfer.report.study import Study, costs, largest_class_f1, leaves_out_features, trials, values_of
 from medtransfer.report.words import words_for
@@ -109,11 +108,12 @@ def _losses(study: Study, dataset: str) -> Drawn:
 
 
 def _roc(study: Study, dataset: str) -> Drawn:
+    from sklearn.metrics import roc_curve
+
     fits = best_network(study.runs, dataset)
     if fits:
-        encoded = [encode(run.predictions) for run in fits]
         curves = {
-            name: [roc_curve(codes == number, probabilities[:, number])[:2] for codes, probabilities in encoded]
+            name: [roc_curve(run.encoded.codes == number, run.encoded.probabilities[:, number])[:2] for run in fits]
             for number, name in enumerate(classes_of(fits[0].predictions))
         }
         yield fits[0].model, figures.roc(curves, _title(study, dataset, "ROC curves"))

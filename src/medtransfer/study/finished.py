@@ -20,7 +20,7 @@ from medtransfer.core.provenance import git_commit
 from medtransfer.core.run_record import note_of, read_record, recipe_of
 from medtransfer.layers.gradcam import grad_cam, why_unclear
 from medtransfer.layers.probes import compare_layers, probe_blocks, rewind_blocks
-from medtransfer.metrics.scores import BY_NAME, MACRO
+from medtransfer.metrics.scores import BY_NAME, MACRO, encode
 from medtransfer.models import vgg16
 from medtransfer.report import figures
 from medtransfer.training.device import device_name, prepare_backend
@@ -72,7 +72,7 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     tested = found.samples.iloc[rows["test"]].reset_index(drop=True)
 
     def score_probabilities(probabilities: np.ndarray) -> dict[str, float]:
-        scored = jackknife(as_predictions(tested, probabilities, classes))
+        scored = jackknife(encode(as_predictions(tested, probabilities, classes)))
         estimated = estimate([scored.of(MACRO)], scored, BY_NAME[MACRO].needs)
         return {"macro_f1": estimated.value, "low": estimated.low, "high": estimated.high}
 
