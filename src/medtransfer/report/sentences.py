@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from medtransfer.analysis.agreement import agree
+from medtransfer.analysis.claims import NOT_SHOWN, SMALL
 from medtransfer.analysis.clinical import SENSITIVITY
 from medtransfer.analysis.differences import find_pair
 from medtransfer.analysis.families import changed_recipe
@@ -12,7 +13,7 @@ from medtransfer.analysis.lattice import SUBSETS
 from medtransfer.analysis.leakage import ALL
 from medtransfer.core.params import BLOCKS
 from medtransfer.metrics.scores import MACRO
-from medtransfer.report.answers import FROM_IMAGENET, QUESTIONS, TOO_FEW
+from medtransfer.report.answers import FROM_IMAGENET, HIGHER, LOWER, NOT_TESTED, QUESTIONS, TOO_FEW
 from medtransfer.report.study import Study, values_of
 from medtransfer.report.tables import difference, one_line, share, signed
 from medtransfer.report.words import words_for
@@ -21,15 +22,25 @@ from medtransfer.report.words import words_for
 CRUCIAL = {"ham10000": ("mel", "melanoma"), "chest_xray": ("PNEUMONIA", "pneumonia")}
 # What a sentence calls a change of QUESTIONS.
 EFFECTS = {
-    "ImageNet weights instead of random weights": "Using ImageNet weights",
-    "train the last block instead of the first": "Training the last block instead of the first",
-    "train the last block instead of all": "Training only the last block, with blocks 1 to 4 frozen,",
+    "ImageNet weights instead of random weights": "using ImageNet weights",
+    "train the last block instead of the first": "training the last block instead of the first",
+    "train the last block instead of all": "freezing blocks 1 to 4",
+    "train the first and last blocks instead of all": "freezing blocks 2 to 4",
+    "train only the head instead of all": "freezing all blocks",
+}
+# What a verdict of `answers` says of an effect.
+SAID = {
+    HIGHER: "{} gives a higher macro F1",
+    LOWER: "{} gives a lower macro F1",
+    NOT_SHOWN: "no effect of {} is shown",
+    SMALL: "{} changes macro F1 by less than 0.02",
+    NOT_TESTED: "the effect of {} was not tested",
 }
 
 
 def sentences(studies: Sequence[Study], answered: pd.DataFrame) -> dict[str, str]:
     """Return the sentences of the chapters that have an answer; `answered` holds `answers` of the first study."""
-    transfer, layers, freezing = (_effects(answered, change, words) for change, words in EFFECTS.items())
+    transfer, layers, _, freezing, _ = (_effects(answered, change) for change, *_ in QUESTIONS)
     found = {
         "transfer": transfer,
         "layers": _most_important(studies) + layers,
@@ -41,15 +52,13 @@ def sentences(studies: Sequence[Study], answered: pd.DataFrame) -> dict[str, str
     return {chapter: text.strip() for chapter, text in found.items() if text}
 
 
-def _effects(answered: pd.DataFrame, change: str, words: str) -> str:
-    rows = answered[answered.index == change].to_dict("records")
-    effects = [f"by {one_line(row['macro F1'])} on {row['data set']} ({verdict_of(row['verdict'])})" for row in rows]
-    return f"{words} changes macro F1 {' and '.join(effects)}. " if effects else ""
-
-
-def verdict_of(verdict: str) -> str:
-    """Return a verdict of `answers` in the words of the page."""
-    return "no verdict yet" if TOO_FEW in verdict else verdict.strip("*")
+def _effects(answered: pd.DataFrame, change: str) -> str:
+    texts = []
+    for row in answered[answered.index == change].to_dict("records"):
+        verdict, *size = row["verdict"].strip("*").split(", at ")
+        said = "there are too few training runs for a verdict" if TOO_FEW in verdict else SAID.get(verdict, verdict)
+        texts.append(f"On {' at '.join([row['data set'], *size])}, {said.format(EFFECTS[change])}. ")
+    return "".join(texts)
 
 
 def _possible_loss(study: Study) -> str:
@@ -61,7 +70,7 @@ def _possible_loss(study: Study) -> str:
     if not losses:
         return ""
     loss, size = " and ".join(losses), study.runs[0].record["image_size"]
-    return f"So freezing them may cost nothing, but at {size} px, the intervals include losses of up to {loss}."
+    return f"Freezing them may cost nothing, but at {size} px, the intervals include losses of up to {loss}."
 
 
 def _most_important(studies: Sequence[Study]) -> str:
@@ -71,10 +80,11 @@ def _most_important(studies: Sequence[Study]) -> str:
         found = [*_by_layers(studies, dataset), *_by_shapley(studies, dataset)]
         if found:
             counts = pd.Series([block for block, _ in found]).value_counts()
-            named = " and ".join(f"{block} by {count}" for block, count in counts.items())
+            most = counts[counts == counts.max()]
+            named = " and ".join(f"{count} of {len(found)} methods rank {block} first" for block, count in most.items())
             sizes = " and ".join(dict.fromkeys(f"{size} px" for _, size in found))
-            texts.append(f"{named} of {len(found)} methods on {words_for(dataset).title} at {sizes}")
-    return f"Ranked first: {'; '.join(texts)}. These rankings have no intervals. " if texts else ""
+            texts.append(f"On {words_for(dataset).title} at {sizes}, {named}. ")
+    return "".join(texts) + "These rankings have no intervals. " if texts else ""
 
 
 def _by_layers(studies: Sequence[Study], dataset: str) -> Iterator[tuple[str, int]]:
@@ -142,13 +152,13 @@ def _modern_on(study: Study, dataset: str) -> str:
         return ""
     asked = [(change, modern.get(first, ""), modern.get(second, "")) for change, first, second in QUESTIONS]
     effects = [
-        f"{change}: {one_line(difference(pair))}"
+        f"{EFFECTS[change]} changes it by {one_line(difference(pair))}"
         for change, first, second in asked
         if (pair := find_pair(pairs, dataset, first, second))
     ]
     return (
         f"On {words_for(dataset).title} at {size} px, the modern recipe changes the macro F1 of {FROM_IMAGENET} by "
         f"{one_line(difference(recipe))}. "
-        + (f"With this recipe: {'; '.join(effects)}. " if effects else "")
+        + (f"With this recipe, {'; '.join(effects)}. " if effects else "")
         + ("" if len(effects) == len(QUESTIONS) else "The other effects above have not been measured with it yet. ")
     )
