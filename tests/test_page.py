@@ -88,8 +88,13 @@ def test_a_chapter_begins_with_the_numbers_that_answer_it() -> None:
     found = sentences([study], answers(study))
     sensitivity = study.tables.classes.query("`class` == 'PNEUMONIA' and measure == 'sensitivity'").value.iloc[0]
     assert f"to pneumonia is {sensitivity:.2f} [" in found["clinic"]
-    assert found["transfer"] == "On chest X-rays, there are too few training runs for a verdict."
-    assert found["freezing"].startswith("On chest X-rays, the effect of freezing blocks 1 to 4 was not tested.")
+    for chapter, effect, second, first in (
+        ("transfer", "a verdict on using ImageNet weights; the estimate", "imagenet_all", "cnn_random"),
+        ("freezing", "the estimated effect of freezing blocks 1 to 4", "imagenet_last_block", "imagenet_all"),
+    ):
+        pair = find_pair(study.tables.pairs, "chest_xray", second, first)
+        assert pair
+        assert f"{effect} is {one_line(difference(pair))}." in found[chapter]
     enough = evaluate_study("s", with_seeds(runs(0.6, 0.95), 6))
     higher = sentences([enough], answers(enough))["transfer"]
     assert higher == "On chest X-rays, using ImageNet weights gives a higher macro F1."
@@ -114,7 +119,7 @@ def test_the_layers_sentence_says_whether_the_methods_agree() -> None:
     for rising, methods in ((True, 4), (False, 3)):
         study = dataclasses.replace(evaluate_study("s", fits), layers=[found_layers(rising=rising)])
         found = sentences([study], answers(study))["layers"]
-        assert f"{methods} of 4 methods rank block5 first" in found
+        assert f"{methods} of 4 methods rank block5 (the last) first" in found
 
 
 def test_only_the_complete_lattice_names_the_most_important_block() -> None:

@@ -181,14 +181,14 @@ def test_each_seed_has_a_dot_where_there_are_several() -> None:
     second = dataclasses.replace(first, record={**first.record, "seed": 1})
     study = evaluate_study("s", [first, second, run("chest_xray", "imagenet_head", 0.8, trainable="head")])
     ((_, figure),) = FIGURES["scores"](study, "chest_xray")
-    (dots,) = [line for line in figure.axes[0].lines if line.get_label() == "each seed of ours"]
+    (dots,) = [line for line in figure.axes[0].lines if line.get_label() == "each training run"]
     f1 = study.tables.results[
         (study.tables.results["class"] == MACRO) & (study.tables.results.model == "imagenet_all")
     ].f1.item()
     assert np.asarray(dots.get_xdata()) == pytest.approx(np.array([f1, f1]))  # one fit twice
     alone = evaluate_study("s", [first])
     ((_, figure),) = FIGURES["scores"](alone, "chest_xray")
-    assert "each seed of ours" not in [line.get_label() for line in figure.axes[0].lines]
+    assert "each training run" not in [line.get_label() for line in figure.axes[0].lines]
 
 
 def test_models_that_are_none_of_the_talks_make_a_page_alone() -> None:

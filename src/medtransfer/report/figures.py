@@ -182,11 +182,11 @@ def external(table: pd.DataFrame, title: str) -> Figure:
 
 def _draw_scores(axes: Axes, table: pd.DataFrame) -> None:
     rows = np.arange(len(table))[::-1]
-    label = "ours, 95% interval" + (" (* of these fits only)" if table.starred.any() else "")
+    label = "mean and 95% interval" + (" (* over test images only)" if table.starred.any() else "")
     axes.errorbar(table.f1, rows, xerr=_spans(table), fmt="o", color=PALETTE[0], capsize=3, label=label)
     dots = [(f1, row - 0.25) for f1s, row in zip(table.fits, rows, strict=True) if len(f1s) > 1 for f1 in f1s]
     if dots:
-        axes.plot(*zip(*dots, strict=True), ".", color=PALETTE[-1], markersize=5, label="each seed of ours")
+        axes.plot(*zip(*dots, strict=True), ".", color=PALETTE[-1], markersize=5, label="each training run")
     known = table.published.notna()
     if known.any():
         axes.plot(table.published[known], rows[known], "D", color=PALETTE[1], fillstyle="none", label="the talk")

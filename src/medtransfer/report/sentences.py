@@ -30,11 +30,12 @@ EFFECTS = {
 }
 # What a verdict of `answers` says of an effect.
 SAID = {
+    TOO_FEW: "there are too few training runs for a verdict on {}; the estimate is {}",
     HIGHER: "{} gives a higher macro F1",
     LOWER: "{} gives a lower macro F1",
-    NOT_SHOWN: "no effect of {} is shown",
+    NOT_SHOWN: "no clear effect of {} was found",
     SMALL: "{} changes macro F1 by less than 0.02",
-    NOT_TESTED: "the effect of {} was not tested",
+    NOT_TESTED: "the estimated effect of {} is {}",
 }
 
 
@@ -56,8 +57,9 @@ def _effects(answered: pd.DataFrame, change: str) -> str:
     texts = []
     for row in answered[answered.index == change].to_dict("records"):
         verdict, *size = row["verdict"].strip("*").split(", at ")
-        said = "there are too few training runs for a verdict" if TOO_FEW in verdict else SAID.get(verdict, verdict)
-        texts.append(f"On {' at '.join([row['data set'], *size])}, {said.format(EFFECTS[change])}. ")
+        said = SAID[TOO_FEW] if TOO_FEW in verdict else SAID.get(verdict, verdict)
+        effect = said.format(EFFECTS[change], one_line(row["macro F1"]))
+        texts.append(f"On {' at '.join([row['data set'], *size])}, {effect}. ")
     return "".join(texts)
 
 
@@ -80,11 +82,15 @@ def _most_important(studies: Sequence[Study]) -> str:
         found = [*_by_layers(studies, dataset), *_by_shapley(studies, dataset)]
         if found:
             counts = pd.Series([block for block, _ in found]).value_counts()
-            most = counts[counts == counts.max()]
-            named = " and ".join(f"{count} of {len(found)} methods rank {block} first" for block, count in most.items())
+            most = " and ".join(map(_named, counts.index[counts == counts.max()]))
+            named = f"{counts.max()} of {len(found)} methods rank {most} first"
             sizes = " and ".join(dict.fromkeys(f"{size} px" for _, size in found))
             texts.append(f"On {words_for(dataset).title} at {sizes}, {named}. ")
     return "".join(texts) + "These rankings have no intervals. " if texts else ""
+
+
+def _named(block: str) -> str:
+    return f"{block} (the last)" if block == BLOCKS[-1] else block
 
 
 def _by_layers(studies: Sequence[Study], dataset: str) -> Iterator[tuple[str, int]]:
