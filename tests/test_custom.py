@@ -268,6 +268,23 @@ def test_a_removed_data_set_leaves_no_trace(project: Path) -> None:
         assert message in str(CliRunner().invoke(cli, ["data", "remove", name]).exception)
 
 
+@pytest.mark.parametrize("style", ["block", "flow", "no line at the end"])
+def test_added_data_sets_leave_each_comment_in_its_place(project: Path, style: str) -> None:
+    path = Path("params.yaml")
+    before, study, after = re.split(r"(?ms)^(study:.*?)\n\n", path.read_text())
+    if style == "flow":
+        path.write_text(f"{before}study: {{chest_xray: {{train: [imagenet_head]}}}}\n\n{after}")
+    elif style == "no line at the end":
+        path.write_text(f"{before}{after}{study}")
+    commented = re.compile(r"^#.*\n(\w+):", re.MULTILINE)
+    sections = commented.findall(path.read_text())
+    for name in ("one", "two", "three"):
+        add(name=name)
+    assert commented.findall(path.read_text()) == sections
+    assert len(sections) > 3
+    assert [*read_params(path).study][-3:] == ["one", "two", "three"]
+
+
 def test_a_removed_data_set_is_brought_back_by_the_command_that_is_printed(project: Path) -> None:
     git_init(project)
     shutil.copy(PROJECT / ".dvcignore", ".")
@@ -729,6 +746,12 @@ def test_class_folders_may_contain_any_format(project: Path) -> None:
 def test_a_name_that_is_not_utf8_is_one_line(project: Path) -> None:
     shutil.copy("mine/p0/scan 0-0.png", os.fsdecode(b"mine/p0/k\xf6rper.png"))
     with pytest.raises(UserError, match="its name is not in UTF-8; rename it"):
+        add()
+
+
+def test_a_name_with_a_backslash_is_one_line(project: Path) -> None:
+    shutil.copy("mine/p0/scan 0-0.png", "mine/p0\\scan.png")
+    with pytest.raises(UserError, match="its name contains a backslash; unpack the archive again, or rename it"):
         add()
 
 

@@ -281,6 +281,16 @@ def test_a_merge_conflict_is_named_and_a_zip_is_not_sent_to_git(
         check_dvc_files()
 
 
+def test_results_on_another_disk_are_refused_before_anything_runs(
+    dvc_project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """DVC would refuse them after the first fit."""
+    check_dvc_files()
+    Path("artifacts").symlink_to(tmp_path_factory.mktemp("scratch"))
+    with pytest.raises(UserError, match=r"artifacts: a link to .*scratch.*, outside the project"):
+        check_dvc_files()
+
+
 def test_the_original_is_found_in_a_shared_cache(dvc_project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     shared = tmp_path_factory.mktemp("shared")
     (dvc_project / "data").mkdir()

@@ -126,6 +126,12 @@ def test_images_are_matched_by_path_or_name_with_or_without_suffix() -> None:
         match_labels({"z.png": Path("z.png")}, table, Path("labels.csv"))
 
 
+def test_labels_that_are_all_left_out_name_the_option(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("image,label\na,mel\n")
+    with pytest.raises(UserError, match=r"every label is left out by --map LABEL="):
+        read_labels(Labels(tmp_path / "l.csv", Columns("image", "label", ""), {"mel": ""}), ["mel", "nv"])
+
+
 def made_up(right: float, labels: list[str], seed: int = 0, images: int = 240) -> Run:
     """Predictions of which a share is right, for images that cycle through the labels, two per group."""
     rng = np.random.default_rng(seed)

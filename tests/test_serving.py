@@ -497,7 +497,7 @@ def test_a_named_network_is_registered_beside_the_best_and_found_by_its_run(regi
         (["predict", "chest_xray", image, "--model", "runs:/nothing"], "expected runs:/RUN/model"),
         (["predict", "ham10000", image, "--model", f"runs:/{run_id}/model"], "a network for chest_xray"),
         (["predict", "chest_xray", image, "--model", "best"], "expected models:/NAME@ALIAS"),
-        (["register", "chest_xray", "imagenet_head"], "not found; run `dvc repro`"),
+        (["register", "chest_xray", "imagenet_head"], "study.chest_xray: no imagenet_head, only cnn_random"),
         (["register", "chest_xray", "--seed", "0"], "--seed: given without a configuration"),
     ):
         assert told in str(CliRunner().invoke(cli, arguments).exception)
@@ -667,7 +667,7 @@ def test_answers_are_scored_where_labels_are_given(registered: Path, outside: Pa
     ("arguments", "told"),
     [
         (["--configuration", "decision_tree"], "a tree, not a network"),
-        (["--configuration", "imagenet_head"], "not found; run `dvc repro`"),
+        (["--configuration", "imagenet_head"], "study.chest_xray: no imagenet_head"),
         (["--name", "../up"], "not a name for a source"),
         (["--map", "NORMAL=HEALTHY"], "'NORMAL' cannot become 'HEALTHY'"),
         (["--map", "OTHER=NORMAL"], "OTHER is mapped to '' and to 'NORMAL'; give one"),
@@ -910,6 +910,13 @@ def test_a_name_that_is_none_is_refused(host: str) -> None:
     assert f"{host!r}: expected a name such as scans.example.org" in done.output
 
 
+def test_an_empty_address_is_refused() -> None:
+    """The socket would listen on every address."""
+    done = CliRunner().invoke(cli, ["serve", "chest_xray", "--host", ""])
+    assert done.exit_code == 2
+    assert "expected an address such as 127.0.0.1" in done.output
+
+
 def test_other_ways_in_are_closed(page: TestClient) -> None:
     assert page.get("/predict").status_code == 405
     for path in ("/docs", "/openapi.json", "/static/x"):
@@ -1032,6 +1039,8 @@ def test_what_is_not_registered_is_named(registered: Path) -> None:
     assert CliRunner().invoke(cli, ["register", "chest_xray"]).exit_code == 0  # as it was
     assert "no finished network; run `dvc repro`" in str(CliRunner().invoke(cli, ["register", "ham10000"]).exception)
     assert "study: 'mine' is unknown" in str(CliRunner().invoke(cli, ["register", "mine"]).exception)
+    absent = CliRunner().invoke(cli, ["register", "chest_xray", "imagenet_all", "--seed", "7"])
+    assert "seeds: no 7, only 0; add it" in str(absent.exception)
 
 
 def drop(page: Any, file: Path) -> None:

@@ -21,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 
 from medtransfer.core.errors import CONFLICT, UserError, first_three, merge_conflict, shortened
 from medtransfer.core.files import PARTIAL, files_under
-from medtransfer.core.layout import DATA, PARAMS
+from medtransfer.core.layout import DATA, PARAMS, PREPARED, REPORTS, RUNS
 from medtransfer.core.params import Params, read_params
 from medtransfer.core.provenance import in_git, restoring
 
@@ -96,12 +96,18 @@ def warn_of_another_version() -> None:
 
 
 def check_dvc_files() -> None:
-    """Check the files of DVC that a crash can leave incomplete."""
+    """Check what DVC needs, and its files that a crash can leave incomplete."""
     if Path.home().exists() and not Path.home().is_dir():
         raise UserError(f"HOME: {Path.home()} is not a folder, and DVC reads its settings there; set HOME to a folder")
     config = Path(".dvc/config")
     if config.exists() and not in_git() and "no_scm" not in config.read_text():
         raise UserError(f"{Path.cwd()}: not a git repository, which DVC needs; run `git init`")
+    for path in (RUNS.parent, RUNS, PREPARED, REPORTS):
+        if not path.resolve().is_relative_to(Path.cwd().resolve()):
+            raise UserError(
+                f"{path}: a link to {path.resolve()}, outside the project, where DVC records no results; move that "
+                "folder into the place of the link, or the whole project to the other disk"
+            )
     read_lock()
     if POINTER.exists():
         _pointed()

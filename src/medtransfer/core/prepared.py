@@ -9,7 +9,7 @@ import pandas as pd
 
 from medtransfer.core.dvc import check_unchanged, digest_of, recorded_digest, used_digest
 from medtransfer.core.errors import UserError, check_known, counted
-from medtransfer.core.layout import DATA, PREPARED, run_folder
+from medtransfer.core.layout import DATA, PARAMS, PREPARED, run_folder
 from medtransfer.core.params import TREES, DatasetParams, Params
 from medtransfer.core.predictions import classes_of, read_predictions
 from medtransfer.core.run_record import read_record
@@ -72,6 +72,16 @@ def finished_network(params: Params, dataset: str, name: str, seed: int) -> Path
     check_known("params.yaml: configurations", name, params.configurations)
     fitted = run_folder(dataset, name, seed)
     if not (fitted / "model.keras").exists():
+        study = params.study.get(dataset)
+        for section, key, known in (
+            ("seeds", seed, params.seeds),
+            (f"study.{dataset}", name, [*study.train, *study.transfer] if study else []),
+        ):
+            if key not in known:
+                listed = ", ".join(map(str, known)) or "nothing"
+                raise UserError(
+                    f"{PARAMS}: {section}: no {key}, only {listed}; add it and run `dvc repro`, or choose another"
+                )
         raise UserError(f"{fitted / 'model.keras'}: not found; run `dvc repro`, or get it with `dvc pull`")
     check_unchanged(fitted)
     return fitted

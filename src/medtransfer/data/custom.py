@@ -73,6 +73,8 @@ def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.Data
     for path, file in files.items():
         if path.encode(errors="replace").decode() != path:
             raise UserError(f"{file}: its name is not in UTF-8; rename it")
+        if "\\" in path:  # as some programs leave it that unpack an archive made on Windows
+            raise UserError(f"{file}: its name contains a backslash; unpack the archive again, or rename it")
         if not file.resolve().is_relative_to(images.resolve()):
             raise UserError(f"{file}: a link that leaves {images}; copy the file there")
     others = sorted(set(there) - set(files.values()))

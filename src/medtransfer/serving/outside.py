@@ -106,7 +106,10 @@ def read_labels(labelled: Labels, classes: Sequence[str]) -> pd.DataFrame:
     if len(twice):
         raise UserError(f"{path}: {twice.iloc[0]} has two rows; expected one per image")
     found["group"] = found.group.where(found.group != "", found.image)
-    return found[found.label != ""]
+    kept = found[found.label != ""]
+    if kept.empty:
+        raise UserError(f"{path}: every label is left out by --map LABEL=; map at least one of them to a class")
+    return kept
 
 
 def match_labels(files: Mapping[str, Path], table: pd.DataFrame, labels: Path) -> pd.DataFrame:

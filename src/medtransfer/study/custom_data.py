@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pandas as pd
@@ -76,13 +77,8 @@ def remove_custom(params: Params, name: str) -> None:
             f"{PARAMS}: datasets: no custom data set {name!r}; to leave out a built-in one, remove it from `study`"
         )
     yaml, text = _round_trip(), PARAMS.read_text(encoding="utf-8")
-    values, lines = yaml.load(text), text.splitlines(keepends=True)
-    places = [values[section].lc.key(name) for section in ("datasets", "study") if name in values[section]]
-    for line, column in sorted(places, reverse=True):
-        # As text: ruamel removes the comment behind an entry with it.
-        after = re.sub(rf"\A.*\n(?:\n*{' ' * column} .*\n)*", "", "".join(lines[line:]))
-        lines[line:] = after.splitlines(keepends=True)
-    text = "".join(lines)
+    for section in ("datasets", "study"):
+        text = _remove(text, section, name)
     pipeline = _read_pipeline(yaml)
     _remove_training(pipeline["stages"], name)
     files = {PARAMS: text, PIPELINE: _dump(yaml, pipeline)}
@@ -134,23 +130,57 @@ def _plan(
 ) -> dict[Path, str]:
     """Return the new text of params.yaml and dvc.yaml; a new split is the first one's, without some keys."""
     yaml = _round_trip()
-    values, pipeline = yaml.load(PARAMS.read_text(encoding="utf-8")), _read_pipeline(yaml)
-    first = next(iter(values["datasets"].values()))
-    known = values["datasets"].setdefault(name, CommentedMap())
-    if not known:
+    text, pipeline = PARAMS.read_text(encoding="utf-8"), _read_pipeline(yaml)
+    values = yaml.load(text)
+    first, known = next(iter(values["datasets"].values())), values["datasets"].get(name)
+    if known:
+        known.setdefault("catalogue", CommentedMap()).update(entry)
+        text = _dump(yaml, values)
+    else:
         parts = {"by": by, "validation": 0.2, "test": 0.2, **first["split"]}
         kept = [key for key in ("validation", "test", "seed") if key not in without]
         split = CommentedMap({"by": by, **{key: parts[key] for key in kept}})
         split.fa.set_flow_style()
-        known.update({"image_size": first["image_size"], "resize_filter": first["resize_filter"], "split": split})
-    known.setdefault("catalogue", CommentedMap()).update(entry)
+        like_first = {key: first[key] for key in ("image_size", "resize_filter")}
+        text = _append(text, "datasets", name, {**like_first, "split": split, "catalogue": entry})
     if name not in values["study"]:
         plain = [key for key, configuration in params.configurations.items() if configuration.source is None]
-        values["study"][name] = CommentedMap({"train": CommentedSeq(plain)})
+        text = _append(text, "study", name, {"train": plain})
     for other in [key for key in values["study"] if only and key != name]:
-        del values["study"][other]
+        text = _remove(text, "study", other)
     _add_training(pipeline["stages"], name, only)
-    return {PARAMS: _dump(yaml, values), PIPELINE: _dump(yaml, pipeline)}
+    return {PARAMS: text, PIPELINE: _dump(yaml, pipeline)}
+
+
+# As text: ruamel takes the comment behind an entry, which describes the next section, for a part of the entry.
+def _append(text: str, section: str, name: str, entry: dict[str, Any]) -> str:
+    """Return params.yaml with an entry at the end of a section."""
+    yaml = _round_trip()
+    values = yaml.load(text)
+    if values[section].fa.flow_style():
+        values[section].fa.set_block_style()
+        text = _dump(yaml, values)
+        values = yaml.load(text)
+    last = list(values[section])[-1]
+    before, found, after = _divide(text, values[section], last)
+    return before + found + indent(_dump(yaml, {name: entry}), " " * values[section].lc.key(last)[1]) + after
+
+
+def _remove(text: str, section: str, name: str) -> str:
+    """Return params.yaml without an entry of a section, if it has it."""
+    values = _round_trip().load(text)[section]
+    if name not in values:
+        return text
+    before, _, after = _divide(text, values, name)
+    return before + after
+
+
+def _divide(text: str, values: CommentedMap, name: str) -> tuple[str, str, str]:
+    """Return the text before an entry, the entry, and what comes after it."""
+    line, column = values.lc.key(name)
+    lines = f"{text.rstrip()}\n".splitlines(keepends=True)
+    _, entry, after = re.split(rf"\A(.*\n(?:\n*{' ' * column} .*\n)*)", "".join(lines[line:]))
+    return "".join(lines[:line]), entry, after
 
 
 def _read_pipeline(yaml: YAML) -> Any:

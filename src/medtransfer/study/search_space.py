@@ -52,7 +52,10 @@ def _distribution(values: str) -> Values:
             raise ValueError(f"the range from {low} to {high} is not finite")
         kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
         return kind(low, high, log=bool(bounds[3]))
-    return CategoricalDistribution([json.dumps(value) for value in load(f"[{values}]")])
+    choices = [json.dumps(value) for value in load(f"[{values}]")]
+    if twice := [choice for choice in choices if choices.count(choice) > 1]:
+        raise ValueError(f"{twice[0]} is there twice")
+    return CategoricalDistribution(choices)
 
 
 def check_space(params: Params, recipe: TrainParams, dataset: str, space: Space) -> None:
