@@ -41,9 +41,8 @@ def best_network(runs: Sequence[Run], dataset: str) -> list[Run]:
     ]
 
     def validated(fits: list[Run]) -> float:
-        return float(
-            np.mean([measure(encode(run.validation), BY_NAME[MACRO]) for run in fits if run.validation is not None])
-        )
+        tables = [run.validation for run in fits if run.validation is not None]
+        return float(np.mean([measure(encode(table), BY_NAME[MACRO]) for table in tables]))
 
     fewest = min(FEWEST_FITS, max(map(len, networks), default=0))
     return max((fits for fits in networks if len(fits) >= fewest), key=validated, default=[])
@@ -76,9 +75,8 @@ def _measures(fits: list[Run], number: int) -> list[tuple[str, Estimate]]:
     for suffix, calls in called.items():
         found.append((SENSITIVITY + suffix, _called(fits, number, calls, True)))
         found.append((SPECIFICITY + suffix, _called(fits, number, calls, False)))
-    ranked = [
-        placements((run.encoded.codes != number).astype(int), run.encoded.probabilities[:, [number]]) for run in fits
-    ]
+    others = (fits[0].encoded.codes != number).astype(int)
+    ranked = [placements(others, run.encoded.probabilities[:, [number]]) for run in fits]
     auc = without_interval(_estimate(fits, ranked, area, NONE), fits[0].jackknife, number)
     return [*found, (AREA, auc)]
 

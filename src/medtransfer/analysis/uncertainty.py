@@ -79,9 +79,8 @@ class Jackknife:
 def jackknife(encoded: Encoded) -> Jackknife:
     """Return every smooth metric of a fit with and without each group."""
     metrics = [metric for metric in metrics_of(encoded.classes) if metric.smooth]
-    sums = {
-        metric.terms: group_sums(encoded, metric) for metric in {metric.terms: metric for metric in metrics}.values()
-    }
+    kinds = {metric.terms for metric in metrics}
+    sums = {terms: sum_by_group(encoded, terms(encoded.codes, encoded.probabilities)) for terms in kinds}
     values, without = zip(*(leave_out(sums[metric.terms], metric.value) for metric in metrics), strict=True)
     held = np.zeros((encoded.groups.max() + 1, len(encoded.classes)), bool)
     held[encoded.groups, encoded.codes] = True
