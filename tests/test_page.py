@@ -22,7 +22,7 @@ from medtransfer.report.drawings import FIGURES
 from medtransfer.report.page import CHAPTERS, SPLITS, build_page
 from medtransfer.report.sentences import sentences
 from medtransfer.report.study import values_of
-from medtransfer.report.tables import difference, one_line
+from medtransfer.report.tables import difference, front, one_line
 from studies import evaluate_study, found_layers, run, runs, with_seeds
 
 
@@ -63,6 +63,14 @@ def test_claims_that_the_first_study_cannot_judge_have_the_verdicts_of_another()
     tables = few.tables
     untested = dataclasses.replace(tables, claims=tables.claims.assign(verdict="not tested: split by image"))
     assert interim(dataclasses.replace(few, tables=untested), [many]).empty
+
+
+def test_a_question_that_a_data_set_does_not_answer_has_a_dash() -> None:
+    head = run("ham10000", "imagenet_head", 0.8, trainable="head")
+    table = front(answers(evaluate_study("s", [*runs(), head, run("ham10000", "imagenet_all", 0.9)])))
+    shown = table.loc["train only the head instead of all"].to_dict()
+    assert shown["chest X-rays"] == "-"
+    assert shown["skin lesions"].endswith("\n1 run per model")
 
 
 def test_what_the_talk_does_not_claim_is_not_tested() -> None:

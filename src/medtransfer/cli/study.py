@@ -49,7 +49,7 @@ def study(context: click.Context, jobs: int | None, require_gpu: bool) -> None:
     except UserError as error:
         click.echo(f"{error}; run `medtransfer audit --repair` later to log what is missing", err=True)
     context.invoke(results)
-    where = redact(server) if server else "`make ui`, then open http://127.0.0.1:5000"
+    where = redact(server) if server else "http://127.0.0.1:5000 after `make ui`"
     click.echo(f"\nCompare the runs at {where} (experiments {' and '.join(params.study)})")
 
 

@@ -40,12 +40,12 @@ def evaluate(params: Params) -> None:
     tables = compute_tables(runs, attributes)
     write_tables(tables, REPORTS)
     (REPORTS / "results.md").write_text(markdown(Study(Path.cwd().name, runs, tables)))
-    version = runs[0].record["data_version"]
+    versions = {f"{run.dataset}-{run.model}": run.record["data_version"][:8] for run in runs}
     with atomic_folder(REPORTS / "metrics") as folder:
         for names, part in tables.results.groupby(["dataset", "model"], sort=False):
-            scores = dict(zip(part["class"], part.f1.round(6), strict=True))
+            name, scores = "-".join(map(str, names)), dict(zip(part["class"], part.f1.round(6), strict=True))
             averages = {"macro_f1": scores.pop(MACRO), "micro_f1": scores.pop(MICRO)}
-            write_json(folder / f"{'-'.join(map(str, names))}.json", {**averages, "f1": scores, "data": version[:8]})
+            write_json(folder / f"{name}.json", {**averages, "f1": scores, "data": versions[name]})
     with atomic_folder(FIGURES) as folder:
         draw_figures(runs, params, folder)
     with atomic_folder(REPORTS / "plots") as folder:

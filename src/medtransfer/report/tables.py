@@ -67,6 +67,7 @@ def front(answered: pd.DataFrame) -> pd.DataFrame:
     difference = answered["macro F1"].map(one_line)
     planned = (" of " + needed + " planned").fillna("")
     runs = answered.seeds.str.replace(r"^(\d+) and \1$", r"\1", regex=True) + planned + " runs per model"
+    runs = runs.replace("1 runs per model", "1 run per model")
     texts = (verdict + "\n" + difference + "\n" + runs + ", p " + answered["p, corrected"]).str.removesuffix(", p -")
     return _crossed(answered.assign(text=texts).reset_index(), "change", "data set", lambda row: row["text"])
 
@@ -121,7 +122,7 @@ def _crossed(part: pd.DataFrame, rows: str, columns: str, cell: Callable[[Mappin
     """Return the text of each row of `part` in a table of two of its columns, whose order is kept."""
     texts = list(map(cell, part.to_dict("records")))
     frame = part.assign(text=texts).pivot(index=rows, columns=columns, values="text")
-    return frame.loc[part[rows].drop_duplicates(), part[columns].drop_duplicates()]
+    return frame.loc[part[rows].drop_duplicates(), part[columns].drop_duplicates()].fillna("-")
 
 
 def _seeds_and_intervals(part: pd.DataFrame) -> tuple[list[str], list[str]]:
