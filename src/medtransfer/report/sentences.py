@@ -82,8 +82,10 @@ def _most_important(studies: Sequence[Study]) -> str:
         found = [*_by_layers(studies, dataset), *_by_shapley(studies, dataset)]
         if found:
             counts = pd.Series([block for block, _ in found]).value_counts()
-            most = " and ".join(map(_named, counts.index[counts == counts.max()]))
-            named = f"{counts.max()} of {len(found)} methods rank {most} first"
+            total, most = len(found), counts[counts == counts.max()]
+            named = " and ".join(
+                f"{count} of {total} methods rank {_named(str(block))} first" for block, count in most.items()
+            )
             sizes = " and ".join(dict.fromkeys(f"{size} px" for _, size in found))
             texts.append(f"On {words_for(dataset).title} at {sizes}, {named}. ")
     return "".join(texts) + "These rankings have no intervals. " if texts else ""
