@@ -134,7 +134,7 @@ def test_a_split_by_group_that_shares_a_group_stops_prepare(
     shared = r"^ham10000: \d+ of 68 test images share a lesion with training or validation, such as ISIC_"
     with pytest.raises(UserError, match=shared):
         prepare_dataset(HAM10000, demo / "ham10000", settings, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "samples.csv").exists()
 
 
 def test_prepare_prints_what_it_counts(
@@ -215,8 +215,19 @@ def test_the_first_image_that_a_process_cannot_decode_is_named(
         paths[number].write_bytes(b"no image")
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(decoding, "WORTH_A_PROCESS", 1)
-    with pytest.raises(UserError, match=f"^{paths[70]}: cannot be decoded"):
-        decoding.decode_all(paths, 32, "lanczos", None, "x", tmp_path)
+    with (
+        pytest.raises(UserError, match=f"^{paths[70]}: cannot be decoded"),
+        decoding.start_decoding(paths, 32, "lanczos", None, tmp_path) as decoded,
+    ):
+        list(decoded)
+
+
+def test_an_error_in_the_split_stops_decoding(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    paths = [next(demo.rglob("*.jpg"))] * 10**5
+    with pytest.raises(UserError, match="no split"), decoding.start_decoding(paths, 8, "lanczos", None, tmp_path):
+        raise UserError("no split")
+    assert (tmp_path / decoding.IMAGES).stat().st_size < len(paths) * 3 * 8**2
 
 
 PREPARE = """
@@ -225,7 +236,8 @@ from pathlib import Path
 from medtransfer.data import decoding
 os.cpu_count = lambda: 2
 if __name__ == "__main__":
-    decoding.decode_all([Path(sys.argv[1])] * 10**6, 32, "lanczos", None, "x", Path())
+    with decoding.start_decoding([Path(sys.argv[1])] * 10**6, 32, "lanczos", None, Path()) as decoded:
+        list(decoded)
 """
 
 

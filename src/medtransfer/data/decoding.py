@@ -3,11 +3,11 @@
 import multiprocessing
 import os
 import signal
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,6 @@ from PIL import Image
 from medtransfer.core.files import sha256_of, write_array_header
 from medtransfer.core.processes import end_after
 from medtransfer.data.images import load_rgb, resize
-from medtransfer.data.progress import progress
 
 CHUNK = 32  # images that a process decodes at a time
 WORTH_A_PROCESS = 200  # images; starting a process takes as long as decoding a few hundred small ones
@@ -53,43 +52,38 @@ def thumbnail(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
-def decode_all(
-    paths: list[Path], size: int, resize_filter: str, white_level: int | None, name: str, folder: Path
-) -> tuple[list[str], Counter[str]]:
-    """Write IMAGES (n, size, size, 3) and THUMBNAILS (n, SIDE, SIDE), uint8, in the order of `paths`.
+@contextmanager
+def start_decoding(
+    paths: list[Path], size: int, resize_filter: str, white_level: int | None, folder: Path
+) -> Iterator[Iterator[tuple[str, str]]]:
+    """Start to write IMAGES (n, size, size, 3) and THUMBNAILS (n, SIDE, SIDE), uint8, in the order of `paths`.
 
-    Return the SHA-256 of each file, and how many images needed each conversion. The first image that cannot be decoded
-    is a UserError.
+    Yield an iterator over the SHA-256 of each file and its conversion, if any; both arrays are complete at its end. The
+    first image that cannot be decoded is then a UserError. If the block ends early, decoding stops.
     """
     files = [folder / IMAGES, folder / THUMBNAILS]
     shapes = [(len(paths), size, size, 3), (len(paths), SIDE, SIDE)]
     headers = [_begin(path, shape) for path, shape in zip(files, shapes, strict=True)]
     decoder = Decoder(size, resize_filter, white_level, *zip(files, headers, strict=True))
-    digests, conversions = [], Counter[str]()
-    for digest, converted in progress(_decoded(decoder, paths), f"preparing {name}", len(paths)):
-        digests.append(digest)
-        conversions.update([converted] if converted else [])
-    return digests, conversions
+    starts = range(0, len(paths), CHUNK)
+    chunks = [paths[start : start + CHUNK] for start in starts]
+    processes = min(os.cpu_count() or 1, len(paths) // WORTH_A_PROCESS)
+    if processes < 2:
+        yield chain.from_iterable(map(decoder.decode, starts, chunks))
+        return
+    context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
+    context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(processes, context, _start)
+    try:
+        yield chain.from_iterable(pool.map(decoder.decode, starts, chunks))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _begin(path: Path, shape: tuple[int, ...]) -> int:
     with path.open("wb") as file:
         write_array_header(file, np.dtype(np.uint8), shape)
         return file.tell()
-
-
-def _decoded(decoder: Decoder, paths: list[Path]) -> Iterator[tuple[str, str]]:
-    starts = range(0, len(paths), CHUNK)
-    chunks = [paths[start : start + CHUNK] for start in starts]
-    processes = min(os.cpu_count() or 1, len(paths) // WORTH_A_PROCESS)
-    with ExitStack() as stack:
-        decode: Callable[..., Iterator[list[tuple[str, str]]]] = map
-        if processes > 1:
-            context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
-            context.set_forkserver_preload([__name__])
-            decode = stack.enter_context(ProcessPoolExecutor(processes, context, _start)).map
-        for found in decode(decoder.decode, starts, chunks):
-            yield from found
 
 
 def _start() -> None:

@@ -1,20 +1,21 @@
 """Raw images → one array, and a table of the samples and their splits."""
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from medtransfer.core.errors import UserError, counted
 from medtransfer.core.files import write_json
 from medtransfer.core.params import DatasetParams, Split
 from medtransfer.data.catalogue import Dataset, read_source
-from medtransfer.data.decoding import THUMBNAILS, decode_all
+from medtransfer.data.decoding import THUMBNAILS, start_decoding
 from medtransfer.data.duplicates import find_near_duplicates
 from medtransfer.data.images import FORMATS, largest_value
+from medtransfer.data.progress import progress
 
 SPLITS = ("train", "validation", "test")
 FITTED = ("train", "validation")
@@ -28,19 +29,20 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
     group, split, sha256 of the raw file); `duplicates.csv`, pairs of near-duplicates in two splits; `dataset.json`.
     """
     samples = read_samples(dataset, raw)
-    samples["split"] = assign_splits(samples, params.split, dataset.name)
-    shared = shared_with_training(samples)
-    if params.split.by == "group" and shared.any():
-        raise UserError(
-            f"{dataset.name}: {shared.sum()} of {len(shared)} test images share a {dataset.group} with training or "
-            f"validation, such as {samples.id[shared.index[shared]].iloc[0]}; expected none with split.by: group, so "
-            "change split.seed"
-        )
     paths = [raw / path for path in samples.path]
     white_level = find_white_level(paths, params.bits)
-    samples["sha256"], conversions = decode_all(
-        paths, params.image_size, params.resize_filter, white_level, dataset.name, target
-    )
+    with start_decoding(paths, params.image_size, params.resize_filter, white_level, target) as decoded:
+        samples["split"] = assign_splits(samples, params.split, dataset.name)
+        shared = shared_with_training(samples)
+        if params.split.by == "group" and shared.any():
+            raise UserError(
+                f"{dataset.name}: {shared.sum()} of {len(shared)} test images share a {dataset.group} with training or "
+                f"validation, such as {samples.id[shared.index[shared]].iloc[0]}; expected none with split.by: group, "
+                "so change split.seed"
+            )
+        facts = list(progress(decoded, f"preparing {dataset.name}", len(paths)))
+    samples["sha256"] = [digest for digest, _ in facts]
+    conversions = Counter(converted for _, converted in facts if converted)
     duplicates = find_near_duplicates(np.load(target / THUMBNAILS, mmap_mode="r"), samples)
     (target / THUMBNAILS).unlink()
     duplicates.to_csv(target / "duplicates.csv", index=False)
@@ -175,6 +177,8 @@ def leave_out(samples: pd.DataFrame, splits: pd.Series, split: Split) -> pd.Seri
 
 
 def _cut(samples: pd.DataFrame, part: float, split: Split) -> tuple[pd.Index, pd.Index]:
+    from sklearn.model_selection import StratifiedGroupKFold, train_test_split  # loaded while images are decoded
+
     if split.by == "image":
         kept, cut = train_test_split(samples.index, test_size=part, stratify=samples.label, random_state=split.seed)
         return kept, cut
