@@ -466,6 +466,17 @@ def test_the_repair_fixes_what_it_can(study: mlflow.MlflowClient, plant: Callabl
     assert audit.audit() == []
 
 
+def test_the_runs_of_a_renamed_experiment_are_not_logged_twice(study: mlflow.MlflowClient) -> None:
+    study.rename_experiment(experiment(study), "skin")
+    lines = audit.repair()
+    assert len(lines) == 3
+    for line in lines:
+        assert "is in the experiment skin; rename that to ham10000" in line
+    assert [line for line in audit.audit() if "is in the experiment skin" in line]
+    subprocess.run(lines[0].partition("`")[2].removesuffix("`"), shell=True, check=True)
+    assert audit.repair() == audit.audit() == []
+
+
 def test_two_repairs_do_not_work_at_once(study: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def end_none(*_: Any) -> list[Any]:
         with pytest.raises(Timeout):

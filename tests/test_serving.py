@@ -25,6 +25,7 @@ import requests
 import uvicorn
 from click.testing import CliRunner
 from fastapi.testclient import TestClient
+from filelock import FileLock, Timeout
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -146,6 +147,16 @@ def test_the_best_on_validation_is_registered_once(registered: Path) -> None:
     assert not mlflow_models.model_problem(client, run, read=False)
     files = [path.name for path in (registered / "mlruns").rglob("*") if path.is_file()]
     assert not [name for name in files if name.endswith((".pkl", ".pickle"))]
+
+
+def test_two_at_once_do_not_register_a_network_twice(registered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_nothing(*_: Any) -> None:
+        with pytest.raises(Timeout):
+            FileLock("artifacts/register.lock", timeout=0).acquire()
+        raise UserError("the other one waits")
+
+    monkeypatch.setattr("medtransfer.serving.register.write_classifier", write_nothing)
+    assert str(CliRunner().invoke(cli, ["register", "chest_xray"]).exception) == "the other one waits"
 
 
 def test_a_moved_project_predicts_and_registers(registered: Path, images: Path, tmp_path: Path) -> None:

@@ -150,7 +150,8 @@ def _check_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> It
         yield f"{folder}: made by git commit {commit}: {problem}"
     run = _run_of(client, record)
     if run is None:
-        yield f"{folder}: MLflow has no run of this fit ({record['fit']})"
+        where = mlflow_runs.renamed_experiment(client, record["dataset"], record["fit"])
+        yield f"{folder}: " + (where or f"MLflow has no run of this fit ({record['fit']})")
     else:
         yield from _check_run(client, folder, record, run)
 
@@ -288,6 +289,8 @@ def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]], read
     run = _run_of(client, record)
     if run is not None and not list(_check_run(client, folder, record, run, read_models)):
         return False
+    if run is None and (where := mlflow_runs.renamed_experiment(client, record["dataset"], record["fit"])):
+        raise UserError(where)
     data_of(folder)
     _log_again(folder, record)
     run = _run_of(client, record)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock
 
 from medtransfer.analysis.runs import finished_networks, studied, studied_models
 from medtransfer.core.dvc import check_unchanged
@@ -46,7 +47,8 @@ def register(params: Params, dataset: str, fit: Path | None = None) -> tuple[dic
     if client.get_run(run_id).data.tags.get(mlflow_runs.OUTPUTS) not in (None, digest_of_folder(fit)):
         raise UserError(f"{fit}: MLflow's run {run_id} was logged from different files; run `dvc repro`")
     make_deterministic()
-    with tempfile.TemporaryDirectory() as temporary:
+    # Two at once would each make a version.
+    with FileLock(RUNS.with_name("register.lock")), tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, mlflow_models.CLASSIFIER)
         folder.mkdir()
         facts = write_classifier(params, fit, description, folder)
