@@ -366,9 +366,9 @@ def test_the_search_space_is_read_as_yaml() -> None:
         "d": CategoricalDistribution(["null", '{"x": true}']),
         "e.f": CategoricalDistribution(["0.5"]),
     }
-    with pytest.raises(UserError, match="a is there twice"):
+    with pytest.raises(UserError, match="a is listed twice"):
         parse_space(["a=1", "a=2"])
-    with pytest.raises(UserError, match=r"0\.5 is there twice"):
+    with pytest.raises(UserError, match=r"0\.5 is listed twice"):
         parse_space(["a=0.5,0.50"])
     with pytest.raises(UserError, match="the range from 1e-05 to inf is not finite"):
         parse_space(["a=1e-5:.inf"])

@@ -105,8 +105,8 @@ def check_dvc_files() -> None:
     for path in (RUNS.parent, RUNS, PREPARED, REPORTS):
         if not path.resolve().is_relative_to(Path.cwd().resolve()):
             raise UserError(
-                f"{path}: a link to {path.resolve()}, outside the project, where DVC records no results; move that "
-                "folder into the place of the link, or the whole project to the other disk"
+                f"{path}: a link to {path.resolve()}, outside the project, where DVC records no results; replace the "
+                "link with that folder, or move the whole project to the other disk"
             )
     read_lock()
     if POINTER.exists():

@@ -47,8 +47,8 @@ class Encoded(NamedTuple):
     """The predictions of one split as arrays.
 
     classes : their names
-    codes : the labels (n,), as numbers of classes
-    probabilities : (n, classes), float64 with a sum of 1
+    codes : the labels (n,), as class indices
+    probabilities : (n, classes), float64; each row sums to 1
     groups : the number (n,) of each image's lesion or patient, in order of appearance
     """
 

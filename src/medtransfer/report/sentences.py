@@ -160,7 +160,7 @@ def _modern_on(study: Study, dataset: str) -> str:
         return ""
     asked = [(change, modern.get(first, ""), modern.get(second, "")) for change, first, second in QUESTIONS]
     effects = [
-        f"{EFFECTS[change]} changes it by {one_line(difference(pair))}"
+        f"{EFFECTS[change]} changes macro F1 by {one_line(difference(pair))}"
         for change, first, second in asked
         if (pair := find_pair(pairs, dataset, first, second))
     ]

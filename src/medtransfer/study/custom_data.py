@@ -152,7 +152,7 @@ def _plan(
     return {PARAMS: text, PIPELINE: _dump(yaml, pipeline)}
 
 
-# As text: ruamel takes the comment behind an entry, which describes the next section, for a part of the entry.
+# As text: to ruamel, the comment after an entry, which describes the next section, is a part of the entry.
 def _append(text: str, section: str, name: str, entry: dict[str, Any]) -> str:
     """Return params.yaml with an entry at the end of a section."""
     yaml = _round_trip()

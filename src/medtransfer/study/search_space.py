@@ -34,7 +34,7 @@ def parse_space(texts: list[str]) -> Space:
     for text in texts:
         key, _, values = text.partition("=")
         if key in space:
-            raise UserError(f"{OPTION} {text}: {key} is there twice; give each key once")
+            raise UserError(f"{OPTION} {text}: {key} is listed twice; give each key once")
         try:
             space[key] = _distribution(values)
         except (YAMLError, ValueError, TypeError) as error:
@@ -54,7 +54,7 @@ def _distribution(values: str) -> Values:
         return kind(low, high, log=bool(bounds[3]))
     choices = [json.dumps(value) for value in load(f"[{values}]")]
     if twice := [choice for choice in choices if choices.count(choice) > 1]:
-        raise ValueError(f"{twice[0]} is there twice")
+        raise ValueError(f"{twice[0]} is listed twice")
     return CategoricalDistribution(choices)
 
 
