@@ -16,6 +16,9 @@ from medtransfer.core.layout import PARAMS, check_name
 from medtransfer.core.params import read_params
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from medtransfer.serving.classifier import Classifier
     from medtransfer.serving.outside import Labels
 STOP_SECONDS = 5  # how long requests may take to end after Ctrl-C
 
@@ -111,10 +114,9 @@ def predict(
     """
     with quiet_start():
         from medtransfer.core.files import atomic_file
-        from medtransfer.core.predictions import probability_columns
         from medtransfer.serving import outside
         from medtransfer.serving import predict as serving
-        from medtransfer.serving.classifier import note_of_answers, why_no_overlay
+        from medtransfer.serving.classifier import why_no_overlay
 
     images = outside.find_images(paths)
     if output and output.resolve() in {path.resolve() for path in (*images, *([labels.path] if labels else []))}:
@@ -137,25 +139,31 @@ def predict(
         with atomic_file(output) as partial:
             table.to_csv(partial, index=False)
         click.echo(f"{counted(len(table), 'image')}: {output}", err=True)
-    unlike = [found["image"] for found in answers if found.get("unlike_training")]
     problems = [found["problem"] for found in answers if "problem" in found]
     if as_json:
         click.echo(json.dumps(serving.as_json(answers, classifier), indent=2))
     elif not output and len(problems) < len(answers):
-        facts = classifier.facts
-        shown = table[table.problem == ""][["image", "predicted", *probability_columns(facts["classes"])]]
-        click.echo(f"{facts['title']}: {facts['model']}, seed {facts['seed']}")
-        click.echo(shown.to_string(index=False, float_format="{:.3f}".format))
-        if unlike:
-            click.echo(f"unlike the training images, so the answer means nothing: {first_three(unlike)}")
-        scope = f"For {facts['scope']}. " if facts["scope"] else ""
-        click.echo(scope + note_of_answers(classifier))
+        _print_answers(table, classifier)
     for line in scores:
         click.echo(line, err=as_json)
     for problem in problems:
         click.echo(f"medtransfer: {problem}", err=True)
     if problems:
         sys.exit(EXIT_USER_ERROR)
+
+
+def _print_answers(table: "pd.DataFrame", classifier: "Classifier") -> None:
+    from medtransfer.core.predictions import probability_columns
+    from medtransfer.serving.classifier import note_of_answers
+
+    facts = classifier.facts
+    shown = table[table.problem == ""][["image", "predicted", *probability_columns(facts["classes"])]]
+    click.echo(f"{facts['title']}: {facts['model']}, seed {facts['seed']}")
+    click.echo(shown.to_string(index=False, float_format="{:.3f}".format))
+    if unlike := list(table.image[table.unlike_training.eq(True)]):
+        click.echo(f"unlike the training images, so the answer means nothing: {first_three(unlike)}")
+    scope = f"For {facts['scope']}. " if facts["scope"] else ""
+    click.echo(scope + note_of_answers(classifier))
 
 
 def _check_address(context: click.Context, option: click.Parameter, host: str) -> str:

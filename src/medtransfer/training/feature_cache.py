@@ -95,8 +95,7 @@ def cached_features(
 ) -> tuple[np.ndarray | None, float | None]:
     """Return the memory-mapped features for `made_from`; compute them if they are not cached.
 
-    An interrupted computation resumes where it stopped. If two processes need the same features, the second waits for
-    the first.
+    An interrupted computation resumes where it stopped. A second process that needs the same features waits.
 
     Parameters
     ----------
@@ -117,8 +116,7 @@ def cached_features(
     ndarray of `shape`, float32 or bfloat16, or None
         None if there is an objection, or `max_bytes` or the disk is too small; the log says so.
     float or None
-        The seconds that an earlier run took to compute them: 0 if this run computed them or there are none, None if
-        unknown because that run was interrupted.
+        The seconds that an earlier run took to compute them: 0 if this run did or there are none, None if unknown.
     """
     dtype = DTYPES[made_from["precision"]]
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
@@ -128,11 +126,9 @@ def cached_features(
         earlier: float | None = 0.0
         if _is_whole(folder):
             log.info("features: %s from %s", made_from["prefix"], folder)
-            # Entries of earlier versions have no such key.
-            earlier = _read_made_from(folder).get("seconds")
+            earlier = _read_made_from(folder).get("seconds")  # missing in entries of earlier versions
         else:
-            reason, size = "", math.prod(shape) * dtype.itemsize
-            begin = time.perf_counter()
+            reason, size, begin = "", math.prod(shape) * dtype.itemsize, time.perf_counter()
             try:
                 reason = _keep_reason(folder, objection) or _make_room(size, max_bytes, folder)
                 if not reason:

@@ -53,14 +53,13 @@ def fit(
 ) -> pd.DataFrame:
     """Train until the validation score has not improved for `patience` epochs; keep the best weights.
 
-    The whole state is copied after every epoch, and written to `checkpoints` while the next one runs. If that folder
-    has a checkpoint of the same fit, training resumes from it and ends with the same weights.
+    The state is written to `checkpoints` while the next epoch runs. If that folder has a checkpoint of the same fit,
+    training resumes from it and ends with the same weights.
 
     Parameters
     ----------
     on_epoch : callable
-        Called with the whole history after each epoch, and once when a fit resumes. Training stops after an epoch for
-        which it returns True.
+        Called with the history after each epoch, and once when a fit resumes; training stops if it returns True.
     checkpoints : Path, optional
         A folder for this fit only, which the caller removes. Without it, an interrupted fit starts again.
     made_from : mapping, optional
@@ -99,8 +98,7 @@ def fit(
             initial_epoch=begin,
             epochs=begin if state.stopping.remembered.get("stopped_epoch") else params.epochs,
             callbacks=[recorder, *state.callbacks, keras.callbacks.LambdaCallback(on_epoch_end=end_epoch)],
-            # Batches are already shuffled by (seed, epoch); Keras would shuffle them again.
-            shuffle=False,
+            shuffle=False,  # they are, by (seed, epoch)
             verbose=0,
         )
     return pd.DataFrame(state.history, columns=HISTORY_COLUMNS)
