@@ -508,7 +508,7 @@ def test_a_named_network_is_registered_beside_the_best_and_found_by_its_run(regi
         (["predict", "chest_xray", image, "--model", "runs:/nothing"], "expected runs:/RUN/model"),
         (["predict", "ham10000", image, "--model", f"runs:/{run_id}/model"], "a network for chest_xray"),
         (["predict", "chest_xray", image, "--model", "best"], "expected models:/NAME@ALIAS"),
-        (["register", "chest_xray", "imagenet_head"], "study.chest_xray: no imagenet_head, only cnn_random"),
+        (["register", "chest_xray", "imagenet_head"], "study.chest_xray: lists cnn_random"),
         (["register", "chest_xray", "--seed", "0"], "--seed: given without a configuration"),
     ):
         assert told in str(CliRunner().invoke(cli, arguments).exception)
@@ -1051,7 +1051,7 @@ def test_what_is_not_registered_is_named(registered: Path) -> None:
     assert "no finished network; run `dvc repro`" in str(CliRunner().invoke(cli, ["register", "ham10000"]).exception)
     assert "study: 'mine' is unknown" in str(CliRunner().invoke(cli, ["register", "mine"]).exception)
     absent = CliRunner().invoke(cli, ["register", "chest_xray", "imagenet_all", "--seed", "7"])
-    assert "seeds: no 7, only 0; add it" in str(absent.exception)
+    assert "seeds: lists 0, not 7; add it" in str(absent.exception)
 
 
 def drop(page: Any, file: Path) -> None:

@@ -80,7 +80,7 @@ def finished_network(params: Params, dataset: str, name: str, seed: int) -> Path
             if key not in known:
                 listed = ", ".join(map(str, known)) or "nothing"
                 raise UserError(
-                    f"{PARAMS}: {section}: no {key}, only {listed}; add it and run `dvc repro`, or choose another"
+                    f"{PARAMS}: {section}: lists {listed}, not {key}; add it and run `dvc repro`, or choose another"
                 )
         raise UserError(f"{fitted / 'model.keras'}: not found; run `dvc repro`, or get it with `dvc pull`")
     check_unchanged(fitted)
