@@ -717,7 +717,7 @@ def test_a_full_or_read_only_disk_is_one_clear_line(demo: Path, tmp_path: Path, 
         ["unshare", "--mount", "sh", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True
     )
     assert result.returncode == 2, result.stderr
-    assert result.stderr.strip().splitlines()[-1].startswith("medtransfer: ")
+    assert result.stderr.strip().splitlines()[-1].startswith("medtransfer: artifacts")
     assert {"full": "No space left on device", "read-only": "Read-only file system"}[kind] in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout.split() == []

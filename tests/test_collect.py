@@ -360,6 +360,16 @@ def test_collected_results_are_replaced_only_when_asked(tmp_path: Path, monkeypa
     assert Path("results/README.md").read_text() == "no folder"
 
 
+def test_the_second_of_two_collects_at_once_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished_study(tmp_path, 0, ["decision_tree"])
+    mine = Path("results/mine/runs")
+    monkeypatch.setattr("medtransfer.study.collect.data_of", lambda fit: mine.mkdir(parents=True))
+    late = CliRunner().invoke(cli, ["collect", "mine"])
+    assert "results/mine: exists" in str(late.exception)
+    assert list(mine.parent.rglob("*")) == [mine]
+
+
 def test_the_leak_is_measured_between_two_folders_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, fit = PROJECT / AT_64_PX, "runs/chest_xray/imagenet_all-seed0"
     params = (source / "params.yaml").read_text().replace("by: group", "by: image")

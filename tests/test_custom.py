@@ -555,6 +555,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(project: Path) -> None:
         (lambda: change_table(patient="#N/A"), {}, "row 2 has no patient, but '#N/A'"),
         (lambda: change_table(patient=["p1", "P1", *"ab" * 19]), {}, "patient has 'p1' and 'P1', which may be"),
         (lambda: change_table(patient=["12", "12.0", *"ab" * 19]), {}, "patient has '12' and '12.0'"),
+        (lambda: change_table(patient=["007", "7", *"ab" * 19]), {}, "patient has '007' and '7'"),
         (lambda: Path("labels.csv").write_text(""), {}, "cannot be read as CSV in UTF-8: it is empty"),
         (lambda: Path("labels.csv").write_text(f"sep=;\n{table}"), {}, "remove this line"),
         (lambda: Path("labels.csv").write_text(table.replace(",", "|")), {}, "cells are separated by '|'"),
@@ -651,9 +652,11 @@ def test_a_link_to_params_stays_one(project: Path) -> None:
 def test_a_patient_in_two_spellings_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     table = Path("labels.csv")
-    table.write_text("image,label,patient\na.png,x,J\u00fcrgen\nb.png,y,Ju\u0308rgen\u200b\n", encoding="utf-8")
+    spellings = ["J\u00fcrgen 1", "Ju\u0308rgen 1\u200b", "\u202aJ\u00fcrgen 1\u202c", "J\u00fcrgen\u00a01"]
+    rows = [f"{name}.png,x,{patient}\n" for name, patient in zip("abcd", spellings, strict=True)]
+    table.write_text("image,label,patient\n" + "".join(rows), encoding="utf-8")
     Path("images").mkdir()
-    for name in ("a", "b"):
+    for name in "abcd":
         Image.new("RGB", (8, 8)).save(f"images/{name}.png")
     found = find_samples(Path("images"), table, Columns(group="patient"))
     assert found.group.nunique() == 1
@@ -680,10 +683,10 @@ def test_a_class_folder_whose_name_ends_in_a_blank_is_refused(project: Path) -> 
         add(images=Path("classes"), labels=None, columns=Columns())
 
 
-@pytest.mark.parametrize(("first", "second"), [("a b", "a_b"), ("Mel", "mel")])
-def test_labels_that_would_share_a_metric_or_a_file_are_refused(project: Path, first: str, second: str) -> None:
+@pytest.mark.parametrize(("first", "second"), [("a b", "a_b"), ("Mel", "mel"), ("0", "0.0"), ("01", "1")])
+def test_labels_that_may_be_the_same_are_refused(project: Path, first: str, second: str) -> None:
     change_table(label=[first, second] * 20)
-    with pytest.raises(UserError, match=f"labels '{first}' and '{second}' would share"):
+    with pytest.raises(UserError, match=f"labels '{first}' and '{second}' may be the same"):
         add()
 
 

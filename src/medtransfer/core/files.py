@@ -42,6 +42,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         try:
             yield partial
             replace_folder(partial, target)
+        except OSError as error:
+            error.filename = error.filename or str(target)  # a full disk names no file
+            raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             lock.unlink(missing_ok=True)
@@ -111,6 +114,9 @@ def atomic_file(target: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(target)
+    except OSError as error:
+        error.filename = error.filename or str(target)  # a full disk names no file
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -12,8 +12,10 @@ from medtransfer.core.errors import CONFLICT, UserError, merge_conflict
 # What people write where they do not know the patient.
 UNKNOWN = ("na", "n/a", "nan", "none", "null", "unknown", "anonymous", "?", "-", "#n/a", "#ref!", "#value!", "#name?")
 ROUNDED = r"\d[.,]\d+E\+\d+"  # what Excel makes of a long number
-WHOLE = r"^(\d+)\.0+$"  # what pandas makes of a column of whole numbers with an empty cell
-INVISIBLE = "[\u200b-\u200f\u2060\ufeff]"  # what comes along when text is copied from a web page
+# Spreadsheets cut leading zeros, and pandas writes whole numbers as 12.0 in a column with an empty cell.
+NUMBER = r"^0*(\d+)(?:\.0+)?$"
+# What comes along when text is copied from a web page or a dialog of Windows.
+INVISIBLE = "[\u00ad\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
 BINARY = ("0", "0.0", "1", "1.0")  # in one-hot tables
 # The columns of our tables that are text even where they look like numbers or like a missing value.
 TEXT = ["dataset", "model", "class", "id", "label", "group", "split", "predicted", "true", "made_from"]
@@ -64,17 +66,23 @@ def read_groups(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
             f"{path}: row {rounded[0]}: {column} is {table.loc[rounded[0], column]}, which a spreadsheet has rounded; "
             "format that column as text"
         )
-    groups = table[column].str.replace(INVISIBLE, "", regex=True).str.strip().str.normalize("NFC")
+    groups = table[column].str.replace(INVISIBLE, "", regex=True).str.normalize("NFC")
+    groups = groups.str.replace(r"\s+", " ", regex=True).str.strip()
     groups = groups.mask(groups.str.lower().isin(UNKNOWN), "")
     distinct = groups.drop_duplicates()
-    alike = distinct.str.casefold().str.replace(WHOLE, r"\1", regex=True)
-    twins = distinct[alike.duplicated(keep=False)].groupby(alike).agg(list)
+    plain = same_if_alike(distinct)
+    twins = distinct[plain.duplicated(keep=False)].groupby(plain).agg(list)
     if len(twins):
         first, second, *_ = twins.iloc[0]
         raise UserError(
             f"{path}: {column} has {first!r} and {second!r}, which may be the same; use one spelling, or other names"
         )
     return groups
+
+
+def same_if_alike(names: pd.Series) -> pd.Series:
+    """Return names in a form that is equal for those that probably mean the same: `P1` and `p1`, `007` and `7.0`."""
+    return names.str.casefold().str.replace(NUMBER, r"\1", regex=True)
 
 
 def from_one_hot(table: pd.DataFrame, classes: list[str], path: Path) -> pd.Series:

@@ -71,6 +71,7 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
     if not POINTER.exists():
         raise UserError(f"{POINTER}: not found; {restoring(POINTER)}")
     with atomic_folder(RESULTS / name) as folder:
+        _check_target(RESULTS / name, add, replace)  # another `collect` may have written it meanwhile
         if add:
             _copy_fits_and_findings(RESULTS / name, folder)
         _copy(fits, folder)

@@ -18,6 +18,7 @@ from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import IN_WORDS, LABEL_PATTERN, NAME_PATTERN, Params, parse_params
+from medtransfer.core.tables import same_if_alike
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.data.custom import Columns, copy_custom, find_samples
 from medtransfer.data.preparation import assign_splits
@@ -111,11 +112,11 @@ def _remove_training(stages: Any, name: str) -> None:
 
 def _classes(samples: pd.DataFrame, known: Sequence[str], where: Path) -> list[str]:
     """Return the classes, first those in params.yaml in their order there."""
-    classes, alike = sorted(samples.label.unique()), dict[str, str]()
-    for label in classes:
-        other = alike.setdefault(label.lower().replace(" ", "_"), label)
+    classes, known_as = sorted(samples.label.unique()), dict[str, str]()
+    for label, plain in zip(classes, same_if_alike(pd.Series(classes)).str.replace(" ", "_"), strict=True):
+        other = known_as.setdefault(plain, label)
         if other != label:
-            raise UserError(f"{where}: labels {other!r} and {label!r} would share a metric or a file; rename one")
+            raise UserError(f"{where}: labels {other!r} and {label!r} may be the same; use one spelling")
         if not re.fullmatch(LABEL_PATTERN, label):
             raise UserError(f"{where}: label {label!r}: expected {IN_WORDS[LABEL_PATTERN]}; rename it")
         if label in (*BY_NAME, "seeds", "intervals"):
