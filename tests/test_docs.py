@@ -53,6 +53,11 @@ NOT_RUN = {
     "medtransfer tune ham10000 --search learning_rate=1e-4,3e-4,1e-3,3e-3 --search fraction=1.0 --search epochs=60 "
     "--configuration imagenet_head_weighted --configuration imagenet_head_sampled "
     "--configuration imagenet_head_caffe": REAL,
+    "medtransfer tune chest_xray --configuration imagenet_head --search learning_rate=3e-5,1e-4,3e-4,1e-3,3e-3 "
+    "--search fraction=1.0 --search epochs=60": REAL,
+    "medtransfer tune chest_xray --configuration imagenet_last_block --configuration imagenet_all "
+    "--search learning_rate=1e-5,3e-5,1e-4,3e-4,1e-3 --search fraction=0.2 --search epochs=5": REAL,
+    "dvc repro --single-item train-chest_xray@chest_xray-imagenet_head-0": REAL,
     "medtransfer tune chest_xray --search learning_rate=3e-5,1e-4,3e-4 --search fraction=0.2 --search epochs=5 "
     "--configuration imagenet_last_block": REAL,
     "dvc repro --single-item train-chest_xray@chest_xray-imagenet_all-0": REAL,

@@ -119,7 +119,7 @@ def test_a_chapter_begins_with_the_numbers_that_answer_it() -> None:
     frozen = find_pair(modern.tables.pairs, "chest_xray", "modern_last_block", "modern_all")
     assert frozen
     changed = sentences([modern], answers(modern))["recipe"]
-    assert f"With this recipe, freezing blocks 1 to 4 changes it by {one_line(difference(frozen))}." in changed
+    assert f"With this recipe, freezing blocks 1 to 4 changes macro F1 by {one_line(difference(frozen))}." in changed
 
 
 def test_the_layers_sentence_says_whether_the_methods_agree() -> None:

@@ -678,7 +678,7 @@ def test_answers_are_scored_where_labels_are_given(registered: Path, outside: Pa
     ("arguments", "told"),
     [
         (["--configuration", "decision_tree"], "a tree, not a network"),
-        (["--configuration", "imagenet_head"], "study.chest_xray: no imagenet_head"),
+        (["--configuration", "imagenet_head"], "study.chest_xray: lists cnn_random"),
         (["--name", "../up"], "not a name for a source"),
         (["--map", "NORMAL=HEALTHY"], "'NORMAL' cannot become 'HEALTHY'"),
         (["--map", "OTHER=NORMAL"], "OTHER is mapped to '' and to 'NORMAL'; give one"),
