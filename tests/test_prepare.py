@@ -18,7 +18,7 @@ from PIL import Image
 import medtransfer.data.preparation
 from conftest import PROJECT
 from medtransfer.core.errors import UserError
-from medtransfer.core.files import sha256_of
+from medtransfer.core.files import atomic_folder, sha256_of
 from medtransfer.core.params import Params, Split, read_params
 from medtransfer.data import decoding
 from medtransfer.data.catalogue import HAM10000
@@ -132,9 +132,9 @@ def test_a_split_by_group_that_shares_a_group_stops_prepare(
     monkeypatch.setattr(medtransfer.data.preparation, "assign_splits", lambda *_: by_image)
     settings = params.datasets["ham10000"].model_copy(update={"split": split("group")})
     shared = r"^ham10000: \d+ of 68 test images share a lesion with training or validation, such as ISIC_"
-    with pytest.raises(UserError, match=shared):
-        prepare_dataset(HAM10000, demo / "ham10000", settings, tmp_path)
-    assert not (tmp_path / "samples.csv").exists()
+    with pytest.raises(UserError, match=shared), atomic_folder(tmp_path / "ham10000") as folder:
+        prepare_dataset(HAM10000, demo / "ham10000", settings, folder)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_prepare_prints_what_it_counts(

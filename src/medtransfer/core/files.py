@@ -40,14 +40,22 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         partial.mkdir()
         try:
-            yield partial
-            replace_folder(partial, target)
-        except OSError as error:
-            error.filename = error.filename or str(target)  # a full disk names no file
-            raise
+            with _named(target):
+                yield partial
+                replace_folder(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Name what was being written in an error that names no file, such as that for a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(target)
+        raise
 
 
 def replace_folder(source: Path, target: Path) -> None:
@@ -112,11 +120,9 @@ def atomic_file(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_beside(target)
     try:
-        yield partial
-        partial.replace(target)
-    except OSError as error:
-        error.filename = error.filename or str(target)  # a full disk names no file
-        raise
+        with _named(target):
+            yield partial
+            partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
 

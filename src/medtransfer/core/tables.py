@@ -12,9 +12,9 @@ from medtransfer.core.errors import CONFLICT, UserError, merge_conflict
 # What people write where they do not know the patient.
 UNKNOWN = ("na", "n/a", "nan", "none", "null", "unknown", "anonymous", "?", "-", "#n/a", "#ref!", "#value!", "#name?")
 ROUNDED = r"\d[.,]\d+E\+\d+"  # what Excel makes of a long number
-# Spreadsheets cut leading zeros, and pandas writes whole numbers as 12.0 in a column with an empty cell.
+# Spreadsheets drop leading zeros, and pandas writes whole numbers as 12.0 in a column with an empty cell.
 NUMBER = r"^0*(\d+)(?:\.0+)?$"
-# What comes along when text is copied from a web page or a dialog of Windows.
+# What comes along when text is copied from a web page or a Windows dialog.
 INVISIBLE = "[\u00ad\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
 BINARY = ("0", "0.0", "1", "1.0")  # in one-hot tables
 # The columns of our tables that are text even where they look like numbers or like a missing value.

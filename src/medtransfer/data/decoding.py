@@ -58,8 +58,8 @@ def start_decoding(
 ) -> Iterator[Iterator[tuple[str, str]]]:
     """Start to write IMAGES (n, size, size, 3) and THUMBNAILS (n, SIDE, SIDE), uint8, in the order of `paths`.
 
-    Yield an iterator over the SHA-256 of each file and its conversion, if any; both arrays are complete at its end. The
-    first image that cannot be decoded is then a UserError. If the block ends early, decoding stops.
+    Yield an iterator over the SHA-256 of each file and its conversion, if any; both arrays are complete once it is
+    exhausted. It raises a UserError at the first image that cannot be decoded. If the block ends early, decoding stops.
     """
     files = [folder / IMAGES, folder / THUMBNAILS]
     shapes = [(len(paths), size, size, 3), (len(paths), SIDE, SIDE)]

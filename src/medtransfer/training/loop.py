@@ -98,7 +98,7 @@ def fit(
             initial_epoch=begin,
             epochs=begin if state.stopping.remembered.get("stopped_epoch") else params.epochs,
             callbacks=[recorder, *state.callbacks, keras.callbacks.LambdaCallback(on_epoch_end=end_epoch)],
-            shuffle=False,  # they are, by (seed, epoch)
+            shuffle=False,  # batches are already shuffled by (seed, epoch)
             verbose=0,
         )
     return pd.DataFrame(state.history, columns=HISTORY_COLUMNS)
