@@ -118,6 +118,24 @@ def test_a_mistake_on_the_command_line_is_one_line(project: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("data add scans images --group ''", "medtransfer data add: --group is empty"),
+        ("data add scans images --split-column=", "medtransfer data add: --split-column is empty"),
+        ("predict ham10000 x.png --model ''", "medtransfer predict: --model is empty"),
+        ("predict ham10000 ''", "medtransfer predict: an argument is empty"),
+        ("predict ham10000 x.png --output ''", "medtransfer predict: --output is empty"),
+        ("serve ham10000 --host ''", "medtransfer serve: --host is empty"),
+    ],
+)
+def test_an_empty_value_does_not_pass_for_one_that_was_not_given(project: Path, arguments: str, told: str) -> None:
+    """Without its column of patients, a split by patient would be one by image; a script's variable may be empty."""
+    result = medtransfer(project, *shlex.split(arguments))
+    assert result.returncode == 2
+    assert last_line(result).startswith(f"{told}; expected a value")
+
+
 def test_a_reader_that_has_ended_and_a_group_without_a_command_are_no_traceback(project: Path) -> None:
     command = f"{shlex.join([*COMMAND, 'stage', '--help'])} | true; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], cwd=project, capture_output=True, text=True)

@@ -92,7 +92,7 @@ def test_a_file_that_results_lack_is_named(tmp_path: Path, monkeypatch: pytest.M
     text = params.read_text()
     params.write_text(re.sub("(?m)^ +train:", "    trained:", text))
     done = CliRunner().invoke(cli, ["tables", "results/mine"])
-    assert "params.yaml: study.ham10000 has no train" in str(done.exception)
+    assert "params.yaml: study.ham10000.train: missing" in str(done.exception)
     params.unlink()
     done = CliRunner().invoke(cli, ["collect", "mine", "--add"])
     assert "results/mine/params.yaml: not found; restore it" in str(done.exception)
@@ -140,10 +140,10 @@ def test_what_the_tables_would_count_wrongly_is_refused(tmp_path: Path, monkeypa
     table.to_csv(answers, index=False)
     assert CliRunner().invoke(cli, ["tables", "results/mine"]).exit_code == 0
     Path("results/mine/notes.txt").write_bytes(b"\xe4")
-    with pytest.raises(UserError, match=r"notes\.txt: not in UTF-8"):
+    with pytest.raises(UserError, match=r"notes\.txt: expected a text file in UTF-8"):
         read_study(Path("results/mine"))
     params = Path("results/mine/params.yaml")
-    for text, told in (("a: [", "cannot be read as YAML"), ("datasets: {}", "has no study"), (None, "not found")):
+    for text, told in (("a: [", "cannot be read as YAML"), ("datasets: {}", "baselines: missing"), (None, "not found")):
         params.unlink() if text is None else params.write_text(text)
         with pytest.raises(UserError, match=rf"params\.yaml: {told}"):
             write_result_tables(Path("results/mine"))
@@ -385,7 +385,7 @@ def test_the_leak_is_measured_between_two_folders_and_shown(tmp_path: Path, monk
     path, made = Path("match/params.yaml"), Path("match/params.yaml").read_text()
     path.write_text(made.replace(", seed: 0,", ","))
     cut = CliRunner().invoke(cli, ["leakage", "match", "remove"])
-    assert "match/params.yaml: datasets.ham10000 has no valid split; restore that file" in str(cut.exception)
+    assert "match/params.yaml: datasets.ham10000.split.seed: missing" in str(cut.exception)
     # A data set that is not studied does not matter.
     other = "datasets:\n  other: {split: {by: group, validation: 0.2, test: 0.2, seed: 0}}\n"
     path.write_text(made.replace("datasets:\n", other, 1))

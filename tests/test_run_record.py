@@ -40,7 +40,7 @@ def test_a_partial_folder_is_no_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("<<<<<<< HEAD\n{}", "not valid JSON"),
+        ("<<<<<<< HEAD\n{}", "cannot be read as JSON"),
         ("[]", "has no dataset"),
         (json.dumps(dict.fromkeys(KEYS[1:])), "has no dataset"),
         (json.dumps(dict.fromkeys(KEYS[:-1])), "has no hyperparameters"),

@@ -132,6 +132,18 @@ def test_a_trial_is_run_once_and_the_grid_can_grow(
     assert pd.read_csv("tuning.csv").shape == table.shape
 
 
+@pytest.mark.parametrize("name", ["a?b=c", "50%", "%2e", "a#b"])
+def test_optunas_file_is_beside_the_table_whatever_its_name(
+    project: Path, small: Params, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """In an address of SQLAlchemy's, these characters are syntax."""
+    note_trials(monkeypatch)
+    tune(small, "learning_rate=1e-3", output=f"{name}.csv")
+    assert {path.name for path in project.glob("*.*") if path.is_file()} == {
+        f"{name}.{kind}" for kind in ("csv", "db", "lock")
+    }
+
+
 def test_following_a_trial_changes_nothing(project: Path, small: Params) -> None:
     few = with_train(small, epochs=3)
     data = read_dataset(few, "chest_xray")

@@ -188,7 +188,7 @@ def as_table(pairs: Iterable[Comparison]) -> pd.DataFrame:
 
 def read_comparisons(path: Path) -> list[Comparison]:
     """Read what `as_table` returned from a CSV file."""
-    table = read_result(path, na_values={name: [""] for name in ("first_sd", "second_sd")})
+    table = read_result(path, COLUMNS, na_values={name: [""] for name in ("first_sd", "second_sd")})
     return [
         Comparison(**{str(name): value for name, value in row.items()}) for row in table[COLUMNS].to_dict("records")
     ]

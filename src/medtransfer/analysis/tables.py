@@ -9,6 +9,7 @@ import pandas as pd
 from medtransfer.analysis.calibration import calibration_table
 from medtransfer.analysis.claims import compare_claims, judge
 from medtransfer.analysis.clinical import class_table, subgroup_table
+from medtransfer.analysis.differences import COLUMNS as COMPARISON
 from medtransfer.analysis.differences import Comparison, as_table, compare_models, read_comparisons
 from medtransfer.analysis.families import overrides
 from medtransfer.analysis.runs import Run
@@ -18,7 +19,27 @@ from medtransfer.core.files import atomic_file
 from medtransfer.core.run_record import BY_WORDS, recipe_of, split_of
 from medtransfer.core.tables import read_result
 
-FILES = ("results", "summary", "calibration", "classes", "subgroups", "differences", "claims")
+INTERVAL = ["low", "high", "interval", "seeds"]
+# The files and their columns.
+COLUMNS = {
+    "results": [
+        "dataset", "model", "family", "class", "support", "groups", "f1", *INTERVAL, "sd", "published", "test_images",
+        "synthetic",
+    ],
+    "summary": ["dataset", "model", "family", "measure", "value", *INTERVAL, "sd"],
+    "calibration": [
+        "dataset", "model", "family", "class", "intercept", "intercept_low", "intercept_high", "slope", "slope_low",
+        "slope_high", "interval", "seeds",
+    ],
+    "classes": ["dataset", "model", "class", "measure", "value", *INTERVAL],
+    "subgroups": ["dataset", "model", "by", "subgroup", "images", "groups", "measure", "value", *INTERVAL],
+    "differences": [*COMPARISON, "low", "high", "interval"],
+    "claims": [
+        "claim", "dataset", "first", "second", "first_seeds", "second_seeds", "difference", "low", "high", "interval",
+        "simultaneous_low", "simultaneous_high", "p", "p_corrected", "verdict", "unseen_difference", "unseen_low",
+        "unseen_high", "detectable", "seeds_for_0.02", "seeds_for_0.05", "seeds_for_0.10",
+    ],
+}  # fmt: skip
 DIGITS = 6
 
 
@@ -60,18 +81,19 @@ def compute_tables(runs: list[Run], attributes: Mapping[str, pd.DataFrame]) -> T
 
 
 def write_tables(tables: Tables, folder: Path) -> None:
-    """Write every table of FILES as CSV, with DIGITS decimals."""
-    for name in FILES:
+    """Write every table of COLUMNS as CSV, with DIGITS decimals."""
+    for name, columns in COLUMNS.items():
         content = as_table(tables.pairs) if name == "differences" else getattr(tables, name)
         with atomic_file(folder / f"{name}.csv") as path:
-            content.round(DIGITS).to_csv(path, index=False)
+            content[columns].round(DIGITS).to_csv(path, index=False)
 
 
 def read_tables(folder: Path, remedy: str) -> Tables:
-    """Read what `write_tables` wrote; a UserError that ends with `remedy` if a file is missing."""
-    paths = [folder / f"{name}.csv" for name in FILES]
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"{path}: not found; {remedy}")
-    read = {path.stem: read_result(path) for path in paths if path.stem != "differences"}
+    """Read what `write_tables` wrote; a UserError if a file is missing (it ends with `remedy`) or lacks a column."""
+    for name in COLUMNS:
+        if not (folder / f"{name}.csv").exists():
+            raise UserError(f"{folder / name}.csv: not found; {remedy}")
+    read = {
+        name: read_result(folder / f"{name}.csv", columns) for name, columns in COLUMNS.items() if name != "differences"
+    }
     return Tables(**read, pairs=read_comparisons(folder / "differences.csv"))

@@ -77,7 +77,28 @@ def stop_like_ctrl_c(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt(signum)
 
 
-@click.group(context_settings={"show_default": True})
+class _Command(click.Command):
+    """A command that refuses empty values, which would pass for values that were not given."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for before, value in zip(["", *args], args, strict=False):
+            option, equals, given = value.partition("=")
+            if not value:
+                self._refuse(before if before.startswith("-") else "", ctx)
+            if option.startswith("--") and equals and not given:
+                self._refuse(option, ctx)
+        return super().parse_args(ctx, args)
+
+    def _refuse(self, option: str, ctx: click.Context) -> None:
+        raise click.UsageError(f"{option or 'an argument'} is empty; expected a value", ctx)
+
+
+class _Group(click.Group):
+    command_class = _Command
+    group_class = type
+
+
+@click.group(cls=_Group, context_settings={"show_default": True})
 @click.version_option(package_name="medtransfer")
 def cli() -> None:
     """Transfer learning on medical images: which layers of VGG16 matter?"""

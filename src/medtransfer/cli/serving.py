@@ -166,12 +166,6 @@ def _print_answers(table: "pd.DataFrame", classifier: "Classifier") -> None:
     click.echo(scope + note_of_answers(classifier))
 
 
-def _check_address(context: click.Context, option: click.Parameter, host: str) -> str:
-    if not host:  # the socket would listen on every address
-        raise click.BadParameter("'': expected an address such as 127.0.0.1, or 0.0.0.0 for every address")
-    return host
-
-
 def _check_names(context: click.Context, option: click.Parameter, hosts: tuple[str, ...]) -> tuple[str, ...]:
     for host in hosts:
         if not re.fullmatch(r"(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", host):
@@ -182,7 +176,7 @@ def _check_names(context: click.Context, option: click.Parameter, hosts: tuple[s
 @cli.command()
 @as_dataset
 @with_model
-@click.option("--host", default="127.0.0.1", callback=_check_address, help="Address to listen on.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000)
 @click.option(
     "--allow-host",

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -167,6 +167,22 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON with a final newline."""
     with atomic_file(path) as partial:
         partial.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path, keys: Collection[str], remedy: str) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    A missing file is a FileNotFoundError. One that is not a JSON object, or lacks one of the keys, is a UserError that
+    ends with `remedy`.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); {remedy}") from None
+    for key in keys:
+        if not isinstance(found, dict) or key not in found:
+            raise UserError(f"{path}: has no {key}; {remedy}")
+    return dict(found)
 
 
 def sha256_of(path: Path) -> str:

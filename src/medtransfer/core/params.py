@@ -336,13 +336,18 @@ def read_params(path: Path) -> Params:
     return parse_params(text, path)
 
 
-def parse_params(text: str, path: Path) -> Params:
-    """Validate the text of params.yaml; messages name it `path`."""
+def parse_yaml(text: str, path: Path) -> Any:
+    """Return the values in a YAML text; messages name it `path`."""
     try:
-        raw = YAML(typ="safe").load(text)
+        return YAML(typ="safe").load(text)
     except (YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         # A strange date or key raises an error of Python, which ruamel does not catch.
         raise UserError(f"{path}: cannot be read as YAML: {_yaml_reason(error)}") from None
+
+
+def parse_params(text: str, path: Path) -> Params:
+    """Validate the text of params.yaml; messages name it `path`."""
+    raw = parse_yaml(text, path)
     if raw is None:
         raise UserError(f"{path}: empty; {restoring(path)}")
     params = validate_params(raw, path)
@@ -368,7 +373,7 @@ def validate_params(raw: Any, where: object) -> Params:
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise UserError(" ".join(_one_line(where, error).split())) from None
+        raise UserError(one_line(where, error)) from None
 
 
 def unused_settings(params: Params) -> list[str]:
@@ -394,7 +399,8 @@ def _yaml_reason(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _one_line(path: object, error: ValidationError) -> str:
+def one_line(path: object, error: ValidationError) -> str:
+    """Return the message for the first wrong value in a file that was read as YAML."""
     # An unknown key comes first: if a section is misspelt, the right one is missing too.
     first = min(error.errors(include_url=False), key=lambda entry: entry["type"] != UNKNOWN_KEY)
     parts = [*first["loc"], *([first["ctx"]["key"]] if first["type"] == UNKNOWN_KEY else [])]
@@ -408,7 +414,7 @@ def _one_line(path: object, error: ValidationError) -> str:
     message = message[:1].lower() + message[1:]
     if isinstance(found, Section | dict):
         return f"{where}: {message}"
-    return f"{where}: found {found!r} ({type(found).__name__}), {message}"
+    return " ".join(f"{where}: found {found!r} ({type(found).__name__}), {message}".split())
 
 
 def _message(error: Mapping[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """Read a prepared data set, and find a finished network."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pandas as pd
 
 from medtransfer.core.dvc import check_unchanged, digest_of, recorded_digest, used_digest
 from medtransfer.core.errors import UserError, check_known, counted
+from medtransfer.core.files import read_json
 from medtransfer.core.layout import DATA, PARAMS, PREPARED, run_folder
 from medtransfer.core.params import TREES, DatasetParams, Params
 from medtransfer.core.predictions import classes_of, read_predictions
@@ -53,10 +53,7 @@ def _read_description(name: str) -> dict[str, Any]:
             f"{folder}: not found; {'' if (DATA / name).is_dir() else get_data}run `dvc repro prepare@{name}`"
         )
     check_unchanged(folder)
-    try:
-        return dict(json.loads((folder / "dataset.json").read_text()))
-    except ValueError:
-        raise UserError(f"{folder / 'dataset.json'}: damaged; run `dvc repro prepare@{name}`") from None
+    return read_json(folder / "dataset.json", (), f"run `dvc repro prepare@{name}`")
 
 
 def read_samples(name: str) -> pd.DataFrame:

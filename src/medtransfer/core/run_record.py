@@ -1,13 +1,12 @@
 """run.json, the record of a finished fit. Only this module reads and writes it."""
 
-import json
 import logging
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from medtransfer.core.errors import UserError
-from medtransfer.core.files import is_partial, write_json
+from medtransfer.core.files import is_partial, read_json, write_json
 from medtransfer.core.recipe import TrainParams
 
 log = logging.getLogger(__name__)
@@ -35,17 +34,9 @@ class SplitRule(NamedTuple):
 def read_record(fit: Path) -> dict[str, Any]:
     """Return the record in the folder of a finished fit; a UserError if it is missing or damaged."""
     try:
-        record = json.loads((fit / RECORD).read_text())
+        return read_json(fit / RECORD, KEYS, "restore it with `git checkout` or `dvc repro`")
     except FileNotFoundError:
         raise UserError(f"{fit}: no finished fit ({RECORD} is missing); run `dvc repro`") from None
-    except ValueError as error:
-        problem = f"not valid JSON ({error})"
-    else:
-        missing = [key for key in KEYS if not isinstance(record, dict) or key not in record]
-        if not missing:
-            return dict(record)
-        problem = f"has no {missing[0]}"
-    raise UserError(f"{fit / RECORD}: {problem}; restore it with `git checkout` or `dvc repro`")
 
 
 def write_record(fit: Path, record: dict[str, Any], hyperparameters: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ The scores of such images stay out of artifacts/runs, from which networks and se
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +19,7 @@ from medtransfer.analysis.external import SCALED, compare_sources
 from medtransfer.analysis.runs import Run, by_model, read_run
 from medtransfer.analysis.tables import DIGITS
 from medtransfer.core.errors import UserError, counted
-from medtransfer.core.files import atomic_folder, write_json
+from medtransfer.core.files import atomic_folder, read_json, write_json
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import as_predictions
 from medtransfer.core.prepared import check_data_of, read_dataset
@@ -96,19 +95,17 @@ def _check_replaceable(target: Path, fits: Sequence[Path], facts: Mapping[str, A
     """Check that earlier scores under this name are of the same images and labels, and of no other network."""
     if not target.exists():
         return
-    try:
-        earlier = json.loads((target / "external.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{target / 'external.json'}: cannot read the earlier scores ({error}); move {target} away"
-        ) from None
+    file, remedy = target / "external.json", f"choose another --name, or remove {target}"
+    if not file.exists():
+        raise UserError(f"{file}: not found; {remedy}")
+    earlier = read_json(file, IDENTITY.values(), remedy)
     others = {path.parent.name for path in target.glob("*/predictions.csv")} - {fit.name for fit in fits}
     different = [
         *(what for what, key in IDENTITY.items() if earlier[key] != facts[key]),
         *(f"the network {name}" for name in sorted(others)),
     ]
     if different:
-        raise UserError(f"{target}: has scores for {different[0]}; choose another --name, or remove this folder")
+        raise UserError(f"{target}: has scores for {different[0]}; {remedy}")
 
 
 def _read(samples: pd.DataFrame, description: Mapping[str, Any]) -> np.ndarray:

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import URL
 
 from medtransfer.core.errors import UserError
 from medtransfer.study.search_space import Space, grid
@@ -41,9 +42,10 @@ class SharedStudy:
         self.points = grid(plan.space) if plan.sampler == "grid" else []
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         _check_optunas(file)
+        address = URL.create("sqlite", database=str(file))  # as text, a question mark would begin its options
         with self.lock:  # otherwise, two processes could create the tables at once
             self.study = optuna.create_study(
-                storage=optuna.storages.RDBStorage(f"sqlite:///{file}", {"connect_args": {"timeout": 60}}),
+                storage=optuna.storages.RDBStorage(str(address), {"connect_args": {"timeout": 60}}),
                 study_name=name,
                 pruner=MedianPruner() if plan.pruner == "median" else NopPruner(),
                 direction="maximize",

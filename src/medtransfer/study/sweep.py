@@ -1,6 +1,5 @@
 """sweep: a grid of fits on Ray → artifacts/sweeps/<name>/, with a project folder for each fit."""
 
-import json
 import logging
 import os
 import uuid
@@ -16,7 +15,7 @@ from ruamel.yaml import YAML
 
 from medtransfer.core.dvc import LOCK, POINTER, digest_of
 from medtransfer.core.errors import UserError, check_known, shortened
-from medtransfer.core.files import atomic_file, write_json
+from medtransfer.core.files import atomic_file, read_json, write_json
 from medtransfer.core.layout import PARAMS, PREPARED, SWEEPS, run_folder, run_name
 from medtransfer.core.params import Params, read_params
 from medtransfer.core.predictions import read_predictions
@@ -92,12 +91,11 @@ def lay_out(params: Params, root: Path, fits: list[GridPoint]) -> str:
         "data": {str(folder): digest_of(folder) for folder in set[Path]().union(*read.values())},
     }
     record = root / "sweep.json"
-    try:
-        known = json.loads(record.read_text()) if record.exists() else {"sweep": uuid.uuid4().hex, **made_from}
-    except ValueError as error:
-        raise UserError(f"{record}: cannot be read as JSON ({error}); choose another name, or remove {root}") from None
-    if other := [key for key in made_from if known.get(key) != made_from[key]]:
-        raise UserError(f"{record}: made with other {', '.join(other)}; choose another name, or remove {root}")
+    known, remedy = {"sweep": uuid.uuid4().hex, **made_from}, f"choose another name, or remove {root}"
+    if record.exists():
+        known = read_json(record, known, remedy)
+    if other := [key for key in made_from if known[key] != made_from[key]]:
+        raise UserError(f"{record}: made with other {', '.join(other)}; {remedy}")
     write_json(record, known)
     for fit in fits:
         project = root / fit.name

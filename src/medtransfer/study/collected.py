@@ -1,0 +1,84 @@
+"""Collected results: the runs and params.yaml in a folder that `collect` made."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from medtransfer.analysis.runs import Run, read_run
+from medtransfer.core.errors import UserError, unknown
+from medtransfer.core.files import is_partial
+from medtransfer.core.layout import PARAMS, run_name
+from medtransfer.core.params import CatalogueEntry, Split, one_line, parse_yaml
+from medtransfer.core.run_record import RECORD, find_fits, read_record, warn_of_leftovers
+
+
+class _Dataset(BaseModel):
+    split: Split
+    catalogue: CatalogueEntry | None = None
+
+
+class _Models(BaseModel):
+    train: list[str]
+    transfer: list[str] = Field(default_factory=list)
+
+
+class CollectedParams(BaseModel):
+    """The parts of collected results' params.yaml that are read; an older version's file may have other keys."""
+
+    datasets: dict[str, _Dataset]
+    baselines: list[str]
+    study: dict[str, _Models]
+
+    @model_validator(mode="after")
+    def _study_known_datasets(self) -> "CollectedParams":
+        for name in self.study:
+            if name not in self.datasets:
+                raise ValueError(unknown("study", name, self.datasets))
+        return self
+
+
+def read_collected_params(folder: Path) -> CollectedParams:
+    """Read params.yaml of collected results; a UserError if it is missing or is not the file of a study."""
+    path = folder / PARAMS
+    try:
+        return CollectedParams.model_validate(parse_yaml(path.read_text(encoding="utf-8"), path))
+    except FileNotFoundError:
+        raise UserError(f"{path}: not found; restore it, or collect the fits again") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read as YAML: {error}; restore it") from None
+    except ValidationError as error:
+        raise UserError(f"{one_line(path, error)}; expected the params.yaml of these fits") from None
+
+
+def read_collected(folder: Path) -> list[Run]:
+    """Return the runs of collected results, in the order of their params.yaml; there must be some."""
+    for path in sorted((folder / "runs").glob("*/*/")):
+        if not is_partial(path) and not (path / RECORD).exists():
+            raise UserError(f"{path / RECORD}: not found; restore the file, or remove this folder")
+    fits = find_fits(folder / "runs")
+    if not fits:
+        raise UserError(f"{folder / 'runs'}: no finished fit; run `dvc repro`, or name a folder under results/")
+    params = read_collected_params(folder)
+    order = [
+        (dataset, model)
+        for dataset, models in params.study.items()
+        for model in (*params.baselines, *models.train, *models.transfer)
+    ]
+    warn_of_leftovers(folder / "runs", order)
+    for fit in fits:
+        _check_place(fit)
+
+    def rank(fit: Path) -> tuple[int, str, int]:
+        record = read_record(fit)
+        key = (record["dataset"], record["model"])
+        return order.index(key) if key in order else len(order), record["model"], record["seed"]
+
+    return [read_run(fit) for fit in sorted(fits, key=rank)]
+
+
+def _check_place(fit: Path) -> None:
+    """Check that a fit is in its own folder: a copy elsewhere would count as another seed, model or data set."""
+    record = read_record(fit)
+    own = Path(record["dataset"], run_name(record["model"], record["seed"]))
+    if fit.parts[-2:] != own.parts:
+        raise UserError(f"{fit / RECORD}: belongs to {own}, not to this folder; move or remove it")
