@@ -320,7 +320,7 @@ def test_an_import_is_not_called_damage(project: Path, caplog: pytest.LogCapture
     assert caplog.text == ""
     Path("data.dvc").write_text(committed.replace("size: ", "size: 1"))  # as after damage
     warn_of_another_version()
-    assert "git checkout data.dvc && dvc checkout --force data.dvc" in caplog.text
+    assert "git checkout HEAD data.dvc && dvc checkout --force data.dvc" in caplog.text
 
 
 @pytest.mark.parametrize("command", ["demo", "fetch", "import", "add", "remove"])

@@ -291,6 +291,18 @@ def test_results_on_another_disk_are_refused_before_anything_runs(
         check_dvc_files()
 
 
+def test_links_to_a_cache_that_was_moved_are_named(dvc_project: Path) -> None:
+    """With `cache.type symlink`, DVC's links contain the project's old path."""
+    Path("data").mkdir()
+    Path("data/a.txt").write_text("whole")
+    for command in (["config", "cache.type", "symlink"], ["add", "--quiet", "data"]):
+        subprocess.run([sys.executable, "-m", "dvc", *command], check=True)
+    check_dvc_files()
+    Path(".dvc/cache").rename(".dvc/moved")
+    with pytest.raises(UserError, match=r"data/a\.txt: a link to .*, which is missing; `dvc checkout` restores"):
+        check_dvc_files()
+
+
 def test_the_original_is_found_in_a_shared_cache(dvc_project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     shared = tmp_path_factory.mktemp("shared")
     (dvc_project / "data").mkdir()

@@ -430,7 +430,7 @@ def test_data_that_differ_from_the_last_commit_get_a_warning(
     path.write_bytes(path.read_bytes() + b"0")
     dvc(copy, "commit", "--quiet", "--force", "data.dvc")  # as `dvc repro` does before it runs prepare
     warn_of_another_version()
-    assert "git checkout data.dvc && dvc checkout --force data.dvc" in caplog.text
+    assert "git checkout HEAD data.dvc && dvc checkout --force data.dvc" in caplog.text
 
 
 def test_a_cut_dvc_file_gets_a_line_that_says_how_to_restore_it(

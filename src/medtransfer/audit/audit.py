@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from medtransfer.core.dvc import check_unchanged, data_version, read_lock
+from medtransfer.core.dvc import check_unchanged, check_writable, data_version, read_lock
 from medtransfer.core.errors import UserError, first_three
 from medtransfer.core.files import digest_of_folder, sha256_of
 from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
@@ -40,6 +40,7 @@ def is_there_anything() -> bool:
 @mlflow_store.answering()
 def audit() -> list[str]:
     """Return one line per difference; an empty list if everything agrees."""
+    check_writable()
     client = mlflow_store.reach()
     lock = _locked()
     return [

@@ -21,7 +21,8 @@ EXIT_USER_ERROR = 2
 BACKENDS = ("tensorflow", "jax")
 # Errors of the machine that the user can fix.
 MACHINE_ERRORS = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EROFS), "free some space or use another disk"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or use another disk"),
+    errno.EROFS: "make it writable, or use another disk",
     **dict.fromkeys((errno.EACCES, errno.EPERM), "fix the permissions"),
     errno.ENOTDIR: "use another path",  # there is a file where a folder must be
     errno.ENAMETOOLONG: "use a shorter name",

@@ -29,8 +29,8 @@ def data() -> None:
 def demo() -> None:
     """Put the demonstration data, which the repository contains, back into data/.
 
-    The present data stay in DVC's cache. If you commit data.dvc first, `git checkout data.dvc && dvc checkout
-    data.dvc` brings them back.
+    The present data stay in DVC's cache. If you commit data.dvc first, `git checkout HEAD data.dvc && dvc
+    checkout data.dvc` brings them back.
     """
     _lock_data()
     with restored_on_error(DATA, *filter(Path.exists, [POINTER])):
@@ -135,7 +135,7 @@ def remove(name: str) -> None:
         _add_to_dvc()
     click.echo(f"{name}: removed from data/, params.yaml and dvc.yaml")
     click.echo(
-        "if it was committed, `git checkout data.dvc dvc.yaml params.yaml && dvc checkout data.dvc` brings it back"
+        "if it was committed, `git checkout HEAD data.dvc dvc.yaml params.yaml && dvc checkout data.dvc` brings it back"
     )
 
 

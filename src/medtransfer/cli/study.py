@@ -26,10 +26,12 @@ def study(context: click.Context, jobs: int | None, require_gpu: bool) -> None:
 
     Pulls the data that data.dvc names, then runs every stage that is out of date, in parallel where possible.
     """
+    from medtransfer.core.dvc import check_writable
     from medtransfer.study.check import check_files
     from medtransfer.study.run import default_jobs, run_study
 
     params = check_files()
+    check_writable()
     if require_gpu:
         os.environ[REQUIRE_GPU] = "1"
     server = os.environ.get("MLFLOW_TRACKING_URI")  # the user's server; MLflow sets the variable itself later

@@ -90,7 +90,7 @@ def warn_of_another_version() -> None:
     ):
         log.warning(
             "%s: its data differ from those of the last commit. If you changed them, `git commit %s` keeps the change; "
-            "if not, they are damaged, and `git checkout %s && dvc checkout --force %s` restores them",
+            "if not, they are damaged, and `git checkout HEAD %s && dvc checkout --force %s` restores them",
             *[POINTER] * 4,
         )
 
@@ -108,6 +108,13 @@ def check_dvc_files() -> None:
                 f"{path}: a link to {path.resolve()}, outside the project, where DVC records no results; replace the "
                 "link with that folder, or move the whole project to the other disk"
             )
+    for folder in (DATA, PREPARED, RUNS):
+        for path in folder.rglob("*"):
+            if path.is_symlink() and not path.exists() and not path.name.startswith("."):
+                raise UserError(
+                    f"{path}: a link to {path.readlink()}, which is missing; `dvc checkout` restores DVC's links, such "
+                    "as after the project was moved"
+                )
     read_lock()
     if POINTER.exists():
         _pointed()
@@ -118,6 +125,13 @@ def check_dvc_files() -> None:
             raise UserError(
                 f"{RWLOCK}: incomplete JSON, since a process was killed while writing it; remove it (rm {RWLOCK})"
             ) from None
+
+
+def check_writable() -> None:
+    """Check that DVC can lock the project, as it does even to compare files."""
+    folder = DVC_LOCK.parents[1]
+    if folder.exists() and not os.access(folder, os.W_OK):
+        raise UserError(f"{Path.cwd()}: read-only, but DVC writes a lock into it; use a copy that can be written")
 
 
 def check_params_unchanged(params: Params, *keys: str) -> None:

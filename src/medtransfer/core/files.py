@@ -146,7 +146,7 @@ def files_under(folder: Path) -> list[Path]:
         for path in paths:
             if path.is_symlink() and not path.exists() and not path.name.startswith("."):
                 raise UserError(
-                    f"{path}: a link to a missing file; get that file (such as with `dvc pull`) or remove the link"
+                    f"{path}: a link to a missing file; get that file (such as with `dvc checkout`) or remove the link"
                 )
         found += [path for path in paths if path.is_file()]
     return sorted(found)
