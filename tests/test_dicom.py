@@ -3,6 +3,8 @@
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,14 @@ VALUES = np.random.default_rng(0).integers(0, 4096, (32, 40), np.uint16)
 def test_without_a_window_the_stored_bits_are_the_range(tmp_path: Path) -> None:
     for values in (VALUES, VALUES // 2):
         assert (grey(dicom(tmp_path / "a", values)) == np.rint(values / 4095 * 255)).all()
+
+
+def test_excess_bytes_change_nothing_and_print_nothing(tmp_path: Path) -> None:
+    padded = dicom(tmp_path / "padded", VALUES, PixelData=VALUES.tobytes() + bytes(64))
+    script = f"from pathlib import Path; from medtransfer.data.images import load_rgb; load_rgb(Path({str(padded)!r}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert (grey(padded) == grey(dicom(tmp_path / "plain", VALUES))).all()
 
 
 def test_modality_and_window_follow_the_standard(tmp_path: Path) -> None:
