@@ -197,9 +197,9 @@ def test_a_read_only_project_and_home_are_enough_to_predict_and_check(
             assert done.returncode == 0, done.stderr
             if arguments[0] == "predict":
                 assert json.loads(done.stdout)["answers"][0]["probabilities"] == expected["a.jpg"]
-        for command in ("study", "audit"):
+        for name in ("study", "audit"):
             refused = subprocess.run(
-                [*AS_A_USER, sys.executable, "-m", "medtransfer", command],
+                [*AS_A_USER, sys.executable, "-m", "medtransfer", name],
                 cwd=folder, env=env, capture_output=True, text=True,
             )  # fmt: skip
             assert refused.returncode == 2

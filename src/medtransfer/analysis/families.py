@@ -7,6 +7,8 @@ from medtransfer.core.recipe import Augmentation
 
 # The first has the talk's models and the head-only network; the others differ from them only in what they name.
 TALK, RECIPES, SIZES, LATTICE, WEIGHTS = "talk", "recipes", "sizes", "blocks", "weights"
+# Beside the name of a recipe, these are what a network needs because of its weights, like the learning rate.
+FITTED = ("epochs", "patience")
 # The blocks that the talk's networks train, by the weights that they begin from.
 TALK_BLOCKS: dict[str, tuple[tuple[str, ...], ...]] = {
     "random": (BLOCKS,),
@@ -27,6 +29,12 @@ def overrides(record: dict[str, Any]) -> dict[str, Any]:
     """
     given = configuration_of(record).model_dump(exclude_none=True)
     return {name: value for name, value in given.items() if name not in ("weights", "trainable", "learning_rate")}
+
+
+def _recipe(record: dict[str, Any]) -> dict[str, Any]:
+    """Return `overrides`, without FITTED where the configuration names a recipe."""
+    given = overrides(record)
+    return {name: value for name, value in given.items() if name not in FITTED or "recipe" not in given}
 
 
 def family(record: dict[str, Any]) -> str:
@@ -51,7 +59,7 @@ def family_of_pair(one: dict[str, Any], other: dict[str, Any]) -> str | None:
         return None
     ours, theirs = configuration_of(one), configuration_of(other)
     same_part = ours.weights == theirs.weights or ours.blocks == theirs.blocks
-    if families == {RECIPES} and overrides(one) == overrides(other) and same_part:
+    if families == {RECIPES} and _recipe(one) == _recipe(other) and same_part:
         return RECIPES
     if changed_recipe(one, other) or changed_recipe(other, one):
         return RECIPES
@@ -67,7 +75,7 @@ def family_of_pair(one: dict[str, Any], other: dict[str, Any]) -> str | None:
 def changed_recipe(record: dict[str, Any], base: dict[str, Any]) -> str | None:
     """Return the settings that a network's configuration adds to its base's; None if they differ in anything else."""
     ours, theirs = configuration_of(record), configuration_of(base)
-    mine, its = overrides(record), overrides(base)
+    mine, its = _recipe(record), _recipe(base)
     added = {name: value for name, value in mine.items() if name not in its}
     same = (ours.weights, ours.blocks) == (theirs.weights, theirs.blocks)
     if not same or not added or set(added) == {"fraction"} or mine != {**its, **added}:
