@@ -115,7 +115,11 @@ def add(
     others = [other for other in params.study if other != name]
     if only and others:
         click.echo(f"removed from the study: {', '.join(others)}; their files in data/, if any, stay under DVC")
-    click.echo(f"added to params.yaml and dvc.yaml; next: `medtransfer data validate {name} && dvc repro`")
+    size = read_params(PARAMS).datasets[name].image_size
+    click.echo(
+        f"added to params.yaml and dvc.yaml, at {size} x {size} px (datasets.{name}.image_size); next: "
+        f"`medtransfer data validate {name} && dvc repro`"
+    )
 
 
 @data.command()

@@ -22,7 +22,7 @@ from ruamel.yaml.error import YAMLError
 from medtransfer.core.errors import CONFLICT, UserError, first_three, merge_conflict, shortened
 from medtransfer.core.files import PARTIAL, files_under
 from medtransfer.core.layout import DATA, PARAMS, PREPARED, REPORTS, RUNS
-from medtransfer.core.params import Params, read_params
+from medtransfer.core.params import Params, read_params, value_of
 from medtransfer.core.provenance import in_git, restoring
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def check_params_unchanged(params: Params, *keys: str) -> None:
     DVC records in dvc.lock the values that the file has when the stage ends. A key is a section or a dotted name.
     """
     for key in keys:
-        given, found = (_value_of(values.model_dump(), key) for values in (params, read_params(PARAMS)))
+        given, found = (value_of(values.model_dump(), key) for values in (params, read_params(PARAMS)))
         if given != found:
             while isinstance(given, dict) and isinstance(found, dict):
                 part = min(name for name in given | found if given.get(name) != found.get(name))
@@ -149,12 +149,6 @@ def check_params_unchanged(params: Params, *keys: str) -> None:
                 f"{PARAMS}: {key}: changed from {given} to {found} while the stage ran; its outputs belong to the old "
                 "value, but DVC would record the new one; run `dvc repro` again"
             )
-
-
-def _value_of(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
 
 
 def check_pipeline(params: Params) -> None:

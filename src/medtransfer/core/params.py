@@ -376,6 +376,13 @@ def validate_params(raw: Any, where: object) -> Params:
         raise UserError(one_line(where, error)) from None
 
 
+def value_of(values: Any, key: str) -> Any:
+    """Return the value at a dotted key of nested dictionaries, or None."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
 def unused_settings(params: Params) -> list[str]:
     """Return the keys of `train` that each studied network replaces, and that are not those of the recipe."""
     studied = [

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from medtransfer.core.errors import UserError, counted, shortened
-from medtransfer.core.params import Configuration, Params, validate_params
+from medtransfer.core.params import Configuration, Params, validate_params, value_of
 from medtransfer.core.recipe import RECIPES, Section, TrainParams
 
 Values = CategoricalDistribution | FloatDistribution | IntDistribution
@@ -146,17 +146,11 @@ def advice(params: Params, dataset: str, name: str, space: Space, trials: pd.Dat
     point = {
         key: value
         for key, value in json.loads(best.searched).items()
-        if not space[key].single() or key == "learning_rate" or (key not in SHORTER and _value_of(own, key) != value)
+        if not space[key].single() or key == "learning_rate" or (key not in SHORTER and value_of(own, key) != value)
     }
     scores = f"macro F1 {best.val_macro_f1:.3f}, validation loss {best.val_loss:.4f}"
     yield f"{name}: {for_params(params, dataset, name, point)}  # {scores}, best of {counted(len(trials), 'trial')}"
     yield from (f"{name}: {line}" for line in at_edge(space, point))
-
-
-def _value_of(recipe: Any, key: str) -> Any:
-    for part in key.split("."):
-        recipe = recipe.get(part) if isinstance(recipe, dict) else None
-    return recipe
 
 
 def choose(trials: pd.DataFrame) -> pd.Series | None:
