@@ -324,7 +324,7 @@ def test_another_network_with_another_common_recipe_is_not_added(
     assert CliRunner().invoke(cli, ["collect", "mine", "--add"]).exit_code == 0
 
 
-@pytest.mark.parametrize("name", ["../../keep", "../keep", "..", ".", "", "/tmp/keep", "a/b", "-x", "mine\n"])
+@pytest.mark.parametrize("name", ["../../keep", "../keep", "..", ".", "/tmp/keep", "a/b", "-x", "mine\n"])
 def test_a_name_that_leads_out_of_results_is_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -928,7 +928,7 @@ def test_an_image_of_more_pixels_than_a_camera_has_is_refused(page: TestClient) 
     assert "6000 × 6000 pixels; expected at most 30,000,000" in told.json()["detail"]
 
 
-@pytest.mark.parametrize("host", ["foo*", "host.org:8000", "*", "a/b", ""])
+@pytest.mark.parametrize("host", ["foo*", "host.org:8000", "*", "a/b"])
 def test_a_name_that_is_none_is_refused(host: str) -> None:
     done = CliRunner().invoke(cli, ["serve", "chest_xray", "--allow-host", host])
     assert done.exit_code == 2

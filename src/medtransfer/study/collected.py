@@ -9,7 +9,7 @@ from medtransfer.core.errors import UserError, unknown
 from medtransfer.core.files import is_partial
 from medtransfer.core.layout import PARAMS, run_name
 from medtransfer.core.params import CatalogueEntry, Split, one_line, parse_yaml
-from medtransfer.core.run_record import RECORD, find_fits, read_record, warn_of_leftovers
+from medtransfer.core.run_record import RECORD, find_fits, warn_of_leftovers
 
 
 class _Dataset(BaseModel):
@@ -65,20 +65,19 @@ def read_collected(folder: Path) -> list[Run]:
         for model in (*params.baselines, *models.train, *models.transfer)
     ]
     warn_of_leftovers(folder / "runs", order)
-    for fit in fits:
-        _check_place(fit)
+    runs = [_read_in_place(fit) for fit in fits]
 
-    def rank(fit: Path) -> tuple[int, str, int]:
-        record = read_record(fit)
-        key = (record["dataset"], record["model"])
-        return order.index(key) if key in order else len(order), record["model"], record["seed"]
+    def rank(run: Run) -> tuple[int, str, int]:
+        key = (run.dataset, run.model)
+        return order.index(key) if key in order else len(order), run.model, run.seed
 
-    return [read_run(fit) for fit in sorted(fits, key=rank)]
+    return sorted(runs, key=rank)
 
 
-def _check_place(fit: Path) -> None:
-    """Check that a fit is in its own folder: a copy elsewhere would count as another seed, model or data set."""
-    record = read_record(fit)
-    own = Path(record["dataset"], run_name(record["model"], record["seed"]))
+def _read_in_place(fit: Path) -> Run:
+    """Read a fit, which must be in its own folder: a copy elsewhere would count as another seed, model or data set."""
+    run = read_run(fit)
+    own = Path(run.dataset, run_name(run.model, run.seed))
     if fit.parts[-2:] != own.parts:
         raise UserError(f"{fit / RECORD}: belongs to {own}, not to this folder; move or remove it")
+    return run
