@@ -28,7 +28,7 @@ DAMAGES = [
     Damage(f"gradcam/{FIT}/gradcam.png", "", "", "cannot be read as a picture"),
     Damage(f"gradcam/{FIT}/gradcam.json", "", "[]", "has no dataset"),
     Damage(f"layers/{FIT}/similarity.csv", "", GONE, "not found; remove .*, or make it again"),
-    Damage(f"layers/{FIT}/probes.csv", "features", "other", "no column 'features'"),
+    Damage(f"layers/{FIT}/probes.csv", "network", "other", "no column 'network'"),
     Damage(f"layers/{FIT}/layers.json", "", "{}", "has no dataset"),
     Damage(f"layers/{FIT}/layers.json", "", "{", "cannot be read as JSON"),
     Damage("ham10000-activations.png", "", "\x89PNG", "cannot be read as a picture"),

@@ -26,8 +26,10 @@ from conftest import PROJECT
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import read_params
 from medtransfer.data.custom import Columns
+from medtransfer.data.dicom import hide
 from medtransfer.data.images import load_rgb
 from medtransfer.pipeline.prepare import prepare
+from medtransfer.serving.outside import match_labels
 from medtransfer.study.custom_data import add_custom
 
 NAME = "Mustermann^Erika"
@@ -239,3 +241,17 @@ def test_a_file_without_a_patient_among_others_is_refused(project: Path, patient
     dicom(Path("scans/ill/x"), VALUES, PatientID=patient)
     with pytest.raises(UserError, match="scans/ill/x: has no PatientID, but other files have; give --group"):
         add(None, Columns())
+
+
+def test_dicom_files_are_named_by_their_uid_and_patients_stay_hidden(tmp_path: Path) -> None:
+    """The last number of a UID looks like a suffix."""
+    files = {}
+    for number in (1, 2):
+        name = f"1.2.840.99.7.{number}"
+        files[name] = dicom(tmp_path / name, np.full((32, 32), number, np.uint16), SOPInstanceUID=f"1.2.3.{number}")
+    named, by_uid = list(files), ["1.2.3.1", "1.2.3.2"]
+    for images in (named, by_uid):
+        table = pd.DataFrame({"image": images, "label": "mel", "group": ["MRN1", "MRN1"]})
+        samples = match_labels(files, table, Path("labels.csv"))
+        assert samples.id.tolist() == named
+        assert samples.group.tolist() == [hide("MRN1")] * 2

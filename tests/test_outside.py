@@ -24,7 +24,7 @@ from medtransfer.core.predictions import as_predictions, predicted_labels
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.data.custom import Columns, custom_dataset
 from medtransfer.metrics.scores import AUC, BALANCED, BY_NAME, CALIBRATION, MACRO, MICRO
-from medtransfer.serving.outside import Labels, match_labels, read_labels
+from medtransfer.serving.outside import Labels, find_images, match_labels, read_labels
 
 CLASSES = ["mel", "nv", "vasc"]
 ONE_HOT = "image,MEL,NV,SCC\na,1.0,0.0,0.0\nb,0.0,1.0,0.0\nc,0.0,0.0,1.0\n"
@@ -113,17 +113,39 @@ def test_a_mistake_in_scoring_is_named_before_anything_slow_is_imported(tmp_path
     assert imported == "[]"
 
 
-def test_images_are_matched_by_path_or_name_with_or_without_suffix() -> None:
-    table = pd.DataFrame({"image": ["x/a", "b.jpg", "c", "gone"], "label": "mel", "group": list("abcd")})
-    files = {name: Path("folder", name) for name in ("x/a.png", "x/b.jpg", "y/c.png", "y/d.png")}
+def test_images_are_matched_by_path_or_name_with_or_without_suffix(tmp_path: Path) -> None:
+    def there(*names: str) -> dict[str, Path]:
+        for name in names:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+        return {name: tmp_path / name for name in names}
+
+    table = pd.DataFrame({"image": ["C:\\scans\\x\\a", "b.JPG", "c", "gone"], "label": "mel", "group": list("abcd")})
+    files = there("x/a.png", "x/b.jpg", "y/c.png", "y/d.png")
     samples = match_labels(files, table, Path("labels.csv"))
     assert samples.id.tolist() == ["x/a", "x/b", "y/c"]
     assert samples.file.tolist() == [files[name] for name in ("x/a.png", "x/b.jpg", "y/c.png")]
     assert set(samples.split) == {"external"}
-    with pytest.raises(UserError, match=r"c is the name of x/c, y/c; name each by its path"):
-        match_labels({"x/c.png": Path("1"), "y/c.png": Path("2")}, table, Path("labels.csv"))
+    with pytest.raises(UserError, match=r"c is the name of x/c\.png, y/c\.png; name each by its path"):
+        match_labels(there("x/c.png", "y/c.png"), table, Path("labels.csv"))
     with pytest.raises(UserError, match=r"names none of the 1 images, such as z\.png"):
-        match_labels({"z.png": Path("z.png")}, table, Path("labels.csv"))
+        match_labels(there("z.png"), table, Path("labels.csv"))
+    with pytest.raises(UserError, match=r"x/a\.png has two rows, a and x/a\.png"):
+        match_labels(
+            there("x/a.png"), pd.DataFrame({"image": ["a", "x/a.png"], "label": "mel", "group": "p"}), Path("l")
+        )
+
+
+def test_other_files_in_a_folder_are_named_and_a_dicom_without_its_preamble_is_not_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.png", "scan.heic", "volume.nii.gz", "IM1.dcm", "labels.csv"):
+        (tmp_path / name).write_text(name)
+    found = find_images([tmp_path], tmp_path / "labels.csv")
+    assert [path.name for path in found] == ["IM1.dcm", "a.png"]
+    assert caplog.messages == [
+        f"2 files left out, not an image: {tmp_path / 'scan.heic'}, {tmp_path / 'volume.nii.gz'}"
+    ]
 
 
 def test_labels_that_are_all_left_out_name_the_option(tmp_path: Path) -> None:

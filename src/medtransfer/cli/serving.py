@@ -118,7 +118,7 @@ def predict(
         from medtransfer.serving import predict as serving
         from medtransfer.serving.classifier import why_no_overlay
 
-    images = outside.find_images(paths)
+    images = outside.find_images(paths, labels.path if labels else None)
     if output and output.resolve() in {path.resolve() for path in (*images, *([labels.path] if labels else []))}:
         raise UserError(f"--output: {output}: is also an input file; expected another name")
     classifier = serving.open_classifier(dataset, model)

@@ -87,10 +87,10 @@ def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.Data
     found = _from_table(files, uids, labels, columns) if labels else _from_folders(files, images)
     if headers:
         found["group"] = found.group.map(dicom.hide) if columns.group else _patients(found.path, headers, images)
-    found["id"] = [_stem(path) for path in found.path]
+    found["id"] = [stem(path) for path in found.path]
     found["group"] = found.group.where(found.group != "", found.id)
     found["file"] = found.path.map(files)
-    found["path"] = [f"{IMAGES}/{f'{_stem(path)}.png' if path in headers else path}" for path in found.path]
+    found["path"] = [f"{IMAGES}/{f'{stem(path)}.png' if path in headers else path}" for path in found.path]
     twins = found.id[found.id.duplicated()]
     if len(twins):
         raise UserError(f"{images}: {twins.iloc[0]} occurs twice, or with two suffixes; rename or remove one")
@@ -148,7 +148,7 @@ def _from_table(files: dict[str, Path], uids: dict[str, str], labels: Path, colu
     label = from_one_hot(table, classes, labels) if len(classes) > 1 else table[classes[0]]
     if len(classes) == 1:
         _refuse_one_hot(table, classes[0], labels)
-    find = _finder(files, uids)
+    find = finder(files, uids)
     paths = []
     for number, name in table[columns.image].items():
         matching = find(name)
@@ -186,14 +186,14 @@ def _refuse_one_hot(table: pd.DataFrame, column: str, labels: Path) -> None:
         )
 
 
-def _finder(files: dict[str, Path], uids: dict[str, str]) -> Callable[[str], list[str]]:
+def finder(files: dict[str, Path], uids: dict[str, str]) -> Callable[[str], list[str]]:
     """Return the function that finds the images that a table's cell names, by path, by name or by UID."""
     paths, names = dict[str, list[str]](), dict[str, list[str]]()
     for path in files:
         lower = _comparable(path)
-        for name in {lower, _stem(lower)}:
+        for name in {lower, stem(lower)}:
             paths.setdefault(name, []).append(path)
-        for name in {lower, _stem(lower), (pure := PurePosixPath(lower)).name, _stem(pure.name), uids.get(path, lower)}:
+        for name in {lower, stem(lower), (pure := PurePosixPath(lower)).name, stem(pure.name), uids.get(path, lower)}:
             names.setdefault(name, []).append(path)
 
     def find(cell: str) -> list[str]:
@@ -211,10 +211,10 @@ def _comparable(path: str) -> str:
     """Return a path or name in NFC with its suffix in lower case."""
     path = unicodedata.normalize("NFC", path)  # macOS may write ü as two characters, which look the same
     pure = PurePosixPath(path)
-    return f"{_stem(path)}{pure.suffix.lower()}" if _stem(path) != path else path
+    return f"{stem(path)}{pure.suffix.lower()}" if stem(path) != path else path
 
 
-def _stem(path: str) -> str:
+def stem(path: str) -> str:
     """Return a path without the suffix of an image; a DICOM file may be named by its UID, whose end is no suffix."""
     pure = PurePosixPath(path)
     return path[: -len(pure.suffix)] if pure.suffix.lower() in (*SUFFIXES, *dicom.SUFFIXES) else path

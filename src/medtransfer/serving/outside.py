@@ -3,20 +3,25 @@
 This module imports neither Keras nor MLflow, so that a mistake in a table is reported at once.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from medtransfer.analysis.runs import finished_networks
-from medtransfer.core.errors import UserError, check_known, first_three
+from medtransfer.core.errors import UserError, check_known, counted, first_three
 from medtransfer.core.params import Params
 from medtransfer.core.prepared import finished_network
 from medtransfer.core.tables import BINARY, from_one_hot, read_groups, read_table
-from medtransfer.data.custom import Columns
+from medtransfer.data import dicom
+from medtransfer.data.custom import Columns, finder, stem
 from medtransfer.data.images import SUFFIXES, is_image, visible_files
+
+log = logging.getLogger(__name__)
 
 EXTERNAL = "external"  # the split of such images in predictions.csv
 
@@ -42,7 +47,7 @@ def find_networks(params: Params, dataset: str, names: Sequence[str], seeds: Seq
 
 def find_labelled(images: Path, labels: Labels, classes: Sequence[str]) -> pd.DataFrame:
     """Return the labelled images of a folder, from `match_labels`, and print how many are left out."""
-    files = {path.relative_to(images).as_posix(): path for path in find_images([images])}
+    files = {path.relative_to(images).as_posix(): path for path in find_images([images], labels.path)}
     table = read_labels(labels, classes)
     samples = match_labels(files, table, labels.path)
     unlabelled, missing = len(files) - len(samples), len(table) - len(samples)
@@ -51,13 +56,22 @@ def find_labelled(images: Path, labels: Labels, classes: Sequence[str]) -> pd.Da
     return samples
 
 
-def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Return the given files, and the images in each given folder and its subfolders, sorted."""
+def find_images(paths: Iterable[Path], labels: Path | None = None) -> list[Path]:
+    """Return the given files, and the images in each given folder and its subfolders, sorted.
+
+    Other files in a folder, except `labels`, are named in a warning.
+    """
     found: list[Path] = []
     for path in paths:
-        images = [file for file in visible_files(path) if is_image(file)] if path.is_dir() else [path]
+        there = visible_files(path) if path.is_dir() else [path]
+        images = [
+            file for file in there if not path.is_dir() or is_image(file) or file.suffix.lower() in dicom.SUFFIXES
+        ]
         if not images:
             raise UserError(f"{path}: no image; expected files that end in {', '.join(SUFFIXES)}")
+        others = [str(file) for file in there if file not in images and not (labels and file.samefile(labels))]
+        if others:
+            log.warning("%s left out, not an image: %s", counted(len(others), "file"), first_three(others))
         found += images
     return found
 
@@ -112,26 +126,31 @@ def read_labels(labelled: Labels, classes: Sequence[str]) -> pd.DataFrame:
     return kept
 
 
-def match_labels(files: Mapping[str, Path], table: pd.DataFrame, labels: Path) -> pd.DataFrame:
+def match_labels(files: dict[str, Path], table: pd.DataFrame, labels: Path) -> pd.DataFrame:
     """Return the labelled images: id, group, split, label and file, in the order of `files`, which has files by path.
 
-    A row of the table, from `read_labels`, may name an image by its path or by its file name, with or without suffix.
-    Rows without an image and images without a row are left out.
+    A row of the table, from `read_labels`, names an image as in `data add`. Rows without an image and images without a
+    row are left out. The groups of DICOM images, which may be patient ids, are hashed.
     """
-    rows = {row.image: row for row in table.itertuples()}
-    found = []
-    for name, file in files.items():
-        pure = PurePosixPath(name)
-        stem = pure.with_suffix("").as_posix()
-        row = next((rows[known] for known in (name, stem, pure.name, pure.stem) if known in rows), None)
-        if row is not None:
-            found.append((stem, row.group, EXTERNAL, row.label, file, row.image))
-    samples = pd.DataFrame(found, columns=["id", "group", "split", "label", "file", "image"])
-    if samples.empty:
+    uids = {path: dicom.read_header(file).uid for path, file in files.items() if dicom.is_dicom(file)}
+    find, rows = finder(files, uids), dict[str, Any]()
+    for row in table.itertuples():
+        matching = find(str(row.image))
+        if len(matching) > 1:
+            raise UserError(f"{labels}: {row.image} is the name of {first_three(matching)}; name each by its path")
+        for path in matching:
+            if path in rows:
+                raise UserError(f"{labels}: {path} has two rows, {rows[path].image} and {row.image}; remove one")
+            rows[path] = row
+    if not rows:
         raise UserError(f"{labels}: names none of the {len(files)} images, such as {next(iter(files))}")
-    twice = samples[samples.image.duplicated(keep=False)]
-    if len(twice):
-        raise UserError(
-            f"{labels}: {twice.image.iloc[0]} is the name of {first_three(list(twice.id))}; name each by its path"
-        )
-    return samples.drop(columns="image")
+    found = []
+    for path in filter(rows.__contains__, files):
+        image, group = rows[path].image, rows[path].group
+        hidden = dicom.hide(group) if path in uids and group != image else group
+        found.append((stem(path), hidden, rows[path].label, files[path]))
+    samples = pd.DataFrame(found, columns=["id", "group", "label", "file"]).assign(split=EXTERNAL)
+    twins = samples.id[samples.id.duplicated()]
+    if len(twins):
+        raise UserError(f"{twins.iloc[0]}: occurs with two suffixes; rename or remove one of these images")
+    return samples

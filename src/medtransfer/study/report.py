@@ -31,7 +31,7 @@ ROUNDED = 1e-6  # the tables' last digit
 LAYER_TABLES = {
     "rewinding": ("block", "macro_f1", "low", "high"),
     "similarity": ("layer", "block", "cka", "distance"),
-    "probes": ("block", "features", "macro_f1", "low", "high", "network"),
+    "probes": ("block", "macro_f1", "low", "high", "network"),
 }
 TRIAL_COLUMNS = ("dataset", "configuration", "optimizer", "learning_rate", "fraction", "val_loss", "val_macro_f1")
 COPIED = "-activations.png"
