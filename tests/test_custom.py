@@ -55,6 +55,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+ADD = ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
+
+
 def add(**changes: Any) -> int:
     arguments: dict[str, Any] = {
         "params": read_params(Path("params.yaml")), "name": "mine", "images": Path("mine"),
@@ -308,19 +311,59 @@ def test_a_removed_data_set_is_brought_back_by_the_command_that_is_printed(proje
 def test_an_import_is_not_called_damage(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     git_init(project)
     shutil.copy(PROJECT / ".dvcignore", ".")
-    command = ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
-    assert CliRunner().invoke(cli, command).exit_code == 0
+    assert CliRunner().invoke(cli, ADD).exit_code == 0
     subprocess.run(["git", "add", "data.dvc"], check=True)
     subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "a"], check=True)
     committed = Path("data.dvc").read_text()
     pd.read_csv("labels.csv").iloc[:30].to_csv("labels.csv", index=False)
-    assert CliRunner().invoke(cli, command).exit_code == 0
+    assert CliRunner().invoke(cli, ADD).exit_code == 0
     assert Path("data.dvc").read_text() != committed
     warn_of_another_version()
     assert caplog.text == ""
     Path("data.dvc").write_text(committed.replace("size: ", "size: 1"))  # as after damage
     warn_of_another_version()
     assert "git checkout HEAD data.dvc && dvc checkout --force data.dvc" in caplog.text
+
+
+def test_the_demonstration_replaces_no_data_that_only_this_folder_knows(project: Path) -> None:
+    git_init(project)
+    shutil.copy(PROJECT / ".dvcignore", ".")
+    (project / ".dvc/embedded").mkdir(exist_ok=True)
+    shutil.copy(PROJECT / ".dvc/embedded/data.dvc", project / ".dvc/embedded")
+    commit = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "a"]
+    shutil.copy(PROJECT / "data.dvc", project)
+    subprocess.run(["git", "add", "data.dvc"], check=True)
+    subprocess.run(commit, check=True)
+    Path("data.dvc").unlink()
+    assert CliRunner().invoke(cli, ADD).exit_code == 0
+    before = Path("data.dvc").read_text()
+    refused = CliRunner().invoke(cli, ["data", "demo"])
+    assert "data.dvc: no commit has this version of the data; `git commit data.dvc` keeps it" in str(refused.exception)
+    subprocess.run([*commit, "data.dvc"], check=True)
+    Path("data/mine/notes.txt").write_text("mine")
+    refused = CliRunner().invoke(cli, ["data", "demo"])
+    assert "mine/notes.txt; it was damaged or changed on disk; `dvc add data` keeps a change" in str(refused.exception)
+    assert Path("data.dvc").read_text() == before
+
+
+def test_a_study_names_changed_and_missing_data(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git_init(project)
+    shutil.copy(PROJECT / ".dvcignore", ".")
+    assert CliRunner().invoke(cli, [*ADD, "--only"]).exit_code == 0
+    monkeypatch.setattr("medtransfer.study.run.run_dvc", lambda *_: 1)
+    labels = Path("data/mine/labels.csv")
+    labels.chmod(0o644)
+    labels.write_text(labels.read_text() + "\n")
+    refused = CliRunner().invoke(cli, ["study"])
+    assert "data: differs from data.dvc" in str(refused.exception)
+    assert "mine/labels.csv; it was damaged or changed on disk; `dvc add data` keeps a change" in str(refused.exception)
+    monkeypatch.setattr("medtransfer.study.run.run_dvc", lambda *_: 0)
+    shutil.rmtree("data/mine")
+    missing = str(CliRunner().invoke(cli, ["study"]).exception)
+    assert (
+        "data/mine/labels.csv: not found; `medtransfer data add mine` adds it again, `medtransfer data remove"
+        in missing
+    )
 
 
 @pytest.mark.parametrize("command", ["demo", "fetch", "import", "add", "remove"])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from medtransfer.core.files import atomic_file, atomic_folder, restored_on_error, sha256_of, write_json
+from medtransfer.core.files import atomic_file, atomic_folder, restored_on_error, sha256_of, user_cache, write_json
 
 
 def test_a_complete_folder_replaces_the_old_one(tmp_path: Path) -> None:
@@ -94,3 +94,12 @@ def test_what_cannot_be_linked_is_copied(tmp_path: Path, error: int, monkeypatch
 def test_the_digest_is_sha256(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     assert sha256_of(tmp_path / "f") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_relative_cache_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be another one in each folder, and one in DVC's copies would be lost."""
+    for value in ("cache", ""):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert user_cache() == Path.home() / ".cache/medtransfer"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch")
+    assert user_cache() == Path("/scratch/medtransfer")

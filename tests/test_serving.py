@@ -824,6 +824,8 @@ def png(size: int = 8) -> bytes:
         (b'--boundary\r\nContent-Disposition: form-data; name="image"\r\n\r\n' + png(), {}, 415, "--data-binary"),
         (base64.b64encode(png()), {}, 415, "--data-binary"),
         (b"data:image/png;base64," + base64.b64encode(png()), {}, 415, "--data-binary"),
+        (b"image=" + base64.b64encode(png()), {}, 415, "--data-binary"),
+        (png().replace(b"\r\n", b""), {}, 415, "without its line breaks"),
         (b'{"image": "/9j/"}', {"Content-Type": "application/json"}, 415, "--data-binary"),
     ],
 )
@@ -942,6 +944,9 @@ def test_other_ways_in_are_closed(page: TestClient) -> None:
     for path in ("/../params.yaml", "/health/../../params.yaml", "//etc/passwd"):
         assert asyncio.run(ask_app(page.app, path)) == 404
     assert page.get("/health").json()["status"] == "ok"
+    assert page.head("/").status_code == 200
+    told = page.post("/predict?overlay=maybe", content=png())
+    assert (told.status_code, told.json()["detail"]) == (422, "overlay: found 'maybe'; expected true or false")
     assert "default-src 'none'" in page.get("/").headers["content-security-policy"]
 
 
@@ -1008,7 +1013,9 @@ def test_a_classifier_of_before_its_digest_is_answered_and_compared_by_its_netwo
         client.set_model_version_tag("chest_xray", version.version, tag, version.tags[tag])
 
 
-def test_the_command_line_compares_with_the_registry(registered: Path, images: Path) -> None:
+def test_the_command_line_compares_with_the_registry(
+    registered: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = mlflow_store.connect()
     version = client.get_model_version_by_alias("chest_xray", "best").version
     digest = client.get_model_version("chest_xray", version).tags[mlflow_models.DIGEST]
@@ -1020,7 +1027,17 @@ def test_the_command_line_compares_with_the_registry(registered: Path, images: P
         assert f"has no tag {mlflow_models.DIGEST}" in str(CliRunner().invoke(cli, asked).exception)
     finally:
         client.set_model_version_tag("chest_xray", version, mlflow_models.DIGEST, digest)
-    elsewhere = CliRunner().invoke(cli, [*asked, "--model", "runs:/1/model"])
+    other = tmp_path / "other.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
+    refused = CliRunner().invoke(cli, asked)
+    assert f"{other}: no such store; correct MLFLOW_TRACKING_URI, or run `medtransfer register" in str(
+        refused.exception
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_another_store_is_named(registered: Path, images: Path) -> None:
+    elsewhere = CliRunner().invoke(cli, ["predict", "chest_xray", str(images / "a.jpg"), "--model", "runs:/1/model"])
     assert "runs:/1/model: not available from sqlite" in str(elsewhere.exception)
 
 

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from medtransfer.cli.app import EXIT_USER_ERROR, cli
 from medtransfer.cli.shared import EXISTING_FILE, EXISTING_FOLDER, FOLDER, PATH, dvc
-from medtransfer.core.dvc import DEMONSTRATION, IMPORTED, PIPELINE, POINTER
+from medtransfer.core.dvc import DEMONSTRATION, IMPORTED, PIPELINE, POINTER, check_replaceable
 from medtransfer.core.errors import UserError, counted, first_three
 from medtransfer.core.files import restored_on_error
 from medtransfer.core.layout import DATA, PARAMS
@@ -29,10 +29,11 @@ def data() -> None:
 def demo() -> None:
     """Put the demonstration data, which the repository contains, back into data/.
 
-    The present data stay in DVC's cache. If you commit data.dvc first, `git checkout HEAD data.dvc && dvc
+    The present data stay in DVC's cache, and their data.dvc must be committed: `git checkout HEAD data.dvc && dvc
     checkout data.dvc` brings them back.
     """
     _lock_data()
+    check_replaceable()
     with restored_on_error(DATA, *filter(Path.exists, [POINTER])):
         shutil.copyfile(DEMONSTRATION, POINTER)
         dvc("pull", "--remote", DEMONSTRATION.parent.name, str(POINTER))

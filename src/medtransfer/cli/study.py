@@ -5,14 +5,14 @@ import sys
 
 import click
 
-from medtransfer.cli.app import cli
+from medtransfer.cli.app import EXIT_USER_ERROR, cli
 from medtransfer.cli.results import results
-from medtransfer.cli.shared import AT_LEAST_1, SEED, as_dataset, dvc, of_fit, quiet_start
+from medtransfer.cli.shared import AT_LEAST_1, SEED, as_dataset, of_fit, quiet_start
 from medtransfer.cli.warm import run_warm, warm_process
 from medtransfer.core.errors import UserError
 from medtransfer.core.hardware import REQUIRE_GPU
-from medtransfer.core.layout import PARAMS
-from medtransfer.core.params import TREES, read_params
+from medtransfer.core.layout import DATA, PARAMS
+from medtransfer.core.params import TREES, Params, read_params
 
 
 @cli.command()
@@ -35,8 +35,7 @@ def study(context: click.Context, jobs: int | None, require_gpu: bool) -> None:
     if require_gpu:
         os.environ[REQUIRE_GPU] = "1"
     server = os.environ.get("MLFLOW_TRACKING_URI")  # the user's server; MLflow sets the variable itself later
-    click.echo("Pulling the data that data.dvc names:")
-    dvc("pull", "data.dvc")
+    _pull(params)
     with warm_process():
         code = run_study(jobs or default_jobs())
     if code:
@@ -53,6 +52,23 @@ def study(context: click.Context, jobs: int | None, require_gpu: bool) -> None:
     context.invoke(results)
     where = redact(server) if server else "http://127.0.0.1:5000 after `make ui`"
     click.echo(f"\nCompare the runs at {where} (experiments {' and '.join(params.study)})")
+
+
+def _pull(params: Params) -> None:
+    """Pull the data that data.dvc names; they must contain every data set of the study."""
+    from medtransfer.core.dvc import POINTER, check_unchanged
+    from medtransfer.data.custom import dataset_of
+    from medtransfer.data.preparation import read_samples
+    from medtransfer.study.run import run_dvc
+
+    click.echo("Pulling the data that data.dvc names:")
+    if run_dvc("pull", str(POINTER)):
+        if DATA.is_dir():
+            check_unchanged(DATA)  # DVC's own advice is an option of another command
+        sys.exit(EXIT_USER_ERROR)
+    for name in params.study:
+        if not (DATA / name).is_dir():
+            read_samples(dataset_of(name, params), DATA / name)
 
 
 @cli.command()

@@ -63,8 +63,10 @@ def check_unchanged(folder: Path) -> None:
 def _remedy(folder: Path, differing: list[str], listed: dict[str, str]) -> str:
     """Return how to restore what DVC recorded: from its cache or, if that is also damaged, by making it again."""
     bad = [name for name in differing if name in listed and not _is_whole(listed[name])]
+    if listed and not bad and folder == DATA:
+        return f"`dvc add {DATA}` keeps a change, `dvc checkout --force {POINTER}` undoes it"
     if listed and not bad:
-        return f"DVC's cache has the original: run `dvc checkout --force {POINTER if folder == DATA else folder}`"
+        return f"DVC's cache has the original: run `dvc checkout --force {folder}`"
     places = [str(folder / name) for name in bad] if folder == DATA and listed else [str(folder)]
     objects = [str(_cached(listed[name])) for name in bad]
     return f"remove {' '.join(places + objects)} and run `dvc {'pull data.dvc' if folder == DATA else 'repro'}`"
@@ -80,19 +82,35 @@ def warn_of_another_version() -> None:
 
     `dvc repro` records any change in data/ as a new version, damage included.
     """
-    try:
-        shown = subprocess.run(["git", "show", f"HEAD:./{POINTER}"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return
-    if POINTER.exists() and POINTER.read_text() not in (
-        shown.stdout,
-        IMPORTED.read_text() if IMPORTED.exists() else "",
-    ):
+    committed = _committed_pointer()
+    imported = IMPORTED.read_text() if IMPORTED.exists() else ""
+    if committed and POINTER.exists() and POINTER.read_text() not in (committed, imported):
         log.warning(
             "%s: its data differ from those of the last commit. If you changed them, `git commit %s` keeps the change; "
             "if not, they are damaged, and `git checkout HEAD %s && dvc checkout --force %s` restores them",
             *[POINTER] * 4,
         )
+
+
+def check_replaceable() -> None:
+    """Check that a commit names the version of the data in data/, so that it can be found in DVC's cache later."""
+    if DATA.is_dir():
+        check_unchanged(DATA)
+    committed = _committed_pointer()
+    if committed and POINTER.exists() and POINTER.read_text() not in (committed, DEMONSTRATION.read_text()):
+        raise UserError(
+            f"{POINTER}: no commit has this version of the data; `git commit {POINTER}` keeps it, and `git checkout "
+            f"HEAD {POINTER}` gives it up; then run again"
+        )
+
+
+def _committed_pointer() -> str:
+    """Return data.dvc of the last commit; empty without one."""
+    try:
+        shown = subprocess.run(["git", "show", f"HEAD:./{POINTER}"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return shown.stdout
 
 
 def check_dvc_files() -> None:

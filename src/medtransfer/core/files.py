@@ -160,7 +160,8 @@ def write_array_header(file: BinaryIO, dtype: np.dtype[Any], shape: tuple[int, .
 
 def user_cache() -> Path:
     """Return the folder for caches that the user's projects share."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medtransfer"
+    folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (folder if folder.is_absolute() else Path.home() / ".cache") / "medtransfer"  # as the XDG standard says
 
 
 def write_json(path: Path, value: Any) -> None:

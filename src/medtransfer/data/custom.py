@@ -243,8 +243,8 @@ def _read(folder: Path, classes: dict[str, str]) -> Listing:
     try:
         table = read_table(labels, COLUMNS)
     except FileNotFoundError:
-        add_it = f"add the data set with `medtransfer data add {folder.name} --images FOLDER`"
-        raise UserError(f"{labels}: not found; {add_it}{or_pull(folder)}") from None
+        how = f"`medtransfer data add {folder.name}` adds it again, `medtransfer data remove {folder.name}` removes it"
+        raise UserError(f"{labels}: not found; {how} from the study{or_pull(folder)}") from None
     there = {path.relative_to(folder).as_posix() for path in visible_files(folder / IMAGES)}
     inside = table.path.isin(there)
     problems = [f"{labels}: {row.id} has no {row.path}" for row in table[~inside].itertuples()]

@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
@@ -33,8 +34,8 @@ MAX_BYTES = 20_000_000
 MAX_PIXELS = 30_000_000  # decoding as many with 16 bits takes 1.8 GB
 UPLOAD_SECONDS = 60  # a client that has lost its connection would keep its place among those that wait
 MAX_WAITING = 16  # images, each up to MAX_BYTES in memory
-# How multipart forms, JSON, base64 of JPEG and PNG, and data addresses begin.
-WRAPPED = (b"--", b"{", b"[", b'"', b"/9j/", b"iVBOR", b"data:")
+# How forms, JSON, base64 of JPEG and PNG, data addresses, and a PNG from `curl -d`, which drops line breaks, begin.
+WRAPPED = re.compile(rb"--|[{[\"]|/9j/|iVBOR|data:|\w{1,40}=|\x89PNG\x1a")
 HOW = "send the file itself as the body: curl --data-binary @image.jpg http://.../predict"
 LOOPBACK = ("127.0.0.1", "localhost")
 # The page is self-contained and talks only to this server.
@@ -60,7 +61,12 @@ def build_app(classifier: Classifier, hosts: tuple[str, ...] = LOOPBACK) -> Fast
     waiting = 0
 
     # These run outside the thread pool, so that they answer while images wait.
-    @app.get("/")
+    @app.exception_handler(RequestValidationError)
+    async def refuse(request: Request, error: RequestValidationError) -> JSONResponse:
+        (first, *_) = error.errors()
+        return JSONResponse({"detail": f"{first['loc'][-1]}: found {first['input']!r}; expected true or false"}, 422)
+
+    @app.api_route("/", methods=["GET", "HEAD"])  # load balancers ask with HEAD
     async def show() -> HTMLResponse:
         return HTMLResponse(page, headers=HEADERS)
 
@@ -118,8 +124,8 @@ async def _read_body(request: Request) -> bytes:
             raise HTTPException(413, f"more than {MAX_BYTES:,} bytes; send a smaller image")
     if not content:
         raise HTTPException(422, "no image; send an image file as the body")
-    if content.startswith(WRAPPED):
-        raise HTTPException(415, f"a form, JSON or base64; {HOW}")
+    if WRAPPED.match(content):
+        raise HTTPException(415, f"a form, JSON, base64 or a file without its line breaks; {HOW}")
     return bytes(content)
 
 

@@ -45,6 +45,9 @@ def open_classifier(dataset: str, model: str | None) -> Classifier:
     """
     if not mlflow_store.is_there():
         read_params(PARAMS)  # if there is none, this is not the project's folder
+        named = "correct MLFLOW_TRACKING_URI, or " if os.environ.get("MLFLOW_TRACKING_URI") else ""
+        store = mlflow_store.file_of(mlflow_store.store_uri())
+        raise UserError(f"{store}: no such store; {named}run `medtransfer register {dataset}`")
     if not model and PARAMS.exists():
         registered = {version.name for version in mlflow_models.registered(mlflow_store.reach())}
         if dataset not in registered:
