@@ -360,10 +360,12 @@ def test_a_study_names_changed_and_missing_data(project: Path, monkeypatch: pyte
     monkeypatch.setattr("medtransfer.study.run.run_dvc", lambda *_: 0)
     shutil.rmtree("data/mine")
     missing = str(CliRunner().invoke(cli, ["study"]).exception)
-    assert (
-        "data/mine/labels.csv: not found; `medtransfer data add mine` adds it again, `medtransfer data remove"
-        in missing
-    )
+    assert missing.endswith("removes it from the study, or run `dvc pull data.dvc`")
+    assert "data/mine/labels.csv: not found; `medtransfer data add mine --images FOLDER` adds it again" in missing
+    Path("data/notes.txt").write_text("the rest")
+    subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", "data"], check=True)
+    gone = str(CliRunner().invoke(cli, ["study"]).exception)
+    assert gone.endswith("removes it from the study")
 
 
 @pytest.mark.parametrize("command", ["demo", "fetch", "import", "add", "remove"])
@@ -885,5 +887,5 @@ def test_a_changed_copy_is_noticed(project: Path) -> None:
     assert any("other.png: no row in labels.csv" in problem for problem in problems)
     assert any("has no ../../params.yaml" in problem for problem in problems)
     (folder / "labels.csv").unlink()
-    with pytest.raises(UserError, match=r"labels\.csv: not found; add the data set"):
+    with pytest.raises(UserError, match=r"labels\.csv: not found; `medtransfer data add mine --images"):
         dataset_of("mine", params).read(folder)

@@ -92,6 +92,12 @@ def warn_of_another_version() -> None:
         )
 
 
+def may_have(name: str) -> bool:
+    """Return whether data.dvc has files in data/`name`, as far as the list of its files in DVC's cache tells."""
+    listed = _listed(recorded_digest(DATA) or "")
+    return not listed or any(path.startswith(f"{name}/") for path in listed)
+
+
 def check_replaceable() -> None:
     """Check that a commit names the version of the data in data/, so that it can be found in DVC's cache later."""
     if DATA.is_dir():

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from medtransfer.core.dvc import POINTER, may_have
 from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import files_under
 from medtransfer.core.tables import from_one_hot, read_table
@@ -82,7 +83,8 @@ IMPORT_IT = "import the data set with `medtransfer data import NAME FILE`"
 def or_pull(folder: Path) -> str:
     """Return advice for a message about missing data: how to get them from DVC, if data.dvc names them."""
     pointer = folder.parent.with_name(f"{folder.parent.name}.dvc")
-    return f", or run `dvc pull {pointer}`" if pointer.exists() else ""
+    there = pointer.exists() and (pointer != POINTER or may_have(folder.name))
+    return f", or run `dvc pull {pointer}`" if there else ""
 
 
 def _read_ham10000(folder: Path) -> Listing:

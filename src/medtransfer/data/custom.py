@@ -243,8 +243,11 @@ def _read(folder: Path, classes: dict[str, str]) -> Listing:
     try:
         table = read_table(labels, COLUMNS)
     except FileNotFoundError:
-        how = f"`medtransfer data add {folder.name}` adds it again, `medtransfer data remove {folder.name}` removes it"
-        raise UserError(f"{labels}: not found; {how} from the study{or_pull(folder)}") from None
+        name, how = folder.name, "adds it again, with the options for its table"
+        raise UserError(
+            f"{labels}: not found; `medtransfer data add {name} --images FOLDER` {how}, and `medtransfer data remove "
+            f"{name}` removes it from the study{or_pull(folder)}"
+        ) from None
     there = {path.relative_to(folder).as_posix() for path in visible_files(folder / IMAGES)}
     inside = table.path.isin(there)
     problems = [f"{labels}: {row.id} has no {row.path}" for row in table[~inside].itertuples()]
