@@ -24,10 +24,10 @@ class Damage(NamedTuple):
 
 GONE = None
 DAMAGES = [
-    Damage(f"gradcam/{FIT}/gradcam.png", "", GONE, "not found; remove .*, or make it again"),
+    Damage(f"gradcam/{FIT}/gradcam.png", "", GONE, "not found; remove .*, or run `medtransfer"),
     Damage(f"gradcam/{FIT}/gradcam.png", "", "", "cannot be read as a picture"),
     Damage(f"gradcam/{FIT}/gradcam.json", "", "[]", "has no dataset"),
-    Damage(f"layers/{FIT}/similarity.csv", "", GONE, "not found; remove .*, or make it again"),
+    Damage(f"layers/{FIT}/similarity.csv", "", GONE, "not found; remove .*, or run `medtransfer"),
     Damage(f"layers/{FIT}/probes.csv", "network", "other", "no column 'network'"),
     Damage(f"layers/{FIT}/layers.json", "", "{}", "has no dataset"),
     Damage(f"layers/{FIT}/layers.json", "", "{", "cannot be read as JSON"),

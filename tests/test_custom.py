@@ -338,7 +338,7 @@ def test_the_demonstration_replaces_no_data_that_only_this_folder_knows(project:
     assert CliRunner().invoke(cli, ADD).exit_code == 0
     before = Path("data.dvc").read_text()
     refused = CliRunner().invoke(cli, ["data", "demo"])
-    assert "data.dvc: no commit has this version of the data; `git commit data.dvc` keeps it" in str(refused.exception)
+    assert "data.dvc: no commit has this version of the data; keep it (`git commit data.dvc`)" in str(refused.exception)
     subprocess.run([*commit, "data.dvc"], check=True)
     Path("data/mine/notes.txt").write_text("mine")
     refused = CliRunner().invoke(cli, ["data", "demo"])
@@ -360,12 +360,15 @@ def test_a_study_names_changed_and_missing_data(project: Path, monkeypatch: pyte
     monkeypatch.setattr("medtransfer.study.run.run_dvc", lambda *_: 0)
     shutil.rmtree("data/mine")
     missing = str(CliRunner().invoke(cli, ["study"]).exception)
-    assert missing.endswith("removes it from the study, or run `dvc pull data.dvc`")
-    assert "data/mine/labels.csv: not found; `medtransfer data add mine --images FOLDER` adds it again" in missing
+    assert missing.endswith("remove it (`medtransfer data remove mine`), or run `dvc pull data.dvc`")
+    assert (
+        "data/mine/labels.csv: not found; add the data set again (`medtransfer data add mine --images FOLDER`"
+        in missing
+    )
     Path("data/notes.txt").write_text("the rest")
     subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", "data"], check=True)
     gone = str(CliRunner().invoke(cli, ["study"]).exception)
-    assert gone.endswith("removes it from the study")
+    assert gone.endswith("remove it (`medtransfer data remove mine`)")
 
 
 @pytest.mark.parametrize("command", ["demo", "fetch", "import", "add", "remove"])
@@ -887,5 +890,5 @@ def test_a_changed_copy_is_noticed(project: Path) -> None:
     assert any("other.png: no row in labels.csv" in problem for problem in problems)
     assert any("has no ../../params.yaml" in problem for problem in problems)
     (folder / "labels.csv").unlink()
-    with pytest.raises(UserError, match=r"labels\.csv: not found; `medtransfer data add mine --images"):
+    with pytest.raises(UserError, match=r"labels\.csv: not found; add the data set again"):
         dataset_of("mine", params).read(folder)

@@ -126,7 +126,7 @@ def test_images_are_matched_by_path_or_name_with_or_without_suffix(tmp_path: Pat
     assert samples.id.tolist() == ["x/a", "x/b", "y/c"]
     assert samples.file.tolist() == [files[name] for name in ("x/a.png", "x/b.jpg", "y/c.png")]
     assert set(samples.split) == {"external"}
-    with pytest.raises(UserError, match=r"c is the name of x/c\.png, y/c\.png; name each by its path"):
+    with pytest.raises(UserError, match=r"c matches x/c\.png, y/c\.png; use their paths instead"):
         match_labels(there("x/c.png", "y/c.png"), table, Path("labels.csv"))
     with pytest.raises(UserError, match=r"names none of the 1 images, such as z\.png"):
         match_labels(there("z.png"), table, Path("labels.csv"))
@@ -143,9 +143,7 @@ def test_other_files_in_a_folder_are_named_and_a_dicom_without_its_preamble_is_n
         (tmp_path / name).write_text(name)
     found = find_images([tmp_path], tmp_path / "labels.csv")
     assert [path.name for path in found] == ["IM1.dcm", "a.png"]
-    assert caplog.messages == [
-        f"2 files left out, not an image: {tmp_path / 'scan.heic'}, {tmp_path / 'volume.nii.gz'}"
-    ]
+    assert caplog.messages == [f"not images, so skipped: {tmp_path / 'scan.heic'}, {tmp_path / 'volume.nii.gz'}"]
 
 
 def test_labels_that_are_all_left_out_name_the_option(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_a_read_only_project_and_home_are_enough_to_predict_and_check(
                 cwd=folder, env=env, capture_output=True, text=True,
             )  # fmt: skip
             assert refused.returncode == 2
-            assert f"{folder}: read-only, but DVC writes a lock into it" in refused.stderr.splitlines()[-1]
+            assert f"{folder}: read-only, but DVC must write a lock there" in refused.stderr.splitlines()[-1]
         assert sorted(folder.rglob("*")) == before
     finally:
         subprocess.run(["chmod", "-R", "u+w", folder], check=True)
@@ -825,7 +825,7 @@ def png(size: int = 8) -> bytes:
         (base64.b64encode(png()), {}, 415, "--data-binary"),
         (b"data:image/png;base64," + base64.b64encode(png()), {}, 415, "--data-binary"),
         (b"image=" + base64.b64encode(png()), {}, 415, "--data-binary"),
-        (png().replace(b"\r\n", b""), {}, 415, "without its line breaks"),
+        (png().replace(b"\r\n", b""), {}, 415, "altered by `curl -d`"),
         (b'{"image": "/9j/"}', {"Content-Type": "application/json"}, 415, "--data-binary"),
     ],
 )

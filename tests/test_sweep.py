@@ -316,14 +316,14 @@ def test_the_grid_has_a_fit_for_every_combination(project: Path) -> None:
     link.symlink_to(project / "elsewhere", target_is_directory=True)  # as after the project was moved
     stage.lay_out(small, root, fits)
     assert link.resolve() == (project / "artifacts" / "prepared" / "chest_xray").resolve()
-    with pytest.raises(UserError, match=r"sweep\.json: made with other fits, configurations; choose another name"):
+    with pytest.raises(UserError, match=r"sweep\.json: differs in fits, configurations; choose another name"):
         stage.lay_out(small, root, fits[1:3])
     other = small.model_copy(update={"train": small.train.model_copy(update={"batch_size": 64})})
-    with pytest.raises(UserError, match=r"sweep\.json: made with other train;"):
+    with pytest.raises(UserError, match=r"sweep\.json: differs in train;"):
         stage.lay_out(other, root, fits)
     samples = project / "artifacts" / "prepared" / "chest_xray" / "samples.csv"
     samples.write_text(samples.read_text().replace("validation", "train", 1))
-    with pytest.raises(UserError, match=r"sweep\.json: made with other data;"):
+    with pytest.raises(UserError, match=r"sweep\.json: differs in data;"):
         stage.lay_out(small, root, fits)
 
 

@@ -7,7 +7,7 @@ from medtransfer.core.recipe import Augmentation
 
 # The first has the talk's models and the head-only network; the others differ from them only in what they name.
 TALK, RECIPES, SIZES, LATTICE, WEIGHTS = "talk", "recipes", "sizes", "blocks", "weights"
-# Beside the name of a recipe, these are what a network needs because of its weights, like the learning rate.
+# With a named recipe, these, like the learning rate, only adapt it to the network's initial weights.
 FITTED = ("epochs", "patience")
 # The blocks that the talk's networks train, by the weights that they begin from.
 TALK_BLOCKS: dict[str, tuple[tuple[str, ...], ...]] = {

@@ -89,7 +89,7 @@ def write_tables(tables: Tables, folder: Path) -> None:
 
 
 def read_tables(folder: Path, remedy: str) -> Tables:
-    """Read what `write_tables` wrote; a UserError if a file is missing (it ends with `remedy`) or lacks a column."""
+    """Read what `write_tables` wrote; a UserError if a file is missing (ending with `remedy`) or lacks a column."""
     for name in COLUMNS:
         if not (folder / f"{name}.csv").exists():
             raise UserError(f"{folder / name}.csv: not found; {remedy}")

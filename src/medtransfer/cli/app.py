@@ -79,7 +79,7 @@ def stop_like_ctrl_c(signum: int, frame: Any) -> None:
 
 
 class _Command(click.Command):
-    """A command that refuses empty values, which would pass for values that were not given."""
+    """A command that refuses empty values, which would otherwise count as not given."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for before, value in zip(["", *args], args, strict=False):

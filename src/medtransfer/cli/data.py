@@ -29,8 +29,8 @@ def data() -> None:
 def demo() -> None:
     """Put the demonstration data, which the repository contains, back into data/.
 
-    The present data stay in DVC's cache, and their data.dvc must be committed: `git checkout HEAD data.dvc && dvc
-    checkout data.dvc` brings them back.
+    Commit data.dvc first. The current data stay in DVC's cache; `git checkout HEAD data.dvc && dvc checkout data.dvc`
+    restores them.
     """
     _lock_data()
     check_replaceable()

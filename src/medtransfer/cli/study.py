@@ -64,7 +64,7 @@ def _pull(params: Params) -> None:
     click.echo("Pulling the data that data.dvc names:")
     if run_dvc("pull", str(POINTER)):
         if DATA.is_dir():
-            check_unchanged(DATA)  # DVC's own advice is an option of another command
+            check_unchanged(DATA)  # DVC's own advice names another command's option
         sys.exit(EXIT_USER_ERROR)
     for name in params.study:
         if not (DATA / name).is_dir():

@@ -93,7 +93,7 @@ def warn_of_another_version() -> None:
 
 
 def may_have(name: str) -> bool:
-    """Return whether data.dvc has files in data/`name`, as far as the list of its files in DVC's cache tells."""
+    """Return whether data.dvc may have files in data/`name`; True if its list of files is not in DVC's cache."""
     listed = _listed(recorded_digest(DATA) or "")
     return not listed or any(path.startswith(f"{name}/") for path in listed)
 
@@ -105,13 +105,13 @@ def check_replaceable() -> None:
     committed = _committed_pointer()
     if committed and POINTER.exists() and POINTER.read_text() not in (committed, DEMONSTRATION.read_text()):
         raise UserError(
-            f"{POINTER}: no commit has this version of the data; `git commit {POINTER}` keeps it, and `git checkout "
-            f"HEAD {POINTER}` gives it up; then run again"
+            f"{POINTER}: no commit has this version of the data; keep it (`git commit {POINTER}`) or discard it (`git "
+            f"checkout HEAD {POINTER}`), then run again"
         )
 
 
 def _committed_pointer() -> str:
-    """Return data.dvc of the last commit; empty without one."""
+    """Return the last commit's data.dvc, or an empty string."""
     try:
         shown = subprocess.run(["git", "show", f"HEAD:./{POINTER}"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -136,8 +136,8 @@ def check_dvc_files() -> None:
         for path in folder.rglob("*"):
             if path.is_symlink() and not path.exists() and not path.name.startswith("."):
                 raise UserError(
-                    f"{path}: a link to {path.readlink()}, which is missing; `dvc checkout` restores DVC's links, such "
-                    "as after the project was moved"
+                    f"{path}: a link to {path.readlink()}, which is missing; `dvc checkout` restores DVC's links, for "
+                    "example after a move"
                 )
     read_lock()
     if POINTER.exists():
@@ -155,7 +155,7 @@ def check_writable() -> None:
     """Check that DVC can lock the project, as it does even to compare files."""
     folder = DVC_LOCK.parents[1]
     if folder.exists() and not os.access(folder, os.W_OK):
-        raise UserError(f"{Path.cwd()}: read-only, but DVC writes a lock into it; use a copy that can be written")
+        raise UserError(f"{Path.cwd()}: read-only, but DVC must write a lock there; use a writable copy")
 
 
 def check_params_unchanged(params: Params, *keys: str) -> None:

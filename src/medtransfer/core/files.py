@@ -146,7 +146,7 @@ def files_under(folder: Path) -> list[Path]:
         for path in paths:
             if path.is_symlink() and not path.exists() and not path.name.startswith("."):
                 raise UserError(
-                    f"{path}: a link to a missing file; get that file (such as with `dvc checkout`) or remove the link"
+                    f"{path}: a link to a missing file; get that file (try `dvc checkout`) or remove the link"
                 )
         found += [path for path in paths if path.is_file()]
     return sorted(found)
@@ -173,8 +173,8 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, keys: Collection[str], remedy: str) -> dict[str, Any]:
     """Return the JSON object in a file.
 
-    A missing file is a FileNotFoundError. One that is not a JSON object, or lacks one of the keys, is a UserError that
-    ends with `remedy`.
+    A missing file raises FileNotFoundError. One that is not a JSON object, or lacks one of the keys, raises a UserError
+    that ends with `remedy`.
     """
     try:
         found = json.loads(path.read_text())

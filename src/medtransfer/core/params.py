@@ -337,7 +337,7 @@ def read_params(path: Path) -> Params:
 
 
 def parse_yaml(text: str, path: Path) -> Any:
-    """Return the values in a YAML text; messages name it `path`."""
+    """Return the values in a YAML text; `path` is for messages."""
     try:
         return YAML(typ="safe").load(text)
     except (YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -346,7 +346,7 @@ def parse_yaml(text: str, path: Path) -> Any:
 
 
 def parse_params(text: str, path: Path) -> Params:
-    """Validate the text of params.yaml; messages name it `path`."""
+    """Validate the text of params.yaml; `path` is for messages."""
     raw = parse_yaml(text, path)
     if raw is None:
         raise UserError(f"{path}: empty; {restoring(path)}")

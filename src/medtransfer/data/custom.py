@@ -243,10 +243,10 @@ def _read(folder: Path, classes: dict[str, str]) -> Listing:
     try:
         table = read_table(labels, COLUMNS)
     except FileNotFoundError:
-        name, how = folder.name, "adds it again, with the options for its table"
+        name = folder.name
         raise UserError(
-            f"{labels}: not found; `medtransfer data add {name} --images FOLDER` {how}, and `medtransfer data remove "
-            f"{name}` removes it from the study{or_pull(folder)}"
+            f"{labels}: not found; add the data set again (`medtransfer data add {name} --images FOLDER`, with the "
+            f"options for its table) or remove it (`medtransfer data remove {name}`){or_pull(folder)}"
         ) from None
     there = {path.relative_to(folder).as_posix() for path in visible_files(folder / IMAGES)}
     inside = table.path.isin(there)

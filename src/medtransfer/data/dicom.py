@@ -60,7 +60,9 @@ def _read(source: Path | bytes, name: str, **options: Any) -> Any:
     from pydicom import config, dcmread  # takes 0.3 s
 
     config.settings.reading_validation_mode = config.IGNORE  # a warning would print the value of a tag
-    warnings.filterwarnings("ignore", module=r"pydicom\.")  # such as of excess bytes, which change no picture
+    warnings.filterwarnings(
+        "ignore", module=r"pydicom\."
+    )  # for example, of excess bytes, which do not affect the image
     if DEFLATED in _head(source, 1000):
         raise UserError(f"{name}: is deflated as a whole, and could fill the memory; decompress it first")
     try:

@@ -34,7 +34,7 @@ MAX_BYTES = 20_000_000
 MAX_PIXELS = 30_000_000  # decoding as many with 16 bits takes 1.8 GB
 UPLOAD_SECONDS = 60  # a client that has lost its connection would keep its place among those that wait
 MAX_WAITING = 16  # images, each up to MAX_BYTES in memory
-# How forms, JSON, base64 of JPEG and PNG, data addresses, and a PNG from `curl -d`, which drops line breaks, begin.
+# The first bytes of forms, JSON, base64 of JPEG and PNG, data URLs, and a PNG from `curl -d`, which drops line breaks.
 WRAPPED = re.compile(rb"--|[{[\"]|/9j/|iVBOR|data:|\w{1,40}=|\x89PNG\x1a")
 HOW = "send the file itself as the body: curl --data-binary @image.jpg http://.../predict"
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -125,7 +125,7 @@ async def _read_body(request: Request) -> bytes:
     if not content:
         raise HTTPException(422, "no image; send an image file as the body")
     if WRAPPED.match(content):
-        raise HTTPException(415, f"a form, JSON, base64 or a file without its line breaks; {HOW}")
+        raise HTTPException(415, f"a form, JSON, base64 or a file altered by `curl -d`; {HOW}")
     return bytes(content)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from medtransfer.analysis.runs import finished_networks
-from medtransfer.core.errors import UserError, check_known, counted, first_three
+from medtransfer.core.errors import UserError, check_known, first_three
 from medtransfer.core.params import Params
 from medtransfer.core.prepared import finished_network
 from medtransfer.core.tables import BINARY, from_one_hot, read_groups, read_table
@@ -71,7 +71,7 @@ def find_images(paths: Iterable[Path], labels: Path | None = None) -> list[Path]
             raise UserError(f"{path}: no image; expected files that end in {', '.join(SUFFIXES)}")
         others = [str(file) for file in there if file not in images and not (labels and file.samefile(labels))]
         if others:
-            log.warning("%s left out, not an image: %s", counted(len(others), "file"), first_three(others))
+            log.warning("not images, so skipped: %s", first_three(others))
         found += images
     return found
 
@@ -137,7 +137,7 @@ def match_labels(files: dict[str, Path], table: pd.DataFrame, labels: Path) -> p
     for row in table.itertuples():
         matching = find(str(row.image))
         if len(matching) > 1:
-            raise UserError(f"{labels}: {row.image} is the name of {first_three(matching)}; name each by its path")
+            raise UserError(f"{labels}: {row.image} matches {first_three(matching)}; use their paths instead")
         for path in matching:
             if path in rows:
                 raise UserError(f"{labels}: {path} has two rows, {rows[path].image} and {row.image}; remove one")

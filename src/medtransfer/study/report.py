@@ -161,7 +161,7 @@ def _read_png(path: Path) -> bytes:
 
 
 def _read_records(
-    folder: Path, command: str, files: Collection[str], runs: list[Run]
+    folder: Path, kind: str, files: Collection[str], runs: list[Run]
 ) -> list[tuple[Path, dict[str, Any]]]:
     """Return the records that `layers` or `gradcam` wrote for single networks, with their paths.
 
@@ -169,17 +169,15 @@ def _read_records(
     """
     fits = {(run.dataset, run.model, run.seed): run.record["fit"] for run in runs}
     found = []
-    for path in sorted(folder.glob(f"*/*/{command}.json")):
-        remedy = f"remove {path.parent}, or make it again"
+    for path in sorted(folder.glob(f"*/*/{kind}.json")):
+        model, _, seed = path.parent.name.rpartition("-seed")
+        command = f"run `medtransfer {kind} {path.parent.parent.name} {model} --seed {seed}`"
+        remedy = f"remove {path.parent}, or {command} again"
         record = read_json(path, ("dataset", "model", "seed", "fit"), remedy)
         for file in files:
             if not (path.parent / file).exists():
                 raise UserError(f"{path.parent / file}: not found; {remedy}")
-        dataset, model, seed = record["dataset"], record["model"], record["seed"]
-        if fits.get((dataset, model, seed)) != record["fit"]:
-            raise UserError(
-                f"{path}: about the fit {record['fit']}, which is not among the runs; "
-                f"run `medtransfer {command} {dataset} {model} --seed {seed}`"
-            )
+        if fits.get((record["dataset"], record["model"], record["seed"])) != record["fit"]:
+            raise UserError(f"{path}: about the fit {record['fit']}, which is not among the runs; {command}")
         found.append((path, record))
     return found

@@ -42,7 +42,7 @@ class SharedStudy:
         self.points = grid(plan.space) if plan.sampler == "grid" else []
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         _check_optunas(file)
-        address = URL.create("sqlite", database=str(file))  # as text, a question mark would begin its options
+        address = URL.create("sqlite", database=str(file))  # in a string, a question mark would start the options
         with self.lock:  # otherwise, two processes could create the tables at once
             self.study = optuna.create_study(
                 storage=optuna.storages.RDBStorage(str(address), {"connect_args": {"timeout": 60}}),

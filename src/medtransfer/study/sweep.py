@@ -95,7 +95,7 @@ def lay_out(params: Params, root: Path, fits: list[GridPoint]) -> str:
     if record.exists():
         known = read_json(record, known, remedy)
     if other := [key for key in made_from if known[key] != made_from[key]]:
-        raise UserError(f"{record}: made with other {', '.join(other)}; {remedy}")
+        raise UserError(f"{record}: differs in {', '.join(other)}; {remedy}")
     write_json(record, known)
     for fit in fits:
         project = root / fit.name
