@@ -69,9 +69,9 @@ def find_images(paths: Iterable[Path], labels: Path | None = None) -> list[Path]
         ]
         if not images:
             raise UserError(f"{path}: no image; expected files that end in {', '.join(SUFFIXES)}")
-        others = [str(file) for file in there if file not in images and not (labels and file.samefile(labels))]
+        others = [file for file in sorted({*there} - {*images}) if not (labels and file.samefile(labels))]
         if others:
-            log.warning("not images, so skipped: %s", first_three(others))
+            log.warning("not images, so skipped: %s", first_three([str(file) for file in others]))
         found += images
     return found
 
