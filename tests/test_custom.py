@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from clones import change_params, clone, dvc, run
 from conftest import PROJECT, dvc_init, git_init
 from medtransfer.cli import cli, main
-from medtransfer.core.dvc import IMPORTED, check_unchanged, recorded_digest, warn_of_another_version
+from medtransfer.core.dvc import IMPORTED, check_pipeline, check_unchanged, recorded_digest, warn_of_another_version
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder
 from medtransfer.core.params import Params, read_params
@@ -438,6 +438,49 @@ def test_a_part_far_from_what_was_asked_is_a_warning(project: Path, caplog: pyte
     add()
     prepare(changed(image_size=32), "mine")
     assert "% of the images are" in caplog.text
+
+
+@pytest.mark.parametrize("only", [False, True])
+def test_a_data_set_leaves_with_its_own_transfer_stage(project: Path, only: bool) -> None:
+    """docs/freezing.md says how to add one."""
+    add()
+    text = Path("params.yaml").read_text()
+    text = text.replace("  mine:\n    train:", "  mine:\n    transfer: [mine_all]\n    train:")
+    mine_all = "  mine_all: {weights: ham10000/imagenet_all, trainable: all}\n"
+    Path("params.yaml").write_text(text.replace("\nconfigurations:\n", f"\nconfigurations:\n{mine_all}"))
+    yaml = YAML()
+    pipeline = yaml.load(Path("dvc.yaml"))
+    matrix = {"dataset": ["mine"], "configuration": "${study.mine.transfer}", "seed": "${seeds}"}
+    pipeline["stages"]["transfer-mine"] = {**pipeline["stages"]["transfer"], "matrix": matrix}
+    yaml.dump(pipeline, Path("dvc.yaml"))
+    check_pipeline(read_params(Path("params.yaml")))
+    if only:
+        add(name="other", only=True)
+        assert yaml.load(Path("dvc.yaml"))["stages"]["transfer-mine"]["matrix"]["configuration"] == []
+    else:
+        remove_custom(read_params(Path("params.yaml")), "mine")
+        assert "transfer-mine" not in yaml.load(Path("dvc.yaml"))["stages"]
+        check_pipeline(read_params(Path("params.yaml")))
+
+
+def test_a_given_training_part_that_is_too_small_to_divide_is_named(project: Path) -> None:
+    table = pd.read_csv("labels.csv")
+    table["part"] = ["train" if row < 6 else "test" for row in range(len(table))]
+    table.to_csv("labels.csv", index=False)
+    with pytest.raises(UserError, match=r"mine: 6 training images are too few to draw 0\.2 for validation"):
+        add(columns=Columns(group="patient", split="part"))
+    assert not Path("data/mine").exists()
+
+
+@pytest.mark.parametrize("spelling", ["1.23456789012346e+17", "1E+11", "1,2E+15"])
+def test_patients_whose_numbers_a_program_has_rounded_are_refused(project: Path, spelling: str) -> None:
+    table = pd.read_csv("labels.csv")
+    table.loc[3, "patient"] = spelling
+    table.to_csv("labels.csv", index=False)
+    with pytest.raises(
+        UserError, match=r"row 5: patient is .*, which a program has rounded; write that column as text"
+    ):
+        add()
 
 
 def test_data_sets_come_and_go_without_a_transfer_stage(project: Path) -> None:

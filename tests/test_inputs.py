@@ -17,7 +17,15 @@ from clones import dvc
 from conftest import PROJECT
 from medtransfer.analysis.runs import read_run
 from medtransfer.audit import audit
-from medtransfer.core.dvc import DVC_LOCK, RWLOCK, check_dvc_files, check_unchanged, read_lock
+from medtransfer.core.dvc import (
+    DVC_LOCK,
+    RWLOCK,
+    check_dvc_files,
+    check_unchanged,
+    read_lock,
+    recorded_digest,
+    same_data,
+)
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import Params, read_params
 from medtransfer.core.prepared import read_dataset
@@ -301,6 +309,23 @@ def test_links_to_a_cache_that_was_moved_are_named(dvc_project: Path) -> None:
     Path(".dvc/cache").rename(".dvc/moved")
     with pytest.raises(UserError, match=r"data/a\.txt: a link to .*, which is missing; `dvc checkout` restores"):
         check_dvc_files()
+
+
+def test_another_data_set_makes_no_other_version_of_one(dvc_project: Path) -> None:
+    """Otherwise, after `data add` the audit would find every older fit wrong, and `collect --add` would refuse."""
+    versions = []
+    for content in ("first", "second"):
+        for name in ("old", "new"):
+            Path("data", name).mkdir(parents=True, exist_ok=True)
+            Path("data", name, "a.txt").write_text(content if name == "new" else "same")
+        subprocess.run([sys.executable, "-m", "dvc", "add", "--quiet", "data"], check=True)
+        Path("data/new/a.txt").chmod(0o644)
+        Path("data/old/a.txt").chmod(0o644)
+        versions.append(recorded_digest(Path("data")) or "")
+    assert versions[0] != versions[1]
+    assert same_data("old", *versions)
+    assert not same_data("new", *versions)
+    assert not same_data("old", versions[0], f"{'0' * 32}.dir")  # a version that DVC's cache lacks
 
 
 def test_the_original_is_found_in_a_shared_cache(dvc_project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

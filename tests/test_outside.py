@@ -43,7 +43,7 @@ def test_labels_come_from_a_column_or_are_one_hot(tmp_path: Path) -> None:
     assert table.group.tolist() == ["p1", "b", "p1"]
     unknown = read(tmp_path, "image,label,patient\na,mel,unknown\nb,nv,NA\nc,nv,#N/A\n", "patient")
     assert unknown.group.tolist() == ["a", "b", "c"]
-    with pytest.raises(UserError, match=r"row 2: patient is 2\.02311E\+15, which a spreadsheet has rounded"):
+    with pytest.raises(UserError, match=r"row 2: patient is 2\.02311E\+15, which a program has rounded"):
         read(tmp_path, "image,label,patient\na,mel,2.02311E+15\n", "patient")
     table = read(tmp_path, ONE_HOT, SCC="")
     assert table.image.tolist() == ["a", "b"]

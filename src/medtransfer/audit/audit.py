@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from medtransfer.core.dvc import check_unchanged, check_writable, data_version, read_lock
+from medtransfer.core.dvc import check_unchanged, check_writable, data_version, read_lock, same_data
 from medtransfer.core.errors import UserError, first_three
 from medtransfer.core.files import digest_of_folder, sha256_of
 from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
@@ -145,7 +145,8 @@ def _check_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> It
         yield from _check_locked(folder, record, lock[str(folder)])
     else:
         yield f"{folder}: not in dvc.lock; run `dvc repro`"
-    yield from _differences(f"{folder}:", record, "data.dvc", {"data_version": data_version()})
+    if not same_data(record["dataset"], record["data_version"], data_version()):
+        yield from _differences(f"{folder}:", record, "data.dvc", {"data_version": data_version()})
     commit = record["git_commit"].removesuffix("-modified")
     if problem := commit_problem(commit):
         yield f"{folder}: made by git commit {commit}: {problem}"

@@ -24,6 +24,8 @@ MACHINE_ERRORS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or use another disk"),
     errno.EROFS: "make it writable, or use another disk",
     **dict.fromkeys((errno.EACCES, errno.EPERM), "fix the permissions"),
+    errno.EFBIG: "raise the limit on the size of a file (ulimit -f), or use another disk",
+    **dict.fromkeys((errno.EIO, errno.ESTALE), "check the disk or the network"),
     errno.ENOTDIR: "use another path",  # there is a file where a folder must be
     errno.ENAMETOOLONG: "use a shorter name",
     errno.EEXIST: "expected a folder, not a file or a broken link; remove it, or mount the disk it points to",

@@ -11,7 +11,7 @@ from medtransfer.core.errors import CONFLICT, UserError, merge_conflict
 
 # What people write where they do not know the patient.
 UNKNOWN = ("na", "n/a", "nan", "none", "null", "unknown", "anonymous", "?", "-", "#n/a", "#ref!", "#value!", "#name?")
-ROUNDED = r"\d[.,]\d+E\+\d+"  # what Excel makes of a long number
+ROUNDED = r"(?i)\d([.,]\d+)?e\+\d+"  # what Excel, R and pandas make of a long number
 # Spreadsheets drop leading zeros, and pandas writes whole numbers as 12.0 in a column with an empty cell.
 NUMBER = r"^0*(\d+)(?:\.0+)?$"
 # What comes along when text is copied from a web page or a Windows dialog.
@@ -46,6 +46,8 @@ def read_table(path: Path, columns: list[str], delimiter: str = ",") -> pd.DataF
                 hint = " (remove this line, which only Excel understands, and separate cells by commas)"
             raise UserError(f"{path}: {found} column {column!r}; its columns are {', '.join(header)}{hint}")
     width, cells = len(header), {}
+    if rows and all(len(row) == width + 1 and row[-1] for row in rows):
+        raise UserError(f"{path}: every row has one cell more than the header; if R wrote it, use row.names = FALSE")
     for number, row in enumerate(rows, start=2):
         if any(row[width:]):
             raise UserError(
@@ -63,8 +65,8 @@ def read_groups(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
     rounded = table.index[table[column].str.fullmatch(ROUNDED)]
     if len(rounded):
         raise UserError(
-            f"{path}: row {rounded[0]}: {column} is {table.loc[rounded[0], column]}, which a spreadsheet has rounded; "
-            "format that column as text"
+            f"{path}: row {rounded[0]}: {column} is {table.loc[rounded[0], column]}, which a program has rounded; "
+            "write that column as text"
         )
     groups = table[column].str.replace(INVISIBLE, "", regex=True).str.normalize("NFC")
     groups = groups.str.replace(r"\s+", " ", regex=True).str.strip()

@@ -130,7 +130,14 @@ def _given(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
     splits = samples.split.copy()
     if split.validation:
         splits[splits == "validation"] = LEFT_OUT
-        _, drawn = _cut(samples[splits == "train"], split.validation, split)
+        trained = samples[splits == "train"]
+        try:
+            _, drawn = _cut(trained, split.validation, split)
+        except ValueError as error:  # scikit-learn's
+            raise UserError(
+                f"{name}: {len(trained)} training images are too few to draw {split.validation:g} for validation "
+                f"({error}); remove `validation` from datasets.{name}.split to use the data's own validation images"
+            ) from None
         splits[drawn] = "validation"
     return splits
 

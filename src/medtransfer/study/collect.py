@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from medtransfer.analysis.families import overrides
 from medtransfer.analysis.runs import studied_models
-from medtransfer.core.dvc import POINTER, check_unchanged
+from medtransfer.core.dvc import POINTER, check_unchanged, same_data
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder, restore_replaced
 from medtransfer.core.layout import (
@@ -159,9 +159,11 @@ def _check_same_study(fits: list[Path], folder: Path) -> None:
         known |= _facts(read_record(fit), folder / "runs")
     for fit in fits:
         for key, found in _facts(read_record(fit), PREPARED).items():
-            if known.get(key, found) != found:
+            before = known.get(key, found)
+            same = key[1:] == ("data_version",) and same_data(key[0], before, found)
+            if before != found and not same:
                 raise UserError(
-                    f"{fit / RECORD}: {key[-1]}: found {found}, expected {known[key]} as in {folder}; collect it "
+                    f"{fit / RECORD}: {key[-1]}: found {found}, expected {before} as in {folder}; collect it "
                     "under another name"
                 )
 

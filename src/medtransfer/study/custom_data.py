@@ -104,10 +104,17 @@ def _remove_training(stages: Any, name: str) -> None:
         first, matrix = stages[stage], stages.pop(training[1])["matrix"]
         stages.insert(list(stages).index(stage), training[1], first)
         first["matrix"] = matrix
-    del stages[stage]
-    if "transfer" in stages:
-        transferred = stages["transfer"]["matrix"]["dataset"]
-        transferred[:] = [dataset for dataset in transferred if dataset != name]
+    for key in {stage, *_stages_of(stages, name)}:
+        del stages[key]
+    for other in stages.values():
+        listed = (other.get("matrix") or {}).get("dataset", [])
+        if name in listed:
+            listed.remove(name)
+
+
+def _stages_of(stages: Any, name: str) -> list[str]:
+    """Return the stages that fit what params.yaml lists for a data set, whether they train or transfer."""
+    return [key for key, stage in stages.items() if f"{{study.{name}." in str(stage.get("matrix"))]
 
 
 def _classes(samples: pd.DataFrame, known: Sequence[str], where: Path) -> list[str]:
@@ -221,8 +228,9 @@ def _add_training(stages: Any, name: str, only: bool) -> None:
             del stages[other]
         first["matrix"] = matrix
         stages.insert(place, stage, first)
-        if "transfer" in stages:
-            stages["transfer"]["matrix"]["configuration"] = CommentedSeq()
+        for key, other in stages.items():
+            if "{study." in str(other.get("matrix")) and key not in _stages_of(stages, name):
+                other["matrix"]["configuration"] = CommentedSeq()
     elif stage not in stages:
         shared = MergeValue()
         shared.append(first)
