@@ -70,7 +70,11 @@ def test_the_readme_says_what_the_committed_results_say() -> None:
     assert "ImageNet weights raise macro F1 by {} [{}, {}]".format(*numbers) in " ".join(answered.split())
     assert claims.verdict[claims.second == "ham10000_all"].tolist() == [SMALL]
     pairs = read_comparisons(PROJECT / AT_64_PX / "differences.csv")
-    for other, words in (("imagenet_all", "by {} [{}, {}]"), ("modern_last_block", "costs {} [{}, {}]")):
+    for other, words in (
+        ("imagenet_all", "by {} [{}, {}]"),
+        ("modern_last_block", "costs {} [{}, {}]"),
+        ("modern_random", "add {} [{}, {}]"),
+    ):
         pair = find_pair(pairs, "ham10000", "modern_all", other)
         assert pair
         effect = [f"{value:.2f}".removeprefix("0") for value in (pair.difference, *pair.ends)]
