@@ -642,7 +642,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(project: Path) -> None:
         (lambda: change_table(label=["ill", None] * 20), {}, "row 3 has no label"),
         (lambda: Path("labels.csv").write_bytes(b"image,label,patient\n\xff,x,y\n"), {}, "save it as `CSV UTF-8`"),
         (lambda: Path("labels.csv").write_text(table, encoding="utf-16"), {}, "labels.csv: not in UTF-8"),
-        (lambda: change_table(patient="2.02311E+15"), {}, "row 2: patient is 2.02311E+15, which a spreadsheet"),
+        (lambda: change_table(patient="2.02311E+15"), {}, "row 2: patient is 2.02311E+15, which a program"),
         (lambda: change_table(patient="#N/A"), {}, "row 2 has no patient, but '#N/A'"),
         (lambda: change_table(patient=["p1", "P1", *"ab" * 19]), {}, "patient has 'p1' and 'P1', which may be"),
         (lambda: change_table(patient=["12", "12.0", *"ab" * 19]), {}, "patient has '12' and '12.0'"),
