@@ -183,6 +183,7 @@ def test_trees_and_networks_share_the_test_images(study: Path) -> None:
 def test_the_reports_are_complete(study: Path) -> None:
     table = pd.read_csv(study / "reports" / "results.csv")
     assert len(table) == 4 * 9 + 4 * 4
+    assert table.note.str.startswith(NOTES).all()
     assert table.published.isna().sum() == 9  # head only, which the talk does not have
     text = (study / "reports" / "results.md").read_text()
     assert all(note in text for note in NOTES)

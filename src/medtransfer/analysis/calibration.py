@@ -28,6 +28,10 @@ MARGIN = 0.01  # how near to an end of it the search ends
 SMALLEST = 1e-12
 CLIPPED = 1e-6  # a probability of 0 or 1 has no logit
 STEPS = 100  # of Newton's method, which takes about ten
+COLUMNS = [
+    "dataset", "model", "family", "class", "intercept", "intercept_low", "intercept_high", "slope", "slope_low",
+    "slope_high", "interval", "seeds",
+]  # fmt: skip
 
 
 def fit_temperature(validation: pd.DataFrame) -> float:
@@ -96,8 +100,7 @@ def calibration_table(runs: list[Run]) -> pd.DataFrame:
                     found = without_interval(found, fits[0].jackknife, number)
                 row |= {measure: found.value, f"{measure}_low": found.low, f"{measure}_high": found.high}
             rows.append({**row, "interval": interval, "seeds": seeds})
-    measured = [f"{measure}{end}" for measure in ("intercept", "slope") for end in ("", "_low", "_high")]
-    return pd.DataFrame(rows, columns=["dataset", "model", "family", "class", *measured, "interval", "seeds"])
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def recalibration(is_class: np.ndarray, probability: np.ndarray, with_slope: bool) -> tuple[float, np.ndarray]:

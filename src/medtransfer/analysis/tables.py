@@ -6,40 +6,31 @@ from pathlib import Path
 
 import pandas as pd
 
+from medtransfer.analysis.calibration import COLUMNS as CALIBRATION
 from medtransfer.analysis.calibration import calibration_table
+from medtransfer.analysis.claims import COLUMNS as CLAIMS
 from medtransfer.analysis.claims import compare_claims, judge
-from medtransfer.analysis.clinical import class_table, subgroup_table
+from medtransfer.analysis.clinical import CLASSES, SUBGROUPS, class_table, subgroup_table
 from medtransfer.analysis.differences import COLUMNS as COMPARISON
 from medtransfer.analysis.differences import Comparison, as_table, compare_models, read_comparisons
 from medtransfer.analysis.families import overrides
 from medtransfer.analysis.runs import Run
-from medtransfer.analysis.scores import f1_table, summarise
+from medtransfer.analysis.scores import RESULTS, SUMMARY, f1_table, summarise
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
 from medtransfer.core.run_record import BY_WORDS, recipe_of, split_of
 from medtransfer.core.tables import read_result
 
-INTERVAL = ["low", "high", "interval", "seeds"]
-# The files and their columns.
+# The files and the columns that each has; for a sample of the data, results has a note too.
 COLUMNS = {
-    "results": [
-        "dataset", "model", "family", "class", "support", "groups", "f1", *INTERVAL, "sd", "published", "test_images",
-        "synthetic",
-    ],
-    "summary": ["dataset", "model", "family", "measure", "value", *INTERVAL, "sd"],
-    "calibration": [
-        "dataset", "model", "family", "class", "intercept", "intercept_low", "intercept_high", "slope", "slope_low",
-        "slope_high", "interval", "seeds",
-    ],
-    "classes": ["dataset", "model", "class", "measure", "value", *INTERVAL],
-    "subgroups": ["dataset", "model", "by", "subgroup", "images", "groups", "measure", "value", *INTERVAL],
+    "results": RESULTS,
+    "summary": SUMMARY,
+    "calibration": CALIBRATION,
+    "classes": CLASSES,
+    "subgroups": SUBGROUPS,
     "differences": [*COMPARISON, "low", "high", "interval"],
-    "claims": [
-        "claim", "dataset", "first", "second", "first_seeds", "second_seeds", "difference", "low", "high", "interval",
-        "simultaneous_low", "simultaneous_high", "p", "p_corrected", "verdict", "unseen_difference", "unseen_low",
-        "unseen_high", "detectable", "seeds_for_0.02", "seeds_for_0.05", "seeds_for_0.10",
-    ],
-}  # fmt: skip
+    "claims": CLAIMS,
+}
 DIGITS = 6
 
 
@@ -82,10 +73,10 @@ def compute_tables(runs: list[Run], attributes: Mapping[str, pd.DataFrame]) -> T
 
 def write_tables(tables: Tables, folder: Path) -> None:
     """Write every table of COLUMNS as CSV, with DIGITS decimals."""
-    for name, columns in COLUMNS.items():
+    for name in COLUMNS:
         content = as_table(tables.pairs) if name == "differences" else getattr(tables, name)
         with atomic_file(folder / f"{name}.csv") as path:
-            content[columns].round(DIGITS).to_csv(path, index=False)
+            content.round(DIGITS).to_csv(path, index=False)
 
 
 def read_tables(folder: Path, remedy: str) -> Tables:
