@@ -94,10 +94,12 @@ def warn_of_another_version() -> None:
 
 def same_data(name: str, one: str, other: str) -> bool:
     """Return whether two versions of data/ have the same files in data/`name`; False if DVC's cache lacks one."""
+    if one == other:
+        return True
     first, second = (
         {path: md5 for path, md5 in _listed(version).items() if path.startswith(f"{name}/")} for version in (one, other)
     )
-    return one == other or (bool(first) and first == second)
+    return bool(first) and first == second
 
 
 def may_have(name: str) -> bool:

@@ -60,9 +60,8 @@ def _read(source: Path | bytes, name: str, **options: Any) -> Any:
     from pydicom import config, dcmread  # takes 0.3 s
 
     config.settings.reading_validation_mode = config.IGNORE  # a warning would print the value of a tag
-    warnings.filterwarnings(
-        "ignore", module=r"pydicom\."
-    )  # for example, of excess bytes, which do not affect the image
+    # For example, of excess bytes, which do not affect the image.
+    warnings.filterwarnings("ignore", module=r"pydicom\.")
     if DEFLATED in _head(source, 1000):
         raise UserError(f"{name}: is deflated as a whole, and could fill the memory; decompress it first")
     try:

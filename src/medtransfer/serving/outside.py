@@ -63,10 +63,11 @@ def find_images(paths: Iterable[Path], labels: Path | None = None) -> list[Path]
     """
     found: list[Path] = []
     for path in paths:
-        there = visible_files(path) if path.is_dir() else [path]
-        images = [
-            file for file in there if not path.is_dir() or is_image(file) or file.suffix.lower() in dicom.SUFFIXES
-        ]
+        if not path.is_dir():
+            found.append(path)
+            continue
+        there = visible_files(path)
+        images = [file for file in there if is_image(file) or file.suffix.lower() in dicom.SUFFIXES]
         if not images:
             raise UserError(f"{path}: no image; expected files that end in {', '.join(SUFFIXES)}")
         others = [file for file in sorted({*there} - {*images}) if not (labels and file.samefile(labels))]
@@ -145,10 +146,10 @@ def match_labels(files: dict[str, Path], table: pd.DataFrame, labels: Path) -> p
     if not rows:
         raise UserError(f"{labels}: names none of the {len(files)} images, such as {next(iter(files))}")
     found = []
-    for path in filter(rows.__contains__, files):
-        image, group = rows[path].image, rows[path].group
-        hidden = dicom.hide(group) if path in uids and group != image else group
-        found.append((stem(path), hidden, rows[path].label, files[path]))
+    for path, file in files.items():
+        if known := rows.get(path):
+            group = dicom.hide(known.group) if path in uids and known.group != known.image else known.group
+            found.append((stem(path), group, known.label, file))
     samples = pd.DataFrame(found, columns=["id", "group", "label", "file"]).assign(split=EXTERNAL)
     twins = samples.id[samples.id.duplicated()]
     if len(twins):

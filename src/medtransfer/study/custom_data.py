@@ -228,9 +228,9 @@ def _add_training(stages: Any, name: str, only: bool) -> None:
             del stages[other]
         first["matrix"] = matrix
         stages.insert(place, stage, first)
-        for key, other in stages.items():
-            if "{study." in str(other.get("matrix")) and key not in _stages_of(stages, name):
-                other["matrix"]["configuration"] = CommentedSeq()
+        for key in stages.keys() - {*_stages_of(stages, name)}:
+            if "{study." in str(stages[key].get("matrix")):
+                stages[key]["matrix"]["configuration"] = CommentedSeq()
     elif stage not in stages:
         shared = MergeValue()
         shared.append(first)
