@@ -199,3 +199,8 @@ def test_the_old_name_of_a_scaling_is_read_and_reported_once(
         found = [read_params(path) for _ in range(2)]
     assert {entry.configurations["cnn_random"].settings(entry.train, "ham10000").scaling for entry in found} == {"tf"}
     assert caplog.text.count("scaling: talk is now called tf") == 1
+
+
+def test_a_tilde_in_the_weights_file_is_the_users_home(tmp_path: Path) -> None:
+    params = read_params(edited(tmp_path, "  file: null", "  file: ~/vgg16.h5"))
+    assert params.weights.file == str(Path.home() / "vgg16.h5")

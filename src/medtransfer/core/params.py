@@ -1,6 +1,7 @@
 """params.yaml as typed, validated values."""
 
 import logging
+import os.path
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -199,7 +200,7 @@ class TreesParams(Section):
 class WeightsParams(Section):
     """Where the ImageNet weights come from; `file` takes precedence over every other source."""
 
-    file: str | None
+    file: Annotated[str, AfterValidator(os.path.expanduser)] | None
 
 
 class CacheParams(Section):
