@@ -17,12 +17,11 @@ from medtransfer.core.params import BLOCKS
 from medtransfer.core.run_record import LEAK_WORDS, SplitRule
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.report import figures
-from medtransfer.report.answers import answers, interim
+from medtransfer.report.answers import LAYERS, MODERN, answers, front, interim
 from medtransfer.report.drawings import FIGURES
 from medtransfer.report.page import CHAPTERS, SPLITS, build_page
-from medtransfer.report.sentences import sentences
 from medtransfer.report.study import values_of
-from medtransfer.report.tables import difference, front, one_line
+from medtransfer.report.tables import difference
 from studies import evaluate_study, found_layers, run, runs, with_seeds
 
 
@@ -49,7 +48,7 @@ def test_a_verdict_follows_the_numbers_and_needs_six_seeds(
     assert answer["verdict"] == f"**{verdict}**"
     assert answer["seeds"] == f"{seeds} and {seeds}"
     page = build_page([study])
-    assert f"<strong>{verdict}</strong>" in page
+    assert f"<strong>{verdict.replace('not shown', 'no clear effect')}</strong>" in page
     assert "<strong>no verdict yet</strong>" in page or seeds == 6
 
 
@@ -67,7 +66,8 @@ def test_claims_that_the_first_study_cannot_judge_have_the_verdicts_of_another()
 
 def test_a_question_that_a_data_set_does_not_answer_has_a_dash() -> None:
     head = run("ham10000", "imagenet_head", 0.8, trainable="head")
-    table = front(answers(evaluate_study("s", [*runs(), head, run("ham10000", "imagenet_all", 0.9)])))
+    study = evaluate_study("s", [*runs(), head, run("ham10000", "imagenet_all", 0.9)])
+    table = front([study], answers(study))
     shown = table.loc["train only the head instead of all"].to_dict()
     assert shown["chest X-rays"] == "-"
     assert shown["skin lesions"].endswith("\n1 run per model")
@@ -90,44 +90,37 @@ def test_a_network_that_predicts_only_one_class_carries_a_warning() -> None:
     assert page.count("predicts only PNEUMONIA") >= 2  # in the answers and the table of F1
 
 
-def test_a_chapter_begins_with_the_numbers_that_answer_it() -> None:
-    fits = [*runs(0.6, 0.95), run("chest_xray", "imagenet_last_block", 0.9, trainable=["block5"])]
-    study = evaluate_study("s", with_seeds(fits, 3))
-    found = sentences([study], answers(study))
-    sensitivity = study.tables.classes.query("`class` == 'PNEUMONIA' and measure == 'sensitivity'").value.iloc[0]
-    assert f"to pneumonia is {sensitivity:.2f} [" in found["clinic"]
-    for chapter, effect, second, first in (
-        ("transfer", "a verdict on using ImageNet weights; the estimate", "imagenet_all", "cnn_random"),
-        ("freezing", "the estimated effect of freezing blocks 1 to 4", "imagenet_last_block", "imagenet_all"),
-    ):
-        pair = find_pair(study.tables.pairs, "chest_xray", second, first)
+def test_the_modern_recipe_has_a_row_for_each_change_that_was_measured_with_it() -> None:
+    fits = [
+        run("chest_xray", "imagenet_all", 0.9),
+        run("chest_xray", "imagenet_last_block", 0.8, trainable=["block5"]),
+        run("chest_xray", "modern_all", 0.95, recipe="modern"),
+        run("chest_xray", "modern_last_block", 0.7, recipe="modern", trainable=["block5"]),
+    ]
+    study = evaluate_study("s", fits)
+    found = answers(evaluate_study("first", runs()), [study])
+    rows = found[found.question == MODERN]
+    expected = {
+        "the modern recipe instead of the talk's": ("modern_all", "imagenet_all"),
+        "with it, train the last block instead of all": ("modern_last_block", "modern_all"),
+    }
+    assert list(rows.index) == list(expected)
+    for row, models in zip(rows.to_dict("records"), expected.values(), strict=True):
+        pair = find_pair(study.tables.pairs, "chest_xray", *models)
         assert pair
-        assert f"{effect} is {one_line(difference(pair))}." in found[chapter]
-    enough = evaluate_study("s", with_seeds(runs(0.6, 0.95), 6))
-    higher = sentences([enough], answers(enough))["transfer"]
-    assert higher == "On chest X-rays, using ImageNet weights gives a higher macro F1."
-    assert found["recipe"].startswith("Not measured yet")
-    assert "leakage" not in found
-    trained = [*fits[1:], run("chest_xray", "modern_all", 0.9, recipe="modern")]
-    modern = evaluate_study("s", trained)
-    pair = find_pair(modern.tables.pairs, "chest_xray", "modern_all", "imagenet_all")
-    assert pair
-    changed = sentences([modern], answers(modern))["recipe"]
-    assert f"the macro F1 of imagenet_all by {one_line(difference(pair))}. The other effects" in changed
-    trained.append(run("chest_xray", "modern_last_block", 0.8, recipe="modern", trainable=["block5"]))
-    modern = evaluate_study("s", trained)
-    frozen = find_pair(modern.tables.pairs, "chest_xray", "modern_last_block", "modern_all")
-    assert frozen
-    changed = sentences([modern], answers(modern))["recipe"]
-    assert f"With this recipe, freezing blocks 1 to 4 changes macro F1 by {one_line(difference(frozen))}." in changed
+        assert (row["verdict"], row["macro F1"]) == ("**estimate only, at 32 px**", difference(pair))
+    assert "at 32 px" not in answers(study).to_string()
 
 
-def test_the_layers_sentence_says_whether_the_methods_agree() -> None:
+def test_the_most_important_block_is_that_of_most_methods() -> None:
     fits = runs(0.6, 0.95)
     for rising, methods in ((True, 4), (False, 3)):
         study = dataclasses.replace(evaluate_study("s", fits), layers=[found_layers(rising=rising)])
-        found = sentences([study], answers(study))["layers"]
-        assert f"{methods} of 4 methods rank block5 (the last) first" in found
+        table = front([study], answers(study))
+        cell = table.loc["the most important block", "chest X-rays"]
+        assert cell == f"**block5 (the last)**\nfirst in {methods} of 4 methods\nno interval"
+        assert (table.loc[LAYERS] == "").all()
+        assert list(table.index)[2:4] == [LAYERS, "the most important block"]
 
 
 def test_only_the_complete_lattice_names_the_most_important_block() -> None:
@@ -137,9 +130,9 @@ def test_only_the_complete_lattice_names_the_most_important_block() -> None:
         for number, blocks in enumerate(subsets)
     ]
     for count, named in ((31, False), (32, True)):
-        study = evaluate_study("s", fits[-count:])
+        study = evaluate_study("s", [*runs(), *fits[-count:]])
         assert len(values_of(study, "chest_xray"))
-        assert ("methods rank" in sentences([study], answers(study)).get("layers", "")) == named
+        assert ("the most important block" in front([study], answers(study)).index) == named
 
 
 def test_seconds_that_the_notes_mention_are_not_compared() -> None:

@@ -1,43 +1,60 @@
 """The front of the page: each question, the comparison of two models that answers it, and its verdict."""
 
-from collections.abc import Hashable, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from medtransfer.analysis.agreement import agree
 from medtransfer.analysis.claims import CLAIMS, FAILS, HOLDS, NOT_SHOWN
 from medtransfer.analysis.differences import Comparison, find_pair
+from medtransfer.analysis.families import changed_recipe
+from medtransfer.analysis.lattice import SUBSETS
 from medtransfer.analysis.uncertainty import GROUPS, LEVEL
-from medtransfer.report.study import Study
-from medtransfer.report.tables import difference, interval_text, mistuned, p_value
+from medtransfer.core.params import BLOCKS
+from medtransfer.metrics.scores import MACRO
+from medtransfer.report.study import Study, values_of
+from medtransfer.report.tables import crossed, difference, interval_text, mistuned, one_line, p_value
 from medtransfer.report.words import words_for
 
 HIGHER, LOWER, NOT_TESTED = "higher", "lower", "estimate only"
 FROM_IMAGENET = "imagenet_all"
 TOO_FEW = "fewer than"
-COLUMNS = ["change", "data set", "verdict", "macro F1", "seeds", "p, corrected"]
+COLUMNS = ["question", "change", "data set", "verdict", "macro F1", "seeds", "p, corrected"]
 CLAIM = ["dataset", "first", "second"]  # the columns that name a claim
 
 
-# Changes, and the two models whose difference in macro F1, first minus second, shows the effect of each.
-QUESTIONS = (
-    ("ImageNet weights instead of random weights", FROM_IMAGENET, "cnn_random"),
-    ("train the last block instead of the first", "imagenet_last_block", "imagenet_first_block"),
-    ("train the first and last blocks instead of all", "imagenet_first_last", FROM_IMAGENET),
-    ("train the last block instead of all", "imagenet_last_block", FROM_IMAGENET),
-    ("train only the head instead of all", "imagenet_head", FROM_IMAGENET),
+class Change(NamedTuple):
+    """A change, and the two models whose difference in macro F1, first minus second, shows its effect."""
+
+    question: str
+    name: str
+    first: str
+    second: str
+
+
+TRANSFER, LAYERS, FREEZING = "Does transfer help?", "Which layers matter?", "What should be frozen?"
+MODERN = "Does a modern recipe change this?"
+CHANGES = (
+    Change(TRANSFER, "ImageNet weights instead of random weights", FROM_IMAGENET, "cnn_random"),
+    Change(LAYERS, "train the last block instead of the first", "imagenet_last_block", "imagenet_first_block"),
+    Change(FREEZING, "train the last block instead of all", "imagenet_last_block", FROM_IMAGENET),
+    Change(FREEZING, "train the first and last blocks instead of all", "imagenet_first_last", FROM_IMAGENET),
+    Change(FREEZING, "train only the head instead of all", "imagenet_head", FROM_IMAGENET),
 )
 
 
 def answers(study: Study, others: Sequence[Study] = ()) -> pd.DataFrame:
-    """Return one row per question and data set that the study can answer: COLUMNS, indexed by change.
+    """Return one row per change and data set that the studies can compare: COLUMNS, indexed by change.
 
     The difference in macro F1 has its 95% interval, and the corrected p is that of the talk's claim about the two
-    models, if there is one. Claims with too few seeds here are those of `interim`.
+    models, if there is one. Claims with too few seeds in the first study are those of `interim`. The changes among
+    networks trained with the modern recipe come from the first study that has some.
     """
     claims = pd.concat([interim(study, others), study.tables.claims]).drop_duplicates(CLAIM)
     rows = []
-    for change, first, second in QUESTIONS:
+    for question, name, first, second in CHANGES:
         for dataset in study.tables.results.dataset.drop_duplicates():
             pair = find_pair(study.tables.pairs, dataset, first, second)
             if pair:
@@ -45,8 +62,97 @@ def answers(study: Study, others: Sequence[Study] = ()) -> pd.DataFrame:
                 warned = mistuned(study.tables.results, dataset)
                 for model in warned.keys() & {first, second}:
                     found["verdict"] = f"**{model}: {warned[model]}**"
-                rows.append({"change": change, "data set": words_for(dataset).title, **found})
+                rows.append({"question": question, "change": name, "data set": words_for(dataset).title, **found})
+    rows += _with_the_modern_recipe([study, *others])
     return pd.DataFrame(rows, columns=COLUMNS).set_index("change")
+
+
+def _with_the_modern_recipe(studies: Sequence[Study]) -> list[dict[str, str]]:
+    found = []
+    for study in studies:
+        for dataset in study.tables.results.dataset.drop_duplicates():
+            modern = _modern_networks(study, dataset)
+            changes = [("the modern recipe instead of the talk's", modern.get(FROM_IMAGENET, ""), FROM_IMAGENET)]
+            changes += [
+                (f"with it, {name}", modern.get(first, ""), modern.get(second, ""))
+                for _, name, first, second in CHANGES
+            ]
+            for name, first, second in changes:
+                if pair := find_pair(study.tables.pairs, dataset, first, second):
+                    about = {"question": MODERN, "change": name, "data set": words_for(dataset).title}
+                    found.append({**about, **_untested(pair, _elsewhere(study, dataset, studies[0]))})
+    return list({(row["change"], row["data set"]): row for row in reversed(found)}.values())[::-1]
+
+
+def _modern_networks(study: Study, dataset: str) -> dict[str, str]:
+    """Return the networks with the modern recipe, by those that differ from them only in having the talk's."""
+    networks = {run.model: run.record for run in study.of(dataset) if run.history is not None}
+    return {
+        base: name
+        for name, record in networks.items()
+        for base, other in networks.items()
+        if changed_recipe(record, other) == "recipe: modern"
+    }
+
+
+def _elsewhere(study: Study, dataset: str, first: Study) -> str:
+    """Return where a row comes from if that is not the first study."""
+    return "" if study is first else f", at {study.of(dataset)[0].record['image_size']} px"
+
+
+def front(studies: Sequence[Study], answered: pd.DataFrame) -> pd.DataFrame:
+    """Return the verdicts of `answers`, one row per change and one column per data set.
+
+    Above the rows of each question is a row of empty cells with the question.
+    """
+    needed = answered.verdict.str.extract(r"fewer than (\d+) seeds")[0]
+    verdict = answered.verdict.mask(needed.notna(), "**no verdict yet**").str.replace(NOT_SHOWN, "no clear effect")
+    planned = (" of " + needed + " planned").fillna("")
+    runs = answered.seeds.str.replace(r"^(\d+) and \1$", r"\1", regex=True) + planned + " runs per model"
+    runs = runs.replace("1 runs per model", "1 run per model")
+    texts = verdict + "\n" + answered["macro F1"].map(one_line) + "\n" + runs + ", p " + answered["p, corrected"]
+    rows = answered.assign(text=texts.str.removesuffix(", p -"))[["question", "data set", "text"]].reset_index()
+    important = [
+        {"question": LAYERS, "change": "the most important block", "data set": title, "text": text}
+        for title, text in _most_important(studies)
+    ]
+    rows = pd.concat([rows, pd.DataFrame(important, columns=rows.columns)])
+    table = crossed(rows, "change", "data set", lambda row: row["text"])
+    parts = []
+    for question in (TRANSFER, LAYERS, FREEZING, MODERN):
+        changes = rows.change[rows.question == question].drop_duplicates()
+        if len(changes):
+            parts += [pd.DataFrame("", index=[question], columns=table.columns), table.loc[changes]]
+    return pd.concat(parts).rename_axis("change")
+
+
+def _most_important(studies: Sequence[Study]) -> Iterator[tuple[str, str]]:
+    """Yield a data set's title, and the block that most methods rank first in networks from ImageNet weights."""
+    for dataset in dict.fromkeys(run.dataset for study in studies for run in study.runs):
+        found = [*_by_layers(studies, dataset), *_by_shapley(studies, dataset)]
+        if found:
+            counts = Counter(block for block, _ in found)
+            most = [block for block, count in counts.items() if count == max(counts.values())]
+            named = " and ".join(f"{block} (the last)" if block == BLOCKS[-1] else block for block in most)
+            places = {_elsewhere(study, dataset, studies[0]) for _, study in found}
+            size = places.pop() if len(places) == 1 else ""
+            count = f"{counts[most[0]]} of {len(found)} methods" + (" each" if len(most) > 1 else "")
+            yield words_for(dataset).title, f"**{named}{size}**\nfirst in {count}\nno interval"
+
+
+def _by_layers(studies: Sequence[Study], dataset: str) -> Iterator[tuple[str, Study]]:
+    found = [(layers, study) for study in studies for layers in study.layers_of(dataset)]
+    for layers, study in [one for one in found if one[0].record["model"] == FROM_IMAGENET][:1]:
+        for block in agree(layers.rewinding, layers.similarity, layers.probes).blocks.idxmax():
+            yield str(block), study
+
+
+def _by_shapley(studies: Sequence[Study], dataset: str) -> Iterator[tuple[str, Study]]:
+    found = [(values, study) for study in studies if len(values := values_of(study, dataset))]
+    # From fewer subsets, the order of the blocks is not known.
+    for values, study in [one for one in found if one[0].subsets.iloc[0] == SUBSETS][:1]:
+        single = values[values.blocks.isin(BLOCKS) & (values.metric == MACRO)]
+        yield str(single.set_index("blocks").value.idxmax()), study
 
 
 def each_by_itself(claims: pd.DataFrame) -> pd.DataFrame:
@@ -80,8 +186,7 @@ def judged(claims: pd.DataFrame, pair: Comparison) -> dict[str, str]:
     models = {pair.first, pair.second}
     about = claims[(claims.dataset == pair.dataset) & claims["first"].isin(models) & claims["second"].isin(models)]
     if about.empty:
-        row = {"verdict": f"**{NOT_TESTED}**", "macro F1": difference(pair), "p, corrected": "-"}
-        return {**row, "seeds": f"{pair.first_seeds} and {pair.second_seeds}"}
+        return _untested(pair)
     claim = about.iloc[0]
     value, low, high, seeds = claim.difference, claim.low, claim.high, (claim.first_seeds, claim.second_seeds)
     if claim["first"] != pair.first:
@@ -95,3 +200,8 @@ def judged(claims: pd.DataFrame, pair: Comparison) -> dict[str, str]:
         "seeds": "{} and {}".format(*seeds),
         "p, corrected": p_value(claim.p_corrected),
     }
+
+
+def _untested(pair: Comparison, elsewhere: str = "") -> dict[str, str]:
+    row = {"verdict": f"**{NOT_TESTED}{elsewhere}**", "macro F1": difference(pair), "p, corrected": "-"}
+    return {**row, "seeds": f"{pair.first_seeds} and {pair.second_seeds}"}

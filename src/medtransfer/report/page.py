@@ -18,10 +18,9 @@ from medtransfer.core.params import BLOCKS
 from medtransfer.core.run_record import SplitRule, recipe_of, split_of
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.report import tables
-from medtransfer.report.answers import FROM_IMAGENET, answers, interim
+from medtransfer.report.answers import FREEZING, FROM_IMAGENET, LAYERS, TRANSFER, answers, front, interim
 from medtransfer.report.drawings import FIGURES, overview
 from medtransfer.report.render import render
-from medtransfer.report.sentences import sentences
 from medtransfer.report.study import Study
 from medtransfer.report.words import words_for
 
@@ -79,13 +78,13 @@ class Chapter:
 CHAPTERS = (
     Chapter(
         "transfer",
-        "Does transfer help?",
+        TRANSFER,
         ("f1",),
         ("sizes",),
         ("scores", "folders", "differences", "weights", "chains"),
     ),
-    Chapter("layers", "Which layers matter?", ("agreement",), ("values", "layers"), ("gradcam", "activations")),
-    Chapter("freezing", "What should be frozen?", (), ("blocks", "cost"), ("beyond",)),
+    Chapter("layers", LAYERS, ("agreement",), ("values", "layers"), ("gradcam", "activations")),
+    Chapter("freezing", FREEZING, (), ("blocks", "cost"), ("beyond",)),
     Chapter(
         "clinic",
         "What can a clinician expect?",
@@ -116,15 +115,13 @@ def build_page(studies: list[Study]) -> str:
         talks=[name for name in names if is_the_talks(name)],
         units=" or ".join(dict.fromkeys(words_for(name, custom).groups for name in names)),
         notes=tables.notes(run for study in studies for run in study.runs),
-        answer=tables.front(answered) if len(answered) else None,
+        answer=front(studies, answered) if len(answered) else None,
         beside_the_talk=any(map(is_the_talks, first.tables.results.dataset.unique())),
         claims=tables.claims(first.tables.claims),
         interim=tables.claims(elsewhere),
         interim_from=list(elsewhere.study.unique()),
         power=tables.power(first.tables.claims),
-        front=_uri(_png(overview(first))),
-        leads=sentences(studies, answered),
-        questions={chapter.name: chapter.question for chapter in CHAPTERS},
+        overview=_uri(_png(overview(first))),
         chapters=[part for part in parts if part[1] or part[2]],
         studies=[_about(study) for study in studies],
         titles={study.name: _title(study) for study in studies},

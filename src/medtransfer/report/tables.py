@@ -60,18 +60,6 @@ def power(judged: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def front(answered: pd.DataFrame) -> pd.DataFrame:
-    """Return the verdicts of `answers`, one row per change and one column per data set."""
-    needed = answered.verdict.str.extract(r"fewer than (\d+) seeds")[0]
-    verdict = answered.verdict.mask(needed.notna(), "**no verdict yet**")
-    difference = answered["macro F1"].map(one_line)
-    planned = (" of " + needed + " planned").fillna("")
-    runs = answered.seeds.str.replace(r"^(\d+) and \1$", r"\1", regex=True) + planned + " runs per model"
-    runs = runs.replace("1 runs per model", "1 run per model")
-    texts = (verdict + "\n" + difference + "\n" + runs + ", p " + answered["p, corrected"]).str.removesuffix(", p -")
-    return _crossed(answered.assign(text=texts).reset_index(), "change", "data set", lambda row: row["text"])
-
-
 def folders(results: Mapping[str, pd.DataFrame], dataset: str) -> pd.DataFrame:
     """Return the macro F1 of every model, one row each, and one column for each study; `results` by study."""
     parts = {title: table[(table.dataset == dataset) & (table["class"] == MACRO)] for title, table in results.items()}
@@ -100,7 +88,7 @@ def in_front(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
 def pivot(results: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Return one data set's F1 beside the talk's: rows are classes, columns are the models `in_front`."""
     part = in_front(results, dataset)
-    frame = _crossed(part, "class", "model", _cell)
+    frame = crossed(part, "class", "model", _cell)
     seeds, covered = _seeds_and_intervals(part)
     frame.loc["seeds"], frame.loc["intervals"] = seeds, [text.replace(" and ", "\nand ") for text in covered]
     warned = mistuned(results, dataset)
@@ -118,7 +106,7 @@ def mistuned(results: pd.DataFrame, dataset: str) -> dict[str, str]:
     return {str(model): MISTUNED.format(names[0]) for model, names in found.items() if len(names) == 1}
 
 
-def _crossed(part: pd.DataFrame, rows: str, columns: str, cell: Callable[[Mapping[Any, Any]], str]) -> pd.DataFrame:
+def crossed(part: pd.DataFrame, rows: str, columns: str, cell: Callable[[Mapping[Any, Any]], str]) -> pd.DataFrame:
     """Return the text of each row of `part` in a table of two of its columns, whose order is kept."""
     texts = list(map(cell, part.to_dict("records")))
     frame = part.assign(text=texts).pivot(index=rows, columns=columns, values="text")
@@ -161,7 +149,7 @@ def _covers(dataset: str, interval: str) -> str:
 def measures(summary: pd.DataFrame, dataset: str, *, talk: bool = True) -> pd.DataFrame:
     """Return the measures of the models `in_front`, or of those beyond the talk: one row per model."""
     part = in_front(summary, dataset) if talk else summary[(summary.dataset == dataset) & (summary.family != TALK)]
-    frame = _crossed(part, "model", "measure", _measure).fillna("-")
+    frame = crossed(part, "model", "measure", _measure).fillna("-")
     frame["seeds"], frame["intervals"] = _seeds_and_intervals(part)
     return frame
 
@@ -174,7 +162,7 @@ def _measure(row: Mapping[Any, Any]) -> str:
 def calibration(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Return intercept and slope of the models `in_front`: one row per model, one column per class."""
     part = in_front(table, dataset)
-    return _crossed(part, "model", "class", _intercept_and_slope)
+    return crossed(part, "model", "class", _intercept_and_slope)
 
 
 def _intercept_and_slope(row: Mapping[Any, Any]) -> str:
@@ -189,14 +177,14 @@ def _intercept_and_slope(row: Mapping[Any, Any]) -> str:
 def classes(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Return sensitivity, specificity and AUC of each class, one row each; `table` from `class_table`."""
     part = table[table.dataset == dataset]
-    return _of_network(part, _crossed(part, "class", "measure", share))
+    return _of_network(part, crossed(part, "class", "measure", share))
 
 
 def subgroups(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Return accuracy and sensitivities of each kind of image, one row each; `table` from `subgroup_table`."""
     part = table[table.dataset == dataset]
     part = part.assign(kind=part["by"] + ": " + part.subgroup)
-    frame = _crossed(part, "kind", "measure", share).fillna("-")
+    frame = crossed(part, "kind", "measure", share).fillna("-")
     frame = frame.rename(columns={MICRO: "accuracy"})
     counts = part.drop_duplicates("kind").set_index("kind")
     frame.insert(0, "images", counts.images.astype(str))
@@ -369,7 +357,7 @@ def recipes(changes: pd.DataFrame) -> pd.DataFrame:
 
 def lattice(values: pd.DataFrame) -> pd.DataFrame:
     """Return what each block adds, from `block_values`: one row per block or pair, one column per metric."""
-    frame = _crossed(values, "blocks", "metric", lambda row: interval_text(row["value"], row["low"], row["high"]))
+    frame = crossed(values, "blocks", "metric", lambda row: interval_text(row["value"], row["low"], row["high"]))
     return frame.assign(subsets=f"{values.subsets.iloc[0]} of {SUBSETS}")
 
 
@@ -393,7 +381,7 @@ def fewer_images(sizes: pd.DataFrame, pairs: Sequence[Comparison]) -> pd.DataFra
 
 def leakage(found: pd.DataFrame) -> pd.DataFrame:
     """Return how much leakage changes F1: one row per class, one column per model, from `measure_leakage`."""
-    frame = _crossed(found, "class", "model", _difference)
+    frame = crossed(found, "class", "model", _difference)
     interval = found[found.interval.isin([BOTH, GROUPS])].drop_duplicates("model").set_index("model").interval
     frame.loc["intervals"] = [interval.get(model, "-") for model in frame.columns]
     return frame
@@ -442,7 +430,7 @@ def terminal(results: pd.DataFrame, dataset: str) -> Table:
 
 def external(compared: pd.DataFrame) -> pd.DataFrame:
     """Return the external scores and their distance from the internal ones: one row per measure, a column per model."""
-    frame = _crossed(compared, "measure", "model", _external).fillna("-")
+    frame = crossed(compared, "measure", "model", _external).fillna("-")
     frame.loc["seeds"] = compared.drop_duplicates("model").seeds.astype(str).to_numpy()
     return frame
 
