@@ -29,21 +29,24 @@ def test_the_committed_results_give_the_verdicts_of_the_readme() -> None:
         .groupby("change", sort=False)
         .verdict.agg(list)
     )
-    six, ten, free = "**fewer than 6 seeds**", "**fewer than 10 seeds**", "**estimate only**"
+    six, ten, same = "fewer than 6 seeds", "fewer than 10 seeds", "no clear effect"
+    last = "train the last block instead of the first"
     assert verdicts.to_dict() == {
-        "ImageNet weights instead of random weights": [ten, six],
-        "train the last block instead of the first": [six, free],
-        "train the first and last blocks instead of all": [six, free],
-        "train the last block instead of all": [six, free],
-        "train only the head instead of all": [free, free],
+        "ImageNet instead of random weights": [ten, six],
+        "HAM10000 instead of ImageNet weights": [six],
+        last: [six, same],
+        "freeze blocks 1 to 4": [six, same],
+        "freeze blocks 2 to 4": [six, same],
+        "freeze all blocks": ["probably lower", same],
     }
     fits = [read_run(PROJECT / AT_64_PX / f"runs/{name}/imagenet_head-seed0") for name in ("ham10000", "chest_xray")]
     at_64_px = Study("smaller", fits, read_tables(PROJECT / AT_64_PX, ""))
     together = answers(Study("committed", [], read_tables(PROJECT / ANSWER, "")), [at_64_px])
-    assert together.verdict["ImageNet weights instead of random weights"].tolist() == [ten, "**higher, at 64 px**"]
-    for change in ("train the last block instead of the first", "train the first and last blocks instead of all"):
-        assert together.verdict[change].tolist() == ["**not shown, at 64 px**", free]
-    assert together.verdict["train the last block instead of all"].tolist() == ["**not shown, at 64 px**", free]
+    assert together.verdict["ImageNet instead of random weights"].tolist() == [ten, "higher"]
+    assert together["so far"]["ImageNet instead of random weights"].iloc[0] == "probably higher"
+    for change in (last, "freeze blocks 1 to 4", "freeze blocks 2 to 4"):
+        assert together.verdict[change].tolist() == ["not shown", same]
+        assert together.place[change].tolist() == [" at 64 px", ""]
 
 
 README_ROWS = {

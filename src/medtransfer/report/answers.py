@@ -1,27 +1,30 @@
 """The front of the page: each question, the comparison of two models that answers it, and its verdict."""
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from medtransfer.analysis.agreement import agree
-from medtransfer.analysis.claims import CLAIMS, FAILS, HOLDS, NOT_SHOWN
+from medtransfer.analysis.claims import CLAIMS, FAILS, HOLDS, NOT_SHOWN, SMALL
 from medtransfer.analysis.differences import Comparison, find_pair
 from medtransfer.analysis.families import changed_recipe
 from medtransfer.analysis.lattice import SUBSETS
-from medtransfer.analysis.uncertainty import GROUPS, LEVEL
+from medtransfer.analysis.uncertainty import BOTH, GROUPS, LEVEL
 from medtransfer.core.params import BLOCKS
 from medtransfer.metrics.scores import MACRO
 from medtransfer.report.study import Study, values_of
 from medtransfer.report.tables import crossed, difference, interval_text, mistuned, one_line, p_value
 from medtransfer.report.words import words_for
 
-HIGHER, LOWER, NOT_TESTED = "higher", "lower", "estimate only"
+HIGHER, LOWER, UNCLEAR = "higher", "lower", "no clear effect"
+FEW_RUNS = "estimate only"  # the interval leaves out the variation between training runs
 FROM_IMAGENET = "imagenet_all"
 TOO_FEW = "fewer than"
-COLUMNS = ["question", "change", "data set", "verdict", "macro F1", "seeds", "p, corrected"]
+COLUMNS = ["question", "change", "data set", "verdict", "so far", "macro F1", "seeds", "p, corrected", "place"]
+# What the front of the page calls a verdict.
+IN_FRONT = {NOT_SHOWN: UNCLEAR, SMALL: "little effect"}
 CLAIM = ["dataset", "first", "second"]  # the columns that name a claim
 
 
@@ -36,12 +39,14 @@ class Change(NamedTuple):
 
 TRANSFER, LAYERS, FREEZING = "Does transfer help?", "Which layers matter?", "What should be frozen?"
 MODERN = "Does a modern recipe change this?"
+IMPORTANT = "the most important block"
 CHANGES = (
-    Change(TRANSFER, "ImageNet weights instead of random weights", FROM_IMAGENET, "cnn_random"),
+    Change(TRANSFER, "ImageNet instead of random weights", FROM_IMAGENET, "cnn_random"),
+    Change(TRANSFER, "HAM10000 instead of ImageNet weights", "ham10000_all", FROM_IMAGENET),
     Change(LAYERS, "train the last block instead of the first", "imagenet_last_block", "imagenet_first_block"),
-    Change(FREEZING, "train the last block instead of all", "imagenet_last_block", FROM_IMAGENET),
-    Change(FREEZING, "train the first and last blocks instead of all", "imagenet_first_last", FROM_IMAGENET),
-    Change(FREEZING, "train only the head instead of all", "imagenet_head", FROM_IMAGENET),
+    Change(FREEZING, "freeze blocks 1 to 4", "imagenet_last_block", FROM_IMAGENET),
+    Change(FREEZING, "freeze blocks 2 to 4", "imagenet_first_last", FROM_IMAGENET),
+    Change(FREEZING, "freeze all blocks", "imagenet_head", FROM_IMAGENET),
 )
 
 
@@ -49,8 +54,9 @@ def answers(study: Study, others: Sequence[Study] = ()) -> pd.DataFrame:
     """Return one row per change and data set that the studies can compare: COLUMNS, indexed by change.
 
     The difference in macro F1 has its 95% interval, and the corrected p is that of the talk's claim about the two
-    models, if there is one. Claims with too few seeds in the first study are those of `interim`. The changes among
-    networks trained with the modern recipe come from the first study that has some.
+    models, if there is one. `so far` is what the interval says without a test. Claims with too few seeds in the first
+    study are those of `interim`, and the changes among networks with the modern recipe come from the first study that
+    has some; `place` is then the image size there.
     """
     claims = pd.concat([interim(study, others), study.tables.claims]).drop_duplicates(CLAIM)
     rows = []
@@ -61,26 +67,26 @@ def answers(study: Study, others: Sequence[Study] = ()) -> pd.DataFrame:
                 found = judged(claims, pair)
                 warned = mistuned(study.tables.results, dataset)
                 for model in warned.keys() & {first, second}:
-                    found["verdict"] = f"**{model}: {warned[model]}**"
+                    found["verdict"] = f"{model}: {warned[model]}"
                 rows.append({"question": question, "change": name, "data set": words_for(dataset).title, **found})
     rows += _with_the_modern_recipe([study, *others])
     return pd.DataFrame(rows, columns=COLUMNS).set_index("change")
 
 
-def _with_the_modern_recipe(studies: Sequence[Study]) -> list[dict[str, str]]:
+def _with_the_modern_recipe(studies: Sequence[Study]) -> list[dict[str, Any]]:
     found = []
     for study in studies:
         for dataset in study.tables.results.dataset.drop_duplicates():
             modern = _modern_networks(study, dataset)
-            changes = [("the modern recipe instead of the talk's", modern.get(FROM_IMAGENET, ""), FROM_IMAGENET)]
+            changes = [("modern recipe instead of the talk's", modern.get(FROM_IMAGENET, ""), FROM_IMAGENET)]
             changes += [
-                (f"with it, {name}", modern.get(first, ""), modern.get(second, ""))
+                (f"with it: {name}", modern.get(first, ""), modern.get(second, ""))
                 for _, name, first, second in CHANGES
             ]
             for name, first, second in changes:
                 if pair := find_pair(study.tables.pairs, dataset, first, second):
                     about = {"question": MODERN, "change": name, "data set": words_for(dataset).title}
-                    found.append({**about, **_untested(pair, _elsewhere(study, dataset, studies[0]))})
+                    found.append({**about, **_untested(pair, _place(study, dataset, studies[0]))})
     return list({(row["change"], row["data set"]): row for row in reversed(found)}.values())[::-1]
 
 
@@ -95,35 +101,40 @@ def _modern_networks(study: Study, dataset: str) -> dict[str, str]:
     }
 
 
-def _elsewhere(study: Study, dataset: str, first: Study) -> str:
-    """Return where a row comes from if that is not the first study."""
-    return "" if study is first else f", at {study.of(dataset)[0].record['image_size']} px"
+def _place(study: Study, dataset: str, first: Study) -> str:
+    """Return where a row comes from, if that is not the first study."""
+    return "" if study is first else f" at {study.of(dataset)[0].record['image_size']} px"
 
 
 def front(studies: Sequence[Study], answered: pd.DataFrame) -> pd.DataFrame:
-    """Return the verdicts of `answers`, one row per change and one column per data set.
+    """Return the rows of `answers` as texts, one row per change and one column per data set.
 
     Above the rows of each question is a row of empty cells with the question.
     """
-    needed = answered.verdict.str.extract(r"fewer than (\d+) seeds")[0]
-    verdict = answered.verdict.mask(needed.notna(), "**no verdict yet**").str.replace(NOT_SHOWN, "no clear effect")
-    planned = (" of " + needed + " planned").fillna("")
-    runs = answered.seeds.str.replace(r"^(\d+) and \1$", r"\1", regex=True) + planned + " runs per model"
-    runs = runs.replace("1 runs per model", "1 run per model")
-    texts = verdict + "\n" + answered["macro F1"].map(one_line) + "\n" + runs + ", p " + answered["p, corrected"]
-    rows = answered.assign(text=texts.str.removesuffix(", p -"))[["question", "data set", "text"]].reset_index()
-    important = [
-        {"question": LAYERS, "change": "the most important block", "data set": title, "text": text}
-        for title, text in _most_important(studies)
-    ]
+    rows = answered.assign(text=[_cell(row) for row in answered.to_dict("records")])
+    rows = rows[["question", "data set", "text"]].reset_index()
+    important = [(IMPORTANT, LAYERS, title, text) for title, text in _most_important(studies)]
     rows = pd.concat([rows, pd.DataFrame(important, columns=rows.columns)])
-    table = crossed(rows, "change", "data set", lambda row: row["text"])
+    table = crossed(rows, "change", "data set", lambda row: row["text"]).replace("-", "not measured")
     parts = []
     for question in (TRANSFER, LAYERS, FREEZING, MODERN):
         changes = rows.change[rows.question == question].drop_duplicates()
         if len(changes):
             parts += [pd.DataFrame("", index=[question], columns=table.columns), table.loc[changes]]
     return pd.concat(parts).rename_axis("change")
+
+
+def _cell(row: Mapping[Any, Any]) -> str:
+    """Return a verdict, the difference and the number of runs, on three lines."""
+    first, second = row["seeds"]
+    runs = f"{first}" if first == second else f"{first} and {second}"
+    if row["verdict"].startswith(TOO_FEW):
+        verdict, runs, test = row["so far"], f"{runs} of {row['verdict'].split()[2]} planned", ""
+    else:
+        verdict = IN_FRONT.get(row["verdict"], row["verdict"])
+        test = ", not tested" if row["p, corrected"] == "-" else f", p {row['p, corrected']}"
+    plural = "run" if runs == "1" else "runs"
+    return f"**{verdict}**\n{one_line(row['macro F1'])}\n{runs} {plural}{row['place']}{test}"
 
 
 def _most_important(studies: Sequence[Study]) -> Iterator[tuple[str, str]]:
@@ -134,10 +145,10 @@ def _most_important(studies: Sequence[Study]) -> Iterator[tuple[str, str]]:
             counts = Counter(block for block, _ in found)
             most = [block for block, count in counts.items() if count == max(counts.values())]
             named = " and ".join(f"{block} (the last)" if block == BLOCKS[-1] else block for block in most)
-            places = {_elsewhere(study, dataset, studies[0]) for _, study in found}
+            places = {_place(study, dataset, studies[0]) for _, study in found}
             size = places.pop() if len(places) == 1 else ""
             count = f"{counts[most[0]]} of {len(found)} methods" + (" each" if len(most) > 1 else "")
-            yield words_for(dataset).title, f"**{named}{size}**\nfirst in {count}\nno interval"
+            yield words_for(dataset).title, f"**{named}**\n{count}{size}\nno interval"
 
 
 def _by_layers(studies: Sequence[Study], dataset: str) -> Iterator[tuple[str, Study]]:
@@ -176,12 +187,12 @@ def interim(study: Study, others: Sequence[Study]) -> pd.DataFrame:
     return pd.DataFrame([found[key] for key in keys if key in found], columns=[*waiting, "study", "size"])
 
 
-def judged(claims: pd.DataFrame, pair: Comparison) -> dict[str, str]:
-    """Return verdict, difference, seeds and corrected p of a comparison; `claims` has the column `size` of `interim`.
+def judged(claims: pd.DataFrame, pair: Comparison) -> dict[str, Any]:
+    """Return the columns of `answers` about a comparison; `claims` has the column `size` of `interim`.
 
     They are those of the talk's claim about the two models, with the seeds that the plan names for it. The verdict is
-    HIGHER or LOWER (the first model's macro F1), NOT_TESTED if the talk claims nothing, or the claim's own verdict if
-    it is not shown or cannot be judged.
+    HIGHER or LOWER (the first model's macro F1), or the claim's own if it is not shown or cannot be judged. If the talk
+    claims nothing, it is `so far`.
     """
     models = {pair.first, pair.second}
     about = claims[(claims.dataset == pair.dataset) & claims["first"].isin(models) & claims["second"].isin(models)]
@@ -193,15 +204,24 @@ def judged(claims: pd.DataFrame, pair: Comparison) -> dict[str, str]:
         value, low, high, seeds = -value, -high, -low, seeds[::-1]
     verdict = (HIGHER if value > 0 else LOWER) if claim.verdict in (HOLDS, FAILS) else claim.verdict
     star = " *" if claim.interval == GROUPS else ""
-    elsewhere = f", at {claim['size']:.0f} px" if pd.notna(claim["size"]) else ""
     return {
-        "verdict": f"**{verdict}{elsewhere}**",
+        "verdict": verdict,
+        "so far": _so_far(low, high, claim.interval),
         "macro F1": interval_text(value, low, high) + star,
-        "seeds": "{} and {}".format(*seeds),
+        "seeds": seeds,
         "p, corrected": p_value(claim.p_corrected),
+        "place": f" at {claim['size']:.0f} px" if pd.notna(claim["size"]) else "",
     }
 
 
-def _untested(pair: Comparison, elsewhere: str = "") -> dict[str, str]:
-    row = {"verdict": f"**{NOT_TESTED}{elsewhere}**", "macro F1": difference(pair), "p, corrected": "-"}
-    return {**row, "seeds": f"{pair.first_seeds} and {pair.second_seeds}"}
+def _untested(pair: Comparison, place: str = "") -> dict[str, Any]:
+    verdict, seeds = _so_far(*pair.ends, pair.interval), (pair.first_seeds, pair.second_seeds)
+    row = {"verdict": verdict, "so far": verdict, "macro F1": difference(pair), "seeds": seeds}
+    return {**row, "p, corrected": "-", "place": place}
+
+
+def _so_far(low: float, high: float, interval: str) -> str:
+    """Return what an untested difference shows, by its interval and what that covers."""
+    if interval != BOTH:
+        return FEW_RUNS
+    return f"probably {HIGHER}" if low > 0 else f"probably {LOWER}" if high < 0 else UNCLEAR

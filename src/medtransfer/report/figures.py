@@ -150,7 +150,7 @@ def scores(table: pd.DataFrame, title: str) -> Figure:
 def overview(tables: dict[str, pd.DataFrame]) -> Figure:
     """Return a figure like `scores` of several data sets, one panel each; the keys are the titles."""
     heights = [len(table) for table in tables.values()]
-    figure = _figure(8, 1.2 * len(tables) + 0.3 * sum(heights))
+    figure = _figure(6.4, 1.2 * len(tables) + 0.3 * sum(heights))
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
     handles: dict[str, Artist] = {}
     for axes, (title, table) in zip(panels, tables.items(), strict=True):
@@ -158,7 +158,7 @@ def overview(tables: dict[str, pd.DataFrame]) -> Figure:
         _plain(axes)
         axes.set_title(title, fontsize=10, loc="left")
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=2, frameon=False)
     return figure
 
 

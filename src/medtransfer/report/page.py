@@ -18,7 +18,7 @@ from medtransfer.core.params import BLOCKS
 from medtransfer.core.run_record import SplitRule, recipe_of, split_of
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.report import tables
-from medtransfer.report.answers import FREEZING, FROM_IMAGENET, LAYERS, TRANSFER, answers, front, interim
+from medtransfer.report.answers import FEW_RUNS, FREEZING, FROM_IMAGENET, LAYERS, TRANSFER, answers, front, interim
 from medtransfer.report.drawings import FIGURES, overview
 from medtransfer.report.render import render
 from medtransfer.report.study import Study
@@ -115,6 +115,7 @@ def build_page(studies: list[Study]) -> str:
         talks=[name for name in names if is_the_talks(name)],
         units=" or ".join(dict.fromkeys(words_for(name, custom).groups for name in names)),
         notes=tables.notes(run for study in studies for run in study.runs),
+        few_runs=FEW_RUNS,
         answer=front(studies, answered) if len(answered) else None,
         beside_the_talk=any(map(is_the_talks, first.tables.results.dataset.unique())),
         claims=tables.claims(first.tables.claims),
