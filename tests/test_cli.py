@@ -136,6 +136,13 @@ def test_an_empty_value_does_not_pass_for_one_that_was_not_given(project: Path, 
     assert last_line(result).startswith(f"{told}; expected a value")
 
 
+def test_a_device_is_not_replaced_by_a_file(project: Path) -> None:
+    for command in ("tune ham10000", "predict ham10000 params.yaml", "report"):
+        result = medtransfer(project, *command.split(), "--output", "/dev/null")
+        assert result.returncode == 2
+        assert "Invalid value for '--output': /dev/null is not a regular file" in last_line(result)
+
+
 def test_a_reader_that_has_ended_and_a_group_without_a_command_are_no_traceback(project: Path) -> None:
     command = f"{shlex.join([*COMMAND, 'stage', '--help'])} | true; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], cwd=project, capture_output=True, text=True)

@@ -288,6 +288,25 @@ def test_added_data_sets_leave_each_comment_in_its_place(project: Path, style: s
     assert [*read_params(path).study][-3:] == ["one", "two", "three"]
 
 
+@pytest.mark.parametrize("comment", ["# 12 bits", "  # 12 bits", "", "  "])
+def test_settings_after_a_comment_in_an_entry_stay_with_their_data_set(project: Path, comment: str) -> None:
+    add(name="one")
+    path = Path("params.yaml")
+    entry = "      citation: none\n"
+    assert path.read_text().count(entry) == 1
+    path.write_text(path.read_text().replace(entry, f"{entry}{comment}\n    bits: 12\n"))
+    before = path.read_text()
+    add(name="two")
+    params = read_params(path)
+    assert (params.datasets["one"].bits, params.datasets["two"].bits) == (12, None)
+    remove_custom(params, "two")
+    assert path.read_text() == before
+    add(name="two")
+    remove_custom(read_params(path), "one")
+    assert read_params(path).datasets["two"].bits is None
+    assert "bits: 12" not in path.read_text()
+
+
 def test_a_removed_data_set_is_brought_back_by_the_command_that_is_printed(project: Path) -> None:
     git_init(project)
     shutil.copy(PROJECT / ".dvcignore", ".")
@@ -495,6 +514,14 @@ def test_data_sets_come_and_go_without_a_transfer_stage(project: Path) -> None:
     assert list(read_params(Path("params.yaml")).study) == ["mine"]
 
 
+def test_a_patient_per_image_is_a_group_too(project: Path) -> None:
+    add()
+    table = pd.read_csv("labels.csv")
+    change_table(patient=[f"P{number}" for number in range(len(table))])
+    assert add() == 40
+    assert read_params(Path("params.yaml")).datasets["mine"].split.by == "group"
+
+
 def test_it_can_be_the_only_data_set(project: Path) -> None:
     add(only=True)
     assert list(read_params(Path("params.yaml")).study) == ["mine"]
@@ -512,6 +539,16 @@ def test_one_folder_per_class_needs_no_table(project: Path) -> None:
     assert listing.problems == []
     assert set(listing.samples.label) == {"p0", "p1", "p2"}
     assert listing.samples.group.nunique() == 40
+
+
+def test_a_folder_beside_given_parts_is_refused(project: Path) -> None:
+    """As in the archive of the chest X-rays, which has a second copy inside."""
+    for part in ("train", "test", "again"):
+        shutil.copytree("mine", f"nested/{part}")
+    with pytest.raises(UserError, match=r"nested/again: beside train and test; move it away, or give --labels"):
+        find_samples(Path("nested"), None, Columns())
+    shutil.rmtree("nested/again")
+    assert set(find_samples(Path("nested"), None, Columns()).split) == {"train", "test"}
 
 
 def test_the_command_says_what_to_do_next(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -745,6 +782,7 @@ def test_a_patient_in_two_spellings_is_one(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     table = Path("labels.csv")
     spellings = ["J\u00fcrgen 1", "Ju\u0308rgen 1\u200b", "\u202aJ\u00fcrgen 1\u202c", "J\u00fcrgen\u00a01"]
+    spellings = [f"{name}{dash}2" for name, dash in zip(spellings, "-\u2010\u2013\u2212", strict=True)]
     rows = [f"{name}.png,x,{patient}\n" for name, patient in zip("abcd", spellings, strict=True)]
     table.write_text("image,label,patient\n" + "".join(rows), encoding="utf-8")
     Path("images").mkdir()

@@ -243,6 +243,19 @@ def test_a_file_without_a_patient_among_others_is_refused(project: Path, patient
         add(None, Columns())
 
 
+@pytest.mark.parametrize("patient", ["p7", "P\u20117"])
+def test_a_patient_in_two_spellings_is_not_two(project: Path, patient: str) -> None:
+    dicom(Path("scans/ill/x"), VALUES, PatientID=patient, SpecificCharacterSet="ISO_IR 192")
+    if patient == "p7":
+        with pytest.raises(UserError, match=r"their PatientIDs differ but may mean the same") as caught:
+            add(None, Columns())
+        assert patient not in str(caught.value).lower()
+    else:
+        dicom(Path("scans/ill/y"), VALUES, PatientID="P-7")
+        found = add(None, Columns()).set_index("id")
+        assert found.group["ill/x"] == found.group["ill/y"]
+
+
 def test_dicom_files_are_named_by_their_uid_and_patients_stay_hidden(tmp_path: Path) -> None:
     """The last number of a UID looks like a suffix."""
     files = {}

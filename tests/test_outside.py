@@ -113,7 +113,9 @@ def test_a_mistake_in_scoring_is_named_before_anything_slow_is_imported(tmp_path
     assert imported == "[]"
 
 
-def test_images_are_matched_by_path_or_name_with_or_without_suffix(tmp_path: Path) -> None:
+def test_images_are_matched_by_path_or_name_with_or_without_suffix(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def there(*names: str) -> dict[str, Path]:
         for name in names:
             (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -126,6 +128,10 @@ def test_images_are_matched_by_path_or_name_with_or_without_suffix(tmp_path: Pat
     assert samples.id.tolist() == ["x/a", "x/b", "y/c"]
     assert samples.file.tolist() == [files[name] for name in ("x/a.png", "x/b.jpg", "y/c.png")]
     assert set(samples.split) == {"external"}
+    assert caplog.messages == ["left out: 1 images without a row, 1 rows without an image"]
+    parts = pd.DataFrame({"image": ["x/a.png", "y/a"], "label": "mel", "group": list("pq")})
+    whole = {path.as_posix(): path for path in there("x/a.png", "y/a.png").values()}
+    assert match_labels(whole, parts, Path("labels.csv")).group.tolist() == ["p", "q"]
     with pytest.raises(UserError, match=r"c matches x/c\.png, y/c\.png; use their paths instead"):
         match_labels(there("x/c.png", "y/c.png"), table, Path("labels.csv"))
     with pytest.raises(UserError, match=r"names none of the 1 images, such as z\.png"):

@@ -14,7 +14,6 @@ import click
 
 from medtransfer.cli.app import EXIT_USER_ERROR
 
-FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 PATH = click.Path(path_type=Path)
 EXISTING_FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
@@ -31,6 +30,17 @@ class _Rate(click.FloatRange):
         return number if math.isfinite(number) else self.fail(f"{number} is not a finite number", param, ctx)
 
 
+class _Output(click.Path):
+    """A file to write; a pipe or device would be replaced by a file."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(str(super().convert(value, param, ctx)))
+        if path.exists() and not path.is_file():
+            self.fail(f"{path} is not a regular file", param, ctx)
+        return path
+
+
+FILE = _Output(path_type=Path, dir_okay=False)
 RATE = _Rate(0, min_open=True)
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 as_dataset: Decorator = click.argument("dataset")

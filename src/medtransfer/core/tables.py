@@ -15,6 +15,7 @@ ROUNDED = r"(?i)\d([.,]\d+)?e\+\d+"  # what Excel, R and pandas make of a long n
 # Spreadsheets drop leading zeros, and pandas writes whole numbers as 12.0 in a column with an empty cell.
 NUMBER = r"^0*(\d+)(?:\.0+)?$"
 # What comes along when text is copied from a web page or a Windows dialog.
+DASHES = "[\u2010-\u2015\u2212]"  # as word processors write a hyphen
 INVISIBLE = "[\u00ad\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
 BINARY = ("0", "0.0", "1", "1.0")  # in one-hot tables
 # The columns of our tables that are text even where they look like numbers or like a missing value.
@@ -68,18 +69,28 @@ def read_groups(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
             f"{path}: row {rounded[0]}: {column} is {table.loc[rounded[0], column]}, which a program has rounded; "
             "write that column as text"
         )
-    groups = table[column].str.replace(INVISIBLE, "", regex=True).str.normalize("NFC")
-    groups = groups.str.replace(r"\s+", " ", regex=True).str.strip()
-    groups = groups.mask(groups.str.lower().isin(UNKNOWN), "")
-    distinct = groups.drop_duplicates()
-    plain = same_if_alike(distinct)
-    twins = distinct[plain.duplicated(keep=False)].groupby(plain).agg(list)
-    if len(twins):
-        first, second, *_ = twins.iloc[0]
+    groups = one_spelling(table[column])
+    if twins := first_alike(groups):
         raise UserError(
-            f"{path}: {column} has {first!r} and {second!r}, which may be the same; use one spelling, or other names"
+            f"{path}: {column} has {' and '.join(map(repr, twins))}, which may be the same; use one spelling, or other "
+            "names"
         )
     return groups
+
+
+def one_spelling(groups: pd.Series) -> pd.Series:
+    """Return lesions or patients without differences that nobody sees; '' for an unknown one."""
+    groups = groups.str.replace(INVISIBLE, "", regex=True).str.normalize("NFC").str.replace(DASHES, "-", regex=True)
+    groups = groups.str.replace(r"\s+", " ", regex=True).str.strip()
+    return groups.mask(groups.str.lower().isin(UNKNOWN), "")
+
+
+def first_alike(names: pd.Series) -> list[str]:
+    """Return the first two names that probably mean the same, if there are any."""
+    distinct = names.drop_duplicates()
+    plain = same_if_alike(distinct)
+    twins = distinct[plain.duplicated(keep=False)].groupby(plain).agg(list)
+    return list(twins.iloc[0][:2]) if len(twins) else []
 
 
 def same_if_alike(names: pd.Series) -> pd.Series:

@@ -11,7 +11,7 @@ import pandas as pd
 from medtransfer.core.errors import UserError, check_known, counted, first_three
 from medtransfer.core.files import atomic_folder, write_json
 from medtransfer.core.params import CatalogueEntry, Params
-from medtransfer.core.tables import BINARY, from_one_hot, read_groups, read_table
+from medtransfer.core.tables import BINARY, first_alike, from_one_hot, one_spelling, read_groups, read_table
 from medtransfer.data import dicom
 from medtransfer.data.catalogue import CATALOGUE, PARTS, SOURCE_FILE, Dataset, Listing, list_samples, or_pull
 from medtransfer.data.images import MAX_PIXELS, SUFFIXES, is_image, visible_files
@@ -110,15 +110,21 @@ def _check_series(headers: dict[str, dicom.Header], images: Path) -> None:
 
 def _patients(paths: pd.Series, headers: dict[str, dicom.Header], images: Path) -> pd.Series:
     """Return the hashed patient id of each image; '' if no file has one."""
-    found = paths.map(lambda path: headers[path].patient if path in headers else "")
+    found = one_spelling(paths.map(lambda path: headers[path].patient if path in headers else ""))
     if (found != "").any() and (found == "").any():
         raise UserError(f"{images / paths[found == ''].iloc[0]}: has no PatientID, but other files have; give --group")
-    return found
+    if twins := first_alike(found):
+        first, second = (images / paths[found == name].iloc[0] for name in twins)
+        raise UserError(f"{first}, {second}: their PatientIDs differ but may mean the same; give --labels with --group")
+    return found.map(dicom.hide)
 
 
 def _from_folders(files: dict[str, Path], images: Path) -> pd.DataFrame:
     parts = {path.split("/")[0] for path in files}
     given = {PARTS.get(part.lower()) for part in parts}
+    if None in given and {"train", "test"} <= given:
+        odd = min(part for part in parts if part.lower() not in PARTS)
+        raise UserError(f"{images / odd}: beside train and test; move it away, or give --labels")
     first = 0 if None in given else 1  # the level of the classes' folders
     if first and not {"train", "test"} <= given:
         raise UserError(f"{images}: has only the parts {', '.join(sorted(parts))}; expected train and test")
@@ -193,7 +199,8 @@ def finder(files: dict[str, Path], uids: dict[str, str]) -> Callable[[str], list
         lower = _comparable(path)
         for name in {lower, stem(lower)}:
             paths.setdefault(name, []).append(path)
-        for name in {lower, stem(lower), (pure := PurePosixPath(lower)).name, stem(pure.name), uids.get(path, lower)}:
+        ends = {"/".join(parts[start:]) for parts in [lower.split("/")] for start in range(len(parts))}
+        for name in {*ends, *map(stem, ends), uids.get(path, lower)}:
             names.setdefault(name, []).append(path)
 
     def find(cell: str) -> list[str]:

@@ -16,14 +16,13 @@ import numpy as np
 from PIL import Image
 
 from medtransfer.core.errors import UserError, shortened
-from medtransfer.core.tables import UNKNOWN
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax
 SUFFIXES = (".dcm", ".dicom", ".ima")  # names need none: the content decides
 
 
 class Header(NamedTuple):
-    """What identifies a file: its UID, a hash of its patient id ('' for none), its series and its VOI transform."""
+    """What identifies a file: its UID, its patient id, which must be hidden, its series and its VOI transform."""
 
     uid: str
     patient: str
@@ -48,7 +47,7 @@ def read_header(path: Path) -> Header:
     tags = ["SOPInstanceUID", "PatientID", "SeriesInstanceUID", "WindowCenter", "WindowWidth", "VOILUTSequence"]
     data = _read(path, str(path), stop_before_pixels=True, specific_tags=tags)
     uid, patient, series, *voi = (str(data.get(tag, "")).strip("\0 ") for tag in tags)
-    return Header(uid, "" if patient.lower() in UNKNOWN else hide(patient), series, " ".join(voi))
+    return Header(uid, patient, series, " ".join(voi))
 
 
 def hide(patient: str) -> str:

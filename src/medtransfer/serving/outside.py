@@ -46,14 +46,9 @@ def find_networks(params: Params, dataset: str, names: Sequence[str], seeds: Seq
 
 
 def find_labelled(images: Path, labels: Labels, classes: Sequence[str]) -> pd.DataFrame:
-    """Return the labelled images of a folder, from `match_labels`, and print how many are left out."""
+    """Return the labelled images of a folder, from `match_labels`."""
     files = {path.relative_to(images).as_posix(): path for path in find_images([images], labels.path)}
-    table = read_labels(labels, classes)
-    samples = match_labels(files, table, labels.path)
-    unlabelled, missing = len(files) - len(samples), len(table) - len(samples)
-    if unlabelled or missing:
-        print(f"left out: {unlabelled} images without a row, {missing} rows without an image")
-    return samples
+    return match_labels(files, read_labels(labels, classes), labels.path)
 
 
 def find_images(paths: Iterable[Path], labels: Path | None = None) -> list[Path]:
@@ -131,7 +126,7 @@ def match_labels(files: dict[str, Path], table: pd.DataFrame, labels: Path) -> p
     """Return the labelled images: id, group, split, label and file, in the order of `files`, which has files by path.
 
     A row of the table, from `read_labels`, names an image as in `data add`. Rows without an image and images without a
-    row are left out. The groups of DICOM images, which may be patient ids, are hashed.
+    row are left out, with a warning. The groups of DICOM images, which may be patient ids, are hashed.
     """
     uids = {path: dicom.read_header(file).uid for path, file in files.items() if dicom.is_dicom(file)}
     find, rows = finder(files, uids), dict[str, Any]()
@@ -145,6 +140,9 @@ def match_labels(files: dict[str, Path], table: pd.DataFrame, labels: Path) -> p
             rows[path] = row
     if not rows:
         raise UserError(f"{labels}: names none of the {len(files)} images, such as {next(iter(files))}")
+    unlabelled, missing = len(files) - len(rows), len(table) - len(rows)
+    if unlabelled or missing:
+        log.warning("left out: %s images without a row, %s rows without an image", unlabelled, missing)
     found = []
     for path, file in files.items():
         if known := rows.get(path):

@@ -44,7 +44,7 @@ def add_custom(
     if not re.fullmatch(NAME_PATTERN, name):
         raise UserError(f"{name!r}: not a name for a data set; expected {IN_WORDS[NAME_PATTERN]}")
     samples = find_samples(images, labels, columns)
-    grouped, given = bool((samples.group != samples.id).any()), "split" in samples
+    grouped, given = bool(columns.group) or bool((samples.group != samples.id).any()), "split" in samples
     known = params.datasets.get(name)
     by = known.split.by if known else "given" if given else "group" if grouped else "image"
     if not {"group": grouped, "image": not grouped or given, "given": given}[by]:
@@ -187,7 +187,9 @@ def _divide(text: str, values: CommentedMap, name: str) -> tuple[str, str, str]:
     """Return the text before an entry, the entry, and what comes after it."""
     line, column = values.lc.key(name)
     lines = f"{text.rstrip()}\n".splitlines(keepends=True)
-    _, entry, after = re.split(rf"\A(.*\n(?:\n*{' ' * column} .*\n)*)", "".join(lines[line:]))
+    # Blank lines and comments belong to the entry if one of its lines follows.
+    between = r"(?:[ \t]*(?:#.*)?\n)*"
+    _, entry, after = re.split(rf"\A(.*\n(?:{between}{' ' * column} .*\n)*)", "".join(lines[line:]))
     return "".join(lines[:line]), entry, after
 
 
