@@ -56,6 +56,7 @@ README_ROWS = {
     "freeze blocks 1 to 4, 224 px": (ANSWER, "imagenet_last_block", "imagenet_all"),
     "modern recipe instead of the talk's, 64 px": (AT_64_PX, "modern_all", "imagenet_all"),
     "with it: ImageNet weights instead of random weights, 64 px": (AT_64_PX, "modern_all", "modern_random"),
+    "with it: train the last block instead of the first, 64 px": (AT_64_PX, "modern_last_block", "modern_first_block"),
     "with it: freeze blocks 1 to 4, 64 px": (AT_64_PX, "modern_last_block", "modern_all"),
 }
 

@@ -39,7 +39,7 @@ class Change(NamedTuple):
 
 TRANSFER, LAYERS, FREEZING = "Does transfer help?", "Which layers matter?", "What should be frozen?"
 MODERN = "Does a modern recipe change this?"
-IMPORTANT = "the most important block"
+IMPORTANT = "most important block, by other methods"
 CHANGES = (
     Change(TRANSFER, "ImageNet instead of random weights", FROM_IMAGENET, "cnn_random"),
     Change(TRANSFER, "HAM10000 instead of ImageNet weights", "ham10000_all", FROM_IMAGENET),
