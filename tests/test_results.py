@@ -10,7 +10,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from conftest import ANSWER, AT_64_PX, PROJECT
-from medtransfer.analysis.claims import CLAIMS, HOLDS
+from medtransfer.analysis.claims import CLAIMS, HOLDS, SMALL
 from medtransfer.analysis.differences import Comparison, find_pair, read_comparisons
 from medtransfer.analysis.families import LATTICE, RECIPES, SIZES, WEIGHTS, family
 from medtransfer.analysis.runs import read_run
@@ -85,6 +85,7 @@ def test_the_readme_says_what_the_committed_results_say() -> None:
         ("chest_xray", "imagenet_all", "cnn_random"),
         ("chest_xray", "ham10000_all", "cnn_random"),
     ]
+    assert claims.verdict[claims.second == "ham10000_all"].tolist() == [SMALL]
 
 
 def _readme_cell(pair: Comparison | None) -> str:

@@ -31,7 +31,7 @@ class _Rate(click.FloatRange):
 
 
 class _Output(click.Path):
-    """A file to write; a pipe or device would be replaced by a file."""
+    """A file to write; pipes and devices are refused, because a file would replace them."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = Path(str(super().convert(value, param, ctx)))

@@ -14,8 +14,8 @@ UNKNOWN = ("na", "n/a", "nan", "none", "null", "unknown", "anonymous", "?", "-",
 ROUNDED = r"(?i)\d([.,]\d+)?e\+\d+"  # what Excel, R and pandas make of a long number
 # Spreadsheets drop leading zeros, and pandas writes whole numbers as 12.0 in a column with an empty cell.
 NUMBER = r"^0*(\d+)(?:\.0+)?$"
-# What comes along when text is copied from a web page or a Windows dialog.
 DASHES = "[\u2010-\u2015\u2212]"  # as word processors write a hyphen
+# What comes along when text is copied from a web page or a Windows dialog.
 INVISIBLE = "[\u00ad\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
 BINARY = ("0", "0.0", "1", "1.0")  # in one-hot tables
 # The columns of our tables that are text even where they look like numbers or like a missing value.
@@ -79,7 +79,7 @@ def read_groups(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
 
 
 def one_spelling(groups: pd.Series) -> pd.Series:
-    """Return lesions or patients without differences that nobody sees; '' for an unknown one."""
+    """Return lesions or patients without invisible characters, and with uniform dashes and blanks; '' if unknown."""
     groups = groups.str.replace(INVISIBLE, "", regex=True).str.normalize("NFC").str.replace(DASHES, "-", regex=True)
     groups = groups.str.replace(r"\s+", " ", regex=True).str.strip()
     return groups.mask(groups.str.lower().isin(UNKNOWN), "")

@@ -22,7 +22,7 @@ SUFFIXES = (".dcm", ".dicom", ".ima")  # names need none: the content decides
 
 
 class Header(NamedTuple):
-    """What identifies a file: its UID, its patient id, which must be hidden, its series and its VOI transform."""
+    """What identifies a file: its UID, its patient id (hash it before use), its series and its VOI transform."""
 
     uid: str
     patient: str

@@ -70,28 +70,30 @@ def answers(study: Study, others: Sequence[Study] = ()) -> pd.DataFrame:
                     found["verdict"] = f"{model}: {warned[model]}"
                 rows.append({"question": question, "change": name, "data set": words_for(dataset).title, **found})
     rows += _with_the_modern_recipe([study, *others])
-    return pd.DataFrame(rows, columns=COLUMNS).set_index("change")
+    table = pd.DataFrame(rows, columns=COLUMNS).drop_duplicates(["change", "data set"])
+    return table.set_index("change")
 
 
-def _with_the_modern_recipe(studies: Sequence[Study]) -> list[dict[str, Any]]:
-    found = []
+def _with_the_modern_recipe(studies: Sequence[Study]) -> Iterator[dict[str, Any]]:
     for study in studies:
         for dataset in study.tables.results.dataset.drop_duplicates():
-            modern = _modern_networks(study, dataset)
-            changes = [("modern recipe instead of the talk's", modern.get(FROM_IMAGENET, ""), FROM_IMAGENET)]
-            changes += [
-                (f"with it: {name}", modern.get(first, ""), modern.get(second, ""))
-                for _, name, first, second in CHANGES
-            ]
-            for name, first, second in changes:
-                if pair := find_pair(study.tables.pairs, dataset, first, second):
-                    about = {"question": MODERN, "change": name, "data set": words_for(dataset).title}
-                    found.append({**about, **_untested(pair, _place(study, dataset, studies[0]))})
-    return list({(row["change"], row["data set"]): row for row in reversed(found)}.values())[::-1]
+            about = {"question": MODERN, "data set": words_for(dataset).title}
+            for change, pair in _modern_pairs(study, dataset):
+                yield {**about, "change": change, **_untested(pair, _place(study, dataset, studies[0]))}
+
+
+def _modern_pairs(study: Study, dataset: str) -> Iterator[tuple[str, Comparison]]:
+    """Yield what the modern recipe changes, then each of CHANGES among the networks that have it."""
+    modern = _modern_networks(study, dataset)
+    changes = [("modern recipe instead of the talk's", modern.get(FROM_IMAGENET, ""), FROM_IMAGENET)]
+    changes += [(f"with it: {name}", modern.get(one, ""), modern.get(other, "")) for _, name, one, other in CHANGES]
+    for change, first, second in changes:
+        if pair := find_pair(study.tables.pairs, dataset, first, second):
+            yield change, pair
 
 
 def _modern_networks(study: Study, dataset: str) -> dict[str, str]:
-    """Return the networks with the modern recipe, by those that differ from them only in having the talk's."""
+    """Return, for each network with the talk's recipe, the one that differs from it only in having the modern one."""
     networks = {run.model: run.record for run in study.of(dataset) if run.history is not None}
     return {
         base: name
@@ -138,7 +140,7 @@ def _cell(row: Mapping[Any, Any]) -> str:
 
 
 def _most_important(studies: Sequence[Study]) -> Iterator[tuple[str, str]]:
-    """Yield a data set's title, and the block that most methods rank first in networks from ImageNet weights."""
+    """Yield a data set's title, and the block that most methods rank first, for networks from ImageNet weights."""
     for dataset in dict.fromkeys(run.dataset for study in studies for run in study.runs):
         found = [*_by_layers(studies, dataset), *_by_shapley(studies, dataset)]
         if found:
