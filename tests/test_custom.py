@@ -545,7 +545,9 @@ def test_a_folder_beside_given_parts_is_refused(project: Path) -> None:
     """As in the archive of the chest X-rays, which has a second copy inside."""
     for part in ("train", "test", "again"):
         shutil.copytree("mine", f"nested/{part}")
-    with pytest.raises(UserError, match=r"nested/again: beside train and test; move it away, or give --labels"):
+    with pytest.raises(
+        UserError, match=r"nested/again: unexpected folder beside train and test; move it elsewhere, or give --labels"
+    ):
         find_samples(Path("nested"), None, Columns())
     shutil.rmtree("nested/again")
     assert set(find_samples(Path("nested"), None, Columns()).split) == {"train", "test"}

@@ -106,7 +106,7 @@ def test_the_modern_recipe_has_a_row_for_each_change_that_was_measured_with_it()
     rows = found[found.question == MODERN]
     expected = {
         "modern recipe instead of the talk's": ("modern_all", "imagenet_all"),
-        "with it: freeze blocks 1 to 4": ("modern_last_block", "modern_all"),
+        "modern recipe: freeze blocks 1 to 4": ("modern_last_block", "modern_all"),
     }
     assert list(rows.index) == list(expected)
     for row, models in zip(rows.to_dict("records"), expected.values(), strict=True):

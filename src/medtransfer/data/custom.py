@@ -115,7 +115,9 @@ def _patients(paths: pd.Series, headers: dict[str, dicom.Header], images: Path) 
         raise UserError(f"{images / paths[found == ''].iloc[0]}: has no PatientID, but other files have; give --group")
     if twins := first_alike(found):
         first, second = (images / paths[found == name].iloc[0] for name in twins)
-        raise UserError(f"{first}, {second}: their PatientIDs differ but may mean the same; give --labels with --group")
+        raise UserError(
+            f"{first}, {second}: their PatientIDs differ but may be the same patient's; give --labels with --group"
+        )
     return found.map(dicom.hide)
 
 
@@ -124,7 +126,7 @@ def _from_folders(files: dict[str, Path], images: Path) -> pd.DataFrame:
     given = {PARTS.get(part.lower()) for part in parts}
     if None in given and {"train", "test"} <= given:
         odd = min(part for part in parts if part.lower() not in PARTS)
-        raise UserError(f"{images / odd}: beside train and test; move it away, or give --labels")
+        raise UserError(f"{images / odd}: unexpected folder beside train and test; move it elsewhere, or give --labels")
     first = 0 if None in given else 1  # the level of the classes' folders
     if first and not {"train", "test"} <= given:
         raise UserError(f"{images}: has only the parts {', '.join(sorted(parts))}; expected train and test")

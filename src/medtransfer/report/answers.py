@@ -86,7 +86,9 @@ def _modern_pairs(study: Study, dataset: str) -> Iterator[tuple[str, Comparison]
     """Yield what the modern recipe changes, then each of CHANGES among the networks that have it."""
     modern = _modern_networks(study, dataset)
     changes = [("modern recipe instead of the talk's", modern.get(FROM_IMAGENET, ""), FROM_IMAGENET)]
-    changes += [(f"with it: {name}", modern.get(one, ""), modern.get(other, "")) for _, name, one, other in CHANGES]
+    changes += [
+        (f"modern recipe: {name}", modern.get(one, ""), modern.get(other, "")) for _, name, one, other in CHANGES
+    ]
     for change, first, second in changes:
         if pair := find_pair(study.tables.pairs, dataset, first, second):
             yield change, pair
@@ -134,7 +136,8 @@ def _cell(row: Mapping[Any, Any]) -> str:
         verdict, runs, test = row["so far"], f"{runs} of {row['verdict'].split()[2]} planned", ""
     else:
         verdict = IN_FRONT.get(row["verdict"], row["verdict"])
-        test = ", not tested" if row["p, corrected"] == "-" else f", p {row['p, corrected']}"
+        p = row["p, corrected"]
+        test = ", not tested" if p == "-" else f", p {p}" if p.startswith("<") else f", p = {p}"
     plural = "run" if runs == "1" else "runs"
     return f"**{verdict}**\n{one_line(row['macro F1'])}\n{runs} {plural}{row['place']}{test}"
 

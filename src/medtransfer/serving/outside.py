@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from medtransfer.analysis.runs import finished_networks
-from medtransfer.core.errors import UserError, check_known, first_three
+from medtransfer.core.errors import UserError, check_known, counted, first_three
 from medtransfer.core.params import Params
 from medtransfer.core.prepared import finished_network
 from medtransfer.core.tables import BINARY, from_one_hot, read_groups, read_table
@@ -142,7 +142,9 @@ def match_labels(files: dict[str, Path], table: pd.DataFrame, labels: Path) -> p
         raise UserError(f"{labels}: names none of the {len(files)} images, such as {next(iter(files))}")
     unlabelled, missing = len(files) - len(rows), len(table) - len(rows)
     if unlabelled or missing:
-        log.warning("left out: %s images without a row, %s rows without an image", unlabelled, missing)
+        log.warning(
+            "left out: %s without a row, %s without an image", counted(unlabelled, "image"), counted(missing, "row")
+        )
     found = []
     for path, file in files.items():
         if known := rows.get(path):
