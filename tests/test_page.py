@@ -59,7 +59,7 @@ def test_claims_that_the_first_study_cannot_judge_have_the_verdicts_of_another()
     assert interim(many, [few]).empty
     (claim,) = interim(few, [few, many]).to_dict("records")
     assert (claim["study"], claim["verdict"], claim["first_seeds"]) == ("many", "holds", 6)
-    assert "these verdicts count" in build_page([few, many])
+    assert "only from the runs at" in build_page([few, many])
     tables = few.tables
     untested = dataclasses.replace(tables, claims=tables.claims.assign(verdict="not tested: split by image"))
     assert interim(dataclasses.replace(few, tables=untested), [many]).empty
@@ -226,9 +226,9 @@ def test_what_the_first_study_lacks_comes_from_the_next() -> None:
     small = [run("chest_xray", "imagenet_all", 0.9)]
     second = [*runs(), run("chest_xray", "imagenet_all_caffe", 0.9, scaling="caffe")]
     page = build_page([evaluate_study("first", small), evaluate_study("second", second)])
-    (recipes,) = re.findall(r"<caption><span>[^<]*Another recipe[^<]*<a[^>]*href=\"#(\w+)\"", page)
+    (recipes,) = re.findall(r"Another recipe.*?<caption>.*?href=\"#(\w+)\"", page, flags=re.DOTALL)
     assert recipes == "second"
-    assert len(re.findall(r"<caption><span>[^<]*Averages, ranking", page)) == 1
+    assert page.count("Averages, ranking") == 1
 
 
 def test_the_page_is_one_file_with_an_alternative_text_for_each_picture() -> None:

@@ -58,7 +58,7 @@ def answers(study: Study, others: Sequence[Study] = ()) -> pd.DataFrame:
     study are those of `interim`, and the changes among networks with the modern recipe come from the first study that
     has some; `place` is then the image size there.
     """
-    claims = pd.concat([interim(study, others), study.tables.claims]).drop_duplicates(CLAIM)
+    claims = settled(study, others)
     rows = []
     for question, name, first, second in CHANGES:
         for dataset in study.tables.results.dataset.drop_duplicates():
@@ -192,8 +192,14 @@ def interim(study: Study, others: Sequence[Study]) -> pd.DataFrame:
     return pd.DataFrame([found[key] for key in keys if key in found], columns=[*waiting, "study", "size"])
 
 
+def settled(study: Study, others: Sequence[Study]) -> pd.DataFrame:
+    """Return the claims of a study, those with too few seeds from `interim` if they are there; the columns are its."""
+    found = pd.concat([interim(study, others), study.tables.claims]).drop_duplicates(CLAIM)
+    return study.tables.claims[CLAIM].merge(found)
+
+
 def judged(claims: pd.DataFrame, pair: Comparison) -> dict[str, Any]:
-    """Return the columns of `answers` about a comparison; `claims` has the column `size` of `interim`.
+    """Return the columns of `answers` about a comparison; `claims` is from `settled`.
 
     They are those of the talk's claim about the two models, with the seeds that the plan names for it. The verdict is
     HIGHER or LOWER (the first model's macro F1), or the claim's own if it is not shown or cannot be judged. If the talk

@@ -22,7 +22,7 @@ from medtransfer.report.study import Study, costs, largest_class_f1, leaves_out_
 from medtransfer.report.words import words_for
 
 POINTS = 3  # a line with fewer is not drawn
-Drawn = Iterator[tuple[str, Figure]]  # what its caption says about the models, and the figure
+Drawn = Iterator[tuple[str, Figure]]  # what is said about this figure alone, and the figure
 
 
 def overview(study: Study) -> Figure:
@@ -48,7 +48,8 @@ def _cost(study: Study, dataset: str) -> Drawn:
     fits = _fits(study, dataset)
     seconds = costs({model: fits[model] for model in part.model}, study.runs)
     incomplete = [model for model in part.model if leaves_out_features(fits[model])]
-    yield ", ".join(incomplete), figures.cost(part, seconds, _title(study, dataset, "cost against macro F1"))
+    said = f"without the time to compute features, which were cached: {', '.join(incomplete)}" if incomplete else ""
+    yield said, figures.cost(part, seconds, _title(study, dataset, "cost against macro F1"))
 
 
 def _beyond(study: Study, dataset: str) -> Drawn:
@@ -70,7 +71,7 @@ def _blocks(study: Study, dataset: str) -> Drawn:
 def _values(study: Study, dataset: str) -> Drawn:
     values = values_of(study, dataset)
     if len(values):
-        subsets = f"{values.subsets.iloc[0]} of {SUBSETS}"
+        subsets = f"{values.subsets.iloc[0]} of {SUBSETS} subsets"
         yield subsets, figures.block_values(values, _title(study, dataset, "what training a block adds"))
 
 
@@ -93,8 +94,7 @@ def _leakage(study: Study, dataset: str) -> Drawn:
         images = {SHARED: f"{unit} also in training", OTHERS: "other images", CONTRAST: "first minus second"}
         named = found["class"] + ", " + found.images.replace(images)
         found = found.assign(name=named.where(found.images != ALL, found["class"]))
-        covered = "" if found.low.isna().all() else "with 95% intervals"
-        yield covered, figures.leakage(found, _title(study, dataset, "leakage"))
+        yield "", figures.leakage(found, _title(study, dataset, "leakage"))
 
 
 def _losses(study: Study, dataset: str) -> Drawn:

@@ -56,14 +56,15 @@ def confusion(matrix: np.ndarray, classes: list[str], title: str) -> Figure:
 
 def confusions(matrices: dict[str, np.ndarray], classes: list[str], title: str) -> Figure:
     """Return a figure of confusion matrices, one panel per model, with the share of each true class as text."""
-    figure, panels = _panels(list(matrices), 3.4, 3.4, f"{title}: rows true, columns predicted")
+    side = max(2.1, 0.9 + 0.16 * min(len(classes), MAX_COUNTED))
+    figure, panels = _panels(list(matrices), side, side, f"{title}: rows true, columns predicted")
     for axes, matrix in zip(panels, matrices.values(), strict=True):
-        _draw_counts(axes, matrix, classes, fontsize=7, shares=True)
+        _draw_counts(axes, matrix, classes, fontsize=6.5, shares=True)
         axes.tick_params(labelsize=7)
     return figure
 
 
-def _draw_counts(axes: Axes, matrix: np.ndarray, classes: list[str], fontsize: int, *, shares: bool = False) -> None:
+def _draw_counts(axes: Axes, matrix: np.ndarray, classes: list[str], fontsize: float, *, shares: bool = False) -> None:
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix) if len(classes) <= MAX_COUNTED else ():
@@ -101,7 +102,7 @@ def training_accuracy(histories: dict[str, pd.DataFrame], title: str) -> Figure:
 
 def losses(histories: dict[str, list[pd.DataFrame]], title: str) -> Figure:
     """Return a figure of the validation loss over the epochs, one panel per network, one line per seed."""
-    figure, panels = _panels(list(histories), 3, 2.4, title, sharey=True)
+    figure, panels = _panels(list(histories), 2.1, 1.9, title, sharey=True)
     for axes, fits in zip(panels, histories.values(), strict=True):
         for history in fits:
             axes.plot(history.epoch, history.val_loss, marker=".", markersize=3, linewidth=1)
@@ -141,7 +142,7 @@ def scores(table: pd.DataFrame, title: str) -> Figure:
     The column `fits` has F1 of each seed; it is drawn for models with several seeds. Those that are `starred` have an
     interval of these fits only.
     """
-    figure, axes = _panel(7, 1.4 + 0.38 * len(table), title)
+    figure, axes = _panel(6, 1.4 + 0.3 * len(table), title)
     _draw_scores(axes, table)
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -236,7 +237,8 @@ def _panels(
         axes.set_axis_off()
     for axes, text in zip(panels, titles, strict=False):
         _plain(axes)
-        axes.set_title(text, fontsize=9)
+        axes.set_title(text, fontsize=8)
+        axes.tick_params(labelsize=8)
     figure.suptitle(title, fontsize=10)
     return figure, panels[: len(titles)]
 
@@ -273,7 +275,7 @@ def block_values(table: pd.DataFrame, title: str) -> Figure:
     """Return a figure of what each block adds, one panel per metric; `table` from `lattice.block_values`."""
     blocks = table[table.blocks.isin(BLOCKS)]
     metrics = list(blocks.metric.drop_duplicates())
-    figure, panels = _panels(metrics, 3.4, 2.4, title)
+    figure, panels = _panels(metrics, 3.1, 2.4, title)
     for axes, metric in zip(panels, metrics, strict=True):
         _differences(axes, blocks[blocks.metric == metric], "value", "blocks")
     return figure
@@ -304,7 +306,7 @@ def _lines(
 
     Each line is `shift` further to the right than the one before, so that no interval hides another.
     """
-    figure, axes = _panel(7, 3.8, title)
+    figure, axes = _panel(6, 3.4, title)
     for number, (value, label) in enumerate(labels.items()):
         part = table[table[key] == value].sort_values(x)
         axes.errorbar(part[x] + shift * number, part.f1, yerr=_spans(part), capsize=3, label=label, **_style(number))
@@ -326,7 +328,7 @@ def rates(tuning: pd.DataFrame, guess: float, title: str) -> Figure:
     titles = [
         f"{optimizer}, {fraction:.0%} of the images, {epochs:.0f} epochs" for (optimizer, fraction, epochs), _ in groups
     ]
-    figure, panels = _panels(titles, 4, 3.4, title, sharex=True, sharey=True)
+    figure, panels = _panels(titles, 3.2, 2.8, title, in_row=2, sharex=True, sharey=True)
     labelled = {}
     for place, (axes, (_, tried)) in enumerate(zip(panels, groups, strict=True)):
         labelled["only the largest class"] = axes.axhline(guess, **REFERENCE)
@@ -337,13 +339,13 @@ def rates(tuning: pd.DataFrame, guess: float, title: str) -> Figure:
         used = tried[tried.used]
         axes.plot(used.learning_rate, used.val_macro_f1, "o", color="#333333", markersize=13, fillstyle="none")
         axes.set_xscale("log")
-        axes.set(ylabel="macro F1, validation images")
+        axes.set(ylabel="macro F1")
         axes.label_outer()
-        if place + 3 >= len(groups):  # there is no panel below
+        if place + 2 >= len(groups):  # there is no panel below
             axes.tick_params(labelbottom=True)
             axes.set(xlabel="learning rate")
         axes.grid(color=GRID)
-    figure.legend(labelled.values(), labelled, loc="outside right upper", frameon=False, fontsize=8)
+    figure.legend(labelled.values(), labelled, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
@@ -367,7 +369,7 @@ def layers(rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFra
         "similarity of outputs before and after training (linear CKA)",
         "relative change in weights",
     ]
-    figure, panels = _panels(titles, 4.5, 3.2, title, in_row=2)
+    figure, panels = _panels(titles, 3.2, 2.6, title, in_row=2)
     rewound, probed, alike, moved = panels
     blocks = rewinding[rewinding.block != "none"]
     rewound.bar(blocks.block, blocks.macro_f1, yerr=_spans(blocks, "macro_f1"), color=PALETTE[0], capsize=3)
@@ -395,7 +397,7 @@ def gradcam(chosen: pd.DataFrame, images: np.ndarray, heat: np.ndarray, classes:
 
     `chosen` has n rows: label, predicted, probability, right.
     """
-    figure = _figure(7.4, 1.75 * len(classes) + 0.5)
+    figure = _figure(6.4, 1.5 * len(classes) + 0.5)
     panels = figure.subplots(len(classes), 4, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
@@ -423,8 +425,8 @@ def leakage(table: pd.DataFrame, title: str) -> Figure:
     `table` is from `measure_leakage`, with a column `name` for the labels of the rows.
     """
     models = list(table.model.drop_duplicates())
-    height = 1.4 + 0.3 * table.name.nunique()
-    figure, panels = _panels(models, 3.4, height, title, in_row=len(models), sharey=True, sharex=True)
+    height = 0.8 + 0.22 * table.name.nunique()
+    figure, panels = _panels(models, 3.2, height, title, in_row=2, sharey=True, sharex=True)
     for axes, model in zip(panels, models, strict=True):
         _differences(axes, table[table.model == model], "difference", "name")
     figure.supxlabel("F1 with leakage minus F1 without", fontsize=9)
@@ -433,7 +435,7 @@ def leakage(table: pd.DataFrame, title: str) -> Figure:
 
 def roc(curves: Mapping[str, list[tuple[np.ndarray, np.ndarray]]], title: str) -> Figure:
     """Return ROC curves, one panel per class, one line per fit: false and true positive rates, (n,) each."""
-    figure, panels = _panels(list(curves), 2.6, 2.5, title, sharex=True, sharey=True)
+    figure, panels = _panels(list(curves), 2.1, 2, title, sharex=True, sharey=True)
     for axes, fits in zip(panels, curves.values(), strict=True):
         axes.plot([0, 1], [0, 1], **REFERENCE)
         for number, (false, true) in enumerate(fits):
@@ -445,7 +447,7 @@ def roc(curves: Mapping[str, list[tuple[np.ndarray, np.ndarray]]], title: str) -
 
 def reliability(bands: Mapping[str, pd.DataFrame], title: str) -> Figure:
     """Return reliability diagrams, one panel per model; each table is from `calibration.reliability`."""
-    figure, panels = _panels(list(bands), 3, 2.9, title, sharex=True, sharey=True)
+    figure, panels = _panels(list(bands), 2.1, 2, title, sharex=True, sharey=True)
     for axes, band in zip(panels, bands.values(), strict=True):
         axes.plot([0, 1], [0, 1], **REFERENCE)
         axes.fill_between(band.confidence, band.low, band.high, color=PALETTE[0], alpha=0.25)

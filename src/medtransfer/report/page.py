@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from medtransfer.core.params import BLOCKS
 from medtransfer.core.run_record import SplitRule, recipe_of, split_of
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.report import tables
-from medtransfer.report.answers import FEW_RUNS, FREEZING, FROM_IMAGENET, LAYERS, TRANSFER, answers, front, interim
+from medtransfer.report.answers import FEW_RUNS, FREEZING, FROM_IMAGENET, LAYERS, TRANSFER, answers, front, settled
 from medtransfer.report.drawings import FIGURES, overview
 from medtransfer.report.render import render
 from medtransfer.report.study import Study
@@ -42,13 +42,13 @@ class Item:
     """A table, or a figure as a data URI, about one data set.
 
     study : the folder that it comes from; it is the first of the studies that has it
-    models : what its caption says about the models
+    note : what is said about it alone, such as its network
     """
 
     dataset: str
     name: str
     study: str
-    models: str
+    note: str
     content: pd.DataFrame | str
 
     @property
@@ -67,12 +67,17 @@ class Chapter:
     figures: tuple[str, ...] = ()
     folded: tuple[str, ...] = ()
 
-    def divide(self, items: list[Item]) -> tuple[list[Item], list[Item]]:
-        """Return the items that are shown, tables first, and those that are folded."""
-        shown = [item for item in items if item.is_table and item.name in self.tables]
-        shown += [item for item in items if not item.is_table and item.name in self.figures]
-        names = {*self.tables, *self.figures, *self.folded}
-        return shown, [item for item in items if item.name in names and item not in shown]
+    def divide(self, items: list[Item]) -> tuple[list[list[Item]], list[list[Item]]]:
+        """Return the items that are shown and those that are folded, in groups that share a caption: tables first."""
+
+        def groups(names: Iterable[str], kind: bool) -> Iterator[list[Item]]:
+            for name in names:
+                if group := [item for item in items if item.name == name and item.is_table == kind]:
+                    yield group
+
+        shown = [*groups(self.tables, True), *groups(self.figures, False)]
+        hidden = (*self.figures, *self.folded), (*self.tables, *self.folded)
+        return shown, [*groups(hidden[0], True), *groups(hidden[1], False)]
 
 
 CHAPTERS = (
@@ -88,9 +93,9 @@ CHAPTERS = (
     Chapter(
         "clinic",
         "What can a clinician expect?",
-        ("classes", "subgroups"),
-        ("roc", "reliability", "confusions"),
-        ("measures", "calibration"),
+        ("classes",),
+        ("roc", "confusions"),
+        ("subgroups", "measures", "calibration", "reliability"),
     ),
     Chapter("leakage", "How much does leakage inflate the scores?", (), ("leakage",)),
     Chapter("recipe", "Does the recipe matter?", ("recipes",), ("rates",), ("losses",)),
@@ -102,7 +107,12 @@ def build_page(studies: list[Study]) -> str:
     names = list(dict.fromkeys(run.dataset for study in studies for run in study.runs))
     custom = {name: entry for study in studies for name, entry in study.custom.items() if name in names}
     answered, first = answers(studies[0], studies[1:]), studies[0]
-    elsewhere = interim(first, studies[1:])
+    titles = {study.name: _title(study) for study in studies}
+    judged = settled(first, studies[1:])
+    claims, elsewhere = tables.claims(judged), judged.study.notna().any()
+    if elsewhere:
+        size = first.runs[0].record["image_size"]
+        claims["image size"] = [f"{size:.0f} px" for size in judged["size"].fillna(size)]
     items = _items(studies, names)
     parts = [(chapter, *chapter.divide(items)) for chapter in CHAPTERS]
     return render(
@@ -118,14 +128,13 @@ def build_page(studies: list[Study]) -> str:
         few_runs=FEW_RUNS,
         answer=front(studies, answered) if len(answered) else None,
         beside_the_talk=any(map(is_the_talks, first.tables.results.dataset.unique())),
-        claims=tables.claims(first.tables.claims),
-        interim=tables.claims(elsewhere),
-        interim_from=list(elsewhere.study.unique()),
+        claims=claims,
+        claims_alone=tables.claims(first.tables.claims) if elsewhere else None,
         power=tables.power(first.tables.claims),
         overview=_uri(_png(overview(first))),
         chapters=[part for part in parts if part[1] or part[2]],
         studies=[_about(study) for study in studies],
-        titles={study.name: _title(study) for study in studies},
+        titles=titles,
     )
 
 
@@ -146,13 +155,13 @@ def _items_of(studies: list[Study], dataset: str) -> list[Item]:
     found: list[Item] = []
     for study in studies:
         known = {(item.is_table, item.name) for item in found}
-        new = [Item(dataset, name, study.name, models, table) for name, models, table in _tables(study, dataset)]
+        new = [Item(dataset, name, study.name, note, table) for name, note, table in _tables(study, dataset)]
         found += [item for item in new if (True, item.name) not in known]
         for name, draw in FIGURES.items():
             # Another study's seconds would appear beside the macro F1 of other fits.
             if (False, name) not in known and (name != "cost" or study is studies[0]):
                 drawn = draw(study, dataset)
-                found += [Item(dataset, name, study.name, models, _uri(_png(figure))) for models, figure in drawn]
+                found += [Item(dataset, name, study.name, note, _uri(_png(figure))) for note, figure in drawn]
         pictures = [picture for picture in study.pictures if picture.dataset == dataset]
         found += [
             Item(dataset, picture.name, study.name, picture.model, _uri(picture.png))
@@ -166,12 +175,12 @@ def _items_of(studies: list[Study], dataset: str) -> list[Item]:
 
 
 def _tables(study: Study, dataset: str) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Yield the name of every table, what its caption says about the models, and the table."""
+    """Yield the name of every table, what is said about it alone, and the table."""
     for name, table in tables.sections(study, dataset):
         yield name, "; ".join(_meanings(study, dataset)) if name == "f1" else "", table
     leaked = study.leakage[(study.leakage.dataset == dataset) & (study.leakage.images == ALL)]
     if len(leaked):
-        yield "leakage", "" if leaked.low.isna().all() else "with 95% intervals", tables.leakage(leaked)
+        yield "leakage", "", tables.leakage(leaked)
     for layers in study.layers_of(dataset):
         # The gains are those of networks from ImageNet weights.
         from_imagenet = layers.record["model"] == FROM_IMAGENET

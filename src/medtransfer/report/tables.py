@@ -349,8 +349,7 @@ def recipes(changes: pd.DataFrame) -> pd.DataFrame:
     """Return what a change of the recipe does to F1: one row per change, from `recipe_changes`."""
     table = changes.rename(columns={"base": "instead of"}).set_index("model")[["instead of", "change"]]
     table["change"] = table.change.replace(RECIPE_CHANGES)
-    table["macro F1"] = list(map(interval_text, changes.difference, changes.low, changes.high))
-    table["interval"] = list(map(_covers, changes.dataset, changes.interval))
+    table["macro F1"] = [_difference(row) + _star(row["interval"]) for row in changes.to_dict("records")]
     table["micro F1"] = [signed(value, 2) for value in changes.micro]
     return table
 
