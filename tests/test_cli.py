@@ -288,6 +288,16 @@ def test_keras_limits_of_the_environment_end_no_fit_early(project: Path) -> None
     assert found.stdout.endswith(b"None None\n"), found
 
 
+def test_a_git_hook_of_another_repository_does_not_change_the_commit(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", "--bare", tmp_path / "other.git"], check=True)
+    code = "import medtransfer.cli as c; c.cli(['cache', 'show'], standalone_mode=False); "
+    code += "from medtransfer.core.provenance import git_commit; print(git_commit())"
+    hook = {**os.environ, "GIT_DIR": str(tmp_path / "other.git"), "GIT_INDEX_FILE": "index"}
+    found = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=hook, capture_output=True, text=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert found.stdout.split()[-1].startswith(head.stdout.strip()), found
+
+
 def test_no_proxy_is_asked_for_this_machine(project: Path) -> None:
     proxies = {"http_proxy": "http://127.0.0.1:1", "no_proxy": "intranet"}
     code = "import medtransfer.cli as c, requests; c.cli(['cache', 'show'], standalone_mode=False); "

@@ -108,8 +108,9 @@ def cli() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("medtransfer").setLevel(logging.INFO)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    for limit in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):  # a fit would silently be another
-        os.environ.pop(limit, None)
+    # Keras's limits would change a fit silently; a git hook sets the others for the repository that it belongs to.
+    for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        os.environ.pop(name, None)
     try:
         Path.home(), getpass.getuser()  # DVC needs both
     except (RuntimeError, KeyError, OSError):
