@@ -15,6 +15,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+import skops.io
 from click.testing import CliRunner
 from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
@@ -31,7 +32,7 @@ from medtransfer.core.provenance import commit_problem, git_commit
 from medtransfer.core.recipe import TrainParams
 from medtransfer.pipeline.outputs import log_to_mlflow, mlflow_params
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
-from medtransfer.trees.classifiers import TRUSTED_TYPES, Tree, load_tree, save_tree
+from medtransfer.trees.classifiers import TRUSTED_TYPES, Tree, load_tree
 from test_tracking import server
 
 TREES = ("decision_tree", "random_forest")
@@ -63,7 +64,7 @@ def write_fit(model: str, commit: str) -> None:
         (place(model) / "history.csv").write_text("epoch,loss,val_loss,val_macro_f1\n1,0.5,0.5,0.25\n2,0.25,0.25,0.5\n")
         (place(NETWORK) / "model.keras").write_bytes(b"a network")
     else:
-        save_tree(fitted(), str(place(model) / "model.skops"))
+        skops.io.dump(fitted(), place(model) / "model.skops")
     (place(model) / "predictions.csv").write_text(PREDICTIONS)
     write_json(place(model) / "metrics.json", {"macro avg": 0.5, "micro avg": 0.75})
     write_json(place(model) / "run.json", {**record, "hyperparameters": hyperparameters})

@@ -79,13 +79,6 @@ def test_a_damaged_file_is_named(collected: Path, tmp_path: Path, damage: Damage
     assert "\n" not in str(told.value)
 
 
-def test_notes_that_are_a_folder_are_named(collected: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(collected, tmp_path / "mine")
-    (folder / "notes.txt").mkdir()
-    with pytest.raises(UserError, match=r"notes\.txt: expected a text file in UTF-8"):
-        read_study(folder)
-
-
 def test_leakage_names_a_file_that_is_not_that_of_a_study(collected: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(collected, tmp_path / "mine")
     (folder / "params.yaml").write_text("study: [scans]")

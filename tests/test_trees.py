@@ -10,7 +10,7 @@ import skops.io
 
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import TREES, Params
-from medtransfer.trees.classifiers import build_tree, flatten_pixels, load_tree, predict_probabilities, save_tree
+from medtransfer.trees.classifiers import build_tree, flatten_pixels, load_tree, predict_probabilities
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_settings_reach_scikit_learn_and_the_seed_decides(
     assert probabilities.shape == (40, 3)
     assert (probabilities[:, 1] == 0).all()
     assert (probabilities == predict_probabilities(same, images, 3)).all()
-    save_tree(tree, str(tmp_path / "tree.skops"))
+    skops.io.dump(tree, tmp_path / "tree.skops")
     assert (predict_probabilities(load_tree(str(tmp_path / "tree.skops")), images, 3) == probabilities).all()
 
 

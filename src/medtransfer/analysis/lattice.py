@@ -4,6 +4,7 @@ Shapley, A Value for n-Person Games, 1953. With only some of the 32 subsets, wei
 values, as in KernelSHAP (Lundberg and Lee, NeurIPS 2017, theorem 2); with all of them, it gives the exact values.
 """
 
+from collections.abc import Sequence
 from itertools import combinations
 from math import comb, factorial
 
@@ -54,7 +55,7 @@ def block_values(runs: list[Run]) -> pd.DataFrame:
         its 95% interval and what it covers, subsets (how many were trained). Empty if they are too few to tell the
         blocks apart. The variance between seeds is pooled over the networks with several.
     """
-    found = _subsets(runs)
+    found = {frozenset(blocks): fits for _, _, blocks, fits in imagenet_networks(runs) if not collapsed(fits)}
     names = list(found)
     if np.linalg.matrix_rank(_design(names)) <= len(BLOCKS):
         return pd.DataFrame(columns=COLUMNS)
@@ -67,15 +68,13 @@ def block_values(runs: list[Run]) -> pd.DataFrame:
     )
 
 
-def _subsets(runs: list[Run]) -> dict[Subset, list[Run]]:
-    """Return the fits by the blocks that they train, without networks that never find more than one class."""
-    found: dict[Subset, list[Run]] = {}
-    for _, _, fits in by_model(run for run in runs if run.record["kind"] == "network"):
-        configuration = configuration_of(fits[0].record)
-        comparable = configuration.weights == "imagenet" and not overrides(fits[0].record)
-        if comparable and not collapsed(fits):
-            found[frozenset(configuration.blocks)] = fits
-    return found
+def imagenet_networks(runs: Sequence[Run]) -> list[tuple[str, str, tuple[str, ...], list[Run]]]:
+    """Return data set, model, trained blocks and fits of the networks from ImageNet weights with the common recipe."""
+    return [
+        (dataset, model, configuration.blocks, fits)
+        for dataset, model, fits in by_model(run for run in runs if run.record["kind"] == "network")
+        if (configuration := configuration_of(fits[0].record)).weights == "imagenet" and not overrides(fits[0].record)
+    ]
 
 
 def _design(names: list[Subset]) -> np.ndarray:

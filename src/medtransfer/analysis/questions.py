@@ -7,8 +7,10 @@ import pandas as pd
 
 from medtransfer.analysis.differences import Comparison, find_pair
 from medtransfer.analysis.families import changed_recipe, configuration_of, overrides
+from medtransfer.analysis.lattice import imagenet_networks
 from medtransfer.analysis.runs import Run, by_model
 from medtransfer.core.params import BLOCKS
+from medtransfer.core.run_record import recipe_of
 from medtransfer.metrics.scores import MACRO, MICRO
 
 SCORES = ["f1", "low", "high", "interval", "seeds"]
@@ -22,7 +24,7 @@ def block_counts(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
     `last`), blocks (0 to 5) and SCORES of `table`, from `f1_table`.
     """
     rows = []
-    for dataset, model, trained in _lattice(runs):
+    for dataset, model, trained, _ in imagenet_networks(runs):
         for start, blocks in (("first", BLOCKS[: len(trained)]), ("last", BLOCKS[len(BLOCKS) - len(trained) :])):
             if trained == blocks:
                 rows.append((dataset, model, start, len(trained)))
@@ -35,7 +37,7 @@ def block_gains(runs: list[Run], pairs: Iterable[Comparison]) -> pd.Series:
     The runs are those of one data set; networks count as in `block_counts`, with any blocks. The value of a block is
     missing if no two networks differ only in it.
     """
-    networks = {frozenset(trained): (dataset, model) for dataset, model, trained in _lattice(runs)}
+    networks = {frozenset(trained): (dataset, model) for dataset, model, trained, _ in imagenet_networks(runs)}
     gains: dict[str, list[float]] = {block: [] for block in BLOCKS}
     for more, (dataset, model) in networks.items():
         for block in more:
@@ -57,7 +59,7 @@ def data_sizes(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
         record = fits[0].record
         weights, blocks = configuration_of(record).weights, configuration_of(record).blocks
         if weights in ("random", "imagenet") and blocks == BLOCKS and set(overrides(record)) <= {"fraction"}:
-            fraction = record["hyperparameters"]["train"]["fraction"]
+            fraction = recipe_of(record).fraction
             rows.append((dataset, model, weights, fraction, record["training_images"]))
     columns = ["dataset", "model", "weights", "fraction", "images"]
     return _with_scores(pd.DataFrame(rows, columns=columns), table)
@@ -108,15 +110,6 @@ def recipe_changes(runs: list[Run], pairs: Iterable[Comparison]) -> pd.DataFrame
 
 def _networks(runs: list[Run]) -> list[tuple[str, str, list[Run]]]:
     return [entry for entry in by_model(runs) if entry[2][0].record["kind"] == "network"]
-
-
-def _lattice(runs: list[Run]) -> list[tuple[str, str, tuple[str, ...]]]:
-    """Return data set, model and trained blocks of the networks from ImageNet weights with the common recipe."""
-    return [
-        (dataset, model, configuration.blocks)
-        for dataset, model, fits in _networks(runs)
-        if (configuration := configuration_of(fits[0].record)).weights == "imagenet" and not overrides(fits[0].record)
-    ]
 
 
 def _with_scores(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:

@@ -86,9 +86,7 @@ def finished_networks(params: Params, dataset: str) -> list[Path]:
 def studied_models(params: Params) -> list[tuple[str, str]]:
     """Return every data set and model that params.yaml studies."""
     return [
-        (dataset, model)
-        for dataset, study in params.study.items()
-        for model in (*params.baselines, *study.train, *study.transfer)
+        (dataset, model) for dataset, study in params.study.items() for model in (*params.baselines, *study.networks)
     ]
 
 

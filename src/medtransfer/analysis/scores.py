@@ -14,7 +14,6 @@ from medtransfer.analysis.uncertainty import (
     GROUPS,
     Estimate,
     combine,
-    estimate,
     group_sums,
     groups_variance,
     leave_out,
@@ -92,11 +91,7 @@ def summarise(runs: list[Run]) -> pd.DataFrame:
 def estimate_of(fits: list[Run], metric: Metric) -> Estimate:
     """Return a metric of a model, whose fits have one seed each, with its interval."""
     check_same_images(fits)
-    counted = fits[0].jackknife
-    if metric.smooth:
-        found = estimate((run.jackknife.of(metric.name) for run in fits), counted, metric.needs)
-    else:
-        found = combine(*score_fits(fits, metric), counted, metric.needs)
+    found = combine(*score_fits(fits, metric), fits[0].jackknife, metric.needs)
     # Training runs that all fail alike do not show how much training runs differ.
     return replace(found, covers=GROUPS) if found.covers == BOTH and collapsed(fits) else found
 

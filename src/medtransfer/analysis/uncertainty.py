@@ -166,7 +166,7 @@ def resample(sums: np.ndarray, metric: Metric, seed: int) -> np.ndarray:
     return np.concatenate(drawn)
 
 
-def too_few(counted: Jackknife, needs: str | int = ALL) -> str | None:
+def too_few(counted: Jackknife, needs: str | int) -> str | None:
     """Return why there are too few groups for what `needs` says as in Metric, or None; absent classes do not count."""
     fewest = counted.groups
     if needs == ALL:

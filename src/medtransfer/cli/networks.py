@@ -51,7 +51,7 @@ def tune(dataset: str, names: list[str], searched: list[str], output: Path, **se
     check_gpu()
     params = read_params(PARAMS)  # `precision: auto` is that of the device
     study, plan = params.study[dataset], Plan(parse_space(searched), **settings)
-    table = tune(params, dataset, names or [*study.train, *study.transfer], plan, output)
+    table = tune(params, dataset, names or study.networks, plan, output)
     for name in table.configuration.drop_duplicates():
         for line in advice(params, dataset, name, plan.space, table[table.configuration == name]):
             click.echo(line)

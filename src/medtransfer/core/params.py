@@ -174,6 +174,11 @@ class StudyParams(Section):
     train: Annotated[list[Name], EachOnce]
     transfer: Annotated[list[Name], EachOnce] = Field(default_factory=list)
 
+    @property
+    def networks(self) -> list[str]:
+        """All of them, those to transfer from last."""
+        return [*self.train, *self.transfer]
+
 
 class DecisionTreeParams(Section):
     """Settings of scikit-learn's DecisionTreeClassifier."""
@@ -387,9 +392,7 @@ def value_of(values: Any, key: str) -> Any:
 def unused_settings(params: Params) -> list[str]:
     """Return the keys of `train` that each studied network replaces, and that are not those of the recipe."""
     studied = [
-        (dataset, params.configurations[name])
-        for dataset, study in params.study.items()
-        for name in (*study.train, *study.transfer)
+        (dataset, params.configurations[name]) for dataset, study in params.study.items() for name in study.networks
     ]
     given, recipe = dict(params.train), RECIPES[params.train.recipe]
     changed = [key for key, value in given.items() if key in recipe and value != recipe[key]]

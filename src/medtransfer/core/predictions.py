@@ -34,8 +34,11 @@ def write_predictions(path: Path, samples: pd.DataFrame, probabilities: np.ndarr
         as_predictions(samples, probabilities.astype(np.float32), classes).to_csv(partial, index=False)
 
 
-def read_predictions(path: Path) -> pd.DataFrame:
-    """Read predictions.csv; a UserError if it is missing or its columns, labels or probabilities are wrong."""
+def read_predictions(path: Path, split: str | None = None) -> pd.DataFrame:
+    """Read the rows of one split, or all rows, of predictions.csv.
+
+    A UserError if it is missing or its columns, labels or probabilities are wrong.
+    """
     try:
         table = read_result(path, SAMPLE, dtype=dict.fromkeys(SAMPLE, str), na_values=None)
     except FileNotFoundError:
@@ -49,7 +52,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
     probabilities = probabilities_of(table)
     if probabilities.dtype.kind != "f" or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
         raise UserError(f"{path}: the probabilities of a row must be numbers that add up to 1")
-    return table
+    return table if split is None else table[table.split == split].reset_index(drop=True)
 
 
 def classes_of(table: pd.DataFrame) -> list[str]:

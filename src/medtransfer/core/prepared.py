@@ -72,7 +72,7 @@ def finished_network(params: Params, dataset: str, name: str, seed: int) -> Path
         study = params.study.get(dataset)
         for section, key, known in (
             ("seeds", seed, params.seeds),
-            (f"study.{dataset}", name, [*study.train, *study.transfer] if study else []),
+            (f"study.{dataset}", name, study.networks if study else []),
         ):
             if key not in known:
                 listed = ", ".join(map(str, known)) or "nothing"

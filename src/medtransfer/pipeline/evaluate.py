@@ -8,7 +8,6 @@ import pandas as pd
 
 from medtransfer.analysis.confusion import confusion, report
 from medtransfer.analysis.runs import Run, read_run, studied
-from medtransfer.analysis.tables import compute_tables, write_tables
 from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder, write_json
@@ -22,8 +21,7 @@ from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.pipeline.fit_id import remove_recorded_checkpoints
 from medtransfer.report import figures
 from medtransfer.report.card import model_card
-from medtransfer.report.study import Study
-from medtransfer.report.tables import markdown
+from medtransfer.report.tables import write_results
 from medtransfer.tracking import mlflow_runs
 
 # The two networks whose training accuracy the talk compares.
@@ -37,9 +35,7 @@ def evaluate(params: Params) -> None:
     for dataset in params.study:
         check_unchanged(ACTIVATIONS / dataset)
     attributes = {name: dataset_of(name, params).describe(DATA / name) for name in params.study}
-    tables = compute_tables(runs, attributes)
-    write_tables(tables, REPORTS)
-    (REPORTS / "results.md").write_text(markdown(Study(Path.cwd().name, runs, tables)))
+    tables = write_results(Path.cwd().name, runs, attributes, REPORTS).tables
     versions = {f"{run.dataset}-{run.model}": run.record["data_version"][:8] for run in runs}
     with atomic_folder(REPORTS / "metrics") as folder:
         for names, part in tables.results.groupby(["dataset", "model"], sort=False):

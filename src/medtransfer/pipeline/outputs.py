@@ -39,8 +39,7 @@ def write_scores(
 ) -> dict[str, float]:
     """Write predictions.csv and metrics.json, and return the test scores as computed from the written file."""
     write_predictions(folder / "predictions.csv", samples, probabilities, classes)
-    predictions = read_predictions(folder / "predictions.csv")
-    metrics = score(predictions[predictions.split == "test"])
+    metrics = score(read_predictions(folder / "predictions.csv", "test"))
     write_json(folder / "metrics.json", metrics)
     return metrics
 
@@ -66,8 +65,7 @@ def mlflow_scores(folder: Path) -> dict[str, float]:
     """
     tested = json.loads((folder / "metrics.json").read_text())
     scores = {mlflow_name(name): value for name, value in tested.items()}
-    predictions = read_predictions(folder / "predictions.csv")
-    validated = predictions[predictions.split == "validation"]
+    validated = read_predictions(folder / "predictions.csv", "validation")
     if len(validated):
         scores |= {mlflow_name(name, mlflow_runs.BEST): value for name, value in score(validated).items()}
     return {name: value for name, value in scores.items() if not np.isnan(value)}

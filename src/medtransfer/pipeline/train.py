@@ -1,5 +1,6 @@
 """train: artifacts/prepared/<dataset> → a network in artifacts/runs/<dataset>/<configuration>-seed<k>."""
 
+import hashlib
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -25,7 +26,6 @@ from medtransfer.tracking import mlflow_models, mlflow_runs
 from medtransfer.training.code import code_digest
 from medtransfer.training.device import device_name, every_device, prepare_backend
 from medtransfer.training.experiment import Experiment, build_network, cache_features
-from medtransfer.training.feature_cache import hash_array
 from medtransfer.training.loop import best_epoch, fit, predict
 
 # What a classifier must know of the data; white_level only if the data set has one.
@@ -135,7 +135,7 @@ def describe_inputs(
     return {
         "hyperparameters": hyperparameters,
         "start": digest(vgg16.get_base_weights(network)),
-        "images": hash_array(images),
+        "images": hashlib.sha256(images.data).hexdigest(),
         "samples": sha256_of(PREPARED / dataset / "samples.csv"),
         "backend": f"{backend} {version(backend)}",
         "keras": version("keras"),

@@ -235,4 +235,6 @@ def _so_far(low: float, high: float, interval: str) -> str:
     """Return what an untested difference shows, by its interval and what that covers."""
     if interval != BOTH:
         return FEW_RUNS
-    return f"probably {HIGHER}" if low > 0 else f"probably {LOWER}" if high < 0 else UNCLEAR
+    if low > 0:
+        return f"probably {HIGHER}"
+    return f"probably {LOWER}" if high < 0 else UNCLEAR

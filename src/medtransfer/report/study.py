@@ -14,6 +14,7 @@ from medtransfer.analysis.runs import Run
 from medtransfer.analysis.tables import Tables
 from medtransfer.core.layout import TUNING_KEY
 from medtransfer.core.predictions import classes_of
+from medtransfer.core.run_record import recipe_of
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def trials(study: Study, dataset: str) -> pd.DataFrame:
     if tried.empty or not networks:
         return _empty()
     largest = tried.groupby(["configuration", "optimizer"]).fraction.transform("max")
-    recipes = [(run.model, run.record["hyperparameters"]["train"]) for run in networks]
-    used = {(model, train["optimizer"], train["learning_rate"]) for model, train in recipes}
+    recipes = [(run.model, recipe_of(run.record)) for run in networks]
+    used = {(model, recipe.optimizer, recipe.learning_rate) for model, recipe in recipes}
     named = zip(tried.configuration, tried.optimizer, tried.learning_rate, strict=True)
     return tried.assign(used=[name in used for name in named])[tried.fraction == largest]

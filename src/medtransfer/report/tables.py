@@ -1,6 +1,7 @@
 """The tables of a study as text, for results.md, the page and the terminal."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,7 +15,9 @@ from medtransfer.analysis.lattice import SUBSETS
 from medtransfer.analysis.published import is_the_talks
 from medtransfer.analysis.questions import chain, data_sizes, recipe_changes
 from medtransfer.analysis.runs import Run
+from medtransfer.analysis.tables import compute_tables, write_tables
 from medtransfer.analysis.uncertainty import BOTH, EXACT, FEWEST_FITS, GROUPS
+from medtransfer.core.files import atomic_file
 from medtransfer.core.params import TREES
 from medtransfer.core.run_record import note_of, recipe_of, split_of
 from medtransfer.metrics.scores import MACRO, MICRO
@@ -149,7 +152,7 @@ def _covers(dataset: str, interval: str) -> str:
 def measures(summary: pd.DataFrame, dataset: str, *, talk: bool = True) -> pd.DataFrame:
     """Return the measures of the models `in_front`, or of those beyond the talk: one row per model."""
     part = in_front(summary, dataset) if talk else summary[(summary.dataset == dataset) & (summary.family != TALK)]
-    frame = crossed(part, "model", "measure", _measure).fillna("-")
+    frame = crossed(part, "model", "measure", _measure)
     frame["seeds"], frame["intervals"] = _seeds_and_intervals(part)
     return frame
 
@@ -184,7 +187,7 @@ def subgroups(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Return accuracy and sensitivities of each kind of image, one row each; `table` from `subgroup_table`."""
     part = table[table.dataset == dataset]
     part = part.assign(kind=part["by"] + ": " + part.subgroup)
-    frame = crossed(part, "kind", "measure", share).fillna("-")
+    frame = crossed(part, "kind", "measure", share)
     frame = frame.rename(columns={MICRO: "accuracy"})
     counts = part.drop_duplicates("kind").set_index("kind")
     frame.insert(0, "images", counts.images.astype(str))
@@ -259,7 +262,20 @@ def one_line(text: str) -> str:
 
 def p_value(value: float) -> str:
     """Return a p-value as it is printed."""
-    return "-" if pd.isna(value) else f"{value:.3f}" if value >= 0.001 else "< 0.001"
+    shown = f"{value:.3f}" if value >= 0.001 else "< 0.001"
+    return "-" if pd.isna(value) else shown
+
+
+def write_results(name: str, runs: list[Run], attributes: Mapping[str, pd.DataFrame], folder: Path) -> Study:
+    """Compute the tables of a study, write them and results.md into a folder, and return the study.
+
+    `attributes` are those of `subgroup_table`.
+    """
+    study = Study(name, runs, compute_tables(runs, attributes))
+    write_tables(study.tables, folder)
+    with atomic_file(folder / "results.md") as path:
+        path.write_text(markdown(study))
+    return study
 
 
 def markdown(study: Study) -> str:
@@ -429,7 +445,7 @@ def terminal(results: pd.DataFrame, dataset: str) -> Table:
 
 def external(compared: pd.DataFrame) -> pd.DataFrame:
     """Return the external scores and their distance from the internal ones: one row per measure, a column per model."""
-    frame = crossed(compared, "measure", "model", _external).fillna("-")
+    frame = crossed(compared, "measure", "model", _external)
     frame.loc["seeds"] = compared.drop_duplicates("model").seeds.astype(str).to_numpy()
     return frame
 

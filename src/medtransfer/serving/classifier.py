@@ -80,8 +80,7 @@ class Answer:
 def write_classifier(params: Params, fit: Path, description: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write the classifier of a finished fit into a folder and return its facts; `description` is dataset.json."""
     record = read_record(fit)
-    predictions = read_predictions(fit / "predictions.csv")
-    validation = predictions[predictions.split == "validation"].reset_index(drop=True)
+    validation = read_predictions(fit / "predictions.csv", "validation")
     network = load_network(fit / NETWORK)
     shutil.copyfile(fit / NETWORK, folder / NETWORK)
     images = np.load(PREPARED / record["dataset"] / "images.npy", mmap_mode="r")

@@ -39,8 +39,7 @@ def find_networks(params: Params, dataset: str, names: Sequence[str], seeds: Seq
     """Return the folders of the named finished networks; by default, of all in the study."""
     check_known("params.yaml: study", dataset, params.study)
     if names or seeds:
-        study = params.study[dataset]
-        named = names or [*study.train, *study.transfer]
+        named = names or params.study[dataset].networks
         return [finished_network(params, dataset, name, seed) for name in named for seed in seeds or params.seeds]
     return finished_networks(params, dataset)
 

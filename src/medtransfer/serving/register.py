@@ -5,7 +5,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from filelock import FileLock
 
 from medtransfer.analysis.runs import finished_networks, studied, studied_models
@@ -34,7 +33,7 @@ def register(params: Params, dataset: str, fit: Path | None = None) -> tuple[dic
     check_known("params.yaml: study", dataset, params.study)
     alias = fit.name if fit else mlflow_models.BEST
     fit = fit or best_fit(params, dataset)
-    only = only_prediction(_validation_rows(fit))
+    only = only_prediction(read_predictions(fit / "predictions.csv", "validation"))
     if only:
         better = ", and no network does better" if alias == mlflow_models.BEST else ""
         log.warning("%s: predicts only %s on the validation images%s", fit, only, better)
@@ -62,10 +61,7 @@ def best_fit(params: Params, dataset: str) -> Path:
     for path in studied(params):
         if path.parent == RUNS / dataset and path.exists():
             check_unchanged(path)
-    found = {path: score(_validation_rows(path))[MACRO] for path in finished_networks(params, dataset)}
-    return max(found, key=lambda fit: found[fit])
-
-
-def _validation_rows(fit: Path) -> pd.DataFrame:
-    predictions = read_predictions(fit / "predictions.csv")
-    return predictions[predictions.split == "validation"]
+    return max(
+        finished_networks(params, dataset),
+        key=lambda fit: score(read_predictions(fit / "predictions.csv", "validation"))[MACRO],
+    )

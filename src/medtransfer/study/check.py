@@ -36,7 +36,7 @@ def describe_study(params: Params) -> Iterator[str]:
         images = len(read_samples(dataset, DATA / name))
         if note := note_of(read_source(DATA / name)):
             yield f"{name}: {note}"
-        fits = len(params.seeds) * (len(params.baselines) + len(study.train) + len(study.transfer))
+        fits = len(params.seeds) * (len(params.baselines) + len(study.networks))
         split = {"group": dataset.group, **BY_WORDS}.get(settings.split.by, "image")
         if settings.split.leak != "keep":
             split += f", leakage: {settings.split.leak}"
@@ -46,7 +46,7 @@ def describe_study(params: Params) -> Iterator[str]:
             f"{name}: {images:,} images, {settings.image_size} x {settings.image_size} px, split by {split}; "
             f"{counted(fits, 'fit')}"
         )
-        for configuration in (*study.train, *study.transfer):
+        for configuration in study.networks:
             if changed := _changes(params, configuration, name):
                 yield f"{name}: {configuration} differs from the talk's recipe in {changed}"
         for configuration in study.transfer:

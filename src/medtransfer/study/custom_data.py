@@ -46,7 +46,12 @@ def add_custom(
     samples = find_samples(images, labels, columns)
     grouped, given = bool(columns.group) or bool((samples.group != samples.id).any()), "split" in samples
     known = params.datasets.get(name)
-    by = known.split.by if known else "given" if given else "group" if grouped else "image"
+    if known:
+        by = known.split.by
+    elif given:
+        by = "given"
+    else:
+        by = "group" if grouped else "image"
     if not {"group": grouped, "image": not grouped or given, "given": given}[by]:
         option = "--split-column" if by == "given" else "--group"
         found = f"--group {columns.group} would split by group" if by == "image" else f"{option} is missing"

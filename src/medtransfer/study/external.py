@@ -70,7 +70,7 @@ def score_outside(
         )
     facts: dict[str, Any] = {
         "dataset": dataset, **source, "images": len(samples), "groups": int(samples.group.nunique()),
-        "copies": int(copies.sum()), "pixels_sha256": hashlib.sha256(pixels.tobytes()).hexdigest(),
+        "copies": int(copies.sum()), "pixels_sha256": hashlib.sha256(pixels.data).hexdigest(),
     }  # fmt: skip
     target = EXTERNAL / dataset / source["name"]
     _check_replaceable(target, fits, facts)

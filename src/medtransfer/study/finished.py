@@ -120,8 +120,7 @@ def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> P
     """
     fitted = finished_network(params, dataset, name, seed)
     found = _open(fitted, params)
-    predictions = read_predictions(fitted / "predictions.csv")
-    chosen = choose(predictions[predictions.split == "test"].reset_index(drop=True), found.classes)
+    chosen = choose(read_predictions(fitted / "predictions.csv", "test"), found.classes)
     pixels = np.asarray(found.images[pd.Index(found.samples.id).get_indexer(chosen.id)])
     heat = grad_cam(found.network, pixels, chosen.predicted.map(found.classes.index).to_numpy())
     with atomic_folder(GRADCAM / dataset / run_name(name, seed)) as folder:

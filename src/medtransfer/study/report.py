@@ -11,17 +11,17 @@ from PIL import Image
 from medtransfer.analysis.leakage import COLUMNS as LEAKAGE_COLUMNS
 from medtransfer.analysis.leakage import measure_leakage
 from medtransfer.analysis.runs import Run, by_model, read_run, studied
-from medtransfer.analysis.tables import compute_tables, read_tables, write_tables
+from medtransfer.analysis.tables import read_tables
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file, read_json
-from medtransfer.core.layout import FIGURES, GRADCAM, LAYERS, NOTES, PARAMS, REPORTS, SHARED, SUBGROUPS, TUNING
+from medtransfer.core.layout import FIGURES, NOTES, PARAMS, REPORTS, SHARED, SUBGROUPS, TUNING
 from medtransfer.core.params import read_params
 from medtransfer.core.tables import read_result
 from medtransfer.metrics.scores import MACRO
 from medtransfer.report.drawings import overview
 from medtransfer.report.page import build_page
 from medtransfer.report.study import Layers, Picture, Study
-from medtransfer.report.tables import markdown
+from medtransfer.report.tables import write_results
 from medtransfer.study.collected import read_collected, read_collected_params
 
 LEAKAGE = "leak.csv"
@@ -42,11 +42,7 @@ def write_result_tables(folder: Path) -> None:
     runs = read_collected(folder)
     described = {run.dataset: folder / "runs" / run.dataset / SUBGROUPS for run in runs}
     attributes = {name: read_result(path, dtype=str) for name, path in described.items() if path.exists()}
-    tables = compute_tables(runs, attributes)
-    write_tables(tables, folder)
-    study = Study(folder.name, runs, tables)
-    with atomic_file(folder / "results.md") as path:
-        path.write_text(markdown(study))
+    study = write_results(folder.name, runs, attributes, folder)
     with atomic_file(folder / OVERVIEW) as path:
         overview(study).savefig(path, format="png")
 
@@ -101,14 +97,9 @@ def read_study(folder: Path) -> Study:
         raise UserError(f"{tabled / 'results.csv'}: was computed from different models or seeds; {remedy}")
     layers = [
         Layers(record, *(read_result(path.parent / f"{name}.csv", columns) for name, columns in LAYER_TABLES.items()))
-        for path, record in _read_records(
-            artifacts / LAYERS.name, "layers", [f"{name}.csv" for name in LAYER_TABLES], runs
-        )
+        for path, record in _read_records(artifacts, "layers", [f"{name}.csv" for name in LAYER_TABLES], runs)
     ]
-    tables_of = {
-        "leakage": (tabled / LEAKAGE, LEAKAGE_COLUMNS),
-        "tuning": (artifacts / TUNING.name, TRIAL_COLUMNS),
-    }
+    tables_of = {"leakage": (tabled / LEAKAGE, LEAKAGE_COLUMNS), "tuning": (artifacts / TUNING.name, TRIAL_COLUMNS)}
     written = _read_notes(folder / NOTES)
     datasets = read_collected_params(folder).datasets
     return Study(
@@ -124,7 +115,7 @@ def _read_notes(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return ""
-    except (UnicodeDecodeError, IsADirectoryError):
+    except UnicodeDecodeError:
         raise UserError(f"{path}: expected a text file in UTF-8") from None
 
 
@@ -145,7 +136,7 @@ def _read_pictures(folder: Path, artifacts: Path, runs: list[Run]) -> list[Pictu
     drawn = {path.parent.name: path for path in sorted((folder / FIGURES).glob("*/activations.png"))}
     drawn |= {path.name.removesuffix(COPIED): path for path in sorted(folder.glob(f"*{COPIED}"))}
     found = [Picture(dataset, "activations", "", _read_png(path)) for dataset, path in drawn.items()]
-    for path, record in _read_records(artifacts / GRADCAM.name, "gradcam", ["gradcam.png"], runs):
+    for path, record in _read_records(artifacts, "gradcam", ["gradcam.png"], runs):
         png = _read_png(path.parent / "gradcam.png")
         found.append(Picture(record["dataset"], "gradcam", path.parent.name, png))
     return found
@@ -161,7 +152,7 @@ def _read_png(path: Path) -> bytes:
 
 
 def _read_records(
-    folder: Path, kind: str, files: Collection[str], runs: list[Run]
+    artifacts: Path, kind: str, files: Collection[str], runs: list[Run]
 ) -> list[tuple[Path, dict[str, Any]]]:
     """Return the records that `layers` or `gradcam` wrote for single networks, with their paths.
 
@@ -169,7 +160,7 @@ def _read_records(
     """
     fits = {(run.dataset, run.model, run.seed): run.record["fit"] for run in runs}
     found = []
-    for path in sorted(folder.glob(f"*/*/{kind}.json")):
+    for path in sorted((artifacts / kind).glob(f"*/*/{kind}.json")):
         model, _, seed = path.parent.name.rpartition("-seed")
         command = f"run `medtransfer {kind} {path.parent.parent.name} {model} --seed {seed}`"
         remedy = f"remove {path.parent}, or {command} again"

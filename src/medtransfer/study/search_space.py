@@ -178,7 +178,7 @@ def for_params(params: Params, dataset: str, name: str, point: Mapping[str, Any]
     if "learning_rate" in values:
         known = configuration.learning_rate
         if known is not None and not isinstance(known, dict):
-            studied = {other for other, study in params.study.items() if name in (*study.train, *study.transfer)}
+            studied = {other for other, study in params.study.items() if name in study.networks}
             known = dict.fromkeys(sorted(studied), known)
         rates = {**(known or {}), dataset: values["learning_rate"]}
         values["learning_rate"] = f"{{{', '.join(f'{other}: {rate}' for other, rate in rates.items())}}}"

@@ -21,7 +21,7 @@ from medtransfer.core.params import Params, read_params
 from medtransfer.core.predictions import read_predictions
 from medtransfer.core.prepared import finished_network, read_dataset
 from medtransfer.core.provenance import git_commit
-from medtransfer.core.run_record import RECORD, read_record
+from medtransfer.core.run_record import RECORD, read_record, recipe_of
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.study.ray_cluster import Needs, join_ray
 from medtransfer.tracking import mlflow_runs, mlflow_store
@@ -151,11 +151,10 @@ def run_fit(fit: GridPoint, project: Path, commit: str, experiment: str, parent:
             target = mlflow_runs.RunTarget(experiment, fit.name, parent)
             train(read_params(PARAMS), fit.dataset, fit.configuration, fit.seed, target, {"git_commit": commit})
     record = read_record(folder)
-    predictions = read_predictions(folder / "predictions.csv")
     return {
-        "learning_rate": record["hyperparameters"]["train"]["learning_rate"],
+        "learning_rate": recipe_of(record).learning_rate,
         "val_loss": float(pd.read_csv(folder / "history.csv").val_loss.min()),
-        "val_macro_f1": score(predictions[predictions.split == "validation"])[MACRO],
+        "val_macro_f1": score(read_predictions(folder / "predictions.csv", "validation"))[MACRO],
         "best_epoch": record["best_epoch"],
         "epochs": record["epochs"],
         "seconds": round(record["seconds"], 1),

@@ -254,15 +254,14 @@ def answering() -> Iterator[None]:
         if is_invalid_value(error):
             raise
         file = file_of(mlflow.get_tracking_uri())
-        remedy = (
-            f"if it is damaged, move it aside (mv {shlex.quote(f'{file}')} {shlex.quote(f'{file}.damaged')}) and run "
-            "`medtransfer audit --repair`, "
-            "which logs the fits again"
-            if file
-            else "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account there, and run again"
-            if getattr(error, "error_code", "") == "UNAUTHENTICATED"
-            else "start it or correct MLFLOW_TRACKING_URI, and run again"
-        )
+        if file:
+            aside = f"mv {shlex.quote(f'{file}')} {shlex.quote(f'{file}.damaged')}"
+            remedy = f"if it is damaged, move it aside ({aside}) and run `medtransfer audit --repair`, "
+            remedy += "which logs the fits again"
+        elif getattr(error, "error_code", "") == "UNAUTHENTICATED":
+            remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account there, and run again"
+        else:
+            remedy = "start it or correct MLFLOW_TRACKING_URI, and run again"
         raise UserError(f"MLflow at {address()} does not answer ({reason(error)}); {remedy}") from None
 
 

@@ -78,14 +78,6 @@ def _remove(folder: Path) -> bool:
     return True
 
 
-def hash_array(array: np.ndarray) -> str:
-    """Return the SHA-256 of an array's bytes, read in chunks."""
-    sha = hashlib.sha256()
-    for start in range(0, len(array), 1024):
-        sha.update(array[start : start + 1024].tobytes())
-    return sha.hexdigest()
-
-
 def cached_features(
     made_from: Mapping[str, Any],
     shape: tuple[int, ...],

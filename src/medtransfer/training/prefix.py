@@ -1,5 +1,6 @@
 """The frozen prefix: the blocks before the first trainable one."""
 
+import hashlib
 import logging
 import math
 import tempfile
@@ -17,7 +18,7 @@ from medtransfer.models import vgg16
 from medtransfer.models.freezing import block_of
 from medtransfer.models.weights import digest
 from medtransfer.training.device import accelerators, device_name, fits_on_device
-from medtransfer.training.feature_cache import GB, cached_features, hash_array
+from medtransfer.training.feature_cache import GB, cached_features
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def use_cached_features(
     made_from = {
         "prefix": "-".join(dict.fromkeys((blocks[0], blocks[-1]))),
         "weights": digest(vgg16.get_base_weights(prefix)),
-        "images": hash_array(images),
+        "images": hashlib.sha256(images.data).hexdigest(),
         "image_size": images.shape[1],
         "scaling": settings.scaling,
         "precision": settings.precision,

@@ -37,13 +37,8 @@ def predict_probabilities(tree: Tree, images: np.ndarray, classes: int) -> np.nd
     return probabilities
 
 
-def save_tree(tree: Tree, path: str) -> None:
-    """Write a fitted tree in skops's format, which loads without running code."""
-    skops.io.dump(tree, path)
-
-
 def load_tree(path: str) -> Tree:
-    """Read a tree that `save_tree` wrote; a UserError, before anything is built, if the file contains other types."""
+    """Read a tree that skops wrote; a UserError, before anything is built, if the file contains other types."""
     try:
         tree = skops.io.load(path, trusted=list(TRUSTED_TYPES))
         if not isinstance(tree, DecisionTreeClassifier | RandomForestClassifier):
