@@ -206,9 +206,8 @@ def _check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read
 def _check_history(client: Any, folder: Path, name: str, run_id: str) -> Iterator[str]:
     history = pd.read_csv(folder / "history.csv", float_precision="round_trip").set_index("epoch")
     for column, values in history.items():
-        end = ("val_macro_f1", len(values) + 1)  # older versions logged the score of the best epoch here
         logged_points = client.get_metric_history(run_id, mlflow_runs.curve_name(str(column)))
-        points = sorted((point.step, point.value) for point in logged_points if (column, point.step) != end)
+        points = sorted((point.step, point.value) for point in logged_points)
         steps = [step for step, _ in points]
         if steps != list(values.index):
             yield f"{name} has {column} for the epochs {steps}, history.csv has {list(values.index)}"

@@ -138,14 +138,6 @@ class CatalogueEntry(Section):
     citation: Line
     scope: str = ""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _divide_old_classes(cls, values: Any) -> Any:
-        """Accept the form of older files, in which `classes` has the meanings."""
-        if isinstance(values, dict) and isinstance(values.get("classes"), dict):
-            return {**values, "classes": list(values["classes"]), "meanings": values["classes"]}
-        return values
-
     @field_validator("meanings")
     @classmethod
     def _explain_known_classes(cls, meanings: dict[str, str], info: ValidationInfo) -> dict[str, str]:
@@ -363,12 +355,7 @@ def parse_params(text: str, path: Path) -> Params:
         _warn_once(
             f"{path}: train.{key}: no network uses it, since each has its own; change configurations.<name>.{key}"
         )
-    for name, settings in raw["datasets"].items():
-        if isinstance((settings.get("catalogue") or {}).get("classes"), dict):
-            _warn_once(
-                f"{path}: datasets.{name}.catalogue.classes: rename it to meanings, and list the labels under classes; "
-                "DVC does not see the order of a mapping"
-            )
+    for settings in raw["datasets"].values():
         if "leak" in settings["split"]:
             _warn_once(f"{path}: split.leak is now called split.leakage")
     return params

@@ -1,7 +1,7 @@
 """Read a prepared data set, and find a finished network."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,11 +16,19 @@ from medtransfer.core.run_record import read_record
 from medtransfer.core.tables import read_result
 
 
-def read_dataset(params: Params, name: str) -> tuple[np.ndarray, pd.DataFrame, dict[str, Any]]:
-    """Return the memory-mapped images (n, size, size, 3), uint8, the samples and dataset.json."""
+class Prepared(NamedTuple):
+    """A prepared data set: memory-mapped images (n, size, size, 3), uint8, the samples and dataset.json."""
+
+    images: np.ndarray
+    samples: pd.DataFrame
+    description: dict[str, Any]
+
+
+def read_dataset(params: Params, name: str) -> Prepared:
+    """Read a data set of params.yaml, which must have been prepared with these parameters."""
     check_known("params.yaml: datasets", name, params.datasets)
     description = check_prepared(params, name)
-    return np.load(PREPARED / name / "images.npy", mmap_mode="r"), read_samples(name), description
+    return Prepared(np.load(PREPARED / name / "images.npy", mmap_mode="r"), read_samples(name), description)
 
 
 def check_prepared(params: Params, name: str) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from medtransfer.core.predictions import read_predictions
 from medtransfer.core.prepared import read_samples
 from medtransfer.core.run_record import note_of, read_record, recipe_of
 from medtransfer.data.custom import dataset_of
-from medtransfer.data.images import MAX_PIXELS, WHITE, load_pixels, load_rgb
+from medtransfer.data.images import MAX_PIXELS, load_pixels, load_rgb
 from medtransfer.layers.gradcam import LAST, grad_cam, overlay, why_unclear
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.models.vgg16 import load_network
@@ -47,13 +47,13 @@ class Classifier:
         temperature (1 if not calibrated), image_size, resize_filter, white_level (None if the data set has no files
         with 16 bits), network_sha256, training_sha256, likeness (from `describe_training`), flips (axes, for a mean of
         predictions), model, seed, fit, validation_macro_f1
-    training : Reference or None
-        The training images in feature space; classifiers of older versions have none.
+    training : Reference
+        The training images in feature space.
     """
 
     network: keras.Model
     facts: dict[str, Any]
-    training: likeness.Reference | None = None
+    training: likeness.Reference
 
     @cached_property
     def with_features(self) -> keras.Model:
@@ -66,14 +66,14 @@ class Answer:
     """The answer for one image.
 
     probabilities : (classes,), float64
-    distance : from the training images; None if the classifier cannot measure it
+    distance : from the training images
     unlike_training : whether that is beyond the threshold
     calibrated : whether the probabilities are calibrated for an image like this
     """
 
     probabilities: np.ndarray
-    distance: float | None
-    unlike_training: bool | None
+    distance: float
+    unlike_training: bool
     calibrated: bool
 
 
@@ -114,10 +114,8 @@ def load_classifier(folder: Path, registered: dict[str, str] | None = None) -> C
     `registered` has the files' SHA-256 in MLflow's registry, which reveal changes in the folder.
     """
     try:
-        facts = {"note": "", **json.loads((folder / FACTS).read_text())}  # older ones have no note
-        expected = {NETWORK: facts["network_sha256"], **(registered or {})}
-        if "training_sha256" in facts:
-            expected[TRAINING] = facts["training_sha256"]
+        facts = json.loads((folder / FACTS).read_text())
+        expected = {NETWORK: facts["network_sha256"], **(registered or {}), TRAINING: facts["training_sha256"]}
         found = {file: sha256_of(folder / file) for file in expected}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: no classifier ({error}); run `medtransfer register DATASET`") from None
@@ -127,10 +125,7 @@ def load_classifier(folder: Path, registered: dict[str, str] | None = None) -> C
                 f"{folder / file}: SHA-256 {found[file]}, expected {digest}; run `medtransfer register DATASET` again"
             )
     keras.config.disable_interactive_logging()
-    # Older classifiers lack the keys; all of them were calibrated.
-    older = {"calibrated": True, "flips": [[]], "white_level": WHITE, "scope": "", "likeness": None}
-    training = likeness.load(folder / TRAINING) if TRAINING in expected else None
-    return Classifier(load_network(folder / NETWORK), older | facts, training)
+    return Classifier(load_network(folder / NETWORK), facts, likeness.load(folder / TRAINING))
 
 
 def read_image(classifier: Classifier, content: bytes, name: str = "", max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -165,12 +160,10 @@ def ask(classifier: Classifier, pixels: np.ndarray) -> list[Answer]:
         maps, outputs = zip(
             *(both.predict_on_batch(np.flip(image, tuple(axes))) for axes in facts["flips"]), strict=True
         )
-        distance, unlike = None, None
-        if classifier.training:
-            distance = float(likeness.distances(classifier.training, likeness.pool(maps[0]))[0])
-            unlike = distance > facts["likeness"]["threshold"]
+        distance = float(likeness.distances(classifier.training, likeness.pool(maps[0]))[0])
+        unlike = distance > facts["likeness"]["threshold"]
         (probabilities,) = temper(_mean(outputs), facts["temperature"])
-        answers.append(Answer(probabilities, distance, unlike, facts["calibrated"] and unlike is False))
+        answers.append(Answer(probabilities, distance, unlike, facts["calibrated"] and not unlike))
     return answers
 
 

@@ -132,7 +132,7 @@ def as_table(answers: list[dict[str, Any]], facts: dict[str, Any]) -> pd.DataFra
     calibrated, overlay, problem and synthetic, and label where labels were given.
     """
     known = dict.fromkeys(("predicted", "overlay", "problem"), "") | {"synthetic": facts["synthetic"]}
-    known |= {key: (facts["likeness"] or {}).get(key) for key in LIKENESS}
+    known |= {key: facts["likeness"][key] for key in LIKENESS}
     rows = []
     for found in answers:
         given = found.get("probabilities", {})

@@ -22,7 +22,7 @@ from medtransfer.core.errors import UserError, counted
 from medtransfer.core.files import atomic_folder, read_json, write_json
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import as_predictions
-from medtransfer.core.prepared import check_data_of, read_dataset
+from medtransfer.core.prepared import Prepared, check_data_of, read_dataset
 from medtransfer.core.run_record import note_of, read_record, recipe_of
 from medtransfer.data.decoding import thumbnail
 from medtransfer.data.duplicates import find_near_duplicates
@@ -43,7 +43,6 @@ EXTERNAL = Path("artifacts/external")
 # What must not change between two calls with one name, and its key in external.json.
 IDENTITY = {"other images or another image size": "pixels_sha256", "other labels": "labels", "another --map": "map"}
 NETWORK_RUN = "medtransfer.network_run"
-Data = tuple[np.ndarray, pd.DataFrame, dict[str, Any]]
 
 
 def score_outside(
@@ -132,10 +131,12 @@ def _find_copies(pixels: np.ndarray, samples: pd.DataFrame, images: np.ndarray, 
     return found
 
 
-def _answer(fit: Path, samples: pd.DataFrame, pixels: np.ndarray, data: Data) -> tuple[pd.DataFrame, dict[str, Any]]:
+def _answer(
+    fit: Path, samples: pd.DataFrame, pixels: np.ndarray, data: Prepared
+) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return a network's predictions for the pixels, and how many of them are unlike the training images.
 
-    The column `unlike_training` says which; `data` is that of `read_dataset`.
+    The column `unlike_training` says which.
     """
     images, known, description = data
     network = load_network(fit / "model.keras")

@@ -19,7 +19,7 @@ from medtransfer.core.files import atomic_file, sha256_of
 from medtransfer.core.layout import PREPARED, TUNING_KEY, run_folder
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import as_predictions, predicted_labels
-from medtransfer.core.prepared import read_dataset
+from medtransfer.core.prepared import Prepared, read_dataset
 from medtransfer.core.recipe import TrainParams
 from medtransfer.core.tables import read_result
 from medtransfer.metrics.scores import MACRO, score
@@ -30,7 +30,6 @@ from medtransfer.training.device import device_name, prepare_backend
 from medtransfer.training.experiment import build_network, cache_features
 from medtransfer.training.loop import DivergedError, best_epoch, fit, predict
 
-Data = tuple[np.ndarray, pd.DataFrame, dict[str, Any]]
 SCORES = ["best_epoch", "val_loss", "val_macro_f1", "predicted_classes"]
 COLUMNS = [*TUNING_KEY, "searched", *SCORES, "image_size", "precision", "device", "seconds"]
 
@@ -67,7 +66,7 @@ def tune(params: Params, dataset: str, names: list[str], plan: Plan, output: Pat
                 "pruner": plan.pruner,
                 "seed": params.seeds[0],
             }
-            digest = _digest(facts | _origin(params, data[2], name, fixed.model_dump()))
+            digest = _digest(facts | _origin(params, data.description, name, fixed.model_dump()))
             study = SharedStudy(file, f"{dataset} {name} {digest}", plan, params.seeds[0], process)
             found.append(_Search(params, data, name, recipe, study, output, facts).run())
     return pd.concat(found, ignore_index=True)
@@ -78,7 +77,7 @@ class _Search:
     """The search of one configuration; `facts` become the parameters of its parent run in MLflow."""
 
     params: Params
-    data: Data
+    data: Prepared
     name: str
     recipe: TrainParams
     study: SharedStudy
@@ -105,7 +104,7 @@ class _Search:
 
     def log_parent(self, metrics: dict[str, float]) -> str | None:
         """Log the parent run and return its id; it does not stay open, because several processes share it."""
-        tags = {"dataset": self.data[2]["name"], "model": self.name, "optuna": optuna.__version__}
+        tags = {"dataset": self.data.description["name"], "model": self.name, "optuna": optuna.__version__}
         experiment, study = f"tune {tags['dataset']}", self.study.name
         with self.study.lock, mlflow_runs.run(experiment, self.name, study, self.facts, tags, None) as run:
             run.log_metrics(metrics)
@@ -113,9 +112,9 @@ class _Search:
 
     def run_trial(self, trial: optuna.Trial, parent: str | None) -> dict[str, Any]:
         """Return the row of a trial, from the CSV file if it is there; log it as a child of the parent run."""
-        point, seed, dataset = decode(trial.params), self.params.seeds[0], self.data[2]["name"]
+        point, seed, dataset = decode(trial.params), self.params.seeds[0], self.data.description["name"]
         settings = changed(self.params, self.recipe, dataset, point)
-        origin = _origin(self.params, self.data[2], self.name, settings.model_dump(exclude={"learning_rate"}))
+        origin = _origin(self.params, self.data.description, self.name, settings.model_dump(exclude={"learning_rate"}))
         key = {"dataset": dataset, "configuration": self.name, "seed": seed, "made_from": _digest(origin)}
         key |= settings.model_dump(include={"optimizer", "learning_rate", "fraction", "epochs"})
         target = mlflow_runs.RunTarget(f"tune {dataset}", f"{self.name}-{trial.number}", parent)
@@ -151,9 +150,9 @@ class _Search:
 
 
 def run_trial(
-    params: Params, data: Data, name: str, settings: TrainParams, follow: Callable[[dict[str, float]], bool]
+    params: Params, data: Prepared, name: str, settings: TrainParams, follow: Callable[[dict[str, float]], bool]
 ) -> dict[str, Any]:
-    """Train one configuration and return its row without TUNING_KEY; `data` is that of `read_dataset`.
+    """Train one configuration and return its row without TUNING_KEY.
 
     `follow` gets each row of the history and returns whether to prune the trial.
     """

@@ -59,8 +59,8 @@ def _problem_of(model: Any) -> str:
         digests = _digests_of_model(Path(folder))
     if not digests:
         return f"has a model without {' or '.join(MODEL_FILES)}"
-    logged = model.tags.get(MODEL_DIGEST)  # older ones have none
-    return "has a model whose file is not the one that was logged" if logged and logged not in digests else ""
+    logged = model.tags.get(MODEL_DIGEST)
+    return "" if logged in digests else "has a model whose file is not the one that was logged"
 
 
 def _digests_of_model(folder: Path) -> list[str]:
@@ -186,7 +186,7 @@ def registered_problems(version: Any) -> Iterator[str]:
 def fetch_classifier(uri: str, folder: Path) -> tuple[Path, dict[str, str]]:
     """Download a registered classifier into a folder; return its path and the SHA-256 of its files by name.
 
-    The digests come from the registry, so changed files cannot change them. Older versions have only the network's.
+    The digests come from the registry, so changed files cannot change them.
     `uri` is, for example, `models:/ham10000@best` or `models:/ham10000/2`.
     """
     parts = re.fullmatch(r"models:/(?P<name>[^/@]+)(@(?P<alias>[^/@]+)|/(?P<version>\d+))", uri)

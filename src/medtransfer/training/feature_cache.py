@@ -118,7 +118,7 @@ def cached_features(
         earlier: float | None = 0.0
         if _is_whole(folder):
             log.info("features: %s from %s", made_from["prefix"], folder)
-            earlier = _read_made_from(folder).get("seconds")  # missing in entries of earlier versions
+            earlier = _read_made_from(folder)["seconds"]
         else:
             reason, size, begin = "", math.prod(shape) * dtype.itemsize, time.perf_counter()
             try:
