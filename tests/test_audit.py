@@ -1,5 +1,6 @@
 """The audit finds each kind of drift, and the repair logs nothing that is not what DVC recorded."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -165,11 +167,14 @@ def test_the_status_of_a_stage_is_summarised() -> None:
 def test_before_anything_ran_there_is_nothing_to_audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    refused = str(CliRunner().invoke(cli, ["audit"]).exception)
+    assert refused.startswith(f"params.yaml: not found in {tmp_path}; run medtransfer in the project's folder")
+    shutil.copy(PROJECT / "params.yaml", tmp_path)
     for arguments in ([], ["--repair"]):
         done = CliRunner().invoke(cli, ["audit", *arguments])
         assert done.exit_code == 0, done.output
         assert done.output.startswith("nothing to audit")
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
     for made in (place(NETWORK) / "run.json", Path("mlruns/mlflow.db")):
         made.parent.mkdir(parents=True)
         made.touch()
@@ -463,6 +468,19 @@ def test_a_damaged_fit_is_left_out_and_the_others_are_logged(study: mlflow.Mlflo
 def test_the_repair_fixes_what_it_can(study: mlflow.MlflowClient, plant: Callable[[mlflow.MlflowClient], None]) -> None:
     plant(study)
     assert f"logged {place(NETWORK)} from its files" in audit.repair()
+    assert audit.audit() == []
+
+
+@pytest.mark.usefixtures("study")
+def test_the_repair_removes_no_model_before_it_has_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("mlflow.artifacts.download_artifacts", fail)
+        full.setattr(audit, "_log_model", fail)
+        with suppress(OSError):
+            audit.repair()
     assert audit.audit() == []
 
 

@@ -288,6 +288,15 @@ def test_keras_limits_of_the_environment_end_no_fit_early(project: Path) -> None
     assert found.stdout.endswith(b"None None\n"), found
 
 
+@pytest.mark.parametrize("name", ["params.yaml", "dvc.yaml"])
+def test_a_merge_conflict_in_the_settings_is_named(project: Path, name: str) -> None:
+    whole = (PROJECT / name).read_text()
+    (project / name).write_text(f"<<<<<<< HEAD\n{whole}=======\n{whole}>>>>>>> theirs\n")
+    refused = medtransfer(project, "check")
+    assert refused.returncode == 2
+    assert last_line(refused).startswith(f"medtransfer: {name}: has a merge conflict; take either side (`git checkout")
+
+
 def test_a_git_hook_of_another_repository_does_not_change_the_commit(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q", "--bare", tmp_path / "other.git"], check=True)
     code = "import medtransfer.cli as c; c.cli(['cache', 'show'], standalone_mode=False); "

@@ -357,12 +357,76 @@ def test_the_demonstration_replaces_no_data_that_only_this_folder_knows(project:
     assert CliRunner().invoke(cli, ADD).exit_code == 0
     before = Path("data.dvc").read_text()
     refused = CliRunner().invoke(cli, ["data", "demo"])
-    assert "data.dvc: no commit has this version of the data; keep it (`git commit data.dvc`)" in str(refused.exception)
+    assert (
+        "data.dvc: no commit has this version of the data; keep it (`git add data.dvc && git commit --message"
+        in str(refused.exception)
+    )
     subprocess.run([*commit, "data.dvc"], check=True)
     Path("data/mine/notes.txt").write_text("mine")
     refused = CliRunner().invoke(cli, ["data", "demo"])
     assert "mine/notes.txt; it was damaged or changed on disk; `dvc add data` keeps a change" in str(refused.exception)
     assert Path("data.dvc").read_text() == before
+
+
+def test_the_demonstration_replaces_no_data_in_a_repository_without_a_commit(project: Path) -> None:
+    git_init(project)
+    shutil.copy(PROJECT / ".dvcignore", ".")
+    shutil.copytree(PROJECT / ".dvc/embedded", project / ".dvc/embedded")
+    assert CliRunner().invoke(cli, ADD).exit_code == 0
+    refused = CliRunner().invoke(cli, ["data", "demo"])
+    assert "no commit has this version of the data; keep it (`git add data.dvc && git commit" in str(refused.exception)
+    assert Path("data/mine/labels.csv").exists()
+
+
+@pytest.mark.parametrize("command", ["demo", "fetch", "import", "add", "remove"])
+def test_a_folder_that_is_not_the_project_stays_empty(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(elsewhere)
+    arguments = {"demo": [], "import": ["ham10000", str(project)], "add": ["mine", "--images", str(project / "mine")]}
+    refused = CliRunner().invoke(cli, ["data", command, *arguments.get(command, ["ham10000"])])
+    assert str(refused.exception).startswith(f"params.yaml: not found in {elsewhere}; run medtransfer in the project's")
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["study", "s"])
+def test_a_data_set_may_be_called_like_a_part_of_the_pipelines_text(project: Path, name: str) -> None:
+    before = Path("dvc.yaml").read_text()
+    add(name=name)
+    remove_custom(read_params(Path("params.yaml")), name)
+    assert Path("dvc.yaml").read_text() == before
+
+
+def test_both_files_are_written_before_either_is_replaced(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, replaced = Path("params.yaml").read_text(), list[str]()
+    replace = Path.replace
+
+    def note(path: Path, target: Path) -> Path:
+        if target.suffix == ".yaml":
+            replaced.append(target.name)
+            assert Path(".partial-params.yaml").exists() or "params.yaml" in replaced
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", note)
+    add()
+    assert replaced == ["dvc.yaml", "params.yaml"]
+    assert Path("params.yaml").read_text() != before
+
+
+def test_two_blanks_in_a_label_are_one(project: Path) -> None:
+    change_table(label=[("basal cell", "basal  cell", "other")[number % 3] for number in range(40)])
+    add(columns=Columns(group="patient"))
+    assert sorted(pd.read_csv("data/mine/labels.csv").label.unique()) == ["basal cell", "other"]
+
+
+@pytest.mark.parametrize("part", ["training", "testing"])
+def test_a_class_that_a_given_part_lacks_is_named_with_a_remedy_that_helps(project: Path, part: str) -> None:
+    labels = pd.read_csv("labels.csv").label
+    other = {"training": "testing", "testing": "training"}[part]
+    change_table(part=[other if label == "well" else (part, other)[row // 4 % 2] for row, label in enumerate(labels)])
+    with pytest.raises(UserError, match=r"no image of well among the .* change the parts that the data set gives"):
+        add(columns=Columns(group="patient", split="part"))
 
 
 def test_a_study_names_changed_and_missing_data(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

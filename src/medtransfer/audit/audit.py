@@ -254,7 +254,7 @@ def _check_registered(client: Any) -> Iterator[str]:
         if path and path.exists() and sha256_of(path) != version.tags[mlflow_models.DIGEST]:
             yield f"{name} differs from its fit's {path}"
         for problem in mlflow_models.registered_problems(version):
-            yield f"{name}: {problem}; run `medtransfer register {version.name}` and delete this version"
+            yield f"{name}: {problem}; if that lasts, run `medtransfer register {version.name}` and delete this version"
 
 
 @mlflow_store.answering()

@@ -14,7 +14,7 @@ from medtransfer.cli.app import EXIT_USER_ERROR, cli
 from medtransfer.cli.shared import EXISTING_FILE, EXISTING_FOLDER, FOLDER, PATH, dvc
 from medtransfer.core.dvc import DEMONSTRATION, IMPORTED, PIPELINE, POINTER, check_replaceable
 from medtransfer.core.errors import UserError, counted, first_three
-from medtransfer.core.files import restored_on_error
+from medtransfer.core.files import atomic_file, restored_on_error
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import read_params
 from medtransfer.core.run_record import note_of
@@ -153,6 +153,8 @@ def _refuse_inside(name: str, *paths: Path | None) -> None:
 
 def _lock_data() -> None:
     """Let no other command change data/ until this one ends: each would undo the other's changes to params.yaml."""
+    if not PARAMS.exists():
+        read_params(PARAMS)  # says in which folder to run it; another one would become a DVC project
     path, context = IMPORTED.with_suffix(".lock"), click.get_current_context()
     try:
         context.with_resource(FileLock(path, timeout=0))
@@ -167,8 +169,7 @@ def _begin_copy() -> None:
 
     _lock_data()
     _pull_named_data()
-    if PARAMS.exists():
-        check_files()
+    check_files()
 
 
 def _pull_named_data() -> None:
@@ -250,10 +251,11 @@ def describe(names: tuple[str, ...], plots: Path) -> None:
         name = dataset.name
         entry = describe(dataset, DATA / name)
         _print_description(entry)
-        plots.mkdir(parents=True, exist_ok=True)
         plot = plots / f"{name}.png"
         title = mark(f"{name}: images per class", note_of(entry))
-        class_distribution({label: counts["images"] for label, counts in entry["classes"].items()}, title).savefig(plot)
+        figure = class_distribution({label: counts["images"] for label, counts in entry["classes"].items()}, title)
+        with atomic_file(plot) as partial:
+            figure.savefig(partial, format="png")
         click.echo(f"  plot: {plot}\n")
 
 

@@ -119,7 +119,8 @@ def predict(
         from medtransfer.serving.classifier import why_no_overlay
 
     images = outside.find_images(paths, labels.path if labels else None)
-    if output and output.resolve() in {path.resolve() for path in (*images, *([labels.path] if labels else []))}:
+    read = [*images, PARAMS, *([labels.path] if labels else [])]
+    if output and output.resolve() in {path.resolve() for path in read}:
         raise UserError(f"--output: {output}: is also an input file; expected another name")
     classifier = serving.open_classifier(dataset, model)
     scores = []

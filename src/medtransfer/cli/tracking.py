@@ -24,10 +24,11 @@ def audit(repair: bool, host: str | None) -> None:
         from medtransfer.analysis.runs import studied_models
         from medtransfer.audit import audit as store
 
+    params = read_params(PARAMS)
     if not store.is_there_anything():
         click.echo("nothing to audit: no stage has run here; run `medtransfer study` first")
         return
-    warn_of_leftovers(RUNS, studied_models(read_params(PARAMS)))
+    warn_of_leftovers(RUNS, studied_models(params))
     repaired = store.repair(host) if repair else []
     differences = store.audit()
     total = f"{counted(len(find_fits(RUNS)), 'fit')}, {counted(len(differences), 'difference')}"

@@ -113,11 +113,10 @@ def check_replaceable() -> None:
     if DATA.is_dir():
         check_unchanged(DATA)
     committed = _committed_pointer()
-    if committed and POINTER.exists() and POINTER.read_text() not in (committed, DEMONSTRATION.read_text()):
-        raise UserError(
-            f"{POINTER}: no commit has this version of the data; keep it (`git commit {POINTER}`) or discard it (`git "
-            f"checkout HEAD {POINTER}`), then run again"
-        )
+    if POINTER.exists() and POINTER.read_text() not in (committed, DEMONSTRATION.read_text()):
+        keep = f"keep it (`git add {POINTER} && git commit --message Data {POINTER}`)"
+        discard = f" or discard it (`git checkout HEAD {POINTER}`)" if committed else ""
+        raise UserError(f"{POINTER}: no commit has this version of the data; {keep}{discard}, then run again")
 
 
 def _committed_pointer() -> str:
@@ -227,6 +226,8 @@ def _read_trained(params: Params) -> set[tuple[str, str]]:
                     if not sources or not known or known.weights in sources:
                         trained.add((dataset, name))
     except (YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        if CONFLICT.encode() in PIPELINE.read_bytes():
+            raise merge_conflict(PIPELINE, "run again") from None
         raise UserError(
             f"{PIPELINE}: cannot be read as a pipeline: {shortened(error)}; fix it, or {restoring(PIPELINE)}"
         ) from None
@@ -236,9 +237,10 @@ def _read_trained(params: Params) -> set[tuple[str, str]]:
 def _studied(params: Params, dataset: str, key: str) -> list[str]:
     """Return a list of configurations that dvc.yaml reads from params.yaml, where DVC needs it even if it is empty."""
     if dataset not in params.study:
+        write = f", or write `{dataset}: {{train: [], transfer: []}}`" if dataset in params.datasets else ""
         raise UserError(
-            f"{PARAMS}: study.{dataset}: not found, but {PIPELINE} reads study.{dataset}.{key}; write `{dataset}: "
-            f"{{train: [], transfer: []}}`, or remove its stages from {PIPELINE}"
+            f"{PARAMS}: study.{dataset}: not found, but {PIPELINE} reads study.{dataset}.{key}; remove its stages from "
+            f"{PIPELINE}{write}"
         )
     study = params.study[dataset]
     if key not in study.model_fields_set:

@@ -21,7 +21,7 @@ from pydantic import (
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from medtransfer.core.errors import UserError, unknown
+from medtransfer.core.errors import CONFLICT, UserError, merge_conflict, unknown
 from medtransfer.core.provenance import restoring
 from medtransfer.core.recipe import (
     OLD_SCALING,
@@ -340,6 +340,8 @@ def parse_yaml(text: str, path: Path) -> Any:
         return YAML(typ="safe").load(text)
     except (YAMLError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         # A strange date or key raises an error of Python, which ruamel does not catch.
+        if CONFLICT in text:
+            raise merge_conflict(path, "run again") from None
         raise UserError(f"{path}: cannot be read as YAML: {_yaml_reason(error)}") from None
 
 

@@ -142,7 +142,7 @@ def _describe_ham10000(folder: Path) -> pd.DataFrame:
     return pd.DataFrame({"id": table.image_id, "age": ages, "sex": table.sex, "site": table.localization})
 
 
-_CHEST_FILE = re.compile(r"(?:^|/)(?:(train|val|test)/)?(NORMAL|PNEUMONIA)/([^/]+\.(?:jpeg|jpg|png))$")
+_CHEST_FILE = re.compile(r"(?:^|/)(?:(train|val|test)/)?(NORMAL|PNEUMONIA)/([^/]+\.(?i:jpeg|jpg|png))$")
 _CHEST_PATIENT = re.compile(r"(person\d+|(?:NORMAL2-)?IM-\d+)[-_]")
 
 

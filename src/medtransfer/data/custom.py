@@ -143,8 +143,10 @@ def _from_table(files: dict[str, Path], uids: dict[str, str], labels: Path, colu
     table = read_table(labels, named)
     if table.empty:
         raise UserError(f"{labels}: no row below the header; expected one per image")
-    # A blank at the end of a cell is invisible, but would turn one patient or class into two.
+    # A blank at the end of a cell, or two for one, would turn one patient or class into two.
     table = table.apply(lambda column: column.str.strip())
+    for column in set(classes) & set(table):
+        table[column] = table[column].str.replace(r"\s+", " ", regex=True)
     groups = read_groups(table, columns.group, labels) if columns.group else None
     for column in named:
         empty = table.index[(table[column] if groups is None or column != columns.group else groups) == ""]

@@ -111,9 +111,10 @@ def _to_eight_bits(stored: np.ndarray, data: Any) -> np.ndarray:
     if data.get("VOILUTSequence"):
         low, high = 0, 2 ** data.VOILUTSequence[0].LUTDescriptor[2] - 1
         data.VOILUTSequence[0].LUTDescriptor[2] = 16  # with 8, pydicom 3.0.2 counts entries modulo 256
-    elif "WindowCenter" not in data:
+    rescaled = apply_modality_lut(stored, data)
+    shown = apply_voi_lut(rescaled, data)
+    if shown is rescaled:  # without a window, whose range may be descending
         low, high = sorted((low, high))
-    shown = apply_voi_lut(apply_modality_lut(stored, data), data)
     grey = np.rint(np.clip((shown.astype(np.float64) - low) / (high - low), 0, 1) * 255).astype(np.uint8)
     inverted = data.PhotometricInterpretation == "MONOCHROME1" or data.get("PresentationLUTShape") == "INVERSE"
     return 255 - grey if inverted else grey

@@ -1,6 +1,7 @@
 """Raw images → one array, and a table of the samples and their splits."""
 
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -111,15 +112,21 @@ def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
     """
     splits = _given(samples, split, name) if split.by == "given" else _divided(samples, split, name)
     splits = leave_out(samples, splits, split)
-    for part in SPLITS:
+    remedy = f"enlarge the parts in datasets.{name}.split, or change its seed from {split.seed}"
+    _check_classes(samples, splits, SPLITS, name, remedy)
+    return splits
+
+
+def _check_classes(samples: pd.DataFrame, splits: pd.Series, parts: Sequence[str], name: str, remedy: str) -> None:
+    """Check that each part has every class: the F1 of one without images would count as 0."""
+    for part in parts:
         there = set(samples.label[splits == part])
         missing = [label for label in dict.fromkeys(samples.label) if label not in there]
-        if missing:  # its F1 would count as 0
+        if missing:
             raise UserError(
                 f"{name}: no image of {', '.join(missing)} among the {part} images; expected every class in each "
-                f"split; enlarge the parts in datasets.{name}.split, or change its seed from {split.seed}"
+                f"split; {remedy}"
             )
-    return splits
 
 
 def _given(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
@@ -128,7 +135,11 @@ def _given(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
             f"params.yaml: datasets.{name}.split.by: is given, but the data have no parts; use image or group"
         )
     splits = samples.split.copy()
-    if split.validation:
+    _check_classes(samples, splits, ("train", "test"), name, "change the parts that the data set gives")
+    if not split.validation:
+        draw = f"set datasets.{name}.split.validation, to draw them from the training images"
+        _check_classes(samples, splits, ("validation",), name, draw)
+    else:
         splits[splits == "validation"] = LEFT_OUT
         trained = samples[splits == "train"]
         try:

@@ -4,6 +4,7 @@ import io
 import re
 import shutil
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -94,9 +95,9 @@ def remove_custom(params: Params, name: str) -> None:
 
 
 def _write(files: dict[Path, str]) -> None:
-    for path, text in files.items():
-        with atomic_file(path) as partial:
-            partial.write_text(text, encoding="utf-8")
+    with ExitStack() as stack:  # both are written before either is replaced
+        for path, text in files.items():
+            stack.enter_context(atomic_file(path)).write_text(text, encoding="utf-8")
 
 
 def _remove_training(stages: Any, name: str) -> None:
@@ -113,7 +114,7 @@ def _remove_training(stages: Any, name: str) -> None:
         del stages[key]
     for other in stages.values():
         listed = (other.get("matrix") or {}).get("dataset", [])
-        if name in listed:
+        if isinstance(listed, list) and name in listed:  # not the text ${study}
             listed.remove(name)
 
 

@@ -135,12 +135,13 @@ class MlflowRun:
 
     @_sent
     def log_model(self, log_it: Callable[[], None]) -> None:
-        """Log the fitted model by calling `log_it`, unless the run has it; remove a damaged one first."""
+        """Log the fitted model by calling `log_it`, unless the run has it; then remove a damaged one."""
         run = self.client.get_run(self.run_id)
         if model_problem(self.client, run):
-            for model in models_of(self.client, run):
+            damaged = models_of(self.client, run)
+            log_it()  # first: what cannot be read now, as with a full disk, may be all that there is
+            for model in damaged:
                 self.client.delete_logged_model(model.model_id)
-            log_it()
 
     @_sent
     def tag(self, tags: Mapping[str, str]) -> None:

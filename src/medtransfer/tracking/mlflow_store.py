@@ -254,7 +254,11 @@ def answering() -> Iterator[None]:
         if is_invalid_value(error):
             raise
         file = file_of(mlflow.get_tracking_uri())
-        if file:
+        if "database is locked" in str(error):
+            remedy = "another program holds it; close that program, and run again"
+        elif "database schema" in str(error):
+            remedy = f"copy that file, then run `mlflow db upgrade {address()}`, and run again"
+        elif file:
             aside = f"mv {shlex.quote(f'{file}')} {shlex.quote(f'{file}.damaged')}"
             remedy = f"if it is damaged, move it aside ({aside}) and run `medtransfer audit --repair`, "
             remedy += "which logs the fits again"
