@@ -519,15 +519,6 @@ def test_what_mlflow_refuses_to_change_is_named_with_a_remedy(
     assert audit.audit() == []
 
 
-def test_an_older_store_without_digests_differs_only_if_a_file_is_lost(study: mlflow.MlflowClient) -> None:
-    for model in study.search_logged_models([experiment(study)]):
-        study.delete_logged_model_tag(model.model_id, mlflow_models.MODEL_DIGEST)
-    flip_bit(study)
-    assert audit.audit() == []
-    lose_model_file(study)
-    assert len(audit.audit()) == 3
-
-
 @pytest.mark.usefixtures("study")
 def test_what_git_refuses_is_repeated(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # as in a container that runs as another user

@@ -187,19 +187,6 @@ def test_dvc_prepares_again_after_a_change_of_the_classes_but_not_of_the_licence
     assert description["classes"] == ["well", "ill"]
 
 
-def test_the_classes_of_an_older_params_yaml_are_read(project: Path) -> None:
-    add()
-    new = read_params(Path("params.yaml"))
-    yaml = YAML()
-    values = yaml.load(Path("params.yaml"))
-    entry = values["datasets"]["mine"]["catalogue"]
-    entry["classes"] = entry.pop("meanings")
-    yaml.dump(values, Path("params.yaml"))
-    assert read_params(Path("params.yaml")) == new
-    add()
-    assert YAML().load(Path("params.yaml"))["datasets"]["mine"]["catalogue"]["classes"] == ["ill", "well"]
-
-
 def test_added_again_it_keeps_its_groups(project: Path) -> None:
     add()
     before = Path("params.yaml").read_text()

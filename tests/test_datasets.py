@@ -197,6 +197,8 @@ def test_an_import_copies_everything_and_notes_its_origin(demo: Path, tmp_path: 
 
 
 def test_the_command_imports_one_after_the_other_under_dvc(demo: Path, dvc_project: Path) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(PROJECT / name, dvc_project)
     for name in NAMES:
         zipped(demo / name, dvc_project / "archive.zip")
         done = CliRunner().invoke(cli, ["data", "import", name, "archive.zip"])

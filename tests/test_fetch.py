@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import shutil
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from kagglesdk import kaggle_env
 
+from conftest import PROJECT
 from medtransfer.cli import cli
 from medtransfer.core.errors import UserError
 from medtransfer.data.catalogue import HAM10000, read_source
@@ -68,6 +70,8 @@ def kaggle(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 
 def test_a_data_set_comes_from_its_kaggle_handle(kaggle: type[Kaggle], demo: Path, dvc_project: Path) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(PROJECT / name, dvc_project)
     done = CliRunner().invoke(cli, ["data", "fetch", "ham10000"])
     assert done.exit_code == 0, done.output
     assert (dvc_project / "data.dvc").exists()

@@ -21,7 +21,7 @@ def merge_conflict(path: object, then: str) -> UserError:
     )
 
 
-def shortened(text: object, width: int = 200) -> str:
+def shortened(text: object, width: int = 300) -> str:
     """Return a foreign exception's message on one line of at most `width` characters; its cause may be at its end."""
     line, end = " ".join(str(text).split()), width // 3
     return line if len(line) <= width else f"{line[: width - end - 1]}…{line[-end:]}"
