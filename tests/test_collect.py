@@ -298,6 +298,20 @@ def test_what_was_made_otherwise_is_not_added(
     assert sorted(path.read_bytes() for path in Path("results").rglob("*") if path.is_file()) == before
 
 
+def test_other_models_of_otherwise_prepared_images_are_not_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished_study(tmp_path, 0, ["imagenet_all"])
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    path = Path("results/mine/runs/chest_xray/dataset.json")
+    write_json(path, json.loads(path.read_text()) | {"resize_filter": "nearest"})
+    shutil.rmtree("artifacts")
+    finished_study(tmp_path, 1, ["decision_tree"])
+    refused = CliRunner().invoke(cli, ["collect", "mine", "--add"])
+    assert "resize_filter: found lanczos, expected nearest" in str(refused.exception)
+
+
 def test_another_network_with_another_common_recipe_is_not_added(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

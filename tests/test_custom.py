@@ -345,7 +345,7 @@ def test_the_demonstration_replaces_no_data_that_only_this_folder_knows(project:
     before = Path("data.dvc").read_text()
     refused = CliRunner().invoke(cli, ["data", "demo"])
     assert (
-        "data.dvc: no commit has this version of the data; keep it (`git add data.dvc && git commit --message"
+        "data.dvc: this version of the data has not been committed; keep it (`git add data.dvc && git commit --message"
         in str(refused.exception)
     )
     subprocess.run([*commit, "data.dvc"], check=True)
@@ -361,7 +361,9 @@ def test_the_demonstration_replaces_no_data_in_a_repository_without_a_commit(pro
     shutil.copytree(PROJECT / ".dvc/embedded", project / ".dvc/embedded")
     assert CliRunner().invoke(cli, ADD).exit_code == 0
     refused = CliRunner().invoke(cli, ["data", "demo"])
-    assert "no commit has this version of the data; keep it (`git add data.dvc && git commit" in str(refused.exception)
+    assert "this version of the data has not been committed; keep it (`git add data.dvc && git commit" in str(
+        refused.exception
+    )
     assert Path("data/mine/labels.csv").exists()
 
 
@@ -401,6 +403,15 @@ def test_both_files_are_written_before_either_is_replaced(project: Path, monkeyp
     assert Path("params.yaml").read_text() != before
 
 
+def test_two_blanks_in_a_folders_name_are_one(project: Path) -> None:
+    for number, path in enumerate(sorted(Path("mine").rglob("*.png"))):
+        target = Path("folders", ("ill", "not ill", "not  ill")[number % 3], path.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+    add(images=Path("folders"), labels=None, columns=Columns())
+    assert sorted(pd.read_csv("data/mine/labels.csv").label.unique()) == ["ill", "not ill"]
+
+
 def test_two_blanks_in_a_label_are_one(project: Path) -> None:
     change_table(label=[("basal cell", "basal  cell", "other")[number % 3] for number in range(40)])
     add(columns=Columns(group="patient"))
@@ -412,7 +423,7 @@ def test_a_class_that_a_given_part_lacks_is_named_with_a_remedy_that_helps(proje
     labels = pd.read_csv("labels.csv").label
     other = {"training": "testing", "testing": "training"}[part]
     change_table(part=[other if label == "well" else (part, other)[row // 4 % 2] for row, label in enumerate(labels)])
-    with pytest.raises(UserError, match=r"no image of well among the .* change the parts that the data set gives"):
+    with pytest.raises(UserError, match=r"no image of well among the .* change the data set's own split"):
         add(columns=Columns(group="patient", split="part"))
 
 
@@ -723,6 +734,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(project: Path) -> None:
         (lambda: change_table(label=["a/b", "c"] * 20), {}, "label 'a/b': expected letters, digits"),
         (lambda: change_table(label=["a" * 101, "c"] * 20), {}, "at most 100"),
         (lambda: change_table(label=["AUC", "c"] * 20), {}, "label 'AUC': every table uses this name"),
+        (lambda: change_table(label=["warning", "c"] * 20), {}, "label 'warning': every table uses this name"),
         (lambda: change_table(label=["ill"] * 36 + ["well"] * 4), {}, "class well has 2 groups; a split by group"),
         (lambda: change_table(label=["ill"] * 36 + ["well"] * 4), {"columns": Columns()}, "class well has 4 images"),
         (lambda: change_table(image=["x.png"] * 40), {}, "row 2: 'x.png' is not among the images"),

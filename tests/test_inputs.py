@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import keras
@@ -36,7 +37,7 @@ from medtransfer.pipeline.prepare import prepare
 from medtransfer.pipeline.train import train
 from medtransfer.serving.register import best_fit, register
 from medtransfer.study.collect import collect
-from medtransfer.study.finished import analyse_layers, explain_predictions
+from medtransfer.study.finished import analyse_layers, check_source, explain_predictions
 from medtransfer.training.experiment import load_initial_weights
 
 PREDICTIONS = "id,group,split,label,p_nv,p_mel\na,g,test,nv,0.7,0.3\n"
@@ -287,6 +288,26 @@ def test_a_merge_conflict_is_named_and_a_zip_is_not_sent_to_git(
     Path(".dvc/config").write_text("")
     with pytest.raises(UserError, match="run `git init`"):
         check_dvc_files()
+
+
+def test_a_source_that_was_trained_again_is_not_the_start_of_its_transfer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    entry = "{path: artifacts/runs/a/%s-seed0, md5: %s.dir, size: 1, nfiles: 1}"
+    start, fit = Path("artifacts/runs/a/first-seed0"), Path("artifacts/runs/a/second-seed0")
+    record = {"hyperparameters": {"configuration": {"weights": "a/first", "trainable": "head"}}, "seed": 0}
+    for again in ("0", "1"):
+        first, before = entry % ("first", again * 32), entry % ("first", "0" * 32)
+        Path("dvc.lock").write_text(
+            "schema: '2.0'\nstages:\n"
+            f"  train@first: {{cmd: a, outs: [{first}]}}\n"
+            f"  transfer@second: {{cmd: b, deps: [{before}], outs: [{entry % ('second', '2' * 32)}]}}\n"
+        )
+        with (
+            nullcontext() if again == "0" else pytest.raises(UserError, match=f"{start}: was trained again after {fit}")
+        ):
+            check_source(fit, record)
 
 
 def test_results_on_another_disk_are_refused_before_anything_runs(

@@ -641,7 +641,8 @@ def test_networks_are_scored_on_images_of_another_source(
         assert internal["macro avg"] == pytest.approx(table.internal[name, "macro avg"], abs=1e-6)
         assert np.isfinite(table.low[name, "micro avg"])
         network = mlflow_runs.find(client, "chest_xray", f"fit-{name}")
-        run = client.get_run(mlflow_runs.find(client, "chest_xray on hospital", f"fit-{name}"))
+        experiment = client.get_experiment_by_name("chest_xray on hospital").experiment_id
+        (run,) = client.search_runs([experiment], f"tags.`{mlflow_store.FIT}` LIKE 'fit-{name} %'")
         assert run.info.status == "FINISHED"
         assert run.data.tags["medtransfer.network_run"] == network
         assert run.data.metrics["external/unlike_training"] == like["share"]
@@ -666,7 +667,10 @@ def test_networks_are_scored_on_images_of_another_source(
         other = CliRunner().invoke(cli, [*SCORE, *others, "--name", "hospital"])
         assert f"hospital: has scores for {what}; choose another --name" in str(other.exception)
         assert (folder / "scores.csv").read_bytes() == scores
-    assert len(client.search_runs([client.get_experiment_by_name("chest_xray on hospital").experiment_id])) == 2
+    assert len(client.search_runs([experiment])) == 2
+    shutil.rmtree(folder)
+    assert CliRunner().invoke(cli, [*SCORE, "--map", "NORMAL=", "--name", "hospital"]).exit_code == 0
+    assert len(client.search_runs([experiment])) == 4, "other images have runs of their own"
 
 
 def test_answers_are_scored_where_labels_are_given(registered: Path, outside: Path) -> None:
@@ -835,6 +839,13 @@ def test_a_bad_request_gets_a_reason(
     answer = page.post("/predict", content=body, headers=headers)
     assert answer.status_code == status
     assert reason in answer.text
+
+
+@pytest.mark.parametrize("start", [b"RIFFH=\0\0WEBP", b"BMB=\x01\0"])
+def test_an_image_whose_size_looks_like_a_form_is_not_taken_for_one(page: TestClient, start: bytes) -> None:
+    answer = page.post("/predict", content=start + bytes(100))
+    assert answer.status_code == 422
+    assert "cannot be decoded" in answer.text
 
 
 @pytest.mark.parametrize("known", ["synthetic", "calibrated"])

@@ -131,6 +131,26 @@ def test_the_fits_of_a_sweep_are_children_of_the_copy_of_its_run(
     assert names_by_parent(mlflow_store.connect()) == {"": ["alone", "grid"], "grid": ["fit 1", "fit 2", "fit 3"]}
 
 
+def test_a_run_that_went_on_is_copied_again_and_a_renamed_experiment_is_not_copied_twice(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = f"sqlite:///{project}/other.db"
+    own = mlflow.get_tracking_uri()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", theirs)
+    assert track_push.push() == {"copied": 3, "already": 0, "running": 0}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", own)
+    with mlflow_runs.run("ham10000", "killed", "fit-killed", {"a": {"b": 1}}, {"seed": 0}, sample_seconds=None) as run:
+        run.log_metrics({"test/macro_f1": 0.5})
+    ours = described(mlflow_store.connect())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", theirs)
+    assert track_push.push() == {"copied": 1, "already": 2, "running": 0}
+    there = mlflow_store.connect()
+    assert described(there) == ours
+    there.rename_experiment(there.get_experiment_by_name("ham10000").experiment_id, "skin")
+    with pytest.raises(UserError, match=r"is in the experiment skin; rename that to ham10000: `MLFLOW_TRACKING_URI="):
+        track_push.push()
+
+
 def test_an_interrupted_push_continues(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = described(mlflow_store.connect())
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/other.db")

@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 from conftest import PROJECT, use_store
 from medtransfer.cli import cli
 from medtransfer.core.errors import UserError
-from medtransfer.core.files import atomic_folder
+from medtransfer.core.files import atomic_folder, write_json
 from medtransfer.core.params import Params
 from medtransfer.core.prepared import read_dataset
 from medtransfer.data.catalogue import CHEST_XRAY
@@ -201,6 +201,10 @@ def test_another_recipe_or_other_data_are_another_trial(
     tune(small, "learning_rate=1e-3")
     tune(small, "learning_rate=1e-3")
     assert len(trials) == len(pd.read_csv("tuning.csv")) == 4
+    description = project / "artifacts" / "prepared" / "chest_xray" / "dataset.json"
+    write_json(description, json.loads(description.read_text()) | {"white_level": 4095})
+    tune(small, "learning_rate=1e-3")
+    assert len(trials) == 5
 
 
 def test_any_key_is_searched_and_one_value_fixes_it(

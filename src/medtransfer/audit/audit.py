@@ -152,7 +152,7 @@ def _check_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> It
         yield f"{folder}: made by git commit {commit}: {problem}"
     run = _run_of(client, record)
     if run is None:
-        where = mlflow_runs.renamed_experiment(client, record["dataset"], record["fit"])
+        where = mlflow_runs.renamed_experiment(client, record["dataset"], mlflow_store.FIT, record["fit"])
         yield f"{folder}: " + (where or f"MLflow has no run of this fit ({record['fit']})")
     else:
         yield from _check_run(client, folder, record, run)
@@ -254,7 +254,8 @@ def _check_registered(client: Any) -> Iterator[str]:
         if path and path.exists() and sha256_of(path) != version.tags[mlflow_models.DIGEST]:
             yield f"{name} differs from its fit's {path}"
         for problem in mlflow_models.registered_problems(version):
-            yield f"{name}: {problem}; if that lasts, run `medtransfer register {version.name}` and delete this version"
+            again = f"run `medtransfer register {version.name}` and delete this version"
+            yield f"{name}: {problem}; if this persists, {again}"
 
 
 @mlflow_store.answering()
@@ -290,8 +291,10 @@ def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]], read
     run = _run_of(client, record)
     if run is not None and not list(_check_run(client, folder, record, run, read_models)):
         return False
-    if run is None and (where := mlflow_runs.renamed_experiment(client, record["dataset"], record["fit"])):
-        raise UserError(where)
+    if run is None:
+        where = mlflow_runs.renamed_experiment(client, record["dataset"], mlflow_store.FIT, record["fit"])
+        if where:
+            raise UserError(where)
     data_of(folder)
     _log_again(folder, record)
     run = _run_of(client, record)

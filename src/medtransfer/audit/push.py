@@ -15,6 +15,7 @@ from rich.progress import track
 from ruamel.yaml import YAML
 
 from medtransfer.core.errors import UserError
+from medtransfer.tracking.mlflow_runs import renamed_experiment
 from medtransfer.tracking.mlflow_store import (
     FIT,
     OWN_STORE,
@@ -37,7 +38,8 @@ UNFINISHED = "medtransfer.push_unfinished"
 def push() -> dict[str, int]:
     """Copy every ended run with its params, tags, metrics, data, files, models, times and status.
 
-    A run that is already on the server, pushed before or logged by `audit --repair`, is skipped. A child run, such as a
+    A run that is already on the server, pushed before or logged by `audit --repair`, is skipped, but one that was
+    continued since it was pushed is copied again. A child run, such as a
     sweep's fit, becomes a child of its parent's copy. An interrupted push resumes: only the run in which it stopped is
     copied again.
 
@@ -80,11 +82,14 @@ def _push_run(
     if waits or run.info.status not in ("FINISHED", "FAILED", "KILLED"):
         return "running", None
     if not living_experiment(target, experiment):
+        if renamed := renamed_experiment(target, experiment, ORIGIN, run.info.run_id):
+            raise UserError(renamed)
         with ignoring_existing():  # of another project's push
             target.create_experiment(experiment)
     experiment_id = living_experiment(target, experiment).experiment_id
     for other in _twins(target, experiment_id, run):
-        if UNFINISHED not in other.data.tags:
+        continued = other.data.tags.get(ORIGIN) == run.info.run_id and other.info.end_time != run.info.end_time
+        if UNFINISHED not in other.data.tags and not continued:
             return "already", other.info.run_id
         target.delete_run(other.info.run_id)
     tags = {**run.data.tags, ORIGIN: run.info.run_id}

@@ -116,7 +116,7 @@ def check_replaceable() -> None:
     if POINTER.exists() and POINTER.read_text() not in (committed, DEMONSTRATION.read_text()):
         keep = f"keep it (`git add {POINTER} && git commit --message Data {POINTER}`)"
         discard = f" or discard it (`git checkout HEAD {POINTER}`)" if committed else ""
-        raise UserError(f"{POINTER}: no commit has this version of the data; {keep}{discard}, then run again")
+        raise UserError(f"{POINTER}: this version of the data has not been committed; {keep}{discard}, then run again")
 
 
 def _committed_pointer() -> str:
@@ -239,8 +239,8 @@ def _studied(params: Params, dataset: str, key: str) -> list[str]:
     if dataset not in params.study:
         write = f", or write `{dataset}: {{train: [], transfer: []}}`" if dataset in params.datasets else ""
         raise UserError(
-            f"{PARAMS}: study.{dataset}: not found, but {PIPELINE} reads study.{dataset}.{key}; remove its stages from "
-            f"{PIPELINE}{write}"
+            f"{PARAMS}: study.{dataset}: not found, but {PIPELINE} reads study.{dataset}.{key}; remove that data set's "
+            f"stages from {PIPELINE}{write}"
         )
     study = params.study[dataset]
     if key not in study.model_fields_set:

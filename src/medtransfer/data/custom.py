@@ -116,7 +116,7 @@ def _patients(paths: pd.Series, headers: dict[str, dicom.Header], images: Path) 
     if twins := first_alike(found):
         first, second = (images / paths[found == name].iloc[0] for name in twins)
         raise UserError(
-            f"{first}, {second}: their PatientIDs differ but may be the same patient's; give --labels with --group"
+            f"{first}, {second}: their PatientIDs differ but may belong to the same patient; give --labels with --group"
         )
     return found.map(dicom.hide)
 
@@ -133,7 +133,8 @@ def _from_folders(files: dict[str, Path], images: Path) -> pd.DataFrame:
     loose = [path for path in files if path.count("/") <= first]
     if loose:
         raise UserError(f"{images / loose[0]}: not in the folder of a class; make one per class, or give --labels")
-    found = pd.DataFrame({"path": list(files), "label": [path.split("/")[first] for path in files], "group": ""})
+    labels = [" ".join(path.split("/")[first].split()) for path in files]
+    found = pd.DataFrame({"path": list(files), "label": labels, "group": ""})
     return found.assign(split=[PARTS[path.split("/")[0].lower()] for path in files]) if first else found
 
 
@@ -143,7 +144,7 @@ def _from_table(files: dict[str, Path], uids: dict[str, str], labels: Path, colu
     table = read_table(labels, named)
     if table.empty:
         raise UserError(f"{labels}: no row below the header; expected one per image")
-    # A blank at the end of a cell, or two for one, would turn one patient or class into two.
+    # A trailing or double space would turn one patient or class into two.
     table = table.apply(lambda column: column.str.strip())
     for column in set(classes) & set(table):
         table[column] = table[column].str.replace(r"\s+", " ", regex=True)

@@ -135,9 +135,9 @@ def _given(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
             f"params.yaml: datasets.{name}.split.by: is given, but the data have no parts; use image or group"
         )
     splits = samples.split.copy()
-    _check_classes(samples, splits, ("train", "test"), name, "change the parts that the data set gives")
+    _check_classes(samples, splits, ("train", "test"), name, "change the data set's own split")
     if not split.validation:
-        draw = f"set datasets.{name}.split.validation, to draw them from the training images"
+        draw = f"set datasets.{name}.split.validation to draw validation images from the training images"
         _check_classes(samples, splits, ("validation",), name, draw)
     else:
         splits[splits == "validation"] = LEFT_OUT

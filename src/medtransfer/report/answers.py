@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from medtransfer.analysis.agreement import agree
-from medtransfer.analysis.claims import CLAIMS, FAILS, HOLDS, NOT_SHOWN, SMALL
+from medtransfer.analysis.claims import CLAIMS, FAILS, HOLDS, MARGIN, NOT_SHOWN, SMALL
 from medtransfer.analysis.differences import Comparison, find_pair
 from medtransfer.analysis.families import changed_recipe
 from medtransfer.analysis.lattice import SUBSETS
@@ -18,13 +18,13 @@ from medtransfer.report.study import Study, values_of
 from medtransfer.report.tables import crossed, difference, interval_text, mistuned, one_line, p_value
 from medtransfer.report.words import words_for
 
-HIGHER, LOWER, UNCLEAR = "higher", "lower", "no clear effect"
+HIGHER, LOWER, LITTLE, UNCLEAR = "higher", "lower", "little effect", "no clear effect"
 FEW_RUNS = "estimate only"  # the interval leaves out the variation between training runs
 FROM_IMAGENET = "imagenet_all"
 TOO_FEW = "fewer than"
 COLUMNS = ["question", "change", "data set", "verdict", "so far", "macro F1", "seeds", "p, corrected", "place"]
 # What the front of the page calls a verdict.
-IN_FRONT = {NOT_SHOWN: UNCLEAR, SMALL: "little effect"}
+IN_FRONT = {NOT_SHOWN: UNCLEAR, SMALL: LITTLE}
 CLAIM = ["dataset", "first", "second"]  # the columns that name a claim
 
 
@@ -235,6 +235,6 @@ def _so_far(low: float, high: float, interval: str) -> str:
     """Return what an untested difference shows, by its interval and what that covers."""
     if interval != BOTH:
         return FEW_RUNS
-    if low > 0:
-        return f"probably {HIGHER}"
-    return f"probably {LOWER}" if high < 0 else UNCLEAR
+    if low > 0 or high < 0:
+        return f"probably {HIGHER if low > 0 else LOWER}"
+    return f"probably {LITTLE}" if max(-low, high) < MARGIN else UNCLEAR

@@ -175,12 +175,13 @@ def _facts(record: dict[str, Any], prepared: Path) -> dict[tuple[str, ...], Any]
     it is.
     """
     dataset, model, split = record["dataset"], record["model"], split_of(record)
-    facts = {
+    described = json.loads((prepared / dataset / "dataset.json").read_text())
+    facts: dict[tuple[str, ...], Any] = {
         (dataset, "data_version"): record["data_version"],
         (dataset, "image_size"): record["image_size"],
         (dataset, "split_by"): split.by,
         (dataset, "split_leak"): split.leak,
-        (dataset, "split"): json.loads((prepared / dataset / "dataset.json").read_text())["split"],
+        **{(dataset, key): described.get(key) for key in ("split", "resize_filter", "white_level")},
         (dataset, model, "weights from"): record.get("weights"),
     }
     for key, value in record["hyperparameters"].items():

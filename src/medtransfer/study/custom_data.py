@@ -132,7 +132,7 @@ def _classes(samples: pd.DataFrame, known: Sequence[str], where: Path) -> list[s
             raise UserError(f"{where}: labels {other!r} and {label!r} may be the same; use one spelling")
         if not re.fullmatch(LABEL_PATTERN, label):
             raise UserError(f"{where}: label {label!r}: expected {IN_WORDS[LABEL_PATTERN]}; rename it")
-        if label in (*BY_NAME, "seeds", "intervals"):
+        if label in (*BY_NAME, "seeds", "intervals", "warning"):
             raise UserError(f"{where}: label {label!r}: every table uses this name for something else; rename it")
     if len(classes) < 2:
         raise UserError(f"{where}: {classes[0]} is the only label; a study needs two or more")

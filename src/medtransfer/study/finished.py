@@ -11,8 +11,10 @@ from sklearn.model_selection import train_test_split
 
 from medtransfer.analysis.families import configuration_of
 from medtransfer.analysis.uncertainty import estimate, jackknife
+from medtransfer.core.dvc import recorded_digest, used_digest
+from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder, write_json
-from medtransfer.core.layout import GRADCAM, LAYERS, run_name
+from medtransfer.core.layout import GRADCAM, LAYERS, run_folder, run_name
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import as_predictions, predicted_labels, probabilities_of, read_predictions
 from medtransfer.core.prepared import check_data_of, encode_labels, finished_network, read_dataset
@@ -61,7 +63,9 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     Rewinding and probes are scored on the test images, with 95% intervals over lesions or patients; the probes are
     fitted on up to `PROBED` training images. The initial weights are those in run.json, not in params.yaml.
     """
-    found = _open(finished_network(params, dataset, name, seed), params)
+    fitted = finished_network(params, dataset, name, seed)
+    found = _open(fitted, params)
+    check_source(fitted, found.record)
     tuned, images, classes, size = found.network, found.images, found.classes, found.images.shape[1]
     settings = recipe_of(found.record)
     begin = time.perf_counter()
@@ -104,6 +108,14 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
         }
         write_json(folder / "layers.json", record)
     return LAYERS / dataset / run_name(name, seed)
+
+
+def check_source(fitted: Path, record: dict[str, Any]) -> None:
+    """Check that the run whose weights a network started from has not been trained again since."""
+    source = configuration_of(record).source
+    before = run_folder(*source, record["seed"]) if source else None
+    if before and used_digest(fitted, before) not in (None, recorded_digest(before)):
+        raise UserError(f"{before}: was trained again after {fitted} had started from it; run `dvc repro`")
 
 
 def draw_rows(rows: np.ndarray, maximum: int, seed: int) -> np.ndarray:

@@ -193,7 +193,7 @@ def _origin(params: Params, description: dict[str, Any], name: str, recipe: dict
         "recipe": recipe,
         "start": [configuration.weights, params.weights.file, source and source.exists() and sha256_of(source)],
         "blocks": configuration.blocks,
-        "data": [description[key] for key in ("image_size", "resize_filter")],
+        "data": [description[key] for key in ("image_size", "resize_filter", "white_level") if key in description],
         "samples": sha256_of(PREPARED / description["name"] / "samples.csv"),
     }
 

@@ -284,10 +284,10 @@ def find(client: mlflow.MlflowClient, experiment: str, fit: str) -> str | None:
     return found[0].info.run_id if found else None
 
 
-def renamed_experiment(client: mlflow.MlflowClient, name: str, fit: str) -> str:
-    """Return where a fit's run is if its experiment was renamed, and how to undo that; empty if there is no run."""
+def renamed_experiment(client: mlflow.MlflowClient, name: str, tag: str, value: str) -> str:
+    """Return where the run with a tag is if its experiment was renamed, and how to undo that; empty without a run."""
     names = {entry.experiment_id: entry.name for entry in every(client.search_experiments)}
-    for run in every_run(client, list(names), f"tags.`{FIT}` = '{fit}'"):
+    for run in every_run(client, list(names), f"tags.`{tag}` = '{value}'"):
         found = run.info.experiment_id
         back = mlflow_command(f"experiments rename --experiment-id {found} --new-name {name}")
         return f"MLflow's run {run.info.run_id} is in the experiment {names[found]}; rename that to {name}: {back}"

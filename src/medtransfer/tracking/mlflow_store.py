@@ -255,7 +255,7 @@ def answering() -> Iterator[None]:
             raise
         file = file_of(mlflow.get_tracking_uri())
         if "database is locked" in str(error):
-            remedy = "another program holds it; close that program, and run again"
+            remedy = "another program is using it; close that program and run again"
         elif "database schema" in str(error):
             remedy = f"copy that file, then run `mlflow db upgrade {address()}`, and run again"
         elif file:
