@@ -412,7 +412,7 @@ def test_the_leak_is_measured_between_two_folders_and_shown(tmp_path: Path, monk
     assert (table.difference == 0).all()
     assert CliRunner().invoke(cli, ["tables", "match"]).exit_code == 0
     assert CliRunner().invoke(cli, ["report", "match", "--output", "page.html"]).exit_code == 0
-    assert "How leakage changes F1" in Path("page.html").read_text()
+    assert "The effect of leakage" in Path("page.html").read_text()
 
 
 def test_a_folder_without_results_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

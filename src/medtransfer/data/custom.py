@@ -1,5 +1,6 @@
 """A custom data set: a folder of images with a table of labels, or one folder per class."""
 
+import re
 import shutil
 import unicodedata
 from collections.abc import Callable
@@ -133,7 +134,7 @@ def _from_folders(files: dict[str, Path], images: Path) -> pd.DataFrame:
     loose = [path for path in files if path.count("/") <= first]
     if loose:
         raise UserError(f"{images / loose[0]}: not in the folder of a class; make one per class, or give --labels")
-    labels = [" ".join(path.split("/")[first].split()) for path in files]
+    labels = [re.sub(r"\s+", " ", path.split("/")[first]) for path in files]
     found = pd.DataFrame({"path": list(files), "label": labels, "group": ""})
     return found.assign(split=[PARTS[path.split("/")[0].lower()] for path in files]) if first else found
 
