@@ -95,7 +95,7 @@ def test_the_readme_says_what_the_committed_results_say() -> None:
 def _readme_cell(pair: Comparison | None) -> str:
     if not pair:
         return "not measured"
-    if pd.isna(pair.ends[0]):
+    if pair.interval.startswith("none"):
         return f"{pair.difference:+.3f} (one run, no interval)"
     return f"{pair.difference:+.3f} [{pair.ends[0]:+.3f}, {pair.ends[1]:+.3f}]"
 
