@@ -69,8 +69,16 @@ def test_without_a_window_the_stored_bits_are_the_range(tmp_path: Path) -> None:
         assert (grey(dicom(tmp_path / "a", values)) == np.rint(values / 4095 * 255)).all()
 
 
-@pytest.mark.parametrize("window", [{}, {"WindowCenter": None, "WindowWidth": None}, {"WindowCenter": 40}])
-def test_a_descending_range_is_not_inverted_if_no_window_is_applied(tmp_path: Path, window: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "window",
+    [
+        {},
+        {"WindowCenter": None, "WindowWidth": None},
+        {"WindowCenter": 40},
+        {"WindowCenter": 2048, "WindowWidth": 4096},
+    ],
+)
+def test_a_descending_range_is_not_inverted(tmp_path: Path, window: dict[str, Any]) -> None:
     descending = dicom(tmp_path / "a", 4095 - VALUES, RescaleSlope=-1, RescaleIntercept=4095, **window)
     assert (grey(descending) == grey(dicom(tmp_path / "b", VALUES))).all()
 
