@@ -39,9 +39,8 @@ def push() -> dict[str, int]:
     """Copy every ended run with its params, tags, metrics, data, files, models, times and status.
 
     A run that is already on the server, pushed before or logged by `audit --repair`, is skipped, but one that was
-    continued since it was pushed is copied again. A child run, such as a
-    sweep's fit, becomes a child of its parent's copy. An interrupted push resumes: only the run in which it stopped is
-    copied again.
+    continued since it was pushed is copied again. A child run, such as a sweep's fit, becomes a child of its parent's
+    copy. An interrupted push resumes: only the run in which it stopped is copied again.
 
     Return the number of runs that were `copied`, that were there `already`, and that were skipped because they or their
     parents are still `running`.
