@@ -1,6 +1,5 @@
 """A custom data set: a folder of images with a table of labels, or one folder per class."""
 
-import re
 import shutil
 import unicodedata
 from collections.abc import Callable
@@ -86,6 +85,7 @@ def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.Data
     _check_series(headers, images)
     uids = {path: header.uid for path, header in headers.items()}
     found = _from_table(files, uids, labels, columns) if labels else _from_folders(files, images)
+    found["label"] = found.label.str.replace(r"\s+", " ", regex=True)  # two spaces would make another class
     if headers:
         found["group"] = found.group.map(dicom.hide) if columns.group else _patients(found.path, headers, images)
     found["id"] = [stem(path) for path in found.path]
@@ -134,8 +134,7 @@ def _from_folders(files: dict[str, Path], images: Path) -> pd.DataFrame:
     loose = [path for path in files if path.count("/") <= first]
     if loose:
         raise UserError(f"{images / loose[0]}: not in the folder of a class; make one per class, or give --labels")
-    labels = [re.sub(r"\s+", " ", path.split("/")[first]) for path in files]
-    found = pd.DataFrame({"path": list(files), "label": labels, "group": ""})
+    found = pd.DataFrame({"path": list(files), "label": [path.split("/")[first] for path in files], "group": ""})
     return found.assign(split=[PARTS[path.split("/")[0].lower()] for path in files]) if first else found
 
 
@@ -145,10 +144,8 @@ def _from_table(files: dict[str, Path], uids: dict[str, str], labels: Path, colu
     table = read_table(labels, named)
     if table.empty:
         raise UserError(f"{labels}: no row below the header; expected one per image")
-    # A trailing or double space would turn one patient or class into two.
+    # A trailing space would turn one patient or class into two.
     table = table.apply(lambda column: column.str.strip())
-    for column in set(classes) & set(table):
-        table[column] = table[column].str.replace(r"\s+", " ", regex=True)
     groups = read_groups(table, columns.group, labels) if columns.group else None
     for column in named:
         empty = table.index[(table[column] if groups is None or column != columns.group else groups) == ""]

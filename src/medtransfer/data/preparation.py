@@ -139,17 +139,17 @@ def _given(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
     if not split.validation:
         draw = f"set datasets.{name}.split.validation to draw validation images from the training images"
         _check_classes(samples, splits, ("validation",), name, draw)
-    else:
-        splits[splits == "validation"] = LEFT_OUT
-        trained = samples[splits == "train"]
-        try:
-            _, drawn = _cut(trained, split.validation, split)
-        except ValueError as error:  # scikit-learn's
-            raise UserError(
-                f"{name}: {len(trained)} training images are too few to draw {split.validation:g} for validation "
-                f"({error}); remove `validation` from datasets.{name}.split to use the data's own validation images"
-            ) from None
-        splits[drawn] = "validation"
+        return splits
+    splits[splits == "validation"] = LEFT_OUT
+    trained = samples[splits == "train"]
+    try:
+        _, drawn = _cut(trained, split.validation, split)
+    except ValueError as error:  # scikit-learn's
+        raise UserError(
+            f"{name}: {len(trained)} training images are too few to draw {split.validation:g} for validation "
+            f"({error}); remove `validation` from datasets.{name}.split to use the data's own validation images"
+        ) from None
+    splits[drawn] = "validation"
     return splits
 
 

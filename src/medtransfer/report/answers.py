@@ -193,7 +193,7 @@ def interim(study: Study, others: Sequence[Study]) -> pd.DataFrame:
 
 
 def settled(study: Study, others: Sequence[Study]) -> pd.DataFrame:
-    """Return the claims of a study, those with too few seeds from `interim` if they are there; the columns are its."""
+    """Return the claims of a study, those with too few seeds from `interim` if it has them, with its columns."""
     found = pd.concat([interim(study, others), study.tables.claims]).drop_duplicates(CLAIM)
     return study.tables.claims[CLAIM].merge(found)
 

@@ -82,7 +82,7 @@ def score_outside(
     shown = [target / "scores.md", *sorted(target.glob("*.png"))]
     for fit in fits:
         drawn = [path for path in sorted((target / fit.name).iterdir()) if path.name != "predictions.csv"]
-        mlflow_runs.attach(_experiment(facts), _run_of(read_record(fit), facts), [*drawn, *shown])
+        mlflow_runs.attach(_experiment(facts), _run_id(read_record(fit), facts), [*drawn, *shown])
     for name, like in facts["unlike_training"].items():
         print(
             f"{name}: {like['share']:.0%} of the images are unlike the training images (false alarms: "
@@ -123,7 +123,7 @@ def _experiment(facts: Mapping[str, Any]) -> str:
     return f"{facts['dataset']} on {facts['name']}"
 
 
-def _run_of(record: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def _run_id(record: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """Return the id of a network's run; other images or labels get their own, since metrics cannot be removed."""
     identity = json.dumps([facts[key] for key in IDENTITY.values()])
     return f"{record['fit']} {hashlib.sha256(identity.encode()).hexdigest()[:12]}"
@@ -166,7 +166,7 @@ def _score(fit: Path, predictions: pd.DataFrame, facts: dict[str, Any], folder: 
     tags = {key: record[key] for key in ("dataset", "model", "seed", "synthetic")}
     tags |= {key: facts[key] for key in ("images", "copies", "pixels_sha256")}
     settings = {"dataset": facts["dataset"], "network": fit.name}
-    with mlflow_runs.run(experiment, fit.name, _run_of(record, facts), settings, tags, sample_seconds=None) as run:
+    with mlflow_runs.run(experiment, fit.name, _run_id(record, facts), settings, tags, sample_seconds=None) as run:
         if run.client:
             run.tag({NETWORK_RUN: mlflow_runs.find(run.client, record["dataset"], record["fit"]) or "unknown"})
         unlike = facts["unlike_training"][fit.name]["share"]
