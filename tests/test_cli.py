@@ -20,7 +20,8 @@ from conftest import PROJECT
 from medtransfer.cli import main
 from medtransfer.core.dvc import check_pipeline
 from medtransfer.core.errors import UserError
-from medtransfer.core.params import WEIGHTS_VARIABLE, Params, read_params
+from medtransfer.core.params import WEIGHTS_VARIABLE, Configuration, Params, read_params
+from medtransfer.core.recipe import TALK, TrainParams
 from medtransfer.data.catalogue import SOURCE_FILE
 from medtransfer.study.check import describe_study
 
@@ -246,6 +247,21 @@ def test_a_check_tells_drawn_from_real_images_and_misses_a_weights_file(
     named = params.model_copy(update={"weights": params.weights.model_copy(update={"file": "nope.h5"})})
     with pytest.raises(UserError, match=r"params\.yaml: weights\.file: nope\.h5: no such file"):
         list(describe_study(named))
+
+
+def test_a_check_says_how_each_network_differs_from_its_named_recipe(
+    params: Params, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(demo, "data")
+    plain = TrainParams(**{key: value for key, value in dict(params.train).items() if key not in TALK})
+    configurations = dict.fromkeys(params.configurations, Configuration(weights="random", trainable="all"))
+    configurations["imagenet_all"] = Configuration(weights="random", trainable="all", recipe="modern", average=0.0)
+    lines = list(describe_study(params.model_copy(update={"train": plain, "configurations": configurations})))
+    assert lines[0].startswith("The modern recipe is the talk's with augment.flips auto, augment.crop 0.75, ")
+    networks = ", ".join(name for name in params.study["ham10000"].networks if name != "imagenet_all")
+    assert f"ham10000: {networks}: talk recipe" in lines
+    assert "ham10000: imagenet_all: modern recipe with average 0.0" in lines
 
 
 def test_a_check_names_the_users_keras_settings_that_are_not_used(project: Path, demo: Path, tmp_path: Path) -> None:

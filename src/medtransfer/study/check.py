@@ -4,13 +4,14 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from medtransfer.analysis.published import is_the_talks
 from medtransfer.core.dvc import PIPELINE, check_dvc_files, check_pipeline
 from medtransfer.core.errors import UserError, counted
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import WEIGHTS_VARIABLE, Params, read_params
-from medtransfer.core.recipe import TALK, TrainParams
+from medtransfer.core.recipe import RECIPES, TrainParams
 from medtransfer.core.run_record import BY_WORDS, note_of
 from medtransfer.data.catalogue import read_source
 from medtransfer.data.custom import dataset_of
@@ -28,9 +29,12 @@ def check_files() -> Params:
 
 
 def describe_study(params: Params) -> Iterator[str]:
-    """Yield one line per data set: its images, their size and split, and the number of fits."""
+    """Yield lines about each data set: its images, their size and split, the number of fits, its networks' recipes."""
     _check_weights(params)
     yield from _ignored_settings()
+    recipes = {name: _recipes(params, name) for name in params.study}
+    if any(recipe.startswith("modern") for found in recipes.values() for recipe in found):
+        yield f"The modern recipe is the talk's with {_differences(_named('modern', params), _named('talk', params))}"
     for name, study in params.study.items():
         dataset, settings = dataset_of(name, params), params.datasets[name]
         images = len(read_samples(dataset, DATA / name))
@@ -46,9 +50,8 @@ def describe_study(params: Params) -> Iterator[str]:
             f"{name}: {images:,} images, {settings.image_size} x {settings.image_size} px, split by {split}; "
             f"{counted(fits, 'fit')}"
         )
-        for configuration in study.networks:
-            if changed := _changes(params, configuration, name):
-                yield f"{name}: {configuration} differs from the talk's recipe in {changed}"
+        for recipe, networks in recipes[name].items():
+            yield f"{name}: {', '.join(networks)}: {recipe}"
         for configuration in study.transfer:
             source = params.configurations[configuration].source
             if source and note_of(read_source(DATA / source[0])) and not note:
@@ -58,15 +61,29 @@ def describe_study(params: Params) -> Iterator[str]:
                 )
 
 
-def _changes(params: Params, configuration: str, dataset: str) -> str:
-    """Return the keys of a network's recipe that are not the talk's; its rate and epochs are those of the data."""
-    found = params.configurations[configuration].settings(params.train, dataset).model_dump()
-    talk = TrainParams(**{**found, **TALK}).model_dump()
-    talk |= {key: found[key] for key in ("recipe", "learning_rate", "epochs", "patience")}
-    for key, value in found["augment"].items():
-        found[f"augment.{key}"], talk[f"augment.{key}"] = value, talk["augment"][key]
-    changed = [key for key in found if key != "augment" and found[key] != talk[key]]
-    return ", ".join(f"{key} {found[key]}" for key in changed)
+def _recipes(params: Params, dataset: str) -> dict[str, list[str]]:
+    """Return the networks that are trained alike, by their recipe: `modern recipe with head dense`."""
+    found: dict[str, list[str]] = {}
+    for name in params.study[dataset].networks:
+        used = params.configurations[name].settings(params.train, dataset)
+        changes = _differences(used, _named(used.recipe, params).on(dataset))
+        found.setdefault(f"{used.recipe} recipe" + (f" with {changes}" if changes else ""), []).append(name)
+    return found
+
+
+def _named(recipe: str, params: Params) -> TrainParams:
+    return TrainParams(**{**dict(params.train), **RECIPES[recipe], "recipe": recipe})
+
+
+def _differences(used: TrainParams, named: TrainParams) -> str:
+    """Return the keys in which two recipes differ, except for learning rates and epochs, which depend on the data."""
+    found, expected = map(_flat, (used, named))
+    return ", ".join(f"{key} {value}" for key, value in found.items() if value != expected[key])
+
+
+def _flat(recipe: TrainParams) -> dict[str, Any]:
+    keys = recipe.model_dump(exclude={"recipe", "learning_rate", "epochs", "patience"})
+    return {**{f"augment.{key}": value for key, value in keys.pop("augment").items()}, **keys}
 
 
 def _ignored_settings() -> Iterator[str]:
