@@ -1,5 +1,8 @@
 """The meaning of `precision: auto` on processors and GPUs with and without bfloat16."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,6 +153,13 @@ def test_the_cpu_instead_of_a_gpu_is_a_warning_and_auto_is_the_cpus(
     assert hardware.gpu_capabilities() == []
     device.check_gpu()
     assert len(caplog.messages) == 1
+
+
+def test_jax_platforms_that_name_no_device_here_are_refused() -> None:
+    code = "from medtransfer.training.device import accelerators; accelerators()"
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "none"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "UserError: JAX_PLATFORMS: found 'none', which JAX cannot use here" in ended.stderr.splitlines()[-1]
 
 
 def test_without_a_gpu_there_is_no_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

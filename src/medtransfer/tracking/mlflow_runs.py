@@ -150,14 +150,17 @@ class MlflowRun:
 
     @_sent
     def supersede(self) -> None:
-        """Mark the earlier finished runs of this model and seed, except those of a sweep or a DVC experiment."""
+        """Mark the earlier finished runs of this model and seed, except in a sweep or a DVC experiment.
+
+        The mark is the fit's id: unlike the run's, it is the same on a server to which the run is pushed.
+        """
         run = self.client.get_run(self.run_id)
         if MLFLOW_PARENT_RUN_ID in run.data.tags or COPIES in str(Path.cwd()):
             return
         same = " and ".join(f"tags.{key} = '{run.data.tags[key]}'" for key in ("model", "seed"))
         for other in every_run(self.client, [run.info.experiment_id], f"{same} and attributes.status = 'FINISHED'"):
             if other.info.run_id != self.run_id:
-                self.client.set_tag(other.info.run_id, SUPERSEDED, self.run_id)
+                self.client.set_tag(other.info.run_id, SUPERSEDED, run.data.tags[FIT])
 
     @_sent
     def close_children(self) -> None:

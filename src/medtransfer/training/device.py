@@ -129,7 +129,15 @@ def accelerators() -> list[str]:
         return [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
     import jax
 
-    return [device.device_kind for device in jax.devices() if device.platform != "cpu"]
+    try:
+        found = jax.devices()
+    except (RuntimeError, AssertionError):  # JAX 0.10 asserts that the plugin of `cuda` is installed
+        if not (platforms := os.environ.get("JAX_PLATFORMS")):
+            raise
+        raise UserError(
+            f"JAX_PLATFORMS: found {platforms!r}, which JAX cannot use here; unset it to use the devices that are there"
+        ) from None
+    return [device.device_kind for device in found if device.platform != "cpu"]
 
 
 def device_name() -> str:
