@@ -155,11 +155,14 @@ def test_the_cpu_instead_of_a_gpu_is_a_warning_and_auto_is_the_cpus(
     assert len(caplog.messages) == 1
 
 
-def test_jax_platforms_that_name_no_device_here_are_refused() -> None:
+@pytest.mark.parametrize("platforms", ["none", "cuda"])
+def test_jax_platforms_that_name_no_device_here_are_refused(platforms: str) -> None:
+    if platforms == "cuda" and hardware.installed_gpus():
+        pytest.skip("there is a GPU")
     code = "from medtransfer.training.device import accelerators; accelerators()"
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "none"}
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": platforms}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert "UserError: JAX_PLATFORMS: found 'none', which JAX cannot use here" in ended.stderr.splitlines()[-1]
+    assert f"UserError: JAX_PLATFORMS: found {platforms!r}, which JAX cannot use here" in ended.stderr.splitlines()[-1]
 
 
 def test_without_a_gpu_there_is_no_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

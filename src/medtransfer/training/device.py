@@ -131,7 +131,7 @@ def accelerators() -> list[str]:
 
     try:
         found = jax.devices()
-    except (RuntimeError, AssertionError):  # JAX 0.10 asserts that the plugin of `cuda` is installed
+    except (RuntimeError, AssertionError):  # the second is JAX 0.10's for `cuda` without a GPU
         if not (platforms := os.environ.get("JAX_PLATFORMS")):
             raise
         raise UserError(
