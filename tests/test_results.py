@@ -46,7 +46,7 @@ def test_the_committed_results_give_the_verdicts_of_the_readme() -> None:
     assert together["so far"]["ImageNet instead of random weights"].iloc[0] == "probably higher"
     for change in (last, "freeze blocks 1 to 4", "freeze blocks 2 to 4"):
         assert together.verdict[change].tolist() == ["not shown", same]
-        assert together.place[change].tolist() == [" at 64 px", ""]
+        assert together.place[change].tolist() == [", 64 px", ""]
 
 
 README_ROWS = {

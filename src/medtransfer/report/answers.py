@@ -12,17 +12,18 @@ from medtransfer.analysis.differences import Comparison, find_pair
 from medtransfer.analysis.families import changed_recipe
 from medtransfer.analysis.lattice import SUBSETS
 from medtransfer.analysis.uncertainty import BOTH, GROUPS, LEVEL
+from medtransfer.core.errors import counted
 from medtransfer.core.params import BLOCKS
 from medtransfer.metrics.scores import MACRO
 from medtransfer.report.study import Study, values_of
-from medtransfer.report.tables import crossed, difference, interval_text, mistuned, one_line, p_value
+from medtransfer.report.tables import crossed, difference, interval_text, mistuned, one_line
 from medtransfer.report.words import words_for
 
 HIGHER, LOWER, LITTLE, UNCLEAR = "higher", "lower", "little effect", "no clear effect"
 FEW_RUNS = "estimate only"  # the interval leaves out the variation between training runs
 FROM_IMAGENET = "imagenet_all"
 TOO_FEW = "fewer than"
-COLUMNS = ["question", "change", "data set", "verdict", "so far", "macro F1", "seeds", "p, corrected", "place"]
+COLUMNS = ["question", "change", "data set", "verdict", "so far", "macro F1", "seeds", "place"]
 # What the front of the page calls a verdict.
 IN_FRONT = {NOT_SHOWN: UNCLEAR, SMALL: LITTLE}
 CLAIM = ["dataset", "first", "second"]  # the columns that name a claim
@@ -38,8 +39,9 @@ class Change(NamedTuple):
 
 
 TRANSFER, LAYERS, FREEZING = "Does transfer help?", "Which layers matter?", "What should be frozen?"
-MODERN = "Does a modern recipe change this?"
-IMPORTANT = "most important block, by other methods"
+MODERN = "And with a modern recipe?"
+WITH_IT = "modern recipe: "
+IMPORTANT = "most important block, by layer analyses"
 CHANGES = (
     Change(TRANSFER, "ImageNet instead of random weights", FROM_IMAGENET, "cnn_random"),
     Change(TRANSFER, "HAM10000 instead of ImageNet weights", "ham10000_all", FROM_IMAGENET),
@@ -53,10 +55,9 @@ CHANGES = (
 def answers(study: Study, others: Sequence[Study] = ()) -> pd.DataFrame:
     """Return one row per change and data set that the studies can compare: COLUMNS, indexed by change.
 
-    The difference in macro F1 has its 95% interval, and the corrected p is that of the talk's claim about the two
-    models, if there is one. `so far` is what the interval says without a test. Claims with too few seeds in the first
-    study are those of `interim`, and the changes among networks with the modern recipe come from the first study that
-    has some; `place` is then the image size there.
+    The difference in macro F1 has its 95% interval. `so far` is what the interval says without a test. Claims with too
+    few seeds in the first study are those of `interim`, and the changes among networks with the modern recipe come from
+    the first study that has some; `place` is then the image size there.
     """
     claims = settled(study, others)
     rows = []
@@ -86,9 +87,7 @@ def _modern_pairs(study: Study, dataset: str) -> Iterator[tuple[str, Comparison]
     """Yield what the modern recipe changes, then each of CHANGES among the networks that have it."""
     modern = _modern_networks(study, dataset)
     changes = [("modern recipe instead of the talk's", modern.get(FROM_IMAGENET, ""), FROM_IMAGENET)]
-    changes += [
-        (f"modern recipe: {name}", modern.get(one, ""), modern.get(other, "")) for _, name, one, other in CHANGES
-    ]
+    changes += [(f"{WITH_IT}{name}", modern.get(one, ""), modern.get(other, "")) for _, name, one, other in CHANGES]
     for change, first, second in changes:
         if pair := find_pair(study.tables.pairs, dataset, first, second):
             yield change, pair
@@ -107,7 +106,7 @@ def _modern_networks(study: Study, dataset: str) -> dict[str, str]:
 
 def _place(study: Study, dataset: str, first: Study) -> str:
     """Return where a row comes from, if that is not the first study."""
-    return "" if study is first else f" at {study.of(dataset)[0].record['image_size']} px"
+    return "" if study is first else f", {study.of(dataset)[0].record['image_size']} px"
 
 
 def front(studies: Sequence[Study], answered: pd.DataFrame) -> pd.DataFrame:
@@ -125,21 +124,15 @@ def front(studies: Sequence[Study], answered: pd.DataFrame) -> pd.DataFrame:
         changes = rows.change[rows.question == question].drop_duplicates()
         if len(changes):
             parts += [pd.DataFrame("", index=[question], columns=table.columns), table.loc[changes]]
-    return pd.concat(parts).rename_axis("change")
+    return pd.concat(parts).rename(lambda change: change.removeprefix(WITH_IT)).rename_axis("change")
 
 
 def _cell(row: Mapping[Any, Any]) -> str:
-    """Return a verdict, the difference and the number of runs, on three lines."""
-    first, second = row["seeds"]
-    runs = f"{first}" if first == second else f"{first} and {second}"
-    if row["verdict"].startswith(TOO_FEW):
-        verdict, runs, test = row["so far"], f"{runs} of {row['verdict'].split()[2]} planned", ""
-    else:
-        verdict = IN_FRONT.get(row["verdict"], row["verdict"])
-        p = row["p, corrected"]
-        test = ", not tested" if p == "-" else f", p {p}" if p.startswith("<") else f", p = {p}"
-    plural = "run" if runs == "1" else "runs"
-    return f"**{verdict}**\n{one_line(row['macro F1'])}\n{runs} {plural}{row['place']}{test}"
+    """Return a verdict, and on a second line the difference and the number of runs, the smaller of two."""
+    runs, verdict = counted(min(row["seeds"]), "run"), IN_FRONT.get(row["verdict"], row["verdict"])
+    if verdict.startswith(TOO_FEW):
+        runs, verdict = f"{min(row['seeds'])} of {verdict.split()[2]} runs", row["so far"]
+    return f"**{verdict}**\n{one_line(row['macro F1'])}, {runs}{row['place']}"
 
 
 def _most_important(studies: Sequence[Study]) -> Iterator[tuple[str, str]]:
@@ -153,7 +146,7 @@ def _most_important(studies: Sequence[Study]) -> Iterator[tuple[str, str]]:
             places = {_place(study, dataset, studies[0]) for _, study in found}
             size = places.pop() if len(places) == 1 else ""
             count = f"{counts[most[0]]} of {len(found)} methods" + (" each" if len(most) > 1 else "")
-            yield words_for(dataset).title, f"**{named}**\n{count}{size}\nno interval"
+            yield words_for(dataset).title, f"**{named}**\n{count}{size}"
 
 
 def _by_layers(studies: Sequence[Study], dataset: str) -> Iterator[tuple[str, Study]]:
@@ -220,15 +213,13 @@ def judged(claims: pd.DataFrame, pair: Comparison) -> dict[str, Any]:
         "so far": _so_far(low, high, claim.interval),
         "macro F1": interval_text(value, low, high) + star,
         "seeds": seeds,
-        "p, corrected": p_value(claim.p_corrected),
-        "place": f" at {claim['size']:.0f} px" if pd.notna(claim["size"]) else "",
+        "place": f", {claim['size']:.0f} px" if pd.notna(claim["size"]) else "",
     }
 
 
 def _untested(pair: Comparison, place: str = "") -> dict[str, Any]:
     verdict, seeds = _so_far(*pair.ends, pair.interval), (pair.first_seeds, pair.second_seeds)
-    row = {"verdict": verdict, "so far": verdict, "macro F1": difference(pair), "seeds": seeds}
-    return {**row, "p, corrected": "-", "place": place}
+    return {"verdict": verdict, "so far": verdict, "macro F1": difference(pair), "seeds": seeds, "place": place}
 
 
 def _so_far(low: float, high: float, interval: str) -> str:

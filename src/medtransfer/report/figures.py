@@ -151,7 +151,7 @@ def scores(table: pd.DataFrame, title: str) -> Figure:
 def overview(tables: dict[str, pd.DataFrame]) -> Figure:
     """Return a figure like `scores` of several data sets, one panel each; the keys are the titles."""
     heights = [len(table) for table in tables.values()]
-    figure = _figure(6.4, 1.2 * len(tables) + 0.3 * sum(heights))
+    figure = _figure(5.6, 1.2 * len(tables) + 0.36 * sum(heights))
     panels = figure.subplots(len(tables), 1, squeeze=False, height_ratios=heights)[:, 0]
     handles: dict[str, Artist] = {}
     for axes, (title, table) in zip(panels, tables.items(), strict=True):
@@ -183,7 +183,7 @@ def external(table: pd.DataFrame, title: str) -> Figure:
 
 def _draw_scores(axes: Axes, table: pd.DataFrame) -> None:
     rows = np.arange(len(table))[::-1]
-    label = "mean and 95% interval" + (" (* over test images only)" if table.starred.any() else "")
+    label = "mean and 95% interval" + (" (* leaves out seeds)" if table.starred.any() else "")
     axes.errorbar(table.f1, rows, xerr=_spans(table), fmt="o", color=PALETTE[0], capsize=3, label=label)
     dots = [(f1, row - 0.25) for f1s, row in zip(table.fits, rows, strict=True) if len(f1s) > 1 for f1 in f1s]
     if dots:

@@ -36,6 +36,7 @@ RECIPE_CHANGES = {
     "balance: sampling": "rare classes drawn more often",
     "balance: class_weights": "rare classes weighted more in the loss",
     "augment: off": "without augmentation",
+    "optimizer: adam; warmup: off; schedule: none; weight_decay: off": "with Adam at a constant learning rate",
 }
 FINE = 0.05  # an interval within this distance of 0 needs a third decimal
 
