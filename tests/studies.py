@@ -31,7 +31,8 @@ def run(dataset: str, model: str, right: float, images: int = 200, **changes: ob
     for number, name in enumerate(classes):
         frame[f"p_{name}"] = np.where(predicted == number, 0.9, 0.1)
     record = {
-        "dataset": dataset, "model": model, "seed": 0, "synthetic": False, "image_size": 32, "split_by": "group",
+        "dataset": dataset, "model": model, "seed": 0, "synthetic": False, "image_size": 32,
+        "split_by": "group", "split_leakage": "keep",
         "data_version": "abc.dir", "precision": "float32", "backend": "tensorflow", "device": "CPU", "seconds": 2.0,
         "git_commit": "0123456789", "epochs": 2, "best_epoch": 1, "kind": "network",
         "training_images": int(100 * (configuration.fraction or 1)),

@@ -14,7 +14,7 @@ import pytest
 from conftest import PROJECT
 from medtransfer.analysis.differences import find_pair
 from medtransfer.core.params import BLOCKS
-from medtransfer.core.run_record import LEAK_WORDS, SplitRule
+from medtransfer.core.run_record import LEAKAGE_WORDS, SplitRule
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.report import figures
 from medtransfer.report.answers import LAYERS, MODERN, answers, front, interim
@@ -210,7 +210,7 @@ def test_the_lattice_of_trained_blocks_is_one_of_the_ways() -> None:
 
 
 def test_every_way_of_splitting_is_put_into_words() -> None:
-    assert set(SPLITS) == {("group", "keep"), *((by, leak) for by in ("image", "given") for leak in LEAK_WORDS)}
+    assert set(SPLITS) == {("group", "keep"), *((by, leak) for by in ("image", "given") for leak in LEAKAGE_WORDS)}
     assert f"split by group ({SPLITS[SplitRule('group', 'keep')]})" in build_page([evaluate_study("s", runs())])
 
 

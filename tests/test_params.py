@@ -180,27 +180,6 @@ def test_an_empty_file_is_called_empty(text: str) -> None:
         parse_params(text, Path("params.yaml"))
 
 
-def test_the_old_name_of_leakage_is_read_and_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    splits = []
-    for name in ("leak", "leakage"):
-        path = edited(tmp_path, "by: group, validation", f"{name}: remove, by: image, validation")
-        splits += [read_params(path).datasets["ham10000"].split for _ in range(2)]
-    assert splits == splits[:1] * 4
-    assert splits[0].model_dump()["leak"] == "remove", "the identity of a fit has the old name"
-    assert caplog.text.count("split.leak is now called split.leakage") == 1
-
-
-@pytest.mark.parametrize(("old", "new"), [("scaling: caffe", "scaling: talk"), ("all}", "all, scaling: talk}")])
-def test_the_old_name_of_a_scaling_is_read_and_reported_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, old: str, new: str
-) -> None:
-    path = edited(tmp_path, old, new)
-    with caplog.at_level("WARNING"):
-        found = [read_params(path) for _ in range(2)]
-    assert {entry.configurations["cnn_random"].settings(entry.train, "ham10000").scaling for entry in found} == {"tf"}
-    assert caplog.text.count("scaling: talk is now called tf") == 1
-
-
 def test_a_tilde_in_the_weights_file_is_the_users_home(tmp_path: Path) -> None:
     params = read_params(edited(tmp_path, "  file: null", "  file: ~/vgg16.h5"))
     assert params.weights.file == str(Path.home() / "vgg16.h5")

@@ -35,7 +35,7 @@ from medtransfer.pipeline.prepare import prepare
 
 
 def split(by: str, seed: int = 0, leak: str = "keep") -> Split:
-    return Split.model_validate({"by": by, "validation": 0.2, "test": 0.2, "seed": seed, "leak": leak})
+    return Split.model_validate({"by": by, "validation": 0.2, "test": 0.2, "seed": seed, "leakage": leak})
 
 
 @pytest.fixture

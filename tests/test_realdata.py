@@ -67,7 +67,7 @@ def test_the_official_test_folder_of_the_chest_xrays_is_tested_with_and_without_
     official = samples.path.str.split("/").str[1]
 
     def split(leak: str) -> pd.Series:
-        given = Split.model_validate({"by": "given", "validation": 0.2, "seed": 0, "leak": leak})
+        given = Split.model_validate({"by": "given", "validation": 0.2, "seed": 0, "leakage": leak})
         return assign_splits(samples, given, "chest_xray")
 
     everything, clean = split("keep"), split("remove")

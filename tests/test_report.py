@@ -29,7 +29,7 @@ def run(model: str, synthetic: bool, network: bool) -> Run:
     frame["p_PNEUMONIA"] = 1 - frame.p_NORMAL
     record = {
         "dataset": "chest_xray", "model": model, "seed": 0, "synthetic": synthetic,
-        "image_size": 32, "split_by": "image",
+        "image_size": 32, "split_by": "image", "split_leakage": "keep",
         "data_version": "abc.dir", "precision": "float32", "backend": "tensorflow", "device": "CPU x", "seconds": 1.25,
         "git_commit": "0123456789abcdef-modified", "epochs": 4, "training_images": 100, "best_epoch": 2,
         "kind": "network" if network else "baseline",

@@ -1,4 +1,4 @@
-"""run.json: written and read in one place, including records of older versions."""
+"""run.json: written and read in one place."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,10 @@ from conftest import PROJECT
 from medtransfer.core.errors import UserError
 from medtransfer.core.run_record import (
     KEYS,
-    LEAK_WORDS,
+    LEAKAGE_WORDS,
     SplitRule,
     find_fits,
     read_record,
-    recipe_of,
     split_of,
     write_record,
 )
@@ -27,7 +26,7 @@ def test_the_split_of_a_committed_run_is_that_of_its_data(study: Path) -> None:
     assert fits
     for fit in fits:
         split = json.loads((fit.parent / "dataset.json").read_text())["split"]
-        assert split_of(read_record(fit)) == (split["by"], split["leak"])
+        assert split_of(read_record(fit)) == (split["by"], split["leakage"])
 
 
 def test_a_partial_folder_is_no_fit(tmp_path: Path) -> None:
@@ -54,17 +53,9 @@ def test_a_damaged_record_is_named(tmp_path: Path, text: str, told: str) -> None
         read_record(tmp_path)
 
 
-@pytest.mark.parametrize("split", [SplitRule("group", "keep"), *(SplitRule("image", leak) for leak in LEAK_WORDS)])
-def test_a_split_is_read_back_as_data_or_as_the_words_of_older_records(tmp_path: Path, split: SplitRule) -> None:
-    write_record(tmp_path, {**dict.fromkeys(KEYS), "split_by": split.by, "split_leak": split.leak}, {"seed": 0})
+@pytest.mark.parametrize("split", [SplitRule("group", "keep"), *(SplitRule("image", kind) for kind in LEAKAGE_WORDS)])
+def test_a_split_is_read_back(tmp_path: Path, split: SplitRule) -> None:
+    written = {**dict.fromkeys(KEYS), "split_by": split.by, "split_leakage": split.leakage}
+    write_record(tmp_path, written, {"seed": 0})
     assert split_of(read_record(tmp_path)) == split
     assert read_record(tmp_path)["hyperparameters"] == {"seed": 0}
-    assert split_of({"split_by": str(split)}) == split
-
-
-def test_a_recipe_with_the_old_name_of_its_scaling_is_the_same_recipe() -> None:
-    record = read_record(PROJECT / "results/real-64px-by-group/runs/chest_xray/imagenet_all-seed0")
-    train = record["hyperparameters"]["train"]
-    assert train["scaling"] == "talk"
-    assert recipe_of(record) == recipe_of({"hyperparameters": {"train": {**train, "scaling": "tf"}}})
-    assert recipe_of(record).scaling == "tf"

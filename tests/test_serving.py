@@ -98,7 +98,7 @@ def write_fit(folder: Path, prepared: Path, tiny: TrainParams, model: str, seed:
         "data": {key: data[key] for key in data_keys},
     }
     record |= {"data_source": data["source"], "hyperparameters": hyperparameters, "kind": "network", "epochs": 2}
-    record |= {"split_by": "image", "split_leak": "keep", "weights": "random", "trainable_blocks": "all,head"}
+    record |= {"split_by": "image", "split_leakage": "keep", "weights": "random", "trainable_blocks": "all,head"}
     record |= dict.fromkeys(("data_version", "git_commit", "backend", "precision", "device"), "unknown")
     write_json(target / "run.json", record)
     predictions = read_predictions(target / "predictions.csv")

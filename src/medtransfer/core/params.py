@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -24,9 +23,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from medtransfer.core.errors import CONFLICT, UserError, merge_conflict, unknown
 from medtransfer.core.provenance import restoring
 from medtransfer.core.recipe import (
-    OLD_SCALING,
     RECIPES,
-    TF,
     UNKNOWN_KEY,
     Overrides,
     PositiveInt,
@@ -80,17 +77,14 @@ class Split(Section):
     """How samples are divided; the rest, neither validation nor test, is for training.
 
     `by: given` keeps the data set's own parts, and has no `test`. With `validation`, that fraction of its training
-    images is drawn by group, and its own validation images are left out. Files of older versions have `leak` for
-    `leakage`. Written files keep the older name, since it is part of a fit's identity.
+    images is drawn by group, and its own validation images are left out.
     """
-
-    model_config = ConfigDict(populate_by_name=True)
 
     by: Literal["image", "group", "given"]
     validation: Fraction | None = None
     test: Fraction | None = None
     seed: Seed
-    leak: Literal["keep", "remove", "match"] = Field("keep", alias="leakage")
+    leakage: Literal["keep", "remove", "match"] = "keep"
 
     @model_validator(mode="after")
     def _leave_training_and_whole_folds(self) -> "Split":
@@ -107,8 +101,8 @@ class Split(Section):
                 f"validation + test is {self.validation + self.test:g}; expected less than 1, to leave images for "
                 "training"
             )
-        if self.by == "group" and self.leak != "keep":
-            raise ValueError(f"leakage: {self.leak} is for by: image; a split by group has no leakage")
+        if self.by == "group" and self.leakage != "keep":
+            raise ValueError(f"leakage: {self.leakage} is for by: image; a split by group has no leakage")
         if self.by == "group":
             self._check_fold("test", self.test)
             self._check_fold("validation", self.validation / (1 - self.test))
@@ -351,15 +345,10 @@ def parse_params(text: str, path: Path) -> Params:
     if raw is None:
         raise UserError(f"{path}: empty; {restoring(path)}")
     params = validate_params(raw, path)
-    if any(section.get("scaling") == OLD_SCALING for section in (raw["train"], *raw["configurations"].values())):
-        _warn_once(f"{path}: scaling: {OLD_SCALING} is now called {TF}, Keras's name for it")
     for key in unused_settings(params):
         _warn_once(
             f"{path}: train.{key}: no network uses it, since each has its own; change configurations.<name>.{key}"
         )
-    for settings in raw["datasets"].values():
-        if "leak" in settings["split"]:
-            _warn_once(f"{path}: split.leak is now called split.leakage")
     return params
 
 

@@ -3,20 +3,12 @@
 import difflib
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
 from medtransfer.core.hardware import native_precision
 
-OLD_SCALING, TF = "talk", "tf"
-
-
-def current_scaling(name: Any) -> Any:
-    """Return Keras's name for a way to scale pixels; files of older versions have `talk` for `tf`."""
-    return TF if name == OLD_SCALING else name
-
-
-Scaling = Annotated[Literal["tf", "caffe"], BeforeValidator(current_scaling)]
+Scaling = Literal["tf", "caffe"]
 Optimizer = Literal["adam", "adamw", "sgd", "rmsprop"]
 Balance = Literal["none", "class_weights", "sampling"]
 AUTO = "auto"
@@ -48,9 +40,9 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_unknown_keys(cls, values: Any) -> Any:
-        keys = sorted(field.alias or name for name, field in cls.model_fields.items())
+        keys = sorted(cls.model_fields)
         for key in values if isinstance(values, dict) else ():
-            if key not in (*keys, *cls.model_fields):
+            if key not in keys:
                 near = difflib.get_close_matches(str(key), keys, n=1)
                 meant = f"did you mean {near[0]}? " if near else ""
                 allowed = f"{meant}allowed here: {', '.join(keys)}"

@@ -17,18 +17,18 @@ BY_WORDS = {"given": "the data set's publishers"}
 SYNTHETIC_NOTE = (
     "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."
 )
-# What a description of a split adds if images are left out of training; older records contain these words.
-LEAK_WORDS = {"keep": "", "remove": ", leak removed", "match": ", as many images left out"}
+# What a description of a split adds if images are left out of training.
+LEAKAGE_WORDS = {"keep": "", "remove": ", leakage removed", "match": ", as many images left out"}
 
 
 class SplitRule(NamedTuple):
-    """How the images of a fit were split: `split.by` and `split.leak` of params.yaml."""
+    """How the images of a fit were split: `split.by` and `split.leakage` of params.yaml."""
 
     by: str
-    leak: str
+    leakage: str
 
     def __str__(self) -> str:
-        return BY_WORDS.get(self.by, self.by) + LEAK_WORDS[self.leak]
+        return BY_WORDS.get(self.by, self.by) + LEAKAGE_WORDS[self.leakage]
 
 
 def read_record(fit: Path) -> dict[str, Any]:
@@ -72,15 +72,10 @@ def note_of(about: Mapping[str, Any]) -> str:
 
 
 def recipe_of(record: dict[str, Any]) -> TrainParams:
-    """Return the training recipe of a network, with today's names."""
+    """Return the training recipe of a network."""
     return TrainParams.model_validate(record["hyperparameters"]["train"])
 
 
 def split_of(record: dict[str, Any]) -> SplitRule:
     """Return how the images of a fit were split."""
-    if "split_leak" in record:
-        return SplitRule(record["split_by"], record["split_leak"])
-    return next(
-        SplitRule(by, leak) for by in ("image", "group") for leak in LEAK_WORDS
-        if str(SplitRule(by, leak)) == record["split_by"]
-    )  # fmt: skip
+    return SplitRule(record["split_by"], record["split_leakage"])

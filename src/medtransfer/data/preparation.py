@@ -108,7 +108,7 @@ def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
 
     The test part is cut first, so that trees (training + validation) and networks are tested on the same images.
     A split by image, as in the talk, uses train_test_split; one by group StratifiedGroupKFold, so that no group is in
-    two splits. A given split is the column split. Images that `split.leak` leaves out are LEFT_OUT.
+    two splits. A given split is the column split. Images that `split.leakage` leaves out are LEFT_OUT.
     """
     splits = _given(samples, split, name) if split.by == "given" else _divided(samples, split, name)
     splits = leave_out(samples, splits, split)
@@ -175,16 +175,16 @@ def _divided(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
 
 
 def leave_out(samples: pd.DataFrame, splits: pd.Series, split: Split) -> pd.Series:
-    """Mark as LEFT_OUT the images that `split.leak` leaves out of training and validation, to measure leakage.
+    """Mark as LEFT_OUT the images that `split.leakage` leaves out of training and validation, to measure leakage.
 
     `remove` leaves out every image that shares a lesion or patient with a test image. `match` leaves out as many
     images of each class and split at random, so that the leakage stays. Both leave the same test images and equally
     many training images of each class.
     """
-    if split.leak == "keep":
+    if split.leakage == "keep":
         return splits
     shared = splits.isin(FITTED) & samples.group.isin(samples.group[splits == "test"])
-    if split.leak == "match":
+    if split.leakage == "match":
         rng = np.random.default_rng(split.seed)
         drawn = [
             rng.choice(rows.index, int(shared[rows.index].sum()), replace=False)

@@ -30,7 +30,7 @@ def describe_fit(dataset: dict[str, Any], model: str, seed: int) -> dict[str, An
         "git_commit": git_commit(),
         "image_size": dataset["image_size"],
         "split_by": dataset["split"]["by"],
-        "split_leak": dataset["split"]["leak"],
+        "split_leakage": dataset["split"]["leakage"],
     }
 
 

@@ -42,8 +42,8 @@ def describe_study(params: Params) -> Iterator[str]:
             yield f"{name}: {note}"
         fits = len(params.seeds) * (len(params.baselines) + len(study.networks))
         split = {"group": dataset.group, **BY_WORDS}.get(settings.split.by, "image")
-        if settings.split.leak != "keep":
-            split += f", leakage: {settings.split.leak}"
+        if settings.split.leakage != "keep":
+            split += f", leakage: {settings.split.leakage}"
         elif split == "image" and is_the_talks(name):
             split += ", as in the talk"
         yield (

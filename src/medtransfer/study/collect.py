@@ -180,7 +180,7 @@ def _facts(record: dict[str, Any], prepared: Path) -> dict[tuple[str, ...], Any]
         (dataset, "data_version"): record["data_version"],
         (dataset, "image_size"): record["image_size"],
         (dataset, "split_by"): split.by,
-        (dataset, "split_leak"): split.leak,
+        (dataset, "split_leakage"): split.leakage,
         **{(dataset, key): described.get(key) for key in ("split", "resize_filter", "white_level")},
         (dataset, model, "weights from"): record.get("weights"),
     }

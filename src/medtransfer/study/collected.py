@@ -23,7 +23,7 @@ class _Models(BaseModel):
 
 
 class CollectedParams(BaseModel):
-    """The parts of collected results' params.yaml that are read; an older version's file may have other keys."""
+    """The parts of collected results' params.yaml that are read."""
 
     datasets: dict[str, _Dataset]
     baselines: list[str]

@@ -56,7 +56,7 @@ def write_leakage(leaky: Path, clean: Path) -> Path:
     for folder, expected in ((leaky, "match"), (clean, "remove")):
         params = read_collected_params(folder)
         for dataset in params.study:
-            if (found := params.datasets[dataset].split.leak) != expected:
+            if (found := params.datasets[dataset].split.leakage) != expected:
                 raise UserError(
                     f"{folder / PARAMS}: datasets.{dataset}.split.leakage: found {found}, expected {expected}"
                 )
