@@ -331,6 +331,21 @@ def test_an_import_is_not_called_damage(project: Path, caplog: pytest.LogCapture
     assert "git checkout HEAD data.dvc && dvc checkout --force data.dvc" in caplog.text
 
 
+def test_a_change_by_hand_is_not_recorded_with_another_data_set(project: Path) -> None:
+    git_init(project)
+    shutil.copy(PROJECT / ".dvcignore", ".")
+    assert CliRunner().invoke(cli, ADD).exit_code == 0
+    before = Path("data.dvc").read_text()
+    labels = Path("data/mine/labels.csv")
+    labels.write_text(labels.read_text().replace(",well,", ",ill,", 1))
+    for command in (["add", "other", *ADD[3:]], ["remove", "mine"]):
+        refused = CliRunner().invoke(cli, ["data", *command])
+        assert "mine/labels.csv; it was damaged or changed on disk; `dvc add data` keeps" in str(refused.exception)
+        assert Path("data.dvc").read_text() == before
+    assert CliRunner().invoke(cli, ADD).exit_code == 0  # replaces it
+    assert Path("data.dvc").read_text() == before
+
+
 def test_the_demonstration_replaces_no_data_that_only_this_folder_knows(project: Path) -> None:
     git_init(project)
     shutil.copy(PROJECT / ".dvcignore", ".")
@@ -885,7 +900,7 @@ def test_labels_that_may_be_the_same_are_refused(project: Path, first: str, seco
         add()
 
 
-@pytest.mark.parametrize("cell", ["NA", "unknown", "N/A"])
+@pytest.mark.parametrize("cell", ["NA", "unknown", "N/A", "n.a.", "#DIV/0!", "missing"])
 def test_an_unknown_patient_is_no_group(project: Path, cell: str) -> None:
     change_table(patient=[*pd.read_csv("labels.csv").patient[:3], cell, *pd.read_csv("labels.csv").patient[4:]])
     with pytest.raises(UserError, match=f"row 5 has no patient, but '{cell}'"):
@@ -966,7 +981,15 @@ def divide(project: Path, names: tuple[str, ...]) -> dict[str, str]:
     return parts
 
 
-@pytest.mark.parametrize("names", [("train", "test", "train", "valid"), ("Train", "Test", "Train")])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "test", "train", "valid"),
+        ("Train", "Test", "Train"),
+        ("training_set", "test_set", "training_set"),
+        ("Train Images", "Test Images", "Train Images"),
+    ],
+)
 def test_folders_train_and_test_are_the_given_split(project: Path, names: tuple[str, ...]) -> None:
     parts = divide(project, names)
     add(images=Path("parts"), labels=None, columns=Columns())
@@ -977,7 +1000,7 @@ def test_folders_train_and_test_are_the_given_split(project: Path, names: tuple[
     _, samples, description = read_dataset(params, "mine")
     assert description["classes"] == ["ill", "well"]
     tested = {f"{Path(name).name}.png" for name in samples.id[samples.split == "test"]}
-    assert tested == {name for name, part in parts.items() if part.lower() == "test"}
+    assert tested == {name for name, part in parts.items() if part.lower().startswith("test")}
     with pytest.raises(UserError, match=r"datasets\.mine\.split\.by: is given, but --split-column is missing"):
         add(columns=Columns(group="patient"))
 
@@ -985,6 +1008,12 @@ def test_folders_train_and_test_are_the_given_split(project: Path, names: tuple[
 def test_folders_without_test_images_are_refused(project: Path) -> None:
     divide(project, ("train", "val"))
     with pytest.raises(UserError, match="has only the parts train, val; expected train and test"):
+        add(images=Path("parts"), labels=None, columns=Columns())
+
+
+def test_folders_that_contain_the_same_folders_are_neither_classes_nor_parts(project: Path) -> None:
+    divide(project, ("trainval", "holdout"))
+    with pytest.raises(UserError, match="parts: holdout, trainval contain the same folders, ill, well; expected one"):
         add(images=Path("parts"), labels=None, columns=Columns())
 
 

@@ -25,7 +25,7 @@ from pydicom.uid import (
 from conftest import PROJECT
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import read_params
-from medtransfer.data.custom import Columns
+from medtransfer.data.custom import Columns, find_samples
 from medtransfer.data.dicom import hide
 from medtransfer.data.images import load_rgb
 from medtransfer.pipeline.prepare import prepare
@@ -255,6 +255,16 @@ def test_a_file_without_a_patient_among_others_is_refused(project: Path, patient
     dicom(Path("scans/ill/x"), VALUES, PatientID=patient)
     with pytest.raises(UserError, match="scans/ill/x: has no PatientID, but other files have; give --group"):
         add(None, Columns())
+
+
+@pytest.mark.parametrize("patient", ["", "Anonymized"])
+def test_files_without_any_patient_are_said_to_have_none(
+    project: Path, capsys: pytest.CaptureFixture[str], patient: str
+) -> None:
+    for number in range(4):
+        dicom(Path(f"anonymous/{'ill' if number % 2 else 'well'}/{number}.dcm"), VALUES + number, PatientID=patient)
+    assert find_samples(Path("anonymous"), None, Columns()).group.nunique() == 4
+    assert "no DICOM file has a PatientID, so images of one patient can be in two splits" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("patient", ["p7", "P\u20117"])

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from medtransfer.cli.app import EXIT_USER_ERROR, cli
 from medtransfer.cli.shared import EXISTING_FILE, EXISTING_FOLDER, FOLDER, PATH, dvc
-from medtransfer.core.dvc import DEMONSTRATION, IMPORTED, PIPELINE, POINTER, check_replaceable
+from medtransfer.core.dvc import DEMONSTRATION, IMPORTED, PIPELINE, POINTER, check_replaceable, check_unchanged
 from medtransfer.core.errors import UserError, counted, first_three
 from medtransfer.core.files import atomic_file, restored_on_error
 from medtransfer.core.layout import DATA, PARAMS
@@ -47,7 +47,7 @@ def fetch(name: str) -> None:
     from medtransfer.data.catalogue import get_dataset
     from medtransfer.data.importing import fetch_dataset
 
-    _begin_copy()
+    _begin_copy(name)
     _put_under_dvc(name, fetch_dataset(get_dataset(name), DATA))
 
 
@@ -60,7 +60,7 @@ def import_(name: str, path: Path) -> None:
     from medtransfer.data.importing import import_dataset
 
     _refuse_inside(name, path)
-    _begin_copy()
+    _begin_copy(name)
     _put_under_dvc(name, import_dataset(get_dataset(name), path, DATA))
 
 
@@ -103,6 +103,7 @@ def add(
     _lock_data()
     if not only:
         _pull_named_data()
+    _check_others(name)
     params = check_files()
     columns = Columns(image_column, label_column, group, split)
     given = {key: value for key, value in about.items() if value}
@@ -135,6 +136,7 @@ def remove(name: str) -> None:
     _pull_named_data()
     params = check_files()
     dataset_of(name, params)  # refuses an unknown name
+    _check_others("" if (DATA / name).is_dir() else name)  # the command that brings it back knows only DVC's version
     with restored_on_error(DATA / name, PARAMS, PIPELINE, *filter(Path.exists, [POINTER])):
         remove_custom(params, name)
         _add_to_dvc()
@@ -163,13 +165,20 @@ def _lock_data() -> None:
     context.call_on_close(partial(path.unlink, missing_ok=True))  # before the lock is released
 
 
-def _begin_copy() -> None:
+def _begin_copy(name: str) -> None:
     """Lock and pull data/, and check what `dvc add` would refuse only after the copy."""
     from medtransfer.study.check import check_files
 
     _lock_data()
     _pull_named_data()
+    _check_others(name)
     check_files()
+
+
+def _check_others(name: str) -> None:
+    """Refuse if somebody changed data/ apart from data/`name`: `dvc add` would record the change, damage included."""
+    if DATA.is_dir():
+        check_unchanged(DATA, apart_from=name)
 
 
 def _pull_named_data() -> None:

@@ -39,8 +39,8 @@ _SOURCE = re.compile(r"\$\{configurations\.(\w+)\.weights\}")
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
-def check_unchanged(folder: Path) -> None:
-    """Compare a folder with its record in dvc.lock, or data/ with data.dvc.
+def check_unchanged(folder: Path, apart_from: str = "") -> None:
+    """Compare a folder, apart from one folder within it, with its record in dvc.lock, or data/ with data.dvc.
 
     Without a record, as when a stage runs outside `dvc repro`, nothing is compared.
     """
@@ -53,6 +53,10 @@ def check_unchanged(folder: Path) -> None:
         raise UserError(f"{folder}: not found, but {where} names it; run `{command}`")
     listed = _listed(recorded)
     differing = sorted(name for name in found.keys() | listed.keys() if listed and found.get(name) != listed.get(name))
+    if apart_from:
+        differing = [name for name in differing if not name.startswith(f"{apart_from}/")]
+        if not differing:
+            return
     names = f": {first_three(differing)}" if differing else ""
     raise UserError(
         f"{folder}: differs from {where} ({recorded}){names}; it was damaged or changed on disk; "

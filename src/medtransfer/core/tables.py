@@ -10,7 +10,11 @@ import pandas as pd
 from medtransfer.core.errors import CONFLICT, UserError, merge_conflict
 
 # What people write where they do not know the patient.
-UNKNOWN = ("na", "n/a", "nan", "none", "null", "unknown", "anonymous", "?", "-", "#n/a", "#ref!", "#value!", "#name?")
+UNKNOWN = (
+    *("na", "n/a", "n.a.", "<na>", "nan", "none", "null", "unknown", "unk", "missing", "not available"),
+    *("anonymous", "anonymized", "anonymised"),
+    *("?", "-", "#n/a", "#ref!", "#value!", "#name?", "#div/0!", "#num!", "#null!"),
+)
 ROUNDED = r"(?i)\d([.,]\d+)?e\+\d+"  # what Excel, R and pandas make of a long number
 # Spreadsheets drop leading zeros, and pandas writes whole numbers as 12.0 in a column with an empty cell.
 NUMBER = r"^0*(\d+)(?:\.0+)?$"

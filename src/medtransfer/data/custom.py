@@ -1,8 +1,9 @@
 """A custom data set: a folder of images with a table of labels, or one folder per class."""
 
+import re
 import shutil
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -112,6 +113,8 @@ def _check_series(headers: dict[str, dicom.Header], images: Path) -> None:
 def _patients(paths: pd.Series, headers: dict[str, dicom.Header], images: Path) -> pd.Series:
     """Return the hashed patient id of each image; '' if no file has one."""
     found = one_spelling(paths.map(lambda path: headers[path].patient if path in headers else ""))
+    if (found == "").all():
+        print("no DICOM file has a PatientID, so images of one patient can be in two splits; --group can name patients")
     if (found != "").any() and (found == "").any():
         raise UserError(f"{images / paths[found == ''].iloc[0]}: has no PatientID, but other files have; give --group")
     if twins := first_alike(found):
@@ -124,9 +127,9 @@ def _patients(paths: pd.Series, headers: dict[str, dicom.Header], images: Path) 
 
 def _from_folders(files: dict[str, Path], images: Path) -> pd.DataFrame:
     parts = {path.split("/")[0] for path in files}
-    given = {PARTS.get(part.lower()) for part in parts}
+    given = {_part(part) for part in parts}
     if None in given and {"train", "test"} <= given:
-        odd = min(part for part in parts if part.lower() not in PARTS)
+        odd = min(part for part in parts if _part(part) is None)
         raise UserError(f"{images / odd}: unexpected folder beside train and test; move it elsewhere, or give --labels")
     first = 0 if None in given else 1  # the level of the classes' folders
     if first and not {"train", "test"} <= given:
@@ -135,7 +138,29 @@ def _from_folders(files: dict[str, Path], images: Path) -> pd.DataFrame:
     if loose:
         raise UserError(f"{images / loose[0]}: not in the folder of a class; make one per class, or give --labels")
     found = pd.DataFrame({"path": list(files), "label": [path.split("/")[first] for path in files], "group": ""})
-    return found.assign(split=[PARTS[path.split("/")[0].lower()] for path in files]) if first else found
+    if first:
+        return found.assign(split=found.path.str.split("/").str[0].map(_part))
+    _refuse_unclear_classes(files, images)
+    return found
+
+
+def _part(folder: str) -> str | None:
+    """Return the part of a data set that a folder's name means (`train_set`), or None."""
+    return PARTS.get(re.sub(r"[ _-]?(set|data|images|split)$", "", folder.lower()))
+
+
+def _refuse_unclear_classes(files: Iterable[str], images: Path) -> None:
+    """Refuse folders that all contain the same folders: the classes may be the outer or the inner ones."""
+    inner: dict[str, set[str]] = {}
+    for path in files:
+        folder, _, rest = path.partition("/")
+        inner.setdefault(folder, set()).add(rest.rpartition("/")[0].split("/")[0])
+    names = next(iter(inner.values()))
+    if len(inner) > 1 and len(names) > 1 and all(found == names for found in inner.values()):
+        raise UserError(
+            f"{images}: {first_three(sorted(inner))} contain the same folders, {first_three(sorted(names))}; expected "
+            "one folder per class, or train and test with such folders; rename the folders, or give --labels"
+        )
 
 
 def _from_table(files: dict[str, Path], uids: dict[str, str], labels: Path, columns: Columns) -> pd.DataFrame:
