@@ -119,6 +119,19 @@ def test_collect_and_tables_name_the_fits_of_a_renamed_configuration(
         ]
 
 
+def test_collect_names_the_fits_of_a_seed_that_the_study_no_longer_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    finished_study(tmp_path, 0, ["imagenet_all"])
+    monkeypatch.chdir(tmp_path)
+    text = Path("params.yaml").read_text()
+    (listed,) = re.findall(r"^seeds:.*$", text, re.MULTILINE)
+    Path("params.yaml").write_text(text.replace(listed, "seeds: [1]"))
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    (line,) = [line for line in caplog.messages if "under seeds" in line]
+    assert line.endswith("they still count; to remove them: rm -r artifacts/runs/*/*-seed0")
+
+
 def test_what_the_tables_would_count_wrongly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished_study(tmp_path, 0, ["imagenet_all", "imagenet_head"])
     monkeypatch.chdir(tmp_path)

@@ -28,7 +28,7 @@ def audit(repair: bool, host: str | None) -> None:
     if not store.is_there_anything():
         click.echo("nothing to audit: no stage has run here; run `medtransfer study` first")
         return
-    warn_of_leftovers(RUNS, studied_models(params))
+    warn_of_leftovers(RUNS, studied_models(params), seeds=params.seeds)
     repaired = store.repair(host) if repair else []
     differences = store.audit()
     total = f"{counted(len(find_fits(RUNS)), 'fit')}, {counted(len(differences), 'difference')}"

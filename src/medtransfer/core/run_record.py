@@ -49,17 +49,27 @@ def find_fits(runs: Path) -> list[Path]:
     return sorted(path.parent for path in runs.glob(f"*/*/{RECORD}") if not is_partial(path.parent))
 
 
-def warn_of_leftovers(runs: Path, studied: Collection[tuple[str, str]], then: str = "still count") -> None:
+def warn_of_leftovers(
+    runs: Path, studied: Collection[tuple[str, str]], then: str = "still count", seeds: Collection[int] | None = None
+) -> None:
     """Warn of fits under `runs` of other (data set, model) pairs, such as those of a renamed configuration.
 
-    `then` is what happens to them.
+    With `seeds`, also of fits with other seeds. `then` is what happens to them.
     """
-    found = {(fit.parent.name, fit.name.rpartition("-seed")[0]) for fit in find_fits(runs)}
+    fits = find_fits(runs)
+    found = {(fit.parent.name, fit.name.rpartition("-seed")[0]) for fit in fits}
     for dataset, model in sorted(found - set(studied)):
         log.warning(
             "%s: contains fits of %s, which params.yaml does not list under study; they %s; to remove them: "
             "rm -r %s/%s-seed*",
             runs / dataset, model, then, runs / dataset, model,
+        )  # fmt: skip
+    others = {int(fit.name.rpartition("-seed")[2]) for fit in fits} - set(seeds) if seeds else set()
+    for seed in sorted(others):
+        log.warning(
+            "%s: contains fits with seed %d, which params.yaml does not list under seeds; they %s; to remove them: "
+            "rm -r %s/*/*-seed%d",
+            runs, seed, then, runs, seed,
         )  # fmt: skip
 
 

@@ -37,6 +37,8 @@ RECIPE_CHANGES = {
     "balance: class_weights": "rare classes weighted more in the loss",
     "augment: off": "without augmentation",
     "optimizer: adam; warmup: off; schedule: none; weight_decay: off": "with Adam at a constant learning rate",
+    "label_smoothing: off": "without label smoothing",
+    "average: off": "without the moving average",
 }
 FINE = 0.05  # an interval within this distance of 0 needs a third decimal
 

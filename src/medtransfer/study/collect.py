@@ -58,7 +58,7 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
     if not fits:
         raise UserError(f"{RUNS}: no finished fit; run `dvc repro`")
     params = read_params(PARAMS)
-    warn_of_leftovers(RUNS, studied_models(params))
+    warn_of_leftovers(RUNS, studied_models(params), seeds=params.seeds)
     # params.yaml and dataset.json are copied, too, and must describe these fits.
     for dataset in sorted({fit.parent.name for fit in fits} & set(params.datasets)):
         check_prepared(params, dataset)
