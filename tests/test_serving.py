@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -46,7 +47,9 @@ from medtransfer.models import vgg16
 from medtransfer.serving import app as server_page
 from medtransfer.serving.app import MAX_BYTES, MAX_WAITING, build_app
 from medtransfer.serving.classifier import (
+    Answer,
     ask,
+    describe,
     load_classifier,
     predict_probabilities,
     read_image,
@@ -174,6 +177,12 @@ def test_a_moved_project_predicts_and_registers(registered: Path, images: Path, 
             assert not registered.exists()
         finally:
             away.rename(registered)
+
+
+def test_an_answer_keeps_the_order_of_extreme_probabilities() -> None:
+    stub: Any = SimpleNamespace(facts={"classes": ["ill", "well"], "meanings": {"well": "no finding"}})
+    told = describe(stub, Answer(np.array([1e-9, 1 - 1e-9]), 0.5, False, True))
+    assert told["probabilities"] == {"ill": 1e-9, "well": 1 - 1e-9}
 
 
 @pytest.mark.skipif(AS_A_USER != [] and shutil.which("setpriv") is None, reason="as root this needs setpriv")

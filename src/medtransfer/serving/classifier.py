@@ -171,11 +171,11 @@ def describe(classifier: Classifier, answer: Answer) -> dict[str, Any]:
     """Return an image's answer as JSON values."""
     classes = classifier.facts["classes"]
     best = classes[int(answer.probabilities.argmax())]
-    probabilities = zip(classes, answer.probabilities, strict=True)
     return {
         "predicted": best,
         "meaning": classifier.facts["meanings"][best],
-        "probabilities": {name: round(float(value), 6) for name, value in probabilities},
+        # Not rounded: among extreme probabilities, that would change the AUC.
+        "probabilities": dict(zip(classes, answer.probabilities.tolist(), strict=True)),
         "unlike_training": answer.unlike_training,
         "distance": answer.distance,
         "calibrated": answer.calibrated,
