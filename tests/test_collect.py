@@ -16,6 +16,7 @@ from medtransfer.core.errors import UserError
 from medtransfer.core.files import write_json
 from medtransfer.core.layout import PREPARED
 from medtransfer.core.params import read_params
+from medtransfer.core.run_record import warn_of_leftovers, write_record
 from medtransfer.study.report import read_study, write_result_tables
 from studies import add_seed, finished_study, write_samples
 
@@ -130,6 +131,15 @@ def test_collect_names_the_fits_of_a_seed_that_the_study_no_longer_has(
     assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
     (line,) = [line for line in caplog.messages if "under seeds" in line]
     assert line.endswith("they still count; to remove them: rm -r artifacts/runs/*/*-seed0")
+
+
+def test_the_copy_of_a_fit_under_another_name_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("x-seed0", "x-seed0-copy"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        write_record(tmp_path / "mine" / name, {}, {})
+    warn_of_leftovers(tmp_path, [("mine", "x")], seeds=[0])
+    (line,) = caplog.messages
+    assert line.endswith(f"rm -r {tmp_path}/*/*-seed0-copy")
 
 
 def test_what_the_tables_would_count_wrongly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

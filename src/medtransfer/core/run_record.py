@@ -64,11 +64,11 @@ def warn_of_leftovers(
             "rm -r %s/%s-seed*",
             runs / dataset, model, then, runs / dataset, model,
         )  # fmt: skip
-    others = {int(fit.name.rpartition("-seed")[2]) for fit in fits} - set(seeds) if seeds else set()
+    others = {fit.name.rpartition("-seed")[2] for fit in fits} - set(map(str, seeds)) if seeds else set()
     for seed in sorted(others):
         log.warning(
-            "%s: contains fits with seed %d, which params.yaml does not list under seeds; they %s; to remove them: "
-            "rm -r %s/*/*-seed%d",
+            "%s: contains fits with seed %s, which params.yaml does not list under seeds; they %s; to remove them: "
+            "rm -r %s/*/*-seed%s",
             runs, seed, then, runs, seed,
         )  # fmt: skip
 
