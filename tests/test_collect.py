@@ -201,10 +201,14 @@ def test_tables_and_layers_of_other_fits_are_noticed(tmp_path: Path) -> None:
         asked = folder / f"{command}/chest_xray/imagenet_all-seed{seed}/{command}.json"
         text = asked.read_text()
         asked.write_text(re.sub(r'"fit": "\w+"', '"fit": "another"', text))
-        told = rf"{command}\.json: about the fit another, .* {command} chest_xray imagenet_all --seed {seed}"
+        told = rf"{command}\.json: about an earlier fit, another, .* {command} chest_xray imagenet_all --seed {seed}"
         with pytest.raises(UserError, match=told):
             read_study(folder)
         asked.write_text(text)
+    shutil.copytree(folder / "layers/chest_xray/imagenet_all-seed1", folder / "layers/chest_xray/removed-seed1")
+    removed = folder / "layers/chest_xray/removed-seed1/layers.json"
+    removed.write_text(removed.read_text().replace('"imagenet_all"', '"removed"'))
+    assert len(read_study(folder).layers) == 1  # of a configuration that is not among the runs
     answers = folder / "runs/chest_xray/imagenet_all-seed0/predictions.csv"
     text = answers.read_text()
     shutil.copy(folder / "runs/chest_xray/imagenet_head-seed0/predictions.csv", answers)
@@ -257,7 +261,10 @@ def test_fits_of_other_data_are_not_collected(
 
 def test_another_seed_is_added_to_what_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    finished_study(tmp_path, 0, ["cnn_random", "imagenet_all", "decision_tree"])
+    finished_study(tmp_path, 1, ["cnn_random", "imagenet_all", "decision_tree"])
+    record = Path("artifacts/runs/chest_xray/imagenet_all-seed1/run.json")
+    found = json.loads((PROJECT / AT_64_PX / "runs/chest_xray/imagenet_all-seed1/run.json").read_text())
+    write_json(record, json.loads(record.read_text()) | {"fit": found["fit"]})
     layers = "layers/chest_xray/imagenet_all-seed1"
     shutil.copytree(PROJECT / AT_64_PX / layers, Path("artifacts") / layers)
     missing = CliRunner().invoke(cli, ["collect", "mine", "--add"])
@@ -265,7 +272,7 @@ def test_another_seed_is_added_to_what_is_collected(tmp_path: Path, monkeypatch:
     assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
     Path("results/mine/notes.txt").write_text("Two lines\nof one paragraph.\n\nAnother.\n")
     shutil.rmtree("artifacts")
-    finished_study(tmp_path, 1, ["imagenet_all", "imagenet_head", "decision_tree"])
+    finished_study(tmp_path, 0, ["imagenet_all", "imagenet_head", "decision_tree"])
     text = Path("params.yaml").read_text()
     Path("params.yaml").write_text(
         text.replace("  ham10000_random:", "  more: {weights: random, trainable: head}\n  ham10000_random:")
@@ -274,7 +281,7 @@ def test_another_seed_is_added_to_what_is_collected(tmp_path: Path, monkeypatch:
     assert added.exit_code == 0, added.output
     found = {path.parent.name for path in Path("results/mine").rglob("run.json")}
     trees = {"decision_tree-seed0", "decision_tree-seed1"}
-    assert found == {*trees, "cnn_random-seed0", "imagenet_all-seed0", "imagenet_all-seed1", "imagenet_head-seed1"}
+    assert found == {*trees, "cnn_random-seed1", "imagenet_all-seed0", "imagenet_all-seed1", "imagenet_head-seed0"}
     assert (Path("results/mine") / layers / "layers.json").exists()
     assert len(pd.read_csv("results/mine/tuning.csv")) == 3
     params = read_params(Path("results/mine/params.yaml"))
@@ -286,8 +293,27 @@ def test_another_seed_is_added_to_what_is_collected(tmp_path: Path, monkeypatch:
         "decision_tree": 2, "cnn_random": 1, "imagenet_all": 2, "imagenet_head": 1,
     }  # fmt: skip
     assert Path("results/mine/notes.txt").read_text().startswith("Two lines")
-    shutil.rmtree("results/mine/layers")  # of another fit
     assert read_study(Path("results/mine")).notes == ["Two lines of one paragraph.", "Another."]
+
+
+def test_layers_of_earlier_fits_are_not_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished_study(tmp_path, 0, ["imagenet_all"])
+    for kind, seed in (("layers", 1), ("gradcam", 0)):
+        found = f"{kind}/chest_xray/imagenet_all-seed{seed}"
+        shutil.copytree(PROJECT / AT_64_PX / found, Path("artifacts") / found)
+    record = Path("artifacts/runs/chest_xray/imagenet_all-seed0/run.json")
+    fit = json.loads(record.read_text())["fit"]
+    record.write_text(record.read_text().replace(fit, "fitted again"))
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    other, earlier = caplog.messages
+    assert other.endswith("imagenet_all-seed1: left out, because it is about a fit that is not collected")
+    assert earlier.endswith("run `medtransfer gradcam chest_xray imagenet_all --seed 0`, then collect again")
+    assert not list(Path("results/mine").glob("*/chest_xray/*/layers.json"))
+    assert CliRunner().invoke(cli, ["tables", "results/mine"]).exit_code == 0
+    assert not read_study(Path("results/mine")).pictures
 
 
 @pytest.mark.parametrize(

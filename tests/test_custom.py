@@ -916,6 +916,9 @@ def test_a_one_hot_table_gives_the_classes_of_its_columns(project: Path) -> None
     ).to_csv("labels.csv", index=False)
     with pytest.raises(UserError, match=r"ill is one of the columns of a one-hot table; .*--label-column ill,well"):
         add(columns=Columns(label="ill", group="patient"))
+    change_table(female=[1, 0, 0, 1] * 10)  # a further column need not be a class
+    with pytest.raises(UserError, match=r"one-hot table; .*--label-column ill,well"):
+        add(columns=Columns(label="ill", group="patient"))
     add(columns=Columns(label="ill,well", group="patient"))
     assert Path("data/mine/labels.csv").read_text() == expected
     change_table(well=1)

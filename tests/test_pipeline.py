@@ -505,6 +505,7 @@ def test_a_study_that_is_killed_ends_with_the_bits_of_one_that_is_not(tmp_path: 
     assert found["exit_codes"] == [0]
     assert found["resumed_from_a_checkpoint"] >= 1
     once = {"runs": 1, "finished": 1, "fits_with_two_runs": 0, "epochs_lost": 0, "epochs_logged_twice": 0}
+    once["epochs_with_other_seconds"] = 0
     assert found["mlflow"] == once
 
 

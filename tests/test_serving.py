@@ -32,6 +32,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from attacks import free_port, started
 from conftest import PROJECT, QUIET, use_store
+from medtransfer.audit import audit
 from medtransfer.cli import cli
 from medtransfer.core.dvc import digest_of
 from medtransfer.core.errors import UserError
@@ -658,6 +659,7 @@ def test_networks_are_scored_on_images_of_another_source(
         logged = sorted(value for key, value in run.data.metrics.items() if "macro" in key)
         expected = sorted(table[side][name, "macro avg"] for side in ("external", "difference"))
         assert logged == pytest.approx(expected, abs=1e-6)
+        assert not any(run.info.run_id in line for line in audit.others())
         stored = {entry.path for entry in client.list_artifacts(run.info.run_id)}
         assert {"confusion.png", "report.txt", "scores.csv", "scores.md", "scores.png", "reliability.png"} <= stored
     text = (folder / "scores.md").read_text()
@@ -690,7 +692,7 @@ def test_answers_are_scored_where_labels_are_given(registered: Path, outside: Pa
     assert table.label.tolist() == ["NORMAL", "PNEUMONIA"] * 2
     right = (table.label == table.predicted).mean()
     assert re.search(rf"micro avg: {right:.3f} none: 4 groups", done.output)
-    assert "4 labelled images of 4 groups" in done.output
+    assert "4 labelled images of 4 groups (training images count too; `medtransfer score`" in done.output
     for read in ("hospital/images/h00.png", "hospital/l.csv"):
         before = Path(read).read_bytes()
         done = CliRunner().invoke(cli, ["predict", "chest_xray", *images, *WITH_LABELS, "--output", read])

@@ -147,6 +147,12 @@ def test_the_trials_on_most_images_are_drawn_and_the_used_rates_marked() -> None
     searched = pd.Series([None, '{"learning_rate": 1e-4, "fraction": 0.2}', '{"dropout": 0.3}'])
     shown = trials(dataclasses.replace(study, tuning=tuning.assign(searched=searched)), "chest_xray")
     assert shown.index.tolist() == [0, 1]
+    # A line joins no trials with other data or settings.
+    again = pd.concat(
+        [tuning.assign(made_from="a"), tuning.iloc[[1, 1]].assign(made_from="b", learning_rate=[1e-4, 1e-3])]
+    )
+    shown = trials(dataclasses.replace(study, tuning=again), "chest_xray")
+    assert shown.configuration.tolist() == ["cnn_random", "imagenet_all", "imagenet_all", *2 * ["imagenet_all (2)"]]
 
 
 def test_seconds_of_several_machines_are_not_compared() -> None:

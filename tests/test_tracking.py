@@ -527,6 +527,16 @@ def test_a_folder_that_mlflow_would_cut_is_refused(tmp_path: Path, monkeypatch: 
     assert [path.name for path in tmp_path.rglob("*")] == [name]
 
 
+def test_options_in_the_address_of_a_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db?timeout=30")
+    with pytest.raises(
+        UserError, match=r"MLFLOW_TRACKING_URI: mlflow\.db\?timeout=30: has '\?' or '#'; expected a file"
+    ):
+        mlflow_store.reach()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_database_without_its_driver_is_one_line_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql+nodriver://me:SECRET@host/db")
     with pytest.raises(UserError, match=r"MLflow at mysql\+nodriver://\*\*\*@host/db does not answer"):

@@ -7,6 +7,7 @@ predictions and histories are compared by hash, and MLflow is asked for runs tha
 
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -238,24 +239,31 @@ def fingerprints(folder: Path) -> dict[str, str]:
 
 
 def mlflow_state(folder: Path) -> dict[str, int]:
-    """Return the numbers of runs and of those that are FINISHED, of fits with two runs, of epochs lost or doubled."""
+    """Return the numbers of runs and of those that are FINISHED, of fits with two runs, of epochs that are wrong.
+
+    An epoch is lost, logged twice, or logged with other seconds than those in history.csv.
+    """
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
     runs = client.search_runs([entry.experiment_id for entry in client.search_experiments()], max_results=5000)
     names = Counter((logged.info.experiment_id, logged.info.run_name) for logged in runs)
-    lost = doubled = 0
+    lost = doubled = changed = 0
     for logged in runs:
         tags = logged.data.tags
         history = folder / "artifacts/runs" / tags["dataset"] / str(logged.info.run_name) / "history.csv"
         if history.exists():
-            steps = [point.step for point in client.get_metric_history(logged.info.run_id, "train/loss")]
-            doubled += len(steps) - len(set(steps))
-            lost += len(set(pd.read_csv(history).epoch) - set(steps))
+            points = client.get_metric_history(logged.info.run_id, "train/seconds")
+            steps = {point.step for point in points}
+            doubled += len(points) - len(steps)
+            seconds = pd.read_csv(history).set_index("epoch").seconds
+            lost += len(set(seconds.index) - steps)
+            changed += sum(not math.isclose(point.value, seconds[point.step]) for point in points)
     return {
         "runs": len(runs),
         "finished": sum(logged.info.status == "FINISHED" for logged in runs),
         "fits_with_two_runs": sum(count > 1 for count in names.values()),
         "epochs_lost": lost,
         "epochs_logged_twice": doubled,
+        "epochs_with_other_seconds": changed,
     }
 
 

@@ -63,7 +63,8 @@ def others() -> list[str]:
     here, lines = _folders_by_fit(), []
     for name, runs in mlflow_runs.fits_of(client, "FINISHED").items():
         known = [run for run in runs if mlflow_runs.SUPERSEDED not in run.data.tags]
-        ids = [run.info.run_id for run in known if run.data.tags[mlflow_store.FIT] not in here]
+        # The id of a run of `score` is that of the network's fit and a digest of the images.
+        ids = [run.info.run_id for run in known if run.data.tags[mlflow_store.FIT].partition(" ")[0] not in here]
         if ids:
             lines.append(
                 f"MLflow's experiment {name} has {len(ids)} finished runs of fits that are not here (from earlier "

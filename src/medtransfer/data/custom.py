@@ -214,7 +214,11 @@ def _from_table(files: dict[str, Path], uids: dict[str, str], labels: Path, colu
 
 def _refuse_one_hot(table: pd.DataFrame, column: str, labels: Path) -> None:
     binary = [str(name) for name in table if table[name].isin(BINARY).all()]
-    if column in binary and len(binary) > 1 and (table[binary].astype(float).sum(axis=1) == 1).all():
+    if column not in binary:
+        return
+    hot = table[binary].astype(float)
+    binary = [name for name in binary if name == column or not (hot[name] * hot[column]).any()]  # not the sex, say
+    if len(binary) > 1 and (hot[binary].sum(axis=1) == 1).all():
         raise UserError(
             f"{labels}: {column} is one of the columns of a one-hot table; give all: --label-column {','.join(binary)}"
         )

@@ -99,7 +99,12 @@ def _train(
         ready = cache_features(network, configuration, settings, images, samples, classes, seed, params.cache.max_gb)
         # The last digits depend on whether the features come from the cache.
         inputs["stored_features"] = ready.uses_cached_features
-        history = fit(ready.network, ready.training, ready.validation, settings, run.log_epochs, checkpoints, inputs)
+
+        def log_saved(history: list[dict[str, float]]) -> None:
+            # The last epoch's checkpoint is still being written; if that fails, the epoch is trained again.
+            run.log_epochs(history[:-1])
+
+        history = fit(ready.network, ready.training, ready.validation, settings, log_saved, checkpoints, inputs)
         scored = np.concatenate([np.flatnonzero(samples.split == split) for split in ("validation", "test")])
         probabilities = predict(ready.network, ready.inputs, scored, settings.batch_size, settings.flips)
         check_params_unchanged(params, "train", f"configurations.{name}", "weights")

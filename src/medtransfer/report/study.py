@@ -122,8 +122,9 @@ def largest_class_f1(study: Study, dataset: str) -> float:
 def trials(study: Study, dataset: str) -> pd.DataFrame:
     """Return the trials of learning rates on the largest part of the training images, per configuration and optimizer.
 
-    The column `used` says whether the study's fits have this optimizer and rate. The table is empty if the study has
-    no network for this data set.
+    The column `used` says whether the study's fits have this optimizer and rate. A configuration that was searched
+    again with other data or settings has the number of the search in its name. The table is empty if the study has no
+    network for this data set.
     """
     tried = study.tuning[study.tuning.dataset == dataset]
     if "searched" in tried:  # not those of other settings
@@ -135,4 +136,9 @@ def trials(study: Study, dataset: str) -> pd.DataFrame:
     recipes = [(run.model, recipe_of(run.record)) for run in networks]
     used = {(model, recipe.optimizer, recipe.learning_rate) for model, recipe in recipes}
     named = zip(tried.configuration, tried.optimizer, tried.learning_rate, strict=True)
-    return tried.assign(used=[name in used for name in named])[tried.fraction == largest]
+    shown = tried.assign(used=[name in used for name in named])[tried.fraction == largest]
+    if "made_from" in shown:
+        searches = shown.groupby(["configuration", "optimizer", "epochs"]).made_from
+        number = searches.transform(lambda made_from: pd.factorize(made_from.fillna(""))[0] + 1)
+        shown["configuration"] += [f" ({count})" if count > 1 else "" for count in number]
+    return shown

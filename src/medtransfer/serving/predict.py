@@ -157,7 +157,8 @@ def score_answers(answers: list[dict[str, Any]], samples: pd.DataFrame, facts: d
         return ["no labelled image could be read, so there is no score"]
     probabilities = np.array([given[str(file)] for file in known.file])
     run = Run({**facts, "kind": "network"}, as_predictions(known, probabilities, facts["classes"]), None)
-    lines = [f"{len(known)} labelled images of {known.group.nunique()} groups from another source:"]
+    images = f"{len(known)} labelled images of {known.group.nunique()} groups"
+    lines = [f"{images} (training images count too; `score` leaves them out):"]
     for name, found in estimate_present([run]).items():
         ends = found.covers if np.isnan(found.low) else f"[{found.low:.3f}, {found.high:.3f}]"
         value = "" if np.isnan(found.value) else f"{found.value:.3f} "

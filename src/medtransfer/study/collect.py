@@ -13,7 +13,7 @@ from medtransfer.analysis.families import overrides
 from medtransfer.analysis.runs import studied_models
 from medtransfer.core.dvc import POINTER, check_unchanged, same_data
 from medtransfer.core.errors import UserError
-from medtransfer.core.files import atomic_folder, restore_replaced
+from medtransfer.core.files import atomic_folder, read_json, restore_replaced
 from medtransfer.core.layout import (
     DATA,
     FIGURES,
@@ -35,6 +35,7 @@ from medtransfer.core.provenance import restoring
 from medtransfer.core.run_record import RECORD, find_fits, read_record, recipe_of, split_of, warn_of_leftovers
 from medtransfer.core.tables import read_result
 from medtransfer.data.custom import dataset_of
+from medtransfer.study.collected import analysis_command
 
 log = logging.getLogger(__name__)
 RESULTS = Path("results")
@@ -75,6 +76,7 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
         if add:
             _copy_fits_and_findings(RESULTS / name, folder)
         _copy(fits, folder)
+        _remove_stale(folder)
         if add:
             _join_trials(RESULTS / name / TUNING.name, folder / TUNING.name)
             _join_params(RESULTS / name / PARAMS, folder / PARAMS)
@@ -147,6 +149,23 @@ def _copy(fits: list[Path], folder: Path) -> None:
         described = described[described.id.isin(tested.id)]
         if len(described):
             described.sort_values("id").to_csv(folder / "runs" / dataset / SUBGROUPS, index=False)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Remove the results of `layers` and `gradcam` about fits that are not in the folder, with a warning."""
+    fits = {read_record(fit)["fit"] for fit in find_fits(folder / "runs")}
+    for kind in (LAYERS.name, GRADCAM.name):
+        for path in sorted((folder / kind).glob(f"*/*/{kind}.json")):
+            command, network = analysis_command(path), path.parent.relative_to(folder)
+            if read_json(path, ("fit",), f"run `{command}` again")["fit"] in fits:
+                continue
+            again = (
+                f"; run `{command}`, then collect again"
+                if (folder / "runs" / network.relative_to(kind)).is_dir()
+                else ""
+            )
+            log.warning("%s: left out, because it is about a fit that is not collected%s", network, again)
+            shutil.rmtree(path.parent)
 
 
 def _check_same_study(fits: list[Path], folder: Path) -> None:

@@ -37,6 +37,12 @@ class CollectedParams(BaseModel):
         return self
 
 
+def analysis_command(record: Path) -> str:
+    """Return the command that writes <kind>/<data set>/<model>-seed<k>/<kind>.json, where kind is layers or gradcam."""
+    model, _, seed = record.parent.name.rpartition("-seed")
+    return f"medtransfer {record.stem} {record.parent.parent.name} {model} --seed {seed}"
+
+
 def read_collected_params(folder: Path) -> CollectedParams:
     """Read params.yaml of collected results; a UserError if it is missing or is not the file of a study."""
     path = folder / PARAMS

@@ -1,5 +1,6 @@
 """report: collected results under results/ (or the study here) → tables beside them, and one HTML page."""
 
+import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ from medtransfer.report.drawings import overview
 from medtransfer.report.page import build_page
 from medtransfer.report.study import Layers, Picture, Study
 from medtransfer.report.tables import write_results
-from medtransfer.study.collected import read_collected, read_collected_params
+from medtransfer.study.collected import analysis_command, read_collected, read_collected_params
 
+log = logging.getLogger(__name__)
 LEAKAGE = "leak.csv"
 OVERVIEW = "scores.png"
 ROUNDED = 1e-6  # the tables' last digit
@@ -84,7 +86,7 @@ def read_study(folder: Path) -> Study:
     """Read a folder that `collect` made, or the project itself, with its tables.
 
     It is a UserError if it contains no runs, if its tables are missing or belong to other runs, or if `layers` or
-    `gradcam` described a fit that is not among its runs.
+    `gradcam` described an earlier fit of a network.
     """
     if (folder / "runs").is_dir():
         runs = read_collected(folder)
@@ -156,19 +158,22 @@ def _read_records(
 ) -> list[tuple[Path, dict[str, Any]]]:
     """Return the records that `layers` or `gradcam` wrote for single networks, with their paths.
 
-    `files` must be beside each record.
+    `files` must be beside each record. One of a network that is not among the runs is left out with a warning.
     """
     fits = {(run.dataset, run.model, run.seed): run.record["fit"] for run in runs}
     found = []
     for path in sorted((artifacts / kind).glob(f"*/*/{kind}.json")):
-        model, _, seed = path.parent.name.rpartition("-seed")
-        command = f"run `medtransfer {kind} {path.parent.parent.name} {model} --seed {seed}`"
-        remedy = f"remove {path.parent}, or {command} again"
+        then = "and collect the results again" if (artifacts / PARAMS).exists() else "again"
+        remedy = f"remove {path.parent}, or run `{analysis_command(path)}` {then}"
         record = read_json(path, ("dataset", "model", "seed", "fit"), remedy)
         for file in files:
             if not (path.parent / file).exists():
                 raise UserError(f"{path.parent / file}: not found; {remedy}")
-        if fits.get((record["dataset"], record["model"], record["seed"])) != record["fit"]:
-            raise UserError(f"{path}: about the fit {record['fit']}, which is not among the runs; {command}")
+        fit = fits.get((record["dataset"], record["model"], record["seed"]))
+        if fit is None:
+            log.warning("%s: left out, because this network is not among the runs", path.parent)
+            continue
+        if fit != record["fit"]:
+            raise UserError(f"{path}: about an earlier fit, {record['fit']}, not about {fit}; {remedy}")
         found.append((path, record))
     return found

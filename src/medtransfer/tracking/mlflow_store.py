@@ -113,6 +113,10 @@ def store_uri() -> str:
     file = in_project(file)
     if file.is_dir():
         raise UserError(f"MLFLOW_TRACKING_URI: {file} is a folder; expected a file, such as {SQLITE}{OWN_STORE}")
+    if set("?#") & set(file.name):
+        raise UserError(
+            f"MLFLOW_TRACKING_URI: {file.name}: has '?' or '#'; expected a file, such as {SQLITE}{OWN_STORE}"
+        )
     if set("?#") & set(str(file.parent)):
         raise UserError(f"{file.parent}: MLflow cannot keep runs where a folder's name has '?' or '#'; rename it")
     return address_of(file)

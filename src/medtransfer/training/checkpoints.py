@@ -196,8 +196,8 @@ def save(folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any
         temporary.rename(target.with_stem(f"{target.stem}-{sha256_of(temporary)}"))
     except OSError as error:
         raise UserError(
-            f"{target}: the checkpoint after epoch {epoch} cannot be written: {error.strerror}; free some space or fix "
-            "the permissions, then run again to resume from the checkpoint before"
+            f"{target}: the checkpoint after epoch {epoch} cannot be written: {error.strerror}; free some space, "
+            "raise the limit on file sizes or fix the permissions, then run again to resume from the checkpoint before"
         ) from None
     finally:
         temporary.unlink(missing_ok=True)
