@@ -27,6 +27,7 @@ import uvicorn
 from click.testing import CliRunner
 from fastapi.testclient import TestClient
 from filelock import FileLock, Timeout
+from mlflow.exceptions import MlflowException
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -584,6 +585,29 @@ def test_no_name_in_an_image_is_in_an_output(registered: Path, tmp_path: Path) -
         assert load_rgb(path).image.info == {}
 
 
+def test_a_file_that_is_too_large_is_not_read(
+    registered: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(images / "b.png", tmp_path)
+    with (tmp_path / "slide.png").open("wb") as file:
+        file.truncate(1_000_000)
+    monkeypatch.setattr("medtransfer.serving.predict.MAX_BYTES", 999_999)
+    done = CliRunner().invoke(cli, ["predict", "chest_xray", str(tmp_path), "--json"])
+    good, large = json.loads(done.stdout)["answers"]
+    assert done.exit_code == 2
+    assert "probabilities" in good
+    assert "slide.png: has 1,000,000 bytes; expected an image, at most 999,999" in large["problem"]
+
+
+def test_a_full_disk_for_the_copy_of_a_network_is_named(registered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: str, **options: str) -> None:
+        raise MlflowException("The following failures occurred: ##### model.keras ##### [Errno 28] No space left")
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", fail)
+    with pytest.raises(OSError, match=r"\[Errno 28\] No space left on device: '/"):
+        open_classifier("chest_xray", None)
+
+
 def test_a_file_whose_name_is_not_utf8_is_answered_like_the_others(
     registered: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -692,7 +716,7 @@ def test_answers_are_scored_where_labels_are_given(registered: Path, outside: Pa
     assert table.label.tolist() == ["NORMAL", "PNEUMONIA"] * 2
     right = (table.label == table.predicted).mean()
     assert re.search(rf"micro avg: {right:.3f} none: 4 groups", done.output)
-    assert "4 labelled images of 4 groups (training images count too; `medtransfer score`" in done.output
+    assert "4 labelled images of 4 groups (training images count too; `score` leaves them out)" in done.output
     for read in ("hospital/images/h00.png", "hospital/l.csv"):
         before = Path(read).read_bytes()
         done = CliRunner().invoke(cli, ["predict", "chest_xray", *images, *WITH_LABELS, "--output", read])

@@ -34,6 +34,7 @@ LOW_BYTES = {
     "LA;16B": ("RGBA", [1, 1, 1, 3]),
 }
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 500_000_000  # of one file, unpacked
 WHITE = 65_535  # the largest value of 16 bits
 Image.MAX_IMAGE_PIXELS = None  # Pillow would warn at fewer pixels than ours, which are checked before decoding
 

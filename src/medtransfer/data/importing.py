@@ -13,10 +13,10 @@ from typing import Any
 from medtransfer.core.errors import UserError, counted, shortened
 from medtransfer.core.files import atomic_file, files_under, partial_beside, replace_folder, sha256_of, write_json
 from medtransfer.data.catalogue import IMPORT_IT, SOURCE_FILE, Dataset
+from medtransfer.data.images import MAX_BYTES
 from medtransfer.data.progress import progress
 
 MAX_ENTRIES = 200_000
-MAX_BYTES = 500_000_000  # of one file, unpacked
 
 
 @dataclass(frozen=True)

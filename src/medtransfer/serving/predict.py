@@ -21,6 +21,7 @@ from medtransfer.core.params import read_params
 from medtransfer.core.predictions import as_predictions, probability_columns
 from medtransfer.core.prepared import data_of
 from medtransfer.core.run_record import find_fits, read_record
+from medtransfer.data.images import MAX_BYTES
 from medtransfer.serving.classifier import (
     BATCH,
     Classifier,
@@ -97,6 +98,8 @@ def answer(classifier: Classifier, paths: list[Path], overlays: Path | None = No
         good, contents, pixels = [], [], []
         for number, found in enumerate(answers, start):
             try:
+                if (size := paths[number].stat().st_size) > MAX_BYTES:
+                    raise UserError(f"{found['image']}: has {size:,} bytes; expected an image, at most {MAX_BYTES:,}")
                 content = paths[number].read_bytes()
                 pixels.append(read_image(classifier, content, found["image"]))
                 contents.append(content)

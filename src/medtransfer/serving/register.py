@@ -57,9 +57,9 @@ def register(params: Params, dataset: str, fit: Path | None = None) -> tuple[dic
 def best_fit(params: Params, dataset: str) -> Path:
     """Return the folder of the study's finished network with the highest macro F1 on the validation images."""
     warn_of_leftovers(RUNS, studied_models(params), "are not candidates for the best")
-    # Check every fit first: a damaged one could be the best, or its network could be missing.
+    # Check every fit first: a damaged or missing one could be the best.
     for path in studied(params):
-        if path.parent == RUNS / dataset and path.exists():
+        if path.parent == RUNS / dataset:
             check_unchanged(path)
     return max(
         finished_networks(params, dataset),

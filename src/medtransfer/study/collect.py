@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from ruamel.yaml import YAML
 
-from medtransfer.analysis.families import overrides
+from medtransfer.analysis.families import configuration_of, overrides
 from medtransfer.analysis.runs import studied_models
 from medtransfer.core.dvc import POINTER, check_unchanged, same_data
 from medtransfer.core.errors import UserError
@@ -87,9 +87,11 @@ def _warn_of_other_settings(fit: Path, params: Params) -> None:
     """Warn if a network was trained otherwise than params.yaml, which is copied, says."""
     record = read_record(fit)
     if configuration := params.configurations.get(record["model"]):
-        used = recipe_of(record).model_dump()
+        initial = ("weights", "trainable")
+        used = recipe_of(record).model_dump() | configuration_of(record).model_dump(include=initial)
         described = configuration.settings(params.train, record["dataset"]).model_dump()
-        for key in used.keys() - {"precision"}:  # `auto` stands for that of a device
+        described |= configuration.model_dump(include=initial)
+        for key in sorted(used.keys() - {"precision"}):  # `auto` stands for that of a device
             if used[key] != described[key]:
                 log.warning(
                     "%s: was fitted with %s %s, but %s has %s; restore that file, or run `dvc repro`",

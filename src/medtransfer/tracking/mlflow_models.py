@@ -1,6 +1,8 @@
 """Models in MLflow: logging a fitted network or tree, and the registry of classifiers."""
 
+import errno
 import importlib.metadata
+import os
 import re
 import tempfile
 import warnings
@@ -204,6 +206,9 @@ def fetch_classifier(uri: str, folder: Path) -> tuple[Path, dict[str, str]]:
             file: found.tags[tag] for file, tag in REGISTERED.items() if tag in found.tags
         }
     except (*UNREACHABLE, ValueError) as error:
+        # MLflow's long message contains the error of the disk to which it copies.
+        if full := re.search(rf"\[Errno ({errno.ENOSPC}|{errno.EDQUOT}|{errno.EFBIG})\]", str(error)):
+            raise OSError(int(full[1]), os.strerror(int(full[1])), str(folder)) from None
         known = isinstance(error, MlflowException) and error.error_code in NOT_REGISTERED
         advice = f"; run `medtransfer register {name}`" if known and alias == BEST else ""
         raise UserError(f"{redact(uri)}: not available from {address()} ({reason(error)}){advice}") from None
