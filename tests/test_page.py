@@ -157,10 +157,10 @@ def test_what_only_a_larger_study_can_answer_is_drawn() -> None:
     ]
     small = build_page([evaluate_study("s", fits)])
     assert "How many blocks to train" in small
-    assert "When transfer pays" not in small
+    assert "Transfer and the size of the training set" not in small
     assert "scaling: caffe" in small
     large = build_page([evaluate_study("s", [*fits, run("chest_xray", "imagenet_all_5", 0.6, fraction=0.05)])])
-    assert "When transfer pays" in large
+    assert "Transfer and the size of the training set" in large
     assert "<figcaption></figcaption>" not in large
     assert "<caption><span></span></caption>" not in large
 
@@ -227,7 +227,7 @@ def test_what_the_first_study_lacks_comes_from_the_next() -> None:
     small = [run("chest_xray", "imagenet_all", 0.9)]
     second = [*runs(), run("chest_xray", "imagenet_all_caffe", 0.9, scaling="caffe")]
     page = build_page([evaluate_study("first", small), evaluate_study("second", second)])
-    (recipes,) = re.findall(r"Another recipe.*?<caption>.*?href=\"#(\w+)\"", page, flags=re.DOTALL)
+    (recipes,) = re.findall(r"Other recipes.*?<caption>.*?href=\"#(\w+)\"", page, flags=re.DOTALL)
     assert recipes == "second"
     assert page.count("Averages, ranking") == 1
 

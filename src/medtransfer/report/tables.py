@@ -39,6 +39,8 @@ RECIPE_CHANGES = {
     "optimizer: adam; warmup: off; schedule: none; weight_decay: off": "with Adam at a constant learning rate",
     "label_smoothing: off": "without label smoothing",
     "average: off": "without the moving average",
+    "head: pooled; dropout: 0.4": "with a pooled head",
+    "balance: sampling; sampling_power: 0.5": "rare classes drawn more often",
 }
 FINE = 0.05  # an interval within this distance of 0 needs a third decimal
 
