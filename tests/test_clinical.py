@@ -97,6 +97,8 @@ def test_each_kind_of_image_has_its_scores_and_small_ones_no_sensitivity() -> No
     fit = graded()
     sexes = ["male"] * 300 + ["female"] * 82 + ["few"] * 10 + [None] * 8
     table = subgroup_table([fit], {"chest_xray": pd.DataFrame({"id": fit.predictions.id, "sex": sexes})})
+    as_age = pd.DataFrame({"id": fit.predictions.id, "sex": pd.Categorical(sexes)})  # as HAM10000's ages are
+    pd.testing.assert_frame_equal(subgroup_table([fit], {"chest_xray": as_age}), table)
     found = rows(table, "subgroup", "measure")
     counts = {key[0]: row["images"] for key, row in found.items()}
     assert counts == {"few": 10, "female": 82, "male": 300, "unknown": 8}

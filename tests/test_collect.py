@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -300,6 +301,21 @@ def test_another_seed_is_added_to_what_is_collected(tmp_path: Path, monkeypatch:
     }  # fmt: skip
     assert Path("results/mine/notes.txt").read_text().startswith("Two lines")
     assert read_study(Path("results/mine")).notes == ["Two lines of one paragraph.", "Another."]
+
+
+def test_fits_of_a_removed_data_set_are_named_before_anything_is_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished_study(tmp_path, 0, ["imagenet_all"])
+    fit = shutil.copytree("artifacts/runs/chest_xray/imagenet_all-seed0", "artifacts/runs/scans/imagenet_all-seed0")
+    record = Path(fit, "run.json")
+    record.write_text(record.read_text().replace('"chest_xray"', '"scans"'))
+    refused = CliRunner().invoke(cli, ["collect", "mine"])
+    assert "artifacts/runs/scans: contains fits of a data set that params.yaml does not have" in str(refused.exception)
+    (remove,) = re.findall(r"rm -r \S+", str(refused.exception))
+    subprocess.run(remove.split(), check=True)
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
 
 
 def test_layers_of_earlier_fits_are_not_collected(

@@ -907,6 +907,20 @@ def test_an_unknown_patient_is_no_group(project: Path, cell: str) -> None:
         add()
 
 
+def test_an_empty_name_among_the_label_columns_is_refused(project: Path) -> None:
+    with pytest.raises(UserError, match="no column ''; its columns are"):
+        add(columns=Columns(label="label,"))
+
+
+def test_fractions_of_a_split_by_image_that_are_no_folds_are_not_taken_over(project: Path) -> None:
+    text = Path("params.yaml").read_text()
+    split = re.search(r"split: \{by: \w+, validation: 0.2, test: 0.2", text)
+    assert split
+    Path("params.yaml").write_text(text.replace(split[0], "split: {by: image, validation: 0.15, test: 0.15", 1))
+    add()
+    assert read_params(Path("params.yaml")).datasets["mine"].split.test == 0.2
+
+
 def test_a_one_hot_table_gives_the_classes_of_its_columns(project: Path) -> None:
     table = pd.read_csv("labels.csv")
     add()

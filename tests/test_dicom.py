@@ -241,6 +241,10 @@ def test_a_series_with_two_windows_is_refused(project: Path) -> None:
         dicom(Path("scans/ill", f"w{number}"), VALUES, **window)
     with pytest.raises(UserError, match=r"scans/ill/w1: its window differs from that of ill/w0 in the same series"):
         add(None, Columns())
+    scans = [path for path in Path("scans").glob("*/*") if path.name != "w1"]
+    table = pd.DataFrame({"image": [f"{path.parent.name}/{path.name}" for path in scans]})
+    table.assign(label=[path.parent.name for path in scans]).to_csv("labels.csv", index=False)
+    assert len(add(Path("labels.csv"), Columns())) == len(scans)  # the other window is left out
 
 
 def test_files_without_a_series_may_have_different_windows(project: Path) -> None:
@@ -292,3 +296,6 @@ def test_dicom_files_are_named_by_their_uid_and_patients_stay_hidden(tmp_path: P
         samples = match_labels(files, table, Path("labels.csv"))
         assert samples.id.tolist() == named
         assert samples.group.tolist() == [hide("MRN1")] * 2
+    alone = match_labels(files, table.assign(group=table.image), Path("labels.csv"))
+    assert alone.group.nunique() == 1  # the patient in the files
+    assert set(alone.group) != {"MRN1"}

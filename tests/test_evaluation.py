@@ -154,6 +154,13 @@ def test_a_leak_is_measured_by_class_on_the_same_images() -> None:
     assert set(measure_leakage([run(leaky)], [run(clean)], validated).images) == {*by_images.index}
     network = [run(table, kind="network") for table in (leaky, clean)]
     assert set(measure_leakage(network[:1], network[1:], validated).images) == {"all", "others"}  # not fitted on it
+    twins = [
+        [run(table.assign(group=table.label.where(wrong, table.id)), seed=seed) for seed in range(3)]
+        for table in (leaky, leaky)
+    ]
+    few = measure_leakage(twins[0], twins[1], shared).set_index(["images", "class"])
+    assert few.interval["shared", MICRO] == few.interval["shared less others", MICRO] == "none: 1 groups"
+    assert np.isnan(few.low["shared less others", MICRO])
     fewer = measure_leakage(sides[0], sides[1][:2], shared)
     assert set(fewer.clean_seeds) == {2}
     assert set(fewer.interval) == {"none: fewer than 3 seeds"}

@@ -152,6 +152,11 @@ def test_other_files_in_a_folder_are_named_and_a_dicom_without_its_preamble_is_n
     assert caplog.messages == [f"not images, so skipped: {tmp_path / 'scan.heic'}, {tmp_path / 'volume.nii.gz'}"]
 
 
+def test_a_table_without_a_row_is_said_to_be_empty(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no row below the header"):
+        read(tmp_path, "image,label\n")
+
+
 def test_labels_that_are_all_left_out_name_the_option(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("image,label\na,mel\n")
     with pytest.raises(UserError, match=r"every label is left out by --map LABEL="):

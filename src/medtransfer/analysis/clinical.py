@@ -118,7 +118,7 @@ def subgroup_table(runs: Sequence[Run], attributes: Mapping[str, pd.DataFrame]) 
     for dataset, table in attributes.items():
         fits = best_network(runs, dataset)
         for name in table.columns.drop("id") if fits else []:
-            kinds = fits[0].predictions.id.map(table.set_index("id")[name]).fillna("unknown")
+            kinds = fits[0].predictions.id.map(table.set_index("id")[name]).astype(object).fillna("unknown")
             for kind, chosen in kinds.groupby(kinds):
                 part = [Run(run.record, run.predictions.loc[chosen.index].reset_index(drop=True), None) for run in fits]
                 tested = part[0].predictions

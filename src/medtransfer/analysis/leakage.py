@@ -60,12 +60,17 @@ def _by_images(leaky: list[Run], clean: list[Run], shared: pd.DataFrame) -> list
         pairs = zip(sides[SHARED], sides[OTHERS], strict=True)
         sides[CONTRAST] = [[_less(one, other) for one, other in zip(*pair, strict=True)] for pair in pairs]
     counts = {ALL: len(leaks), SHARED: int(leaks.sum()), OTHERS: int((~leaks).sum()), CONTRAST: len(leaks)}
-    return [
+    rows = [
         {"images": images, "tested": counts[images], **_difference(ours, theirs, metric)}
         for images, (ours, theirs) in sides.items()
         for metric in metrics_of(classes)
         if metric.name in ({*classes, MACRO, MICRO} if images == ALL else {MICRO})
     ]
+    parts = [row["interval"] for row in rows if row["images"] in (SHARED, OTHERS)]
+    missing = [interval for interval in parts if interval not in (BOTH, NO_HIT)]
+    if CONTRAST in sides and missing:
+        rows[-1] |= {"low": np.nan, "high": np.nan, "interval": missing[0]}
+    return rows
 
 
 def _less(one: Jackknife, other: Jackknife) -> Jackknife:

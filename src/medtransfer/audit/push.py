@@ -15,7 +15,7 @@ from rich.progress import track
 from ruamel.yaml import YAML
 
 from medtransfer.core.errors import UserError
-from medtransfer.tracking.mlflow_runs import renamed_experiment
+from medtransfer.tracking.mlflow_runs import SUPERSEDED, renamed_experiment
 from medtransfer.tracking.mlflow_store import (
     FIT,
     OWN_STORE,
@@ -38,9 +38,10 @@ UNFINISHED = "medtransfer.push_unfinished"
 def push() -> dict[str, int]:
     """Copy every ended run with its params, tags, metrics, data, files, models, times and status.
 
-    A run that is already on the server, pushed before or logged by `audit --repair`, is skipped, but one that was
-    continued since it was pushed is copied again. A child run, such as a sweep's fit, becomes a child of its parent's
-    copy. An interrupted push resumes: only the run in which it stopped is copied again.
+    A run that is already on the server, pushed before or logged by `audit --repair`, only gets what was added after its
+    end: figures, and the mark of a later fit. One that was continued since it was pushed is copied again. A child run,
+    such as a sweep's fit, becomes a child of its parent's copy. An interrupted push resumes: only the run in which it
+    stopped is copied again.
 
     Return the number of runs that were `copied`, that were there `already`, and that were skipped because they or their
     parents are still `running`.
@@ -89,6 +90,7 @@ def _push_run(
     for other in _twins(target, experiment_id, run):
         continued = other.data.tags.get(ORIGIN) == run.info.run_id and other.info.end_time != run.info.end_time
         if UNFINISHED not in other.data.tags and not continued:
+            _add_later(source, target, run, other)
             return "already", other.info.run_id
         target.delete_run(other.info.run_id)
     tags = {**run.data.tags, ORIGIN: run.info.run_id}
@@ -113,6 +115,19 @@ def _push_run(
     target.set_terminated(run_id, run.info.status, run.info.end_time)
     target.delete_tag(run_id, UNFINISHED)
     return "copied", run_id
+
+
+def _add_later(source: mlflow.MlflowClient, target: mlflow.MlflowClient, run: Run, other: Run) -> None:
+    """Add what a run got after its end, which its copy lacks: its files and SUPERSEDED."""
+    if mark := run.data.tags.get(SUPERSEDED):
+        target.set_tag(other.info.run_id, SUPERSEDED, mark)
+    here, there = (
+        {entry.path for entry in client.list_artifacts(found.info.run_id)}
+        for client, found in ((source, run), (target, other))
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for path in sorted(here - there):
+            target.log_artifact(other.info.run_id, source.download_artifacts(run.info.run_id, path, folder))
 
 
 def _twins(target: mlflow.MlflowClient, experiment_id: str, run: Run) -> list[Run]:

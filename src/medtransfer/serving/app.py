@@ -35,7 +35,7 @@ MAX_PIXELS = 30_000_000  # decoding as many with 16 bits takes 1.8 GB
 UPLOAD_SECONDS = 60  # a client that has lost its connection would keep its place among those that wait
 MAX_WAITING = 16  # images, each up to MAX_BYTES in memory
 # The first bytes of forms, JSON, base64 of JPEG and PNG, data URLs, and a PNG from `curl -d`, which drops line breaks.
-WRAPPED = re.compile(rb"--|[{[\"]|/9j/|iVBOR|data:|(?!BM|RIFF)\w{1,40}=|\x89PNG\x1a")
+WRAPPED = re.compile(rb"--|[{[\"]|/9j/|iVBOR|data:|(?!BM|RIFF|GIF8)\w{1,40}=|\x89PNG\x1a")
 HOW = "send the file itself as the body: curl --data-binary @image.jpg http://.../predict"
 LOOPBACK = ("127.0.0.1", "localhost")
 # The page is self-contained and talks only to this server.

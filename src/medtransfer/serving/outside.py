@@ -16,7 +16,7 @@ from medtransfer.analysis.runs import finished_networks
 from medtransfer.core.errors import UserError, check_known, counted, first_three
 from medtransfer.core.params import Params
 from medtransfer.core.prepared import finished_network
-from medtransfer.core.tables import BINARY, from_one_hot, read_groups, read_table
+from medtransfer.core.tables import BINARY, from_one_hot, one_spelling, read_groups, read_table
 from medtransfer.data import dicom
 from medtransfer.data.custom import Columns, finder, stem
 from medtransfer.data.images import SUFFIXES, is_image, visible_files
@@ -116,6 +116,8 @@ def read_labels(labelled: Labels, classes: Sequence[str]) -> pd.DataFrame:
         raise UserError(f"{path}: {twice.iloc[0]} has two rows; expected one per image")
     found["group"] = found.group.where(found.group != "", found.image)
     kept = found[found.label != ""]
+    if found.empty:
+        raise UserError(f"{path}: no row below the header; expected one per image")
     if kept.empty:
         raise UserError(f"{path}: every label is left out by --map LABEL=; map at least one of them to a class")
     return kept
@@ -125,10 +127,12 @@ def match_labels(files: dict[str, Path], table: pd.DataFrame, labels: Path) -> p
     """Return the labelled images: id, group, split, label and file, in the order of `files`, which has files by path.
 
     A row of the table, from `read_labels`, names an image as in `data add`. Rows without an image and images without a
-    row are left out, with a warning. The groups of DICOM images, which may be patient ids, are hashed.
+    row are left out, with a warning. A DICOM image without a group has its patient as its group, and the groups of
+    DICOM images, which may be patient ids, are hashed.
     """
-    uids = {path: dicom.read_header(file).uid for path, file in files.items() if dicom.is_dicom(file)}
-    find, rows = finder(files, uids), dict[str, Any]()
+    headers = {path: dicom.read_header(file) for path, file in files.items() if dicom.is_dicom(file)}
+    patients = one_spelling(pd.Series({path: header.patient for path, header in headers.items()}, dtype=str))
+    find, rows = finder(files, {path: header.uid for path, header in headers.items()}), dict[str, Any]()
     for row in table.itertuples():
         matching = find(str(row.image))
         if len(matching) > 1:
@@ -147,8 +151,9 @@ def match_labels(files: dict[str, Path], table: pd.DataFrame, labels: Path) -> p
     found = []
     for path, file in files.items():
         if known := rows.get(path):
-            group = dicom.hide(known.group) if path in uids and known.group != known.image else known.group
-            found.append((stem(path), group, known.label, file))
+            group = patients.get(path, "") if known.group == known.image else known.group
+            hidden = dicom.hide(group) if path in headers else group
+            found.append((stem(path), hidden or known.group, known.label, file))
     samples = pd.DataFrame(found, columns=["id", "group", "label", "file"]).assign(split=EXTERNAL)
     twins = samples.id[samples.id.duplicated()]
     if len(twins):

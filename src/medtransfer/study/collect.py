@@ -61,7 +61,12 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
     params = read_params(PARAMS)
     warn_of_leftovers(RUNS, studied_models(params), seeds=params.seeds)
     # params.yaml and dataset.json are copied, too, and must describe these fits.
-    for dataset in sorted({fit.parent.name for fit in fits} & set(params.datasets)):
+    for dataset in sorted({fit.parent.name for fit in fits}):
+        if dataset not in params.datasets:
+            raise UserError(
+                f"{RUNS / dataset}: contains fits of a data set that {PARAMS} does not have; to collect the others, "
+                f"remove them: rm -r {RUNS / dataset}"
+            )
         check_prepared(params, dataset)
         check_raw_data(dataset)
     for fit in fits:

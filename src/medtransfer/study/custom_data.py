@@ -10,6 +10,7 @@ from textwrap import indent
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.mergevalue import MergeValue
@@ -18,7 +19,7 @@ from medtransfer.core.dvc import PIPELINE
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
 from medtransfer.core.layout import DATA, PARAMS
-from medtransfer.core.params import IN_WORDS, LABEL_PATTERN, NAME_PATTERN, Params, parse_params
+from medtransfer.core.params import IN_WORDS, LABEL_PATTERN, NAME_PATTERN, Params, Split, parse_params
 from medtransfer.core.tables import same_if_alike
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.data.custom import Columns, copy_custom, find_samples
@@ -55,7 +56,8 @@ def add_custom(
         by = "group" if grouped else "image"
     if not {"group": grouped, "image": not grouped or given, "given": given}[by]:
         option = "--split-column" if by == "given" else "--group"
-        found = f"--group {columns.group} would split by group" if by == "image" else f"{option} is missing"
+        grouping = f"--group {columns.group}" if columns.group else "the patient id in the DICOM files"
+        found = f"{grouping} would split by group" if by == "image" else f"{option} is missing"
         raise UserError(
             f"{PARAMS}: datasets.{name}.split.by: is {by}, but {found}; change the option, or write "
             f"by: {'group' if grouped else 'image'} there"
@@ -154,6 +156,10 @@ def _plan(
         parts = {"by": by, "validation": 0.2, "test": 0.2, **first["split"]}
         kept = [key for key in ("validation", "test", "seed") if key not in without]
         split = CommentedMap({"by": by, **{key: parts[key] for key in kept}})
+        try:
+            Split.model_validate(split)
+        except ValidationError:  # the parts of a split by image need not be folds
+            split.update({key: 0.2 for key in kept if key != "seed"})
         split.fa.set_flow_style()
         like_first = {key: first[key] for key in ("image_size", "resize_filter")}
         text = _append(text, "datasets", name, {**like_first, "split": split, "catalogue": entry})

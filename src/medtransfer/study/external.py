@@ -42,7 +42,11 @@ from medtransfer.training.device import make_deterministic
 
 EXTERNAL = Path("artifacts/external")
 # What must not change between two calls with one name, and its key in external.json.
-IDENTITY = {"other images or another image size": "pixels_sha256", "other labels": "labels", "another --map": "map"}
+IDENTITY = {
+    "other images or another image size": "pixels_sha256",
+    "other labels": "labels_sha256",
+    "another --map": "map",
+}
 NETWORK_RUN = "medtransfer.network_run"
 
 
@@ -71,6 +75,7 @@ def score_outside(
     facts: dict[str, Any] = {
         "dataset": dataset, **source, "images": len(samples), "groups": int(samples.group.nunique()),
         "copies": int(copies.sum()), "pixels_sha256": hashlib.sha256(pixels.data).hexdigest(),
+        "labels_sha256": hashlib.sha256(samples[["id", "label", "group"]].to_csv().encode()).hexdigest(),
     }  # fmt: skip
     target = EXTERNAL / dataset / source["name"]
     _check_replaceable(target, fits, facts)
