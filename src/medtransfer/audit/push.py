@@ -90,7 +90,10 @@ def _push_run(
     for other in _twins(target, experiment_id, run):
         continued = other.data.tags.get(ORIGIN) == run.info.run_id and other.info.end_time != run.info.end_time
         if UNFINISHED not in other.data.tags and not continued:
-            _add_later(source, target, run, other)
+            mark = run.data.tags.get(SUPERSEDED)
+            if mark and other.data.tags.get(SUPERSEDED) != mark:
+                target.set_tag(other.info.run_id, SUPERSEDED, mark)
+            _copy_files(source, target, run.info.run_id, other.info.run_id)
             return "already", other.info.run_id
         target.delete_run(other.info.run_id)
     tags = {**run.data.tags, ORIGIN: run.info.run_id}
@@ -106,10 +109,7 @@ def _push_run(
     target.log_batch(run_id, metrics, params)
     if run.inputs and run.inputs.dataset_inputs:
         target.log_inputs(run_id, run.inputs.dataset_inputs)
-    with tempfile.TemporaryDirectory() as folder:
-        if source.list_artifacts(run.info.run_id):
-            source.download_artifacts(run.info.run_id, "", folder)
-            target.log_artifacts(run_id, folder)
+    _copy_files(source, target, run.info.run_id, run_id)
     for model in source.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"):
         _push_model(target, model, run_id, experiment_id)
     target.set_terminated(run_id, run.info.status, run.info.end_time)
@@ -117,17 +117,13 @@ def _push_run(
     return "copied", run_id
 
 
-def _add_later(source: mlflow.MlflowClient, target: mlflow.MlflowClient, run: Run, other: Run) -> None:
-    """Add what a run got after its end, which its copy lacks: its files and SUPERSEDED."""
-    if mark := run.data.tags.get(SUPERSEDED):
-        target.set_tag(other.info.run_id, SUPERSEDED, mark)
-    here, there = (
-        {entry.path for entry in client.list_artifacts(found.info.run_id)}
-        for client, found in ((source, run), (target, other))
-    )
+def _copy_files(source: mlflow.MlflowClient, target: mlflow.MlflowClient, run_id: str, copy_id: str) -> None:
+    """Copy a run's files and folders that its copy lacks."""
+    there = {entry.path for entry in target.list_artifacts(copy_id)}
     with tempfile.TemporaryDirectory() as folder:
-        for path in sorted(here - there):
-            target.log_artifact(other.info.run_id, source.download_artifacts(run.info.run_id, path, folder))
+        for entry in source.list_artifacts(run_id):
+            if entry.path not in there:
+                target.log_artifact(copy_id, source.download_artifacts(run_id, entry.path, folder))
 
 
 def _twins(target: mlflow.MlflowClient, experiment_id: str, run: Run) -> list[Run]:

@@ -163,16 +163,11 @@ def _remove_stale(folder: Path) -> None:
     fits = {read_record(fit)["fit"] for fit in find_fits(folder / "runs")}
     for kind in (LAYERS.name, GRADCAM.name):
         for path in sorted((folder / kind).glob(f"*/*/{kind}.json")):
-            command, network = analysis_command(path), path.parent.relative_to(folder)
-            if read_json(path, ("fit",), f"run `{command}` again")["fit"] in fits:
-                continue
-            again = (
-                f"; run `{command}`, then collect again"
-                if (folder / "runs" / network.relative_to(kind)).is_dir()
-                else ""
-            )
-            log.warning("%s: left out, because it is about a fit that is not collected%s", network, again)
-            shutil.rmtree(path.parent)
+            command, fit = analysis_command(path), path.parent.relative_to(folder / kind)
+            if read_json(path, ("fit",), f"run `{command}` again")["fit"] not in fits:
+                again = f"; run `{command}`, then collect again" if (folder / "runs" / fit).is_dir() else ""
+                log.warning("%s/%s: left out, because it is about a fit that is not collected%s", kind, fit, again)
+                shutil.rmtree(path.parent)
 
 
 def _check_same_study(fits: list[Path], folder: Path) -> None:
