@@ -8,7 +8,7 @@ import pandas as pd
 
 from medtransfer.analysis.differences import Comparison, compare_scores
 from medtransfer.analysis.runs import Run, by_model, check_same_images
-from medtransfer.analysis.uncertainty import BOTH, TOO_FEW_FITS, Jackknife, jackknife
+from medtransfer.analysis.uncertainty import BOTH, TOO_FEW_FITS, Jackknife, jackknife, too_few
 from medtransfer.core.predictions import classes_of
 from medtransfer.metrics.scores import MACRO, MICRO, Metric, encode, metrics_of
 
@@ -60,17 +60,16 @@ def _by_images(leaky: list[Run], clean: list[Run], shared: pd.DataFrame) -> list
         pairs = zip(sides[SHARED], sides[OTHERS], strict=True)
         sides[CONTRAST] = [[_less(one, other) for one, other in zip(*pair, strict=True)] for pair in pairs]
     counts = {ALL: len(leaks), SHARED: int(leaks.sum()), OTHERS: int((~leaks).sum()), CONTRAST: len(leaks)}
-    rows = [
-        {"images": images, "tested": counts[images], **_difference(ours, theirs, metric)}
+    # The contrast is as uncertain as the part with fewer groups.
+    smallest = {images: ours[0] for images, (ours, _) in sides.items()}
+    if CONTRAST in sides:
+        smallest[CONTRAST] = min(smallest[SHARED], smallest[OTHERS], key=lambda part: part.groups)
+    return [
+        {"images": images, "tested": counts[images], **_difference(ours, theirs, metric, smallest[images])}
         for images, (ours, theirs) in sides.items()
         for metric in metrics_of(classes)
         if metric.name in ({*classes, MACRO, MICRO} if images == ALL else {MICRO})
     ]
-    parts = [row["interval"] for row in rows if row["images"] in (SHARED, OTHERS)]
-    missing = [interval for interval in parts if interval not in (BOTH, NO_HIT)]
-    if CONTRAST in sides and missing:
-        rows[-1] |= {"low": np.nan, "high": np.nan, "interval": missing[0]}
-    return rows
 
 
 def _less(one: Jackknife, other: Jackknife) -> Jackknife:
@@ -79,10 +78,12 @@ def _less(one: Jackknife, other: Jackknife) -> Jackknife:
     return Jackknife(one.names, one.values - other.values, without, np.minimum(one.holders, other.holders))
 
 
-def _difference(ours: list[Jackknife], theirs: list[Jackknife], metric: Metric) -> dict[str, Any]:
+def _difference(ours: list[Jackknife], theirs: list[Jackknife], metric: Metric, smallest: Jackknife) -> dict[str, Any]:
+    """Return F1 with and without leakage; there is no interval if `smallest` has too few groups for one."""
     pair = Comparison("", "", "", "", **compare_scores(ours, theirs, metric))
     leaky, clean = (float(np.mean([fit.of(metric.name)[0] for fit in side])) for side in (ours, theirs))
-    missing = pair.few or (TOO_FEW_FITS if pair.interval != BOTH else NO_HIT if 0 in (leaky, clean) else "")
+    few = too_few(smallest, metric.needs)
+    missing = few or (TOO_FEW_FITS if pair.interval != BOTH else NO_HIT if 0 in (leaky, clean) else "")
     low, high = (np.nan, np.nan) if missing else pair.ends
     return {
         "leaky_seeds": pair.first_seeds,

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import keras
@@ -96,7 +97,9 @@ def fetch_weights() -> list[np.ndarray]:
     """
     cache_path().parent.mkdir(parents=True, exist_ok=True)
     with FileLock(cache_path().with_suffix(".lock")):
-        return read_weights(cache_path()) if is_cached() else _fetch()
+        with suppress(UserError):
+            return read_weights(cache_path())
+        return _fetch()
 
 
 def _fetch() -> list[np.ndarray]:
