@@ -22,8 +22,9 @@ from clones import dvc, run
 from conftest import PROJECT, use_store
 from medtransfer.audit import audit
 from medtransfer.cli import cli
-from medtransfer.core.dvc import RWLOCK, check_dvc_files, check_unchanged, warn_of_another_version
+from medtransfer.core.dvc import RWLOCK, check_unchanged, warn_of_another_version
 from medtransfer.core.errors import UserError
+from medtransfer.study.check import check_dvc_files
 
 # What stands in a command for a value that is known only when the message is printed; 1 for all others.
 FILLED = {"command": "layers", "extra": "gpu", "folder": "src", "store": "", "FILE": "params.yaml", "FOLDER": "src"}

@@ -18,12 +18,11 @@ from ruamel.yaml import YAML
 
 from conftest import PROJECT
 from medtransfer.cli import main
-from medtransfer.core.dvc import check_pipeline
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import WEIGHTS_VARIABLE, Configuration, Params, read_params
 from medtransfer.core.recipe import TALK, TrainParams
 from medtransfer.data.catalogue import SOURCE_FILE
-from medtransfer.study.check import describe_study
+from medtransfer.study.check import check_pipeline, describe_study
 
 COMMAND = [sys.executable, "-c", "from medtransfer.cli import main; main()"]
 

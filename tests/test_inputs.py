@@ -21,7 +21,6 @@ from medtransfer.audit import audit
 from medtransfer.core.dvc import (
     DVC_LOCK,
     RWLOCK,
-    check_dvc_files,
     check_unchanged,
     read_lock,
     recorded_digest,
@@ -36,6 +35,7 @@ from medtransfer.pipeline.explain import explain
 from medtransfer.pipeline.prepare import prepare
 from medtransfer.pipeline.train import train
 from medtransfer.serving.register import best_fit, register
+from medtransfer.study.check import check_dvc_files
 from medtransfer.study.collect import collect
 from medtransfer.study.finished import analyse_layers, check_source, explain_predictions
 from medtransfer.training.experiment import load_initial_weights

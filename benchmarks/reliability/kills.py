@@ -29,6 +29,7 @@ import pandas as pd
 from clones import EMPTY_LOCK, clone, dvc, environment
 from medtransfer.core import dvc as integrity
 from medtransfer.core.errors import UserError
+from medtransfer.study.check import check_dvc_files
 from provenance import made_by
 
 # (stage, moment of it): a prefix of DVC's name of the stage, and one of the keys of `Watch.moments`.
@@ -200,7 +201,7 @@ def mend(folder: Path) -> list[str]:
     try:
         for path, content in ((integrity.RWLOCK, None), (integrity.LOCK, EMPTY_LOCK)):
             try:
-                integrity.check_dvc_files()
+                check_dvc_files()
             except UserError as error:
                 if str(error).startswith(str(path)):
                     broken.append(path.name)

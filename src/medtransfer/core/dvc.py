@@ -19,11 +19,11 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from medtransfer.core.errors import CONFLICT, UserError, first_three, merge_conflict, shortened
+from medtransfer.core.errors import CONFLICT, UserError, first_three, merge_conflict
 from medtransfer.core.files import PARTIAL, files_under
-from medtransfer.core.layout import DATA, PARAMS, PREPARED, REPORTS, RUNS
+from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import Params, read_params, value_of
-from medtransfer.core.provenance import in_git, restoring
+from medtransfer.core.provenance import restoring
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,6 @@ IMPORTED = Path(".dvc/tmp/imported.dvc")  # data.dvc as an import left it
 RWLOCK = Path(".dvc/tmp/rwlock")
 DVC_LOCK = Path(".dvc/tmp/lock")
 DEMONSTRATION = Path(".dvc/embedded/data.dvc")  # what data.dvc is for the data in the remote `embedded`
-_STUDIED = re.compile(r"\$\{study\.(\w+)\.(train|transfer)\}")
-_SOURCE = re.compile(r"\$\{configurations\.(\w+)\.weights\}")
 MD5 = re.compile(r"[0-9a-f]{32}(\.dir)?")
 
 
@@ -132,38 +130,6 @@ def _committed_pointer() -> str:
     return shown.stdout
 
 
-def check_dvc_files() -> None:
-    """Check what DVC needs, and its files that a crash can leave incomplete."""
-    if Path.home().exists() and not Path.home().is_dir():
-        raise UserError(f"HOME: {Path.home()} is not a folder, and DVC reads its settings there; set HOME to a folder")
-    config = Path(".dvc/config")
-    if config.exists() and not in_git() and "no_scm" not in config.read_text():
-        raise UserError(f"{Path.cwd()}: not a git repository, which DVC needs; run `git init`")
-    for path in (RUNS.parent, RUNS, PREPARED, REPORTS):
-        if not path.resolve().is_relative_to(Path.cwd().resolve()):
-            raise UserError(
-                f"{path}: a link to {path.resolve()}, outside the project, where DVC records no results; replace the "
-                "link with that folder, or move the whole project to the other disk"
-            )
-    for folder in (DATA, PREPARED, RUNS):
-        for path in folder.rglob("*"):
-            if path.is_symlink() and not path.exists() and not path.name.startswith("."):
-                raise UserError(
-                    f"{path}: a link to {path.readlink()}, which is missing; `dvc checkout` restores DVC's links, for "
-                    "example after a move"
-                )
-    read_lock()
-    if POINTER.exists():
-        _pointed()
-    if RWLOCK.exists():
-        try:
-            json.loads(RWLOCK.read_text())
-        except ValueError:
-            raise UserError(
-                f"{RWLOCK}: incomplete JSON, since a process was killed while writing it; remove it (rm {RWLOCK})"
-            ) from None
-
-
 def check_writable() -> None:
     """Check that DVC can lock the project, as it does even to compare files."""
     folder = DVC_LOCK.parents[1]
@@ -186,70 +152,6 @@ def check_params_unchanged(params: Params, *keys: str) -> None:
                 f"{PARAMS}: {key}: changed from {given} to {found} while the stage ran; its outputs belong to the old "
                 "value, but DVC would record the new one; run `dvc repro` again"
             )
-
-
-def check_pipeline(params: Params) -> None:
-    """Check that dvc.yaml trains the configurations that params.yaml studies, and no others."""
-    if not PIPELINE.exists():
-        return
-    studied = {
-        (dataset, name): f"study.{dataset}.{kind}"
-        for dataset, study in params.study.items()
-        for kind, names in (("train", study.train), ("transfer", study.transfer))
-        for name in names
-    }
-    trained = _read_trained(params)
-    for dataset, name in sorted(trained - studied.keys(), key=str):
-        raise UserError(
-            f"{PARAMS}: study.{dataset}: has no {name}, but a stage of {PIPELINE} trains it; add it, or remove it "
-            f"from {PIPELINE}"
-        )
-    for dataset, name in sorted(studied.keys() - trained):
-        raise UserError(
-            f"{PIPELINE}: no stage trains {name} on {dataset}, but {PARAMS} lists it under {studied[dataset, name]}; "
-            "add it to the pipeline (docs/freezing.md), or remove it there"
-        )
-
-
-def _read_trained(params: Params) -> set[tuple[str, str]]:
-    """Return the (data set, configuration) pairs that the stages of dvc.yaml train."""
-    trained = set()
-    try:
-        for name, stage in YAML(typ="safe").load(PIPELINE.read_text())["stages"].items():
-            if not isinstance(stage, dict):
-                raise ValueError(f"the stage {name} is empty")
-            matrix = stage.get("matrix", {})
-            for dataset in matrix["dataset"] if "configuration" in matrix else ():
-                names = matrix["configuration"]
-                if key := _STUDIED.fullmatch(str(names)):
-                    names = _studied(params, key[1], key[2])
-                named = _SOURCE.findall(" ".join(stage["deps"]))
-                sources = {params.configurations[name].weights for name in named if name in params.configurations}
-                for name in [names] if isinstance(names, str) else names:
-                    known = params.configurations.get(name)
-                    if not sources or not known or known.weights in sources:
-                        trained.add((dataset, name))
-    except (YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
-        if CONFLICT.encode() in PIPELINE.read_bytes():
-            raise merge_conflict(PIPELINE, "run again") from None
-        raise UserError(
-            f"{PIPELINE}: cannot be read as a pipeline: {shortened(error)}; fix it, or {restoring(PIPELINE)}"
-        ) from None
-    return trained
-
-
-def _studied(params: Params, dataset: str, key: str) -> list[str]:
-    """Return a list of configurations that dvc.yaml reads from params.yaml, where DVC needs it even if it is empty."""
-    if dataset not in params.study:
-        write = f", or write `{dataset}: {{train: [], transfer: []}}`" if dataset in params.datasets else ""
-        raise UserError(
-            f"{PARAMS}: study.{dataset}: not found, but {PIPELINE} reads study.{dataset}.{key}; remove that data set's "
-            f"stages from {PIPELINE}{write}"
-        )
-    study = params.study[dataset]
-    if key not in study.model_fields_set:
-        raise UserError(f"{PARAMS}: study.{dataset}.{key}: not found, but {PIPELINE} reads it; write `{key}: []`")
-    return list(getattr(study, key))
 
 
 def read_lock() -> dict[str, Any]:

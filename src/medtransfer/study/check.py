@@ -2,21 +2,28 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
 from medtransfer.analysis.published import is_the_talks
-from medtransfer.core.dvc import PIPELINE, check_dvc_files, check_pipeline
-from medtransfer.core.errors import UserError, counted
-from medtransfer.core.layout import DATA, PARAMS
+from medtransfer.core.dvc import PIPELINE, RWLOCK, read_lock, recorded_digest
+from medtransfer.core.errors import CONFLICT, UserError, counted, merge_conflict, shortened
+from medtransfer.core.layout import DATA, PARAMS, PREPARED, REPORTS, RUNS
 from medtransfer.core.params import WEIGHTS_VARIABLE, Params, read_params
+from medtransfer.core.provenance import in_git, restoring
 from medtransfer.core.recipe import RECIPES, TrainParams
 from medtransfer.core.run_record import BY_WORDS, note_of
 from medtransfer.data.catalogue import read_source
 from medtransfer.data.custom import dataset_of
 from medtransfer.data.preparation import read_samples
 
+_STUDIED = re.compile(r"\$\{study\.(\w+)\.(train|transfer)\}")
+_SOURCE = re.compile(r"\$\{configurations\.(\w+)\.weights\}")
 KERAS_DEFAULTS = {"floatx": "float32", "image_data_format": "channels_last", "epsilon": 1e-7}
 
 
@@ -26,6 +33,104 @@ def check_files() -> Params:
     check_dvc_files()
     check_pipeline(params)
     return params
+
+
+def check_dvc_files() -> None:
+    """Check what DVC needs, and its files that a crash can leave incomplete."""
+    if Path.home().exists() and not Path.home().is_dir():
+        raise UserError(f"HOME: {Path.home()} is not a folder, and DVC reads its settings there; set HOME to a folder")
+    config = Path(".dvc/config")
+    if config.exists() and not in_git() and "no_scm" not in config.read_text():
+        raise UserError(f"{Path.cwd()}: not a git repository, which DVC needs; run `git init`")
+    for path in (RUNS.parent, RUNS, PREPARED, REPORTS):
+        if not path.resolve().is_relative_to(Path.cwd().resolve()):
+            raise UserError(
+                f"{path}: a link to {path.resolve()}, outside the project, where DVC records no results; replace the "
+                "link with that folder, or move the whole project to the other disk"
+            )
+    for folder in (DATA, PREPARED, RUNS):
+        for path in folder.rglob("*"):
+            if path.is_symlink() and not path.exists() and not path.name.startswith("."):
+                raise UserError(
+                    f"{path}: a link to {path.readlink()}, which is missing; `dvc checkout` restores DVC's links, for "
+                    "example after a move"
+                )
+    read_lock()
+    recorded_digest(DATA)
+    if RWLOCK.exists():
+        try:
+            json.loads(RWLOCK.read_text())
+        except ValueError:
+            raise UserError(
+                f"{RWLOCK}: incomplete JSON, since a process was killed while writing it; remove it (rm {RWLOCK})"
+            ) from None
+
+
+def check_pipeline(params: Params) -> None:
+    """Check that dvc.yaml trains the configurations that params.yaml studies, and no others."""
+    if not PIPELINE.exists():
+        return
+    studied = {
+        (dataset, name): f"study.{dataset}.{kind}"
+        for dataset, study in params.study.items()
+        for kind, names in (("train", study.train), ("transfer", study.transfer))
+        for name in names
+    }
+    trained = _read_trained(params)
+    for dataset, name in sorted(trained - studied.keys(), key=str):
+        raise UserError(
+            f"{PARAMS}: study.{dataset}: has no {name}, but a stage of {PIPELINE} trains it; add it, or remove it "
+            f"from {PIPELINE}"
+        )
+    for dataset, name in sorted(studied.keys() - trained):
+        raise UserError(
+            f"{PIPELINE}: no stage trains {name} on {dataset}, but {PARAMS} lists it under {studied[dataset, name]}; "
+            "add it to the pipeline (docs/freezing.md), or remove it there"
+        )
+
+
+def _read_trained(params: Params) -> set[tuple[str, str]]:
+    """Return the (data set, configuration) pairs that the stages of dvc.yaml train."""
+    trained = set()
+    try:
+        for stage, content in YAML(typ="safe").load(PIPELINE.read_text())["stages"].items():
+            if not isinstance(content, dict):
+                raise ValueError(f"the stage {stage} is empty")
+            matrix = content.get("matrix", {})
+            if "configuration" in matrix:
+                names = _configurations(params, matrix["configuration"], " ".join(content["deps"]))
+                trained |= {(dataset, name) for dataset in matrix["dataset"] for name in names}
+    except (YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        if CONFLICT.encode() in PIPELINE.read_bytes():
+            raise merge_conflict(PIPELINE, "run again") from None
+        raise UserError(
+            f"{PIPELINE}: cannot be read as a pipeline: {shortened(error)}; fix it, or {restoring(PIPELINE)}"
+        ) from None
+    return trained
+
+
+def _configurations(params: Params, listed: str | list[str], deps: str) -> list[str]:
+    """Return the configurations of a stage's matrix, without those that start from a run that it does not depend on."""
+    if key := _STUDIED.fullmatch(str(listed)):
+        listed = _studied(params, key[1], key[2])
+    names = [listed] if isinstance(listed, str) else listed
+    known = params.configurations
+    sources = {known[name].weights for name in _SOURCE.findall(deps) if name in known}
+    return [name for name in names if not sources or name not in known or known[name].weights in sources]
+
+
+def _studied(params: Params, dataset: str, key: str) -> list[str]:
+    """Return a list of configurations that dvc.yaml reads from params.yaml, where DVC needs it even if it is empty."""
+    if dataset not in params.study:
+        write = f", or write `{dataset}: {{train: [], transfer: []}}`" if dataset in params.datasets else ""
+        raise UserError(
+            f"{PARAMS}: study.{dataset}: not found, but {PIPELINE} reads study.{dataset}.{key}; remove that data set's "
+            f"stages from {PIPELINE}{write}"
+        )
+    study = params.study[dataset]
+    if key not in study.model_fields_set:
+        raise UserError(f"{PARAMS}: study.{dataset}.{key}: not found, but {PIPELINE} reads it; write `{key}: []`")
+    return list(getattr(study, key))
 
 
 def describe_study(params: Params) -> Iterator[str]:
