@@ -23,7 +23,7 @@ from ruamel.yaml import YAML
 from clones import change_params, clone, dvc, run
 from conftest import PROJECT, dvc_init, git_init
 from medtransfer.cli import cli, main
-from medtransfer.core.dvc import IMPORTED, check_pipeline, check_unchanged, recorded_digest, warn_of_another_version
+from medtransfer.core.dvc import IMPORTED, check_unchanged, recorded_digest, warn_of_another_version
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder
 from medtransfer.core.params import Params, read_params
@@ -32,6 +32,7 @@ from medtransfer.data.checks import validate
 from medtransfer.data.custom import Columns, dataset_of, find_samples
 from medtransfer.data.preparation import prepare_dataset
 from medtransfer.pipeline.prepare import prepare
+from medtransfer.study.check import check_pipeline
 from medtransfer.study.custom_data import add_custom, remove_custom
 
 ABOUT = {"title": "My scans"}

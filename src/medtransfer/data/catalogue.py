@@ -12,8 +12,8 @@ import pandas as pd
 from medtransfer.core.dvc import POINTER, may_have
 from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import files_under
-from medtransfer.core.tables import from_one_hot, read_table
 from medtransfer.data.images import visible_files
+from medtransfer.data.tables import from_one_hot, read_table
 
 SOURCE_FILE = "source.json"
 # The names that people give to the parts of a data set, and ours.
@@ -90,12 +90,14 @@ def or_pull(folder: Path) -> str:
 def _read_ham10000(folder: Path) -> Listing:
     metadata = folder / "HAM10000_metadata.csv"
     try:
-        if isic := not metadata.exists() and (folder / ISIC_LABELS).exists():
-            metadata = folder / ISIC_LABELS
-        table = (_read_isic(folder) if isic else _read_metadata(metadata)).replace("", pd.NA)
+        if metadata.exists() or not (folder / ISIC_LABELS).exists():
+            table = _read_metadata(metadata)
+        else:
+            metadata, table = folder / ISIC_LABELS, _read_isic(folder)
     except FileNotFoundError as error:
         other = f", nor {ISIC_LABELS} with {ISIC_LESIONS}"
         raise UserError(f"{error.filename}: not found{other}; {IMPORT_IT}{or_pull(folder)}") from None
+    table = table.replace("", pd.NA)
     paths = [path.relative_to(folder) for path in files_under(folder)]
     images = {
         path.stem: path

@@ -12,11 +12,11 @@ import pandas as pd
 from medtransfer.core.errors import UserError, check_known, counted, first_three
 from medtransfer.core.files import atomic_folder, write_json
 from medtransfer.core.params import CatalogueEntry, Params
-from medtransfer.core.tables import BINARY, first_alike, from_one_hot, one_spelling, read_groups, read_table
 from medtransfer.data import dicom
 from medtransfer.data.catalogue import CATALOGUE, PARTS, SOURCE_FILE, Dataset, Listing, list_samples, or_pull
 from medtransfer.data.images import MAX_PIXELS, SUFFIXES, is_image, visible_files
 from medtransfer.data.progress import progress
+from medtransfer.data.tables import BINARY, first_alike, from_one_hot, one_spelling, read_groups, read_table
 
 LABELS, IMAGES = "labels.csv", "images"
 COLUMNS = ["id", "label", "group", "path"]
@@ -217,7 +217,8 @@ def _refuse_one_hot(table: pd.DataFrame, column: str, labels: Path) -> None:
     if column not in binary:
         return
     hot = table[binary].astype(float)
-    binary = [name for name in binary if name == column or not (hot[name] * hot[column]).any()]  # not the sex, say
+    # Leave out unrelated columns of 0 and 1, such as sex.
+    binary = [name for name in binary if name == column or not (hot[name] * hot[column]).any()]
     if len(binary) > 1 and (hot[binary].sum(axis=1) == 1).all():
         raise UserError(
             f"{labels}: {column} is one of the columns of a one-hot table; give all: --label-column {','.join(binary)}"

@@ -16,10 +16,10 @@ from medtransfer.analysis.runs import finished_networks
 from medtransfer.core.errors import UserError, check_known, counted, first_three
 from medtransfer.core.params import Params
 from medtransfer.core.prepared import finished_network
-from medtransfer.core.tables import BINARY, from_one_hot, one_spelling, read_groups, read_table
 from medtransfer.data import dicom
 from medtransfer.data.custom import Columns, finder, stem
 from medtransfer.data.images import SUFFIXES, is_image, visible_files
+from medtransfer.data.tables import BINARY, from_one_hot, one_spelling, read_groups, read_table
 
 log = logging.getLogger(__name__)
 

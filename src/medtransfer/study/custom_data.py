@@ -20,10 +20,10 @@ from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import IN_WORDS, LABEL_PATTERN, NAME_PATTERN, Params, Split, parse_params
-from medtransfer.core.tables import same_if_alike
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.data.custom import Columns, copy_custom, find_samples
 from medtransfer.data.preparation import assign_splits
+from medtransfer.data.tables import same_if_alike
 from medtransfer.metrics.scores import BY_NAME
 
 TRAINING = "train-"
@@ -48,13 +48,9 @@ def add_custom(
     samples = find_samples(images, labels, columns)
     grouped, given = bool(columns.group) or bool((samples.group != samples.id).any()), "split" in samples
     known = params.datasets.get(name)
-    if known:
-        by = known.split.by
-    elif given:
-        by = "given"
-    else:
-        by = "group" if grouped else "image"
-    if not {"group": grouped, "image": not grouped or given, "given": given}[by]:
+    possible = [by for by, fits in (("given", given), ("group", grouped), ("image", given or not grouped)) if fits]
+    by = known.split.by if known else possible[0]
+    if by not in possible:
         option = "--split-column" if by == "given" else "--group"
         grouping = f"--group {columns.group}" if columns.group else "the patient id in the DICOM files"
         found = f"{grouping} would split by group" if by == "image" else f"{option} is missing"
