@@ -149,7 +149,7 @@ def test_following_a_trial_changes_nothing(project: Path, small: Params) -> None
     data = read_dataset(few, "chest_xray")
     configuration, classes = few.configurations["random_head"], data[2]["classes"]
     model, _ = build_network(configuration, few.train, 32, len(classes), 0, None)
-    ready = cache_features(model, configuration, few.train, *data[:2], classes, 0, 0)
+    ready = cache_features(model, configuration, few.train, data, 0, 0)
     history = fit(ready.network, ready.training, ready.validation, few.train)
     epochs: list[dict[str, float]] = []
 

@@ -70,7 +70,12 @@ def _processor_has_fast_bfloat16() -> bool:
     """
     if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
         return False
-    text = CPUINFO.read_text() if CPUINFO.exists() else ""
-    facts = {name.strip(): set(value.split()) for name, _, value in (line.partition(":") for line in text.splitlines())}
-    flags = facts.get("flags", set())
-    return "amx_bf16" in flags or ("avx512_bf16" in flags and INTEL not in facts.get("vendor_id", set()))
+    facts = processor_facts()
+    flags = facts.get("flags", "").split()
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and facts.get("vendor_id") != INTEL)
+
+
+def processor_facts() -> dict[str, str]:
+    """Return what Linux says about the processor, by name; empty on another system."""
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}

@@ -290,19 +290,23 @@ class Params(Section):
         for dataset, study in self.study.items():
             if dataset not in self.datasets:
                 raise ValueError(unknown("study", dataset, self.datasets))
-            for key, names in (("train", study.train), ("transfer", study.transfer)):
-                for name in names:
-                    self._check_configuration(f"study.{dataset}.{key}", name, transferred=key == "transfer")
+            for name in study.train:
+                self._check_configuration(dataset, "train", name)
+            for name in study.transfer:
+                self._check_configuration(dataset, "transfer", name)
         return self
 
-    def _check_configuration(self, key: str, name: str, *, transferred: bool) -> None:
+    def _check_configuration(self, dataset: str, kind: Literal["train", "transfer"], name: str) -> None:
+        key = f"study.{dataset}.{kind}"
         if name not in self.configurations:
             raise ValueError(unknown(key, name, self.configurations))
         source = self.configurations[name].source
-        if transferred != (source is not None):
-            dataset, other = key.split(".")[1], "train" if transferred else "transfer"
-            hint = "a finished run" if transferred else "random or imagenet weights"
-            raise ValueError(f"{key}: '{name}' must start from {hint}; list it under study.{dataset}.{other}")
+        if kind == "transfer" and not source:
+            raise ValueError(f"{key}: '{name}' must start from a finished run; list it under study.{dataset}.train")
+        if kind == "train" and source:
+            raise ValueError(
+                f"{key}: '{name}' must start from random or imagenet weights; list it under study.{dataset}.transfer"
+            )
         if source and source[1] in self.configurations and self.configurations[source[1]].source:
             raise ValueError(
                 f"configurations.{name}.weights: '{'/'.join(source)}' starts from a finished run itself; "

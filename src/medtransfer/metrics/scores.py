@@ -1,7 +1,7 @@
 """Every metric, declared once: one more is one more entry in METRICS.
 
 A metric is a function of sums over images. `terms` gives what each image adds to the sums, and `value` computes the
-metric from them. The statistics can so leave out or resample groups of images without looking at the images again.
+metric from them. So the statistics can leave out or resample groups without going back to the images.
 """
 
 from collections.abc import Callable, Sequence
@@ -153,13 +153,13 @@ def placements(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
             placed[positive] = (ranks[positive] - _rank(values[positive])) / (~positive).sum()
             placed[~positive] = 1 - (ranks[~positive] - _rank(values[~positive])) / positive.sum()
         ranked = np.full(len(codes), placed[positive].mean() if positive.any() else 0.0)
-        columns += [placed * positive, positive, placed * ~positive, ~positive, ranked]
-    return np.column_stack(columns).astype(float)
+        columns.append([placed * positive, positive, placed * ~positive, ~positive, ranked])
+    return np.hstack([np.column_stack(term) for term in zip(*columns, strict=True)]).astype(float)
 
 
 def area(sums: np.ndarray) -> np.ndarray:
     """Return the mean area of sums (..., 5 · classes) of `placements` over the classes that are there: (...)."""
-    above, positive, below, negative, ranked = np.moveaxis(sums.reshape(*sums.shape[:-1], -1, 5), -1, 0)
+    above, positive, below, negative, ranked = np.split(sums, 5, axis=-1)
     return _mean(_ratio(above, positive) + _ratio(below, negative) - _ratio(ranked, positive + negative))
 
 

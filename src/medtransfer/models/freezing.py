@@ -31,7 +31,7 @@ def block_of(layer: str) -> str:
 
 def weighted_layers(model: keras.Model) -> list[keras.Layer]:
     """Return the convolution and dense layers in network order."""
-    return [layer for layer in model.layers if layer.weights and "subtract" not in layer.name]
+    return [layer for layer in model.layers if layer.weights]
 
 
 def count_weights(model: keras.Model) -> dict[str, int]:

@@ -65,7 +65,6 @@ def load_network(path: Path) -> keras.Model:
     """Read a network that a fit saved; a UserError if this project did not save it or it contains code."""
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
-        weighted_layers(model)
         base_layers(model)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, BadZipFile) as error:
         written = _keras_of(path)

@@ -13,7 +13,7 @@ from medtransfer.core.dvc import check_params_unchanged
 from medtransfer.core.errors import check_known
 from medtransfer.core.files import atomic_folder, sha256_of
 from medtransfer.core.layout import PREPARED, checkpoints_folder, run_folder, run_name
-from medtransfer.core.params import Params
+from medtransfer.core.params import Configuration, Params
 from medtransfer.core.prepared import read_dataset
 from medtransfer.core.recipe import TrainParams
 from medtransfer.core.run_record import write_record
@@ -62,7 +62,7 @@ def _train(
 ) -> None:
     configuration, outputs = params.configurations[name], run_folder(dataset, name, seed)
     settings = configuration.settings(params.train, dataset)
-    images, samples, description = read_dataset(params, dataset)
+    images, samples, description = data = read_dataset(params, dataset)
     classes, size = description["classes"], description["image_size"]
     network, trained = build_network(configuration, settings, size, len(classes), seed, params.weights.file)
     counts = freezing.count_weights(network)
@@ -74,17 +74,7 @@ def _train(
         "weights": counts,
         "trainable_layers": ",".join(trained),
     }
-    record = {
-        **describe_fit(description, name, seed),
-        **origin,
-        "kind": "network",
-        "weights": configuration.weights,
-        "trainable_blocks": ",".join((*configuration.blocks, freezing.HEAD)),
-        "backend": keras.backend.backend(),
-        "keras": version("keras"),
-        "precision": settings.precision,
-        "device": device_name(),
-    }
+    record = {**describe_fit(description, name, seed), **origin, **describe_network(configuration, settings)}
     weights = f"{counts['trainable']:,} weights"
     print(f"{dataset} {run_name(name, seed)} on {record['device']}: trains {', '.join(trained)} ({weights})")
     logged = mlflow_params(record, hyperparameters)
@@ -96,7 +86,7 @@ def _train(
         mlflow_runs.run(target.experiment, target.name, fit_id, logged, {**record, **target.tags}) as run,
     ):
         run.log_data(PREPARED / dataset / "samples.csv", record)
-        ready = cache_features(network, configuration, settings, images, samples, classes, seed, params.cache.max_gb)
+        ready = cache_features(network, configuration, settings, data, seed, params.cache.max_gb)
         # The last digits depend on whether the features come from the cache.
         inputs["stored_features"] = ready.uses_cached_features
 
@@ -118,6 +108,19 @@ def _train(
         log_to_mlflow(run, folder)
         run.log_model(lambda: mlflow_models.log_keras_model(saved, np.asarray(images[:1])))
     print(f"test images: micro F1 {metrics[MICRO]:.3f}, macro F1 {metrics[MACRO]:.3f}")
+
+
+def describe_network(configuration: Configuration, settings: TrainParams) -> dict[str, str]:
+    """Return what run.json records about the network and where it is trained."""
+    return {
+        "kind": "network",
+        "weights": configuration.weights,
+        "trainable_blocks": ",".join((*configuration.blocks, freezing.HEAD)),
+        "backend": keras.backend.backend(),
+        "keras": version("keras"),
+        "precision": settings.precision,
+        "device": device_name(),
+    }
 
 
 def describe_outcome(ready: Experiment, history: pd.DataFrame, settings: TrainParams) -> dict[str, Any]:

@@ -156,11 +156,11 @@ def run_trial(
 
     `follow` gets each row of the history and returns whether to prune the trial.
     """
-    images, samples, description = data
+    _, samples, description = data
     seed, configuration = params.seeds[0], params.configurations[name]
     classes, size = description["classes"], description["image_size"]
     model, _ = build_network(configuration, settings, size, len(classes), seed, params.weights.file)
-    ready = cache_features(model, configuration, settings, images, samples, classes, seed, params.cache.max_gb)
+    ready = cache_features(model, configuration, settings, data, seed, params.cache.max_gb)
     pruned = False
 
     def on_epoch(history: list[dict[str, float]]) -> bool:

@@ -96,8 +96,7 @@ class Batches(keras.utils.PyDataset):
         if self.flipped:
             batch = np.flip(batch, self.flipped)
         self.on_batches(1)
-        labels = self.labels[rows]  # (B,) int, or (B, classes) float32
-        return (batch, labels) if self.weights is None else (batch, labels, self.weights[rows])
+        return batch, *(part[rows] for part in self.parts[1:])
 
 
 def feed(batches: Batches) -> Any:

@@ -4,10 +4,8 @@ import ctypes
 import logging
 import os
 import platform
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -15,7 +13,7 @@ import numpy as np
 
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import user_cache
-from medtransfer.core.hardware import HIDDEN, REQUIRE_GPU, VISIBLE, backend_has_cuda, installed_gpus
+from medtransfer.core.hardware import HIDDEN, REQUIRE_GPU, VISIBLE, backend_has_cuda, installed_gpus, processor_facts
 
 log = logging.getLogger(__name__)
 
@@ -143,10 +141,7 @@ def accelerators() -> list[str]:
 def device_name() -> str:
     """Return the GPU's or the processor's name."""
     names = accelerators()
-    if names:
-        return ", ".join(names)
-    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return f"CPU {model[1].strip() if model else platform.machine()}"
+    return ", ".join(names) or f"CPU {processor_facts().get('model name', platform.machine())}"
 
 
 def place_on_device(inputs: np.ndarray) -> Any:

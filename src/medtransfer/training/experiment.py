@@ -12,7 +12,7 @@ from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError
 from medtransfer.core.layout import run_folder
 from medtransfer.core.params import Configuration
-from medtransfer.core.prepared import encode_labels
+from medtransfer.core.prepared import Prepared, encode_labels
 from medtransfer.core.recipe import TrainParams
 from medtransfer.models import freezing, vgg16
 from medtransfer.models.weights import draw_with_moments, imagenet_weights
@@ -79,21 +79,20 @@ def cache_features(
     model: keras.Model,
     configuration: Configuration,
     settings: TrainParams,
-    images: np.ndarray,
-    samples: pd.DataFrame,
-    classes: list[str],
+    data: Prepared,
     seed: int,
     max_gb: float,
 ) -> Experiment:
-    """Cache what the frozen prefix computes for the images (n, size, size, 3), uint8, and batch it.
+    """Cache what the frozen prefix computes for the images, and batch it.
 
     `max_gb` is the largest size of the feature cache in units of 10^9 bytes; 0 turns it off.
     """
+    images, samples, description = data
     rows = training_rows(samples, settings.fraction, seed)
     begin = time.perf_counter()
     network, inputs, feature_seconds = use_cached_features(model, configuration.blocks, settings, images, max_gb)
     seconds = time.perf_counter() - begin
-    inputs, labels = place_on_device(inputs), encode_labels(samples, classes)
+    inputs, labels = place_on_device(inputs), encode_labels(samples, description["classes"])
     validation = np.flatnonzero(samples.split == "validation")
     return Experiment(
         network=network,

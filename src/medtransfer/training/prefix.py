@@ -108,7 +108,8 @@ def faster_to_compute(prefix: keras.Model, images: np.ndarray, settings: TrainPa
     """
     pool = keras.layers.GlobalAveragePooling2D()  # so that only a few numbers come back from the device
     compute = keras.Model(prefix.input, pool(prefix.output))
-    read = keras.Model(entry := keras.Input(prefix.output_shape[1:], dtype=prefix.output.dtype), pool(entry))
+    stored = keras.Input(prefix.output_shape[1:], dtype=prefix.output.dtype)
+    read = keras.Model(stored, pool(stored))
     pixels = np.resize(images[: BATCH * TIMED], (BATCH * TIMED, *images.shape[1:]))
     features = np.concatenate(list(compute_features(prefix, pixels, 0)))
     with tempfile.TemporaryFile(dir=user_cache()) as file:
