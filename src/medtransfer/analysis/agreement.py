@@ -33,11 +33,11 @@ def agree(
 ) -> Agreement:
     """Bring the three tables that `medtransfer layers` wrote of one network and `gains`, from `block_gains`, together.
 
-    A block's similarity and distance are the means of its layers'. Outputs and probes see what the blocks before
-    have changed as well: they tell where a change arrives, rewinding and weights where it is made.
+    A block's similarity and distance are the means of its layers'. Outputs and probes also
+    reflect the changes of earlier blocks; rewinding and weights measure the block alone.
 
     Kendall's W comes from Friedman's test (Kendall and Babington Smith, Ann. Math. Stat. 10, 275, 1939), whose p-value
-    is left out: several measurements of one network are no independent judges.
+    is left out: several measurements of one network are not independent.
     """
     from scipy.stats import friedmanchisquare
 

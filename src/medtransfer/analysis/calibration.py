@@ -47,7 +47,7 @@ def fit_temperature(validation: pd.DataFrame) -> float:
 
 
 def believable(temperature: float) -> bool:
-    """Return whether a temperature is one that the validation images decided: not an end of the search.
+    """Return whether the validation images determined a temperature, not a limit of the search.
 
     If a few images are all predicted correctly, their likelihood grows with ever more confidence.
     """

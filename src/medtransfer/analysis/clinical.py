@@ -87,7 +87,7 @@ def _most_probable(fits: list[Run], number: int) -> list[np.ndarray]:
 
 
 def _called(fits: list[Run], number: int, calls: list[np.ndarray], kind: bool) -> Estimate:
-    """Return how many images of the class (True), or of the others (False), are called so: `calls` (n,) of each fit."""
+    """Return the sensitivity (`kind` is True) or specificity (False) of the calls of each fit, (n,)."""
     images = (fits[0].encoded.codes == number) == kind
     terms = [np.column_stack([images & (call == kind), images]) for call in calls]
     with np.errstate(invalid="ignore"):  # without the only group of a class, 0/0

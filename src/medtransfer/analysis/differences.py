@@ -129,7 +129,7 @@ COLUMNS = [field.name for field in fields(Comparison)]
 def compare_models(runs: list[Run]) -> list[Comparison]:
     """Compare all pairs of models of a data set that answer a question, each with all of its seeds.
 
-    There is no interval if no seed of a model finds more than one class: their scores do not differ as others do.
+    There is no interval if no seed of a model finds more than one class: such scores hardly vary between seeds.
     """
     models = by_model(runs)
     broken = {(dataset, model) for dataset, model, fits in models if collapsed(fits)}
@@ -155,9 +155,8 @@ def compare(first: list[Run], second: list[Run], family: str) -> Comparison:
 
 def compare_scores(first: list[Jackknife], second: list[Jackknife], metric: Metric) -> dict[str, Any]:
     """Return the numbers of a Comparison of two models by a smooth metric; the fits are of the same test images."""
-    (ours, by_ours), (theirs, by_theirs) = (
-        tuple(map(np.array, zip(*(fit.of(metric.name) for fit in side), strict=True))) for side in (first, second)
-    )
+    ours, by_ours = _stacked(first, metric.name)
+    theirs, by_theirs = _stacked(second, metric.name)
     return {
         "difference": float(ours.mean() - theirs.mean()),
         "groups": first[0].groups,
@@ -168,6 +167,12 @@ def compare_scores(first: list[Jackknife], second: list[Jackknife], metric: Metr
         "second_sd": deviation(theirs),
         "few": too_few(first[0], metric.needs) or "",
     }
+
+
+def _stacked(fits: list[Jackknife], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a metric of each fit, (seeds,), and its deviations without each group, (seeds, groups)."""
+    values, deviations = zip(*(fit.of(name) for fit in fits), strict=True)
+    return np.array(values), np.array(deviations)
 
 
 def find_pair(pairs: Iterable[Comparison], dataset: str, first: str, second: str) -> Comparison | None:

@@ -9,7 +9,7 @@ from medtransfer.analysis.runs import Run, by_model
 from medtransfer.analysis.scores import scaled, score_fits
 from medtransfer.analysis.uncertainty import Estimate, combine, too_few, with_interval
 from medtransfer.core.predictions import classes_of
-from medtransfer.metrics.scores import ALL, AUC, Metric, metrics_of
+from medtransfer.metrics.scores import ALL, Metric, metrics_of
 
 ABSENT, SCALED = "undefined: no images", ", scaled"
 SIDES = ("internal", "external")
@@ -64,8 +64,12 @@ def _metrics(fits: list[Run]) -> list[Metric]:
 
 def _among(metric: Metric, present: np.ndarray) -> Metric:
     """Return an average over classes that leaves out those that are not `present` (classes,)."""
-    kept = np.repeat(present, 5) if metric.name == AUC else np.tile(present, 3)
-    return replace(metric, terms=lambda codes, probabilities: metric.terms(codes, probabilities) * kept)
+
+    def terms(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+        by_class = metric.terms(codes, probabilities)  # (n, k · classes)
+        return by_class * np.tile(present, by_class.shape[1] // len(present))
+
+    return replace(metric, terms=terms)
 
 
 def _estimate(fits: list[Run], metric: Metric) -> Estimate:

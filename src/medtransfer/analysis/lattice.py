@@ -29,7 +29,7 @@ from medtransfer.metrics.scores import BY_NAME, MACRO, Metric
 LOG_LOSS = "log-loss"
 SUBSETS = 2 ** len(BLOCKS)
 ENDS = 1e9  # the weight of no block and of all blocks, whose scores the values must add up to
-CLIPPED = 1e-7  # the lowest probability that a loss is computed from
+CLIPPED = 1e-7  # lower probabilities count as this one, so that the loss is finite
 COLUMNS = ["metric", "blocks", "value", "low", "high", "interval", "subsets"]
 METRICS = (
     BY_NAME[MACRO],

@@ -39,6 +39,6 @@ def seeds_needed(pair: Comparison, difference: float, level: float, fewest: int)
 
 
 def _standard_errors(degrees: float, level: float) -> float:
-    """Return how many standard errors a true difference must measure."""
+    """Return the smallest detectable difference, in standard errors."""
     degrees = min(degrees, 1e6)  # scipy's noncentral t knows no infinity
     return float(nctdtrinc(degrees, 1 - POWER, stdtrit(degrees, 1 - level / 2)))

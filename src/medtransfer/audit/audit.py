@@ -114,7 +114,7 @@ def _locked() -> dict[str, dict[str, Any]]:
     return {
         out["path"]: stage.get("params", {}).get("params.yaml", {})
         for stage in read_lock().values()
-        for out in stage.get("outs", [])
+        for out in stage["outs"]
     }
 
 

@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import reduce, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +58,13 @@ def many(option: str, name: str, **settings: Any) -> Decorator:
 
 
 def _read_map(context: click.Context, option: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
+    names: dict[str, str] = {}
     for pair in pairs:
-        if "=" not in pair:
+        name, equals, target = pair.partition("=")
+        if not equals:
             raise click.BadParameter(f"{pair!r}: expected LABEL=CLASS, or LABEL= to leave its images out")
-    split = [pair.partition("=") for pair in pairs]
-    names = {name: target for name, _, target in split}
-    for name, _, target in split:
-        if names[name] != target:
-            raise click.BadParameter(f"{name} is mapped to {target!r} and to {names[name]!r}; give one")
+        if names.setdefault(name, target) != target:
+            raise click.BadParameter(f"{name} is mapped to {names[name]!r} and to {target!r}; give one")
     return names
 
 
@@ -94,7 +93,9 @@ def with_labels(**settings: Any) -> Decorator:
             columns = Columns(image_column, label_column, group)
             command(labels=Labels(labels, columns, names) if labels else None, **others)
 
-        return reduce(lambda done, option: option(done), reversed(options), with_table)
+        for option in reversed(options):
+            with_table = option(with_table)
+        return with_table
 
     return decorate
 

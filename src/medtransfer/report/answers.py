@@ -11,7 +11,7 @@ from medtransfer.analysis.claims import CLAIMS, FAILS, HOLDS, MARGIN, NOT_SHOWN,
 from medtransfer.analysis.differences import Comparison, find_pair
 from medtransfer.analysis.families import changed_recipe
 from medtransfer.analysis.lattice import SUBSETS
-from medtransfer.analysis.uncertainty import BOTH, GROUPS, LEVEL
+from medtransfer.analysis.uncertainty import BOTH, LEVEL
 from medtransfer.core.errors import counted
 from medtransfer.core.params import BLOCKS
 from medtransfer.metrics.scores import MACRO
@@ -149,19 +149,22 @@ def _most_important(studies: Sequence[Study]) -> Iterator[tuple[str, str]]:
             yield words_for(dataset).title, f"**{named}**\n{count}{size}"
 
 
-def _by_layers(studies: Sequence[Study], dataset: str) -> Iterator[tuple[str, Study]]:
-    found = [(layers, study) for study in studies for layers in study.layers_of(dataset)]
-    for layers, study in [one for one in found if one[0].record["model"] == FROM_IMAGENET][:1]:
-        for block in agree(layers.rewinding, layers.similarity, layers.probes).blocks.idxmax():
-            yield str(block), study
+def _by_layers(studies: Sequence[Study], dataset: str) -> list[tuple[str, Study]]:
+    for study in studies:
+        for layers in study.layers_of(dataset):
+            if layers.record["model"] == FROM_IMAGENET:
+                ways = agree(layers.rewinding, layers.similarity, layers.probes).blocks
+                return [(str(block), study) for block in ways.idxmax()]
+    return []
 
 
-def _by_shapley(studies: Sequence[Study], dataset: str) -> Iterator[tuple[str, Study]]:
-    found = [(values, study) for study in studies if len(values := values_of(study, dataset))]
-    # From fewer subsets, the order of the blocks is not known.
-    for values, study in [one for one in found if one[0].subsets.iloc[0] == SUBSETS][:1]:
-        single = values[values.blocks.isin(BLOCKS) & (values.metric == MACRO)]
-        yield str(single.set_index("blocks").value.idxmax()), study
+def _by_shapley(studies: Sequence[Study], dataset: str) -> list[tuple[str, Study]]:
+    for study in studies:
+        values = values_of(study, dataset)
+        single = values[values.blocks.isin(BLOCKS) & (values.metric == MACRO) & (values.subsets == SUBSETS)]
+        if len(single):  # from fewer subsets, the order of the blocks is not known
+            return [(str(single.set_index("blocks").value.idxmax()), study)]
+    return []
 
 
 def each_by_itself(claims: pd.DataFrame) -> pd.DataFrame:
@@ -207,11 +210,10 @@ def judged(claims: pd.DataFrame, pair: Comparison) -> dict[str, Any]:
     if claim["first"] != pair.first:
         value, low, high, seeds = -value, -high, -low, seeds[::-1]
     verdict = (HIGHER if value > 0 else LOWER) if claim.verdict in (HOLDS, FAILS) else claim.verdict
-    star = " *" if claim.interval == GROUPS else ""
     return {
         "verdict": verdict,
         "so far": _so_far(low, high, claim.interval),
-        "macro F1": interval_text(value, low, high) + star,
+        "macro F1": interval_text(value, low, high),
         "seeds": seeds,
         "place": f", {claim['size']:.0f} px" if pd.notna(claim["size"]) else "",
     }

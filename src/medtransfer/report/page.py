@@ -69,15 +69,17 @@ class Chapter:
 
     def divide(self, items: list[Item]) -> tuple[list[list[Item]], list[list[Item]]]:
         """Return the items that are shown and those that are folded, in groups that share a caption: tables first."""
+        tables = [item for item in items if item.is_table]
+        figures = [item for item in items if not item.is_table]
+        return (
+            _by_name(tables, self.tables) + _by_name(figures, self.figures),
+            _by_name(tables, self.figures + self.folded) + _by_name(figures, self.tables + self.folded),
+        )
 
-        def groups(names: Iterable[str], kind: bool) -> Iterator[list[Item]]:
-            for name in names:
-                if group := [item for item in items if item.name == name and item.is_table == kind]:
-                    yield group
 
-        shown = [*groups(self.tables, True), *groups(self.figures, False)]
-        hidden = (*self.figures, *self.folded), (*self.tables, *self.folded)
-        return shown, [*groups(hidden[0], True), *groups(hidden[1], False)]
+def _by_name(items: list[Item], names: Iterable[str]) -> list[list[Item]]:
+    groups = ([item for item in items if item.name == name] for name in names)
+    return [group for group in groups if group]
 
 
 CHAPTERS = (

@@ -47,8 +47,7 @@ FINE = 0.05  # an interval within this distance of 0 needs a third decimal
 
 def claims(judged: pd.DataFrame) -> pd.DataFrame:
     """Return the talk's claims, one row each, from `judge`."""
-    table = judged.rename(columns={"dataset": "data set"}).set_index("claim")[["data set", "first", "second"]]
-    table["data set"] = [words_for(dataset).title for dataset in judged.dataset]
+    table = _models_of_claims(judged)
     table["verdict"] = [f"**{verdict}**" for verdict in judged.verdict]
     table["difference"] = list(map(interval_text, judged.difference, judged.low, judged.high))
     table["seeds"] = list(map("{} and {}".format, judged.first_seeds, judged.second_seeds))
@@ -58,14 +57,18 @@ def claims(judged: pd.DataFrame) -> pd.DataFrame:
 
 def power(judged: pd.DataFrame) -> pd.DataFrame:
     """Return what each of the talk's claims could have shown, one row each, from `judge`."""
-    table = judged.rename(columns={"dataset": "data set"}).set_index("claim")[["data set", "first", "second"]]
-    table["data set"] = [words_for(dataset).title for dataset in judged.dataset]
+    table = _models_of_claims(judged)
     table["simultaneous"] = list(map(_range, judged.simultaneous_low, judged.simultaneous_high))
     table["unseen seeds"] = list(map(interval_text, judged.unseen_difference, judged.unseen_low, judged.unseen_high))
     table["detectable"] = [_known(value, ".3f") for value in judged.detectable]
     for planned in PLANNED:
         table[f"seeds for {planned:.2f}"] = list(map(_seeds, judged[f"seeds_for_{planned:.2f}"]))
     return table
+
+
+def _models_of_claims(judged: pd.DataFrame) -> pd.DataFrame:
+    titles = [words_for(dataset).title for dataset in judged.dataset]
+    return judged.assign(**{"data set": titles}).set_index("claim")[["data set", "first", "second"]]
 
 
 def folders(results: Mapping[str, pd.DataFrame], dataset: str) -> pd.DataFrame:

@@ -80,7 +80,7 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
         _check_target(RESULTS / name, add, replace)  # another `collect` may have written it meanwhile
         if add:
             _copy_fits_and_findings(RESULTS / name, folder)
-        _copy(fits, folder)
+        _copy(fits, params, folder)
         _remove_stale(folder)
         if add:
             _join_trials(RESULTS / name / TUNING.name, folder / TUNING.name)
@@ -126,7 +126,7 @@ def _copy_fits_and_findings(known: Path, folder: Path) -> None:
         shutil.copy(path, folder)
 
 
-def _copy(fits: list[Path], folder: Path) -> None:
+def _copy(fits: list[Path], params: Params, folder: Path) -> None:
     shutil.copy(PARAMS, folder / PARAMS)
     shutil.copy(POINTER, folder / "data-version.yaml")
     for fit in fits:
@@ -142,8 +142,7 @@ def _copy(fits: list[Path], folder: Path) -> None:
             shutil.copytree(found, folder / found.name, dirs_exist_ok=True)
     for drawn in sorted(FIGURES.glob("*/activations.png")):
         shutil.copyfile(drawn, folder / f"{drawn.parent.name}-activations.png")
-    params = read_params(PARAMS)
-    for dataset in {read_record(fit)["dataset"] for fit in fits}:
+    for dataset in {fit.parent.name for fit in fits}:
         shutil.copyfile(PREPARED / dataset / "dataset.json", folder / "runs" / dataset / "dataset.json")
         samples = read_result(PREPARED / dataset / "samples.csv", dtype=str)
         # Each test image, and each other split with images of its group.

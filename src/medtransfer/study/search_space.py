@@ -24,7 +24,7 @@ Values = CategoricalDistribution | FloatDistribution | IntDistribution
 Space = dict[str, Values]
 OPTION = "--search"
 RANGE = re.compile(r"([^:\[{,]+):([^:]+?)(:log)?")
-SHORTER = ("fraction", "epochs")  # single values of these make trials shorter and are not advice
+SHORTER = ("fraction", "epochs")  # a single value only makes the trials shorter, so it is not recommended
 EDGE = 0.05  # a value in the outer 5% of a range is at its edge
 
 
