@@ -31,7 +31,17 @@ from medtransfer.core.prepared import read_dataset
 from medtransfer.data.catalogue import CHEST_XRAY
 from medtransfer.data.preparation import prepare_dataset
 from medtransfer.study import tune as stage
-from medtransfer.study.search_space import advice, at_edge, changed, check_space, choose, for_params, grid, parse_space
+from medtransfer.study.search_space import (
+    advice,
+    at_edge,
+    changed,
+    check_space,
+    choose,
+    decode,
+    for_params,
+    grid,
+    parse_space,
+)
 from medtransfer.study.shared_study import Plan, SharedStudy, lock_of
 from medtransfer.tracking import mlflow_store
 from medtransfer.training.experiment import build_network, cache_features, training_rows
@@ -223,6 +233,20 @@ def test_any_key_is_searched_and_one_value_fixes_it(
     table = pd.read_csv("tuning.csv")
     assert json.loads(table.searched[1]) == {"dense_units": [4, 4], "dropout": 0.2, "fraction": 0.25}
     assert table.made_from.is_unique
+
+
+def test_values_that_do_not_go_together_are_skipped(
+    project: Path, small: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = note_trials(monkeypatch)
+    tune(small, "schedule=cosine", "epochs=4,1", "warmup=0,2")  # each value is possible with the first of the other key
+    assert "not tried" in capsys.readouterr().out
+    tune(small, "schedule=cosine", "epochs=4,1", "warmup=0,2")
+    assert [(settings.epochs, settings.warmup) for settings in trials] == [(4, 0), (4, 2), (1, 0)]
+    assert len(pd.read_csv("tuning.csv")) == 3
+    space = parse_space(["average=0.99:0.9999"])
+    assert decode({"average": 0.99964}, space) == {"average": 0.9999}
+    assert decode({"average": 0.99321}, space) == {"average": 0.993}
 
 
 def test_a_rate_that_diverges_does_not_end_the_grid_and_is_not_chosen(project: Path, small: Params) -> None:

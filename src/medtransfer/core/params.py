@@ -230,19 +230,20 @@ class Configuration(Overrides):
         found = {**dict(train), **(RECIPES[self.recipe] if self.recipe else {})}
         found |= {name: value for name, value in own.items() if value is not None}
         if isinstance(self.learning_rate, dict):
+            common = RECIPES[self.recipe]["learning_rate"] if self.recipe else train.learning_rate
             if dataset not in ("", *self.learning_rate):  # "" is no data set: the recipe is only checked
                 _warn_once(
-                    f"learning_rate: {self.learning_rate} has no rate for {dataset}, which gets train.learning_rate, "
-                    f"{train.learning_rate:g}; `medtransfer tune {dataset}` finds one"
+                    f"learning_rate: {self.learning_rate} has no rate for {dataset}, which gets that of the recipe, "
+                    f"{common:g}; `medtransfer tune {dataset}` finds one"
                 )
-            found["learning_rate"] = self.learning_rate.get(dataset, train.learning_rate)
+            found["learning_rate"] = self.learning_rate.get(dataset, common)
         return TrainParams(**found).on(dataset)
 
     def replaces(self, key: str, dataset: str) -> bool:
         """Return whether a network on this data set has another source for a setting than `train`."""
         value = getattr(self, key, None)
         if isinstance(value, dict) and key == "learning_rate":
-            return dataset in value
+            value = value.get(dataset)
         return value is not None or (self.recipe is not None and key in RECIPES[self.recipe])
 
     @property

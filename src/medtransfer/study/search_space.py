@@ -109,14 +109,15 @@ def grid(space: Space) -> list[dict[str, Any]]:
     return [dict(zip(choices, point, strict=True)) for point in itertools.product(*choices.values())]
 
 
-def decode(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a trial's parameters; those from a range are rounded to three digits."""
+def decode(stored: Mapping[str, Any], space: Space) -> dict[str, Any]:
+    """Return the values of a trial's parameters; those from a range are rounded to three digits within it."""
     point = dict(stored)
     for key, value in stored.items():
-        if isinstance(value, str):
+        values = space[key]
+        if isinstance(values, CategoricalDistribution):
             point[key] = json.loads(value)
-        elif isinstance(value, float):
-            point[key] = float(f"{value:.3g}")
+        elif isinstance(values, FloatDistribution):
+            point[key] = min(max(float(f"{value:.3g}"), values.low), values.high)
     return point
 
 

@@ -74,14 +74,14 @@ class SharedStudy:
             claimed.set_user_attr(PROCESS, self.process)
             return claimed
 
-    def finish(self, trial: optuna.Trial, row: dict[str, Any], value: float | None) -> None:
-        """End a trial with its value, or with None as pruned; keep its row."""
+    def finish(self, trial: optuna.Trial, row: dict[str, Any] | None, value: float | None) -> None:
+        """End a trial with its value, or with None as pruned; keep its row, which is None if it was not tried."""
         trial.set_user_attr(ROW, row)
         self.study.tell(trial, value, state=TrialState.PRUNED if value is None else TrialState.COMPLETE)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return the rows of all finished trials."""
-        return [trial.user_attrs[ROW] for trial in self.trials(*FINISHED)]
+        """Return the rows of all finished trials that were tried."""
+        return [row for trial in self.trials(*FINISHED) if (row := trial.user_attrs[ROW])]
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """Return the trials in these states."""

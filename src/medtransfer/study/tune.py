@@ -23,11 +23,11 @@ from medtransfer.core.prepared import Prepared, read_dataset
 from medtransfer.core.recipe import TrainParams
 from medtransfer.core.tables import read_result
 from medtransfer.metrics.scores import MACRO, score
-from medtransfer.study.search_space import changed, check_space, decode, first_point
+from medtransfer.study.search_space import changed, check_space, decode, extremes, first_point
 from medtransfer.study.shared_study import Plan, SharedStudy, living_process
 from medtransfer.tracking import mlflow_runs
 from medtransfer.training.device import device_name, prepare_backend
-from medtransfer.training.experiment import build_network, cache_features
+from medtransfer.training.experiment import build_network, cache_features, training_rows
 from medtransfer.training.loop import DivergedError, best_epoch, fit, predict
 
 SCORES = ["best_epoch", "val_loss", "val_macro_f1", "predicted_classes"]
@@ -54,6 +54,8 @@ def tune(params: Params, dataset: str, names: list[str], plan: Plan, output: Pat
         check_space(params, recipes[name], dataset, plan.space)
     prepare_backend()
     data, file = read_dataset(params, dataset), output.with_suffix(".db")
+    for fraction in extremes(plan.space["fraction"]) if "fraction" in plan.space else ():
+        training_rows(data.samples, fraction, params.seeds[0])
     read_trials(output)
     found = []
     with living_process(file) as process:
@@ -88,7 +90,14 @@ class _Search:
         """Run every trial that has not begun; return the rows of all that are finished."""
         parent = self.log_parent({})
         while trial := self.study.claim():
-            row = self.run_trial(trial, parent)
+            point = decode(trial.params, self.study.plan.space)
+            try:
+                settings = changed(self.params, self.recipe, self.data.description["name"], point)
+            except UserError as error:  # these values do not go together
+                print(f"{self.name}: not tried: {error}")
+                self.study.finish(trial, None, None)
+                continue
+            row = self.run_trial(trial, settings, parent) | {"searched": json.dumps(point)}
             pruned = np.isnan(row["val_loss"])
             self.study.finish(trial, row, None if pruned else float(np.nan_to_num(row["val_macro_f1"])))
             scores = f"validation loss {row['val_loss']:.4f}, macro F1 {row['val_macro_f1']:.3f}"
@@ -110,10 +119,9 @@ class _Search:
             run.log_metrics(metrics)
         return run.run_id
 
-    def run_trial(self, trial: optuna.Trial, parent: str | None) -> dict[str, Any]:
+    def run_trial(self, trial: optuna.Trial, settings: TrainParams, parent: str | None) -> dict[str, Any]:
         """Return the row of a trial, from the CSV file if it is there; log it as a child of the parent run."""
-        point, seed, dataset = decode(trial.params), self.params.seeds[0], self.data.description["name"]
-        settings = changed(self.params, self.recipe, dataset, point)
+        seed, dataset = self.params.seeds[0], self.data.description["name"]
         origin = _origin(self.params, self.data.description, self.name, settings.model_dump(exclude={"learning_rate"}))
         key = {"dataset": dataset, "configuration": self.name, "seed": seed, "made_from": _digest(origin)}
         key |= settings.model_dump(include={"optimizer", "learning_rate", "fraction", "epochs"})
@@ -136,7 +144,7 @@ class _Search:
                 row = {**key, **run_trial(self.params, self.data, self.name, settings, follow)}
             best = {f"{mlflow_runs.BEST}/{key}": row[f"val_{key}"] for key in ("loss", "macro_f1")}
             run.log_metrics({key: value for key, value in best.items() if np.isfinite(value)})
-        return row | {"searched": json.dumps(point)}
+        return row
 
     def write(self) -> pd.DataFrame:
         """Add the finished trials to the CSV file; return them."""
