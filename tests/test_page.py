@@ -17,10 +17,10 @@ from medtransfer.core.params import BLOCKS
 from medtransfer.core.run_record import LEAKAGE_WORDS, SplitRule
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.report import figures
-from medtransfer.report.answers import LAYERS, MODERN, answers, front, interim
+from medtransfer.report.answers import LAYERS, MODERN, answers, front, interim, settled
 from medtransfer.report.drawings import FIGURES
 from medtransfer.report.page import CHAPTERS, SPLITS, build_page
-from medtransfer.report.study import values_of
+from medtransfer.report.study import Study, values_of
 from medtransfer.report.tables import difference
 from studies import evaluate_study, found_layers, run, runs, with_seeds
 
@@ -63,6 +63,29 @@ def test_claims_that_the_first_study_cannot_judge_have_the_verdicts_of_another()
     tables = few.tables
     untested = dataclasses.replace(tables, claims=tables.claims.assign(verdict="not tested: split by image"))
     assert interim(dataclasses.replace(few, tables=untested), [many]).empty
+
+
+def test_claims_are_one_family_only_if_one_study_judges_them() -> None:
+    def study(name: str, *p_values: float) -> Study:
+        models = ["imagenet_all", "cnn_random", "random_forest", "ham10000_all"]
+        made = evaluate_study(name, with_seeds([run("chest_xray", model, 0.9) for model in models]))
+        given = pd.Series([*p_values, *[np.nan] * 4][:4])
+        verdicts = given.lt(0.01).map({True: "holds", False: "fewer than 6 seeds"})
+        claims = made.tables.claims.assign(p=given, p_corrected=given, verdict=verdicts)
+        return dataclasses.replace(made, tables=dataclasses.replace(made.tables, claims=claims))
+
+    p = 0.006  # below .05, but not below .05/9
+    assert settled(study("both", p, p), []).verdict[:2].tolist() == ["holds", "holds"]
+    assert settled(study("none"), [study("both", p, p)]).verdict[:2].tolist() == ["holds", "holds"]
+    mixed = settled(study("one", p), [study("both", p, p)])
+    assert mixed.verdict[:2].tolist() == ["not shown", "not shown"]
+    assert mixed.p_corrected[:2].tolist() == [9 * p, 9 * p]
+
+
+def test_two_studies_of_one_size_are_both_in_the_table_of_all() -> None:
+    first, second = evaluate_study("first", runs(0.6)), evaluate_study("second", runs(0.8))
+    page = build_page([first, second])
+    assert all(f"32 px, split by group ({name})" in page for name in ("first", "second"))
 
 
 def test_what_a_data_set_does_not_answer_is_not_measured() -> None:

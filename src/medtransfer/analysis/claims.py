@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.analysis.differences import Comparison, compare
-from medtransfer.analysis.families import TALK
+from medtransfer.analysis.families import TALK, family
 from medtransfer.analysis.power import detectable, seeds_needed
 from medtransfer.analysis.runs import Run, by_model
 from medtransfer.analysis.uncertainty import FEWEST_FITS, GROUPS, LEVEL, TOO_FEW_FITS
@@ -67,11 +67,15 @@ class Evidence:
 
 
 def compare_claims(runs: Iterable[Run]) -> list[Evidence]:
-    """Compare the two models of every claim that these fits contain.
+    """Compare the two models of every claim that these fits contain, if they have no recipe of their own.
 
     The first batch of seeds counts until both models have all seeds.
     """
-    models = {(dataset, model): sorted(fits, key=lambda fit: fit.seed) for dataset, model, fits in by_model(runs)}
+    models = {
+        (dataset, model): sorted(fits, key=lambda fit: fit.seed)
+        for dataset, model, fits in by_model(runs)
+        if family(fits[0].record) == TALK
+    }
     found = []
     for claim in CLAIMS:
         sides = [models.get((claim.dataset, name), []) for name in (claim.first, claim.second)]

@@ -168,20 +168,21 @@ def _by_shapley(studies: Sequence[Study], dataset: str) -> list[tuple[str, Study
 
 
 def each_by_itself(claims: pd.DataFrame) -> pd.DataFrame:
-    """Return claims with verdicts that need no common family (Bonferroni), as the plan requires of mixed sizes."""
-    undecided = claims.verdict.isin((HOLDS, FAILS)) & ~(claims.p < LEVEL / len(CLAIMS))
-    return claims.assign(verdict=claims.verdict.mask(undecided, NOT_SHOWN))
+    """Return claims with p-values and verdicts that need no common family (Bonferroni)."""
+    corrected = (claims.p * len(CLAIMS)).clip(upper=1)
+    undecided = claims.verdict.isin((HOLDS, FAILS)) & ~(corrected < LEVEL)
+    return claims.assign(p_corrected=corrected, verdict=claims.verdict.mask(undecided, NOT_SHOWN))
 
 
 def interim(study: Study, others: Sequence[Study]) -> pd.DataFrame:
     """Return the claims with too few seeds in a study, each from the first of the others that can judge it.
 
-    The columns are those of `judge`, then the other study's name and image size (docs/analysis-plan.md, 'Runs').
+    The columns are those of `judge`, then the other study's name and image size.
     """
     waiting = study.tables.claims[study.tables.claims.verdict.str.startswith(TOO_FEW)]
     found: dict[tuple[str, ...], dict[Hashable, Any]] = {}
     for other in others:
-        for claim in each_by_itself(other.tables.claims.dropna(subset="p")).to_dict("records"):
+        for claim in other.tables.claims.dropna(subset="p").to_dict("records"):
             size = other.of(claim["dataset"])[0].record["image_size"]
             found.setdefault(tuple(claim[key] for key in CLAIM), {**claim, "study": other.name, "size": size})
     keys = waiting[CLAIM].itertuples(index=False, name=None)
@@ -189,9 +190,14 @@ def interim(study: Study, others: Sequence[Study]) -> pd.DataFrame:
 
 
 def settled(study: Study, others: Sequence[Study]) -> pd.DataFrame:
-    """Return the claims of a study, those with too few seeds from `interim` if it has them, with its columns."""
+    """Return the claims of a study, those with too few seeds from `interim` if it has them, with its columns.
+
+    Claims that are judged in different studies are not one family (docs/analysis-plan.md, 'Runs').
+    """
     found = pd.concat([interim(study, others), study.tables.claims]).drop_duplicates(CLAIM)
-    return study.tables.claims[CLAIM].merge(found)
+    claims = study.tables.claims[CLAIM].merge(found)
+    mixed = claims.study[claims.p.notna()].nunique(dropna=False) > 1
+    return each_by_itself(claims) if mixed else claims
 
 
 def judged(claims: pd.DataFrame, pair: Comparison) -> dict[str, Any]:
