@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from ruamel.yaml import YAML
 
 from conftest import AT_64_PX, PROJECT
 from medtransfer.cli import cli
@@ -18,6 +19,7 @@ from medtransfer.core.files import write_json
 from medtransfer.core.layout import PREPARED
 from medtransfer.core.params import read_params
 from medtransfer.core.run_record import warn_of_leftovers, write_record
+from medtransfer.study.collect import join_params
 from medtransfer.study.report import read_study, write_result_tables
 from studies import add_seed, finished_study, write_samples
 
@@ -40,7 +42,7 @@ def test_results_are_collected_and_reported_without_the_models(tmp_path: Path, m
     assert files >= {"predictions.csv", "history.csv", "run.json", "dataset.json", "params.yaml", "data-version.yaml"}
     assert not any(name.startswith("model.") for name in files)
     early = CliRunner().invoke(cli, ["report", "results/mine", "--output", "page.html"])
-    assert "results/mine/results.csv: not found; run `medtransfer tables results/mine`" in str(early.exception)
+    assert "results/mine/summary.csv: not found; run `medtransfer tables results/mine`" in str(early.exception)
     assert not Path("page.html").exists()
     assert CliRunner().invoke(cli, ["tables", "results/mine"]).exit_code == 0
     written = CliRunner().invoke(cli, ["report", "results/mine", "--output", "page.html"])
@@ -301,6 +303,17 @@ def test_another_seed_is_added_to_what_is_collected(tmp_path: Path, monkeypatch:
     }  # fmt: skip
     assert Path("results/mine/notes.txt").read_text().startswith("Two lines")
     assert read_study(Path("results/mine")).notes == ["Two lines of one paragraph.", "Another."]
+
+
+def test_rates_and_baselines_of_either_are_joined(tmp_path: Path) -> None:
+    text = "seeds: [0]\nbaselines: [{}]\nstudy: {{}}\ndatasets: {{}}\nconfigurations:\n  a: {{learning_rate: {{{}}}}}\n"
+    known, added = tmp_path / "known.yaml", tmp_path / "added.yaml"
+    known.write_text(text.format("random_forest", "one: 1e-4"))
+    added.write_text(text.format("decision_tree", "one: 1e-3, two: 1e-5"))
+    join_params(known, added)
+    joined = YAML(typ="safe").load(added)
+    assert joined["baselines"] == ["random_forest", "decision_tree"]
+    assert joined["configurations"]["a"]["learning_rate"] == {"one": 1e-4, "two": 1e-5}
 
 
 def test_fits_of_a_removed_data_set_are_named_before_anything_is_collected(

@@ -21,15 +21,15 @@ from medtransfer.core.files import atomic_file
 from medtransfer.core.run_record import BY_WORDS, recipe_of, split_of
 from medtransfer.core.tables import read_result
 
-# The files and the columns that each has; for a sample of the data, results has a note too.
+# The files and the columns that each has; for a sample of the data, results has a note too. It is written last.
 COLUMNS = {
-    "results": RESULTS,
     "summary": SUMMARY,
     "calibration": CALIBRATION,
     "classes": CLASSES,
     "subgroups": SUBGROUPS,
     "differences": [*COMPARISON, "low", "high", "interval"],
     "claims": CLAIMS,
+    "results": RESULTS,
 }
 DIGITS = 6
 
@@ -72,7 +72,11 @@ def compute_tables(runs: list[Run], attributes: Mapping[str, pd.DataFrame]) -> T
 
 
 def write_tables(tables: Tables, folder: Path) -> None:
-    """Write every table of COLUMNS as CSV, with DIGITS decimals."""
+    """Write every table of COLUMNS as CSV, with DIGITS decimals.
+
+    `report` compares results.csv with the fits, so it must not be there before the others are.
+    """
+    (folder / "results.csv").unlink(missing_ok=True)
     for name in COLUMNS:
         content = as_table(tables.pairs) if name == "differences" else getattr(tables, name)
         with atomic_file(folder / f"{name}.csv") as path:

@@ -84,7 +84,7 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
         _remove_stale(folder)
         if add:
             _join_trials(RESULTS / name / TUNING.name, folder / TUNING.name)
-            _join_params(RESULTS / name / PARAMS, folder / PARAMS)
+            join_params(RESULTS / name / PARAMS, folder / PARAMS)
     return RESULTS / name
 
 
@@ -228,14 +228,18 @@ def _join_trials(known: Path, added: Path) -> None:
         rows.drop_duplicates([name for name in TUNING_KEY if name in rows]).to_csv(added, index=False)
 
 
-def _join_params(known: Path, added: Path) -> None:
-    """Write params.yaml of both to `added`: the seeds, configurations and models of either, all else from `known`."""
+def join_params(known: Path, added: Path) -> None:
+    """Write params.yaml of both to `added`: seeds, configurations, rates, models of either, all else from `known`."""
     yaml = YAML()
     yaml.width = 4096  # or it folds lines
     params, new = yaml.load(known), yaml.load(added)
     params["seeds"] = sorted({*params["seeds"], *new["seeds"]})
+    params["baselines"] = list(dict.fromkeys([*params["baselines"], *new["baselines"]]))
     for name, configuration in new["configurations"].items():
-        params["configurations"].setdefault(name, configuration)
+        own = params["configurations"].setdefault(name, configuration)
+        rates = own.get("learning_rate"), configuration.get("learning_rate")
+        if all(isinstance(rate, dict) for rate in rates):
+            own["learning_rate"] = {**rates[1], **rates[0]}
     for dataset, study in new["study"].items():
         params["datasets"].setdefault(dataset, new["datasets"][dataset])
         joined = params["study"].setdefault(dataset, study)
