@@ -208,6 +208,16 @@ def test_the_variances_of_both_sources_add_up() -> None:
     assert found.difference[MACRO] - found.low[MACRO] == pytest.approx(half)
 
 
+def test_a_class_without_a_hit_gives_no_interval_of_the_difference() -> None:
+    inside = made_up(0.9, CLASSES)
+    missed = inside.predictions.assign(p_vasc=0.0)
+    found = compare_sources([Run(inside.record, missed, None)], [inside]).set_index("measure")
+    assert found.external["vasc"] == 0
+    assert found.difference_interval["vasc"] == "none: all groups alike"
+    assert np.isnan(found.low["vasc"])
+    assert found.difference_interval["mel"] == "groups"
+
+
 def test_a_class_without_an_image_is_undefined_and_left_out_of_every_gap() -> None:
     inside, outside = made_up(0.9, CLASSES), made_up(0.6, ["mel", "nv"], seed=1)
     assert (predicted_labels(outside.predictions) == "vasc").any()  # so that its F1 would be 0

@@ -17,6 +17,7 @@ from medtransfer.analysis.uncertainty import (
     estimate,
     groups_variance,
     interval_ends,
+    share_ends,
     sum_by_group,
     without_interval,
 )
@@ -95,11 +96,12 @@ def calibration_table(runs: list[Run]) -> pd.DataFrame:
                     value, changes = recalibration(codes == number, probabilities[:, number], with_slope)
                     left.append((value, sum_by_group(run.encoded, changes)[:, 0]))
                 found = estimate(left, fits[0].jackknife, number, None)
-                interval, seeds = found.covers, found.seeds
                 if with_slope:
                     found = without_interval(found, fits[0].jackknife, number)
+                else:
+                    row |= {"interval": found.covers, "seeds": found.seeds}
                 row |= {measure: found.value, f"{measure}_low": found.low, f"{measure}_high": found.high}
-            rows.append({**row, "interval": interval, "seeds": seeds})
+            rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -145,6 +147,8 @@ def reliability(fits: list[Run]) -> pd.DataFrame:
         if (count > 0).sum() >= FEWEST_GROUPS:
             accuracy = hit.sum() / count.sum()
             left = (hit.sum() - hit) / (count.sum() - count)
-            low, high = interval_ends(accuracy, np.sqrt(groups_variance(left - left.mean())), len(count))
+            low, high = interval_ends(accuracy, np.sqrt(groups_variance(left - left.mean())), len(count) - 1)
+            if accuracy in (0, 1):
+                low, high = share_ends(accuracy, int((count > 0).sum()))
             rows.append((confidence.sum() / count.sum(), accuracy, low, high))
     return pd.DataFrame(rows, columns=["confidence", "accuracy", "low", "high"], dtype=float)

@@ -205,11 +205,11 @@ def with_interval(
     """Return the mean of values (seeds,) with its interval.
 
     Each of `variances` is the variance of the mean over some groups, and their number; the variance between seeds is
-    added. `few` is from `too_few`.
+    added. `few` is from `too_few`. If one of the variances is 0, its groups do not show how much they vary.
     """
     value, seeds = float(values.mean()), len(values)
     (variance, count), *parts = variances
-    if few or not sum(part for part, _ in variances) > 0:
+    if few or not all(part > 0 for part, _ in variances):
         return Estimate(value, np.nan, np.nan, few or ALIKE, seeds, deviation(values))
     if seeds >= FEWEST_FITS:
         parts.append((float(values.var(ddof=1)) / seeds, seeds))
@@ -226,6 +226,8 @@ def deviation(values: np.ndarray) -> float:
 def interval_ends(value: float, error: float, degrees: float, *, bounded: bool = True) -> tuple[float, float]:
     """Return the ends of the 95% interval by Student's t, on the logit scale if the value lies between 0 and 1."""
     width = float(stdtrit(degrees, 1 - LEVEL / 2)) * error
+    if bounded and value in (0, 1):
+        return max(value - width, 0.0), min(value + width, 1.0)
     if not (bounded and 0 < value < 1):
         return value - width, value + width
     low, high = expit(logit(value) + np.array([-width, width]) / (value * (1 - value)))
