@@ -156,6 +156,16 @@ def as_challenge(folder: Path) -> None:
         image.rename(folder / "ISIC2018_Task3_Training_Input" / image.name)
 
 
+def test_an_unknown_age_sex_or_site_is_missing(tmp_path: Path) -> None:
+    header = "lesion_id,image_id,dx,dx_type,age,sex,localization\n"
+    (tmp_path / "HAM10000_metadata.csv").write_text(
+        f"{header}l1,i1,mel,histo,unknown,,\nl2,i2,nv,histo,85.0,male,back\n"
+    )
+    described = HAM10000.describe(tmp_path).set_index("id")
+    assert described.loc["i1"].isna().all()
+    assert described.loc["i2"].tolist() == ["70 and over", "male", "back"]
+
+
 @pytest.mark.parametrize("lay_out", [as_dataverse, as_challenge])
 def test_ham10000_is_imported_as_others_distribute_it(
     demo: Path, tmp_path: Path, lay_out: Callable[[Path], None]

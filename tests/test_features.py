@@ -217,6 +217,14 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(caplog: pytest.LogCaptureFix
     assert list(features.cache_folder().glob("*/*")) == []
 
 
+def test_an_entry_that_another_process_removed_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    features.cached_features(made_from(), SHAPE, rows, features.GB)
+    known = features.entries()
+    shutil.rmtree(known[0]["path"])
+    monkeypatch.setattr(features, "entries", lambda: known)
+    features.clear()
+
+
 def test_what_another_process_fills_is_left_alone() -> None:
     one = 4 * int(np.prod(SHAPE)) + 128
 

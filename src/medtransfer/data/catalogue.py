@@ -140,8 +140,10 @@ def _describe_ham10000(folder: Path) -> pd.DataFrame:
     path = folder / "HAM10000_metadata.csv"
     table = _read_metadata(path) if path.exists() else pd.DataFrame(columns=METADATA_COLUMNS)
     bands = {"0 to 29": 0, "30 to 49": 30, "50 to 69": 50, "70 and over": 70}
-    ages = pd.cut(pd.to_numeric(table.age), [*bands.values(), 200], right=False, labels=list(bands))
-    return pd.DataFrame({"id": table.image_id, "age": ages, "sex": table.sex, "site": table.localization})
+    years = pd.to_numeric(table.age, errors="coerce")
+    ages = pd.cut(years, [*bands.values(), 200], right=False, labels=list(bands))
+    groups = table[["sex", "localization"]].replace("", pd.NA)
+    return pd.DataFrame({"id": table.image_id, "age": ages, "sex": groups.sex, "site": groups.localization})
 
 
 _CHEST_FILE = re.compile(r"(?:^|/)(?:(train|val|test)/)?(NORMAL|PNEUMONIA)/([^/]+\.(?i:jpeg|jpg|png))$")

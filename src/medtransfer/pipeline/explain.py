@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from medtransfer.core.dvc import check_params_unchanged
 from medtransfer.core.files import atomic_folder
 from medtransfer.core.layout import ACTIVATIONS
 from medtransfer.core.params import Params
@@ -24,5 +25,6 @@ def explain(params: Params, dataset: str) -> None:
     activations = {"random": layer.predict(image[None], verbose=0)[0].astype(np.float32)}
     vgg16.set_base_weights(model, imagenet_weights(params.weights.file))
     activations["imagenet"] = layer.predict(image[None], verbose=0)[0].astype(np.float32)
+    check_params_unchanged(params, "seeds", "train.precision", "train.scaling", "weights")
     with atomic_folder(ACTIVATIONS / dataset) as folder:
         np.savez_compressed(folder / "activations.npz", image=image, id=samples.id[row], **activations)

@@ -84,7 +84,7 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
         return score_probabilities(predict(model, images, rows["test"], settings.batch_size, settings.flips))
 
     probed = rows["train"]
-    if len(probed) > PROBED:
+    if len(probed) >= PROBED + len(classes):  # fewer to leave out cannot be drawn by class
         probed, _ = train_test_split(probed, train_size=PROBED, stratify=labels[probed], random_state=seed)
     used = {"train": probed, "test": rows["test"]}
     probes = [

@@ -153,7 +153,7 @@ def run_fit(fit: GridPoint, project: Path, commit: str, experiment: str, parent:
     record = read_record(folder)
     return {
         "learning_rate": recipe_of(record).learning_rate,
-        "val_loss": float(pd.read_csv(folder / "history.csv").val_loss.min()),
+        "val_loss": float(pd.read_csv(folder / "history.csv").val_loss[record["best_epoch"] - 1]),
         "val_macro_f1": score(read_predictions(folder / "predictions.csv", "validation"))[MACRO],
         "best_epoch": record["best_epoch"],
         "epochs": record["epochs"],

@@ -49,7 +49,8 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-# With these, MLflow would log a fit late or to the user's own run, experiment or model, or register a network elsewhere.
+# With these, MLflow would log a fit late, or to the user's own run, experiment or model, or register a network
+# elsewhere.
 IGNORED = (
     "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT", "MLFLOW_REGISTRY_URI",
     "MLFLOW_ACTIVE_MODEL_ID", "MLFLOW_ENABLE_ASYNC_LOGGING",

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,14 @@ def entries() -> list[dict[str, Any]]:
     found = []
     for array in cache_folder().glob("*/features.npy"):
         record = array.with_name("made_from.json")
-        entry = {
-            "path": array.parent,
-            "bytes": array.stat().st_size,
-            "last_used": (record if record.exists() else array).stat().st_mtime,
-            "made_from": _read_made_from(array.parent),
-        }
-        found.append(entry)
+        with suppress(FileNotFoundError):  # another process may have removed it
+            entry = {
+                "path": array.parent,
+                "bytes": array.stat().st_size,
+                "last_used": (record if record.exists() else array).stat().st_mtime,
+                "made_from": _read_made_from(array.parent),
+            }
+            found.append(entry)
     return sorted(found, key=lambda entry: entry["last_used"])
 
 
@@ -72,7 +74,7 @@ def _remove(folder: Path) -> bool:
     """Remove an entry; return False if another process holds it. A process that has it mapped can still read it."""
     try:
         with FileLock(folder.with_suffix(".lock"), timeout=0):
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)  # another process may have removed it
     except Timeout:
         return False
     return True
