@@ -153,6 +153,7 @@ def register(network: Any, run_id: str, folder: Path) -> None:
     classes = ["a", "b", "c"]
     facts = {
         "dataset": NAME, "model": "x", "seed": 0, "fit": "fit", "synthetic": True, "title": NAME, "classes": classes,
+        "scope": "", "note": "", "white_level": None, "flips": [[]],
         "meanings": dict(zip(classes, classes, strict=True)), "image_size": 32, "resize_filter": "bilinear",
         "calibrated": False, "temperature": 1.0, "validation_macro_f1": 0.0,
         "network_sha256": sha256_of(folder / "model.keras"),
