@@ -41,7 +41,7 @@ def is_there_anything() -> bool:
 def audit() -> list[str]:
     """Return one line per difference; an empty list if everything agrees."""
     check_writable()
-    client = mlflow_store.reach()
+    client = mlflow_store.reach(read_only=True)
     lock = _locked()
     return [
         *_check_dvc(),
@@ -59,7 +59,7 @@ def others() -> list[str]:
 
     They are no differences: a fit that ran again leaves its earlier run, and a server has the runs of other projects.
     """
-    client = mlflow_store.reach()
+    client = mlflow_store.reach(read_only=True)
     here, lines = _folders_by_fit(), []
     for name, runs in mlflow_runs.fits_of(client, "FINISHED").items():
         known = [run for run in runs if mlflow_runs.SUPERSEDED not in run.data.tags]

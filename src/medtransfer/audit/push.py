@@ -3,6 +3,7 @@
 MLflow has no such command; this uses only its client.
 """
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ def push() -> dict[str, int]:
     own = address_of(store)
     if mlflow.get_tracking_uri() == own:
         raise UserError("MLFLOW_TRACKING_URI: names this project's own store; set it to the server's address")
+    if not os.access(store.parent, os.W_OK):
+        raise UserError(f"{OWN_STORE.parent}: read-only, but push must write a lock there; fix the permissions")
     keep_artifacts_here(store)
     source = mlflow.MlflowClient(tracking_uri=own)
     counts = {"copied": 0, "already": 0, "running": 0}

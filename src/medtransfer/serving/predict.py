@@ -50,7 +50,7 @@ def open_classifier(dataset: str, model: str | None) -> Classifier:
         store = mlflow_store.file_of(mlflow_store.store_uri())
         raise UserError(f"{store}: no such store; {named}run `medtransfer register {dataset}`")
     if not model and PARAMS.exists():
-        registered = {version.name for version in mlflow_models.registered(mlflow_store.reach())}
+        registered = {version.name for version in mlflow_models.registered(mlflow_store.reach(read_only=True))}
         if dataset not in registered:
             check_known("data sets", dataset, sorted({*read_params(PARAMS).datasets, *registered}))
     uri = model or f"models:/{dataset}@{mlflow_models.BEST}"
@@ -69,7 +69,7 @@ def _open_run(uri: str, folder: Path) -> Classifier:
     parts = re.fullmatch(r"runs:/(\w+)/model", uri)
     if not parts:
         raise UserError(f"{uri}: not the address of a fit's model; expected runs:/RUN/model")
-    client = mlflow_store.reach()
+    client = mlflow_store.reach(read_only=True)
     try:
         fit = client.get_run(parts[1]).data.tags.get(mlflow_store.FIT)
     except MlflowException as error:

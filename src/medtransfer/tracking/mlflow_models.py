@@ -195,7 +195,7 @@ def fetch_classifier(uri: str, folder: Path) -> tuple[Path, dict[str, str]]:
     if not parts:
         expected = "models:/NAME@ALIAS, models:/NAME/VERSION or runs:/RUN/model"
         raise UserError(f"{uri}: not the address of a model; expected {expected}")
-    client = reach()
+    client = reach(read_only=True)
     name, alias, version = parts["name"], parts["alias"], parts["version"]
     try:
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, version)

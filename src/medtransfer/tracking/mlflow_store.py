@@ -57,10 +57,11 @@ IGNORED = (
 )  # fmt: skip
 
 
-def connect() -> mlflow.MlflowClient:
+def connect(read_only: bool = False) -> mlflow.MlflowClient:
     """Connect MLflow to the user's server or to the project's own store, which is created if missing.
 
-    An address that MLflow refuses, such as one without http:// or that of a folder, is a UserError.
+    With `read_only`, a store in a file that cannot be written is read from a copy. An address that MLflow refuses, such
+    as one without http:// or that of a folder, is a UserError.
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -73,7 +74,13 @@ def connect() -> mlflow.MlflowClient:
     # It prints the traceback of what it then raises, which we report in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns about every retry
-    mlflow.set_tracking_uri(_writable(store_uri()))
+    uri = store_uri()
+    file = file_of(uri)
+    if file and file.exists() and not os.access(file.parent, os.W_OK):
+        if not read_only:
+            raise UserError(f"{file.parent}: read-only, so MLflow would lose its runs; fix the permissions")
+        uri = address_of(_copy_of(file))
+    mlflow.set_tracking_uri(uri)
     with store_lock():
         try:
             client = mlflow.MlflowClient()  # creates the tables of a new store
@@ -89,16 +96,13 @@ def connect() -> mlflow.MlflowClient:
     return client
 
 
-def _writable(uri: str) -> str:
-    """Return the address of a copy if a store in a file cannot be written, as in a read-only project; else `uri`."""
-    file = file_of(uri)
-    if file is None or not file.exists() or os.access(file.parent, os.W_OK):
-        return uri
+def _copy_of(file: Path) -> Path:
+    """Copy a store to a temporary folder, which is removed when the process ends."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     copy = Path(shutil.copyfile(file, Path(folder, file.name)))
     keep_artifacts_here(copy, file.parent)
-    return address_of(copy)
+    return copy
 
 
 def store_uri() -> str:
@@ -274,9 +278,9 @@ def answering() -> Iterator[None]:
 
 
 @answering()
-def reach() -> mlflow.MlflowClient:
+def reach(read_only: bool = False) -> mlflow.MlflowClient:
     """Connect, for a command that cannot work without MLflow."""
-    return connect()
+    return connect(read_only)
 
 
 def every(search: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[Any]:
