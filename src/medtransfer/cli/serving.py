@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -197,15 +198,16 @@ def serve(dataset: str, model: str | None, host: str, port: int, hosts: tuple[st
         from medtransfer.serving.app import LOOPBACK, build_app
         from medtransfer.serving.predict import open_classifier
 
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-    except OSError as error:
-        raise UserError(f"{host}:{port}: {error.strerror}; choose another with --port or --host") from None
-    app = build_app(open_classifier(dataset, model), (*LOOPBACK, *hosts))
-    click.echo(f"serving {dataset} on http://{host}:{port}; press Ctrl-C to stop")
-    click.echo(f"answers requests to {', '.join([*LOOPBACK, *hosts])}; --allow-host NAME adds a name or address")
-    uvicorn.run(
-        app, host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=STOP_SECONDS
-    )
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, port))
+            listening.listen()  # before the network is loaded, so that a second server notices
+        except OSError as error:
+            raise UserError(f"{host}:{port}: {error.strerror}; choose another with --port or --host") from None
+        app = build_app(open_classifier(dataset, model), (*LOOPBACK, *hosts))
+        click.echo(f"serving {dataset} on http://{host}:{port}; press Ctrl-C to stop")
+        click.echo(f"answers requests to {', '.join([*LOOPBACK, *hosts])}; --allow-host NAME adds a name or address")
+        config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=STOP_SECONDS)
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run([listening])

@@ -1,5 +1,6 @@
 """A web page that classifies an image, and the same as JSON for programs."""
 
+import asyncio
 import base64
 import io
 import logging
@@ -88,6 +89,8 @@ def build_app(classifier: Classifier, hosts: tuple[str, ...] = LOOPBACK) -> Fast
             return JSONResponse(await anyio.to_thread.run_sync(answer, limiter=one_at_a_time), headers=HEADERS)
         except UserError as error:
             raise HTTPException(422, str(error)) from None
+        except asyncio.CancelledError:
+            raise HTTPException(503, "the server is stopping") from None
         except TimeoutError:
             raise HTTPException(
                 408, f"the image did not arrive within {UPLOAD_SECONDS} seconds; send it again"
