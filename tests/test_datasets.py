@@ -163,7 +163,7 @@ def test_an_unknown_age_sex_or_site_is_missing(tmp_path: Path) -> None:
     )
     described = HAM10000.describe(tmp_path).set_index("id")
     assert described.loc["i1"].isna().all()
-    assert described.loc["i2"].tolist() == ["70 and over", "male", "back"]
+    assert list(described.loc["i2"]) == ["70 and over", "male", "back"]
 
 
 @pytest.mark.parametrize("lay_out", [as_dataverse, as_challenge])

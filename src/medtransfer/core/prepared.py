@@ -103,7 +103,8 @@ def data_of(fit: Path) -> dict[str, Any]:
 def check_data_of(fit: Path, description: dict[str, Any], samples: pd.DataFrame) -> None:
     """Check that prepared data have the classes, size, split and pixels with which a network or tree was fitted."""
     record, predictions = read_record(fit), read_predictions(fit / "predictions.csv")
-    folder, advice = PREPARED / record["dataset"], "run `dvc repro`, or prepare the data as before"
+    folder = PREPARED / record["dataset"]
+    advice = f"run `dvc repro`, or prepare the data as before, or remove that fit (`rm -r {fit}`)"
     # A tree's record has only the size, and an older one may lack parts of the split.
     then = {"image_size": record["image_size"], "source": record["data_source"], "classes": classes_of(predictions)}
     for key, value in (then | record["hyperparameters"].get("data", {})).items():

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -154,9 +155,14 @@ def _titles(studies: list[Study]) -> dict[str, str]:
 def _items(studies: list[Study], datasets: list[str]) -> list[Item]:
     """Return all tables and figures; the figures take nearly all of the time, so each data set has its own process."""
     having = {name: [study for study in studies if name in set(study.tables.results.dataset)] for name in datasets}
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(initializer=_leave_signals_to_parent) as pool:
         found = pool.map(_items_of, having.values(), having)
         return [item for items in found for item in items]
+
+
+def _leave_signals_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _items_of(studies: list[Study], dataset: str) -> list[Item]:
