@@ -41,6 +41,12 @@ RECIPE_CHANGES = {
     "average: off": "without the moving average",
     "head: pooled; dropout: 0.4": "with a pooled head",
     "balance: sampling; sampling_power: 0.5": "rare classes drawn more often",
+    "augment: flips auto, crop 0.75, brightness 0.2, contrast 0.2, saturation 0.2": "with augmentation",
+    "epochs: 16; patience: 16; optimizer: adamw; warmup: 2; schedule: cosine; weight_decay: 0.001": (
+        "with AdamW and a schedule"
+    ),
+    "label_smoothing: 0.1": "with label smoothing",
+    "average: 0.997": "with a moving average of the weights",
 }
 FINE = 0.05  # an interval within this distance of 0 needs a third decimal
 
