@@ -69,6 +69,16 @@ def test_classes_named_like_missing_values_stay_text(tmp_path: Path) -> None:
     assert set(read_predictions(tmp_path / "p.csv").label) == {"None", "NA"}
 
 
+def test_interrupted_tables_are_not_taken_for_whole_ones(tmp_path: Path) -> None:
+    tables = compute_tables(runs(), {})
+    write_tables(tables, tmp_path)
+    (tmp_path / "differences.csv").unlink()
+    (tmp_path / "differences.csv").mkdir()  # so that it cannot be written
+    with pytest.raises(OSError, match="differences"):
+        write_tables(tables, tmp_path)
+    assert not (tmp_path / "results.csv").exists()
+
+
 def test_a_confusion_matrix_of_many_classes_stays_small() -> None:
     few, many = (
         figures.confusion(np.eye(classes, dtype=int), [f"c{number}" for number in range(classes)], "t")
