@@ -49,7 +49,7 @@ def main(project: Path, dataset: str, models: tuple[str, ...]) -> None:
 def measure(fit: Path, pixels: np.ndarray, samples: Any, classes: list[str]) -> dict[str, Any]:
     """Return the macro F1 of a network with and without flips, and the interval of the difference."""
     record = read_record(fit)
-    flips = recipe_of(record).flips
+    flips = recipe_of(record).flip_axes
     if len(flips) == 1:
         raise UserError(f"{fit}: was trained without test_flips; name others")
     network = load_network(fit / "model.keras")

@@ -65,7 +65,7 @@ def test_only_images_without_an_upright_position_are_turned(
     dataset: str, flips: str, axes: tuple[tuple[int, ...], ...]
 ) -> None:
     found = TrainParams(**COMMON, recipe="modern").on(dataset)
-    assert (found.augment.flips, found.flips) == (flips, axes)
+    assert (found.augment.flips, found.flip_axes) == (flips, axes)
 
 
 def picture() -> np.ndarray:
@@ -357,7 +357,7 @@ def test_test_time_flips_are_a_mean() -> None:
     network, images = small_network(), np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3), np.uint8)
     rows = np.arange(8)
     parts = [predict(network, np.flip(images, axes), rows, 4) for axes in ((), (1,), (2,), (1, 2))]
-    flips = TrainParams(**COMMON, recipe="modern").on("ham10000").flips
+    flips = TrainParams(**COMMON, recipe="modern").on("ham10000").flip_axes
     assert predict(network, images, rows, 4, flips) == pytest.approx(np.mean(parts, axis=0))
     assert np.std(parts, axis=0).max() > 0
 

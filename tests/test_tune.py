@@ -106,7 +106,7 @@ def note_trials(monkeypatch: pytest.MonkeyPatch, scores: dict[float, float] | No
             return {"best_epoch": 0, "val_loss": np.nan, "val_macro_f1": np.nan, "predicted_classes": 0}
         return {"best_epoch": 1, "val_loss": float(len(trials)), "val_macro_f1": score, "predicted_classes": 2}
 
-    monkeypatch.setattr(stage, "run_trial", note)
+    monkeypatch.setattr(stage, "train_trial", note)
     return trials
 
 
@@ -167,13 +167,13 @@ def test_following_a_trial_changes_nothing(project: Path, small: Params) -> None
         epochs.append(epoch)
         return len(epochs) > last
 
-    row = stage.run_trial(few, data, "random_head", few.train, follow)
+    row = stage.train_trial(few, data, "random_head", few.train, follow)
     assert [epoch["val_loss"] for epoch in epochs] == history.val_loss.tolist()
     assert row["val_loss"] == history.val_loss.min()
     assert row["val_macro_f1"] == pytest.approx(epochs[row["best_epoch"] - 1]["val_macro_f1"])
     epochs.clear()
     augmented = changed(few, few.train, "chest_xray", {"augment.flips": "horizontal"})
-    row = stage.run_trial(few, data, "random_head", augmented, lambda epoch: follow(epoch, last=1))
+    row = stage.train_trial(few, data, "random_head", augmented, lambda epoch: follow(epoch, last=1))
     assert len(epochs) == 2
     assert np.isnan(row["val_loss"])
 
@@ -280,7 +280,7 @@ def test_an_interrupted_trial_is_run_again(
     sampler: str, project: Path, small: Params, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trials = note_trials(monkeypatch)
-    finish = stage.run_trial
+    finish = stage.train_trial
 
     def interrupt(*arguments: Any) -> Any:
         row = finish(*arguments)
@@ -288,7 +288,7 @@ def test_an_interrupted_trial_is_run_again(
             raise KeyboardInterrupt
         return row
 
-    monkeypatch.setattr(stage, "run_trial", interrupt)
+    monkeypatch.setattr(stage, "train_trial", interrupt)
     searched = "learning_rate=1e-4,1e-3,1e-2" if sampler == "grid" else "learning_rate=1e-4:1e-2"
     with pytest.raises(KeyboardInterrupt):
         tune(small, searched, sampler=sampler, trials=3)

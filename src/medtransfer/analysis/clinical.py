@@ -124,10 +124,10 @@ def subgroup_table(runs: Sequence[Run], attributes: Mapping[str, pd.DataFrame]) 
                 tested = part[0].predictions
                 about = {"dataset": dataset, "model": fits[0].model, "by": name, "subgroup": kind}
                 about |= {"images": len(tested), "groups": tested.group.nunique()}
-                counted = part[0].jackknife
-                correct = estimate((run.jackknife.of(MICRO) for run in part), counted, BY_NAME[MICRO].needs)
+                jackknifed = part[0].jackknife
+                correct = estimate((run.jackknife.of(MICRO) for run in part), jackknifed, BY_NAME[MICRO].needs)
                 measures = {MICRO: correct}
-                for number, held in enumerate(counted.holders):
+                for number, held in enumerate(jackknifed.holders):
                     if held >= FEWEST_GROUPS:
                         measures[classes_of(tested)[number]] = _called(part, number, _most_probable(part, number), True)
                 rows += [{**about, "measure": measure, **found.columns()} for measure, found in measures.items()]

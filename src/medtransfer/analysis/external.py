@@ -73,10 +73,10 @@ def _among(metric: Metric, present: np.ndarray) -> Metric:
 
 
 def _estimate(fits: list[Run], metric: Metric) -> Estimate:
-    counted = fits[0].jackknife
-    if isinstance(metric.needs, int) and not counted.holders[metric.needs]:
+    jackknifed = fits[0].jackknife
+    if isinstance(metric.needs, int) and not jackknifed.holders[metric.needs]:
         return Estimate(np.nan, np.nan, np.nan, ABSENT, len(fits), np.nan)
-    return combine(*score_fits(fits, metric), counted, metric.needs)
+    return combine(*score_fits(fits, metric), jackknifed, metric.needs)
 
 
 def _compare(outside: list[Run], inside: list[Run], metric: Metric) -> dict[str, object]:
@@ -92,7 +92,7 @@ def _compare(outside: list[Run], inside: list[Run], metric: Metric) -> dict[str,
 def _difference(inside: list[Run], outside: list[Run], metric: Metric) -> Estimate:
     """Return external minus internal: the images differ, so their variances add; the networks are the same."""
     (near, near_variance), (far, far_variance) = score_fits(inside, metric), score_fits(outside, metric)
-    near_counted, far_counted = inside[0].jackknife, outside[0].jackknife
-    few = too_few(far_counted, metric.needs) or too_few(near_counted, metric.needs)
-    variances = [(far_variance, far_counted.groups), (near_variance, near_counted.groups)]
+    near_jackknife, far_jackknife = inside[0].jackknife, outside[0].jackknife
+    few = too_few(far_jackknife, metric.needs) or too_few(near_jackknife, metric.needs)
+    variances = [(far_variance, far_jackknife.groups), (near_variance, near_jackknife.groups)]
     return with_interval(far - near, variances, few, bounded=False)

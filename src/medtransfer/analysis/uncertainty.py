@@ -144,11 +144,11 @@ Exact = Callable[[float, int], tuple[float, float]]
 
 
 def estimate(
-    fits: Iterable[tuple[float, np.ndarray]], counted: Jackknife, needs: str | int, exact: Exact | None = f1_ends
+    fits: Iterable[tuple[float, np.ndarray]], jackknifed: Jackknife, needs: str | int, exact: Exact | None = f1_ends
 ) -> Estimate:
     """Return the mean of a score over seeds with its interval; `fits` from `leave_out`, the rest as in `combine`."""
     values, deviations = zip(*fits, strict=True)
-    return combine(np.array(values), groups_variance(np.mean(deviations, axis=0)), counted, needs, exact)
+    return combine(np.array(values), groups_variance(np.mean(deviations, axis=0)), jackknifed, needs, exact)
 
 
 def resample(sums: np.ndarray, metric: Metric, seed: int) -> np.ndarray:
@@ -166,37 +166,37 @@ def resample(sums: np.ndarray, metric: Metric, seed: int) -> np.ndarray:
     return np.concatenate(drawn)
 
 
-def too_few(counted: Jackknife, needs: str | int) -> str | None:
+def too_few(jackknifed: Jackknife, needs: str | int) -> str | None:
     """Return why there are too few groups for what `needs` says as in Metric, or None; absent classes do not count."""
-    fewest = counted.groups
+    fewest = jackknifed.groups
     if needs == ALL:
-        fewest = min([fewest, *counted.holders[counted.holders > 0]])
+        fewest = min([fewest, *jackknifed.holders[jackknifed.holders > 0]])
     elif needs != NONE:
-        fewest = int(counted.holders[needs])
+        fewest = int(jackknifed.holders[needs])
     return f"none: {fewest} groups" if fewest < FEWEST_GROUPS else None
 
 
-def without_interval(found: Estimate, counted: Jackknife, number: int) -> Estimate:
+def without_interval(found: Estimate, jackknifed: Jackknife, number: int) -> Estimate:
     """Return an estimate without its interval if fewer than FEWEST_OF_CLASS groups have the class, or another one."""
-    fewest = min(counted.holders[number], counted.holders.sum() - counted.holders[number])
+    fewest = min(jackknifed.holders[number], jackknifed.holders.sum() - jackknifed.holders[number])
     if fewest >= FEWEST_OF_CLASS:
         return found
     return replace(found, low=np.nan, high=np.nan, covers=f"none: {fewest} groups")
 
 
 def combine(
-    values: np.ndarray, variance: float, counted: Jackknife, needs: str | int, exact: Exact | None = f1_ends
+    values: np.ndarray, variance: float, jackknifed: Jackknife, needs: str | int, exact: Exact | None = f1_ends
 ) -> Estimate:
     """Return the mean of a score over seeds with its interval, from the values (seeds,) and their mean's variance.
 
     `exact` gives the bounds if no group, or every group, of the class that `needs` names is a hit; it is None if the
     score is not between 0 and 1.
     """
-    value, few = float(values.mean()), too_few(counted, needs)
+    value, few = float(values.mean()), too_few(jackknifed, needs)
     if exact and isinstance(needs, int) and value in (0, 1) and not few:
-        ends = exact(value, int(counted.holders[needs]))
+        ends = exact(value, int(jackknifed.holders[needs]))
         return Estimate(value, *ends, EXACT, len(values), deviation(values))
-    return with_interval(values, [(variance, counted.groups)], few, bounded=exact is not None)
+    return with_interval(values, [(variance, jackknifed.groups)], few, bounded=exact is not None)
 
 
 def with_interval(

@@ -148,10 +148,10 @@ class TrainParams(Section):
     @property
     def changes_images(self) -> bool:
         """Whether a network sees other images than the prepared ones, in training or for predictions."""
-        return self.augment != Augmentation() or len(self.flips) > 1
+        return self.augment != Augmentation() or len(self.flip_axes) > 1
 
     @property
-    def flips(self) -> tuple[tuple[int, ...], ...]:
+    def flip_axes(self) -> tuple[tuple[int, ...], ...]:
         """The axes along which images (n, height, width, channels) are flipped for each prediction of a mean."""
         if not self.test_flips or self.augment.flips == "none":
             return ((),)

@@ -96,7 +96,7 @@ def _train(
 
         history = fit(ready.network, ready.training, ready.validation, settings, log_saved, checkpoints, inputs)
         scored = np.concatenate([np.flatnonzero(samples.split == split) for split in ("validation", "test")])
-        probabilities = predict(ready.network, ready.inputs, scored, settings.batch_size, settings.flips)
+        probabilities = predict(ready.network, ready.inputs, scored, settings.batch_size, settings.flip_axes)
         check_params_unchanged(params, "train", f"configurations.{name}", "weights")
         metrics = write_scores(folder, samples.iloc[scored], probabilities, classes)
         history.to_csv(folder / "history.csv", index=False)

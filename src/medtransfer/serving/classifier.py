@@ -97,7 +97,7 @@ def write_classifier(params: Params, fit: Path, description: dict[str, Any], fol
         "white_level": description.get("white_level"),
         "calibrated": calibrated,
         "temperature": temperature if calibrated else 1.0,
-        "flips": recipe_of(record).flips,
+        "flips": recipe_of(record).flip_axes,
         "validation_macro_f1": score(validation)[MACRO],
         "likeness": like,
         "network_sha256": sha256_of(folder / NETWORK),

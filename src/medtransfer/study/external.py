@@ -152,7 +152,7 @@ def _answer(
     """
     images, known, description = data
     network = load_network(fit / "model.keras")
-    probabilities = predict_probabilities(network, pixels, recipe_of(read_record(fit)).flips)
+    probabilities = predict_probabilities(network, pixels, recipe_of(read_record(fit)).flip_axes)
     reference, like = likeness.describe_training(network, images, known.split.to_numpy())
     unlike = likeness.distances(reference, likeness.features_of(network, pixels)) > like["threshold"]
     keras.backend.clear_session()

@@ -81,7 +81,7 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
         return {"macro_f1": estimated.value, "low": estimated.low, "high": estimated.high}
 
     def score_network(model: keras.Model) -> dict[str, float]:
-        return score_probabilities(predict(model, images, rows["test"], settings.batch_size, settings.flips))
+        return score_probabilities(predict(model, images, rows["test"], settings.batch_size, settings.flip_axes))
 
     probed = rows["train"]
     if len(probed) >= PROBED + len(classes):  # fewer to leave out cannot be drawn by class

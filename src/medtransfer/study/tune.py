@@ -141,7 +141,7 @@ class _Search:
             if len(known):
                 row = {str(column): value for column, value in known.to_dict("records")[0].items()}
             else:
-                row = {**key, **run_trial(self.params, self.data, self.name, settings, follow)}
+                row = {**key, **train_trial(self.params, self.data, self.name, settings, follow)}
             best = {f"{mlflow_runs.BEST}/{key}": row[f"val_{key}"] for key in ("loss", "macro_f1")}
             run.log_metrics({key: value for key, value in best.items() if np.isfinite(value)})
         return row
@@ -157,7 +157,7 @@ class _Search:
         return rows
 
 
-def run_trial(
+def train_trial(
     params: Params, data: Prepared, name: str, settings: TrainParams, follow: Callable[[dict[str, float]], bool]
 ) -> dict[str, Any]:
     """Train one configuration and return its row without TUNING_KEY.
@@ -183,7 +183,7 @@ def run_trial(
         if not pruned:
             best = history.iloc[best_epoch(history, settings) - 1]
             rows = np.flatnonzero(samples.split == "validation")
-            probabilities = predict(ready.network, ready.inputs, rows, settings.batch_size, settings.flips)
+            probabilities = predict(ready.network, ready.inputs, rows, settings.batch_size, settings.flip_axes)
             predicted = as_predictions(samples.iloc[rows], probabilities, classes)
             scores = score(predicted)[MACRO], predicted_labels(predicted).nunique()
             result = dict(zip(SCORES, (int(best.epoch), float(best.val_loss), *scores), strict=True))

@@ -68,27 +68,27 @@ def build_changes(settings: Augmentation, seed: int) -> list[keras.layers.Layer]
     # With one seed for all, an image that is made brighter would always get more contrast too.
     seeds = iter(np.random.SeedSequence(seed).generate_state(9).tolist())
     brightness, contrast, saturation = settings.brightness, settings.contrast, settings.saturation
-    found = []
+    changes = []
     if settings.flips != "none":
         # Keras's "horizontal_and_vertical" does both or neither; one flip and right angles give every orientation.
-        found.append(layers.RandomFlip("horizontal", seed=next(seeds), dtype="float32"))
+        changes.append(layers.RandomFlip("horizontal", seed=next(seeds), dtype="float32"))
     if settings.flips == "any" or settings.rotation or settings.crop < 1:
-        found.append(Warp(settings.flips == "any", settings.rotation, settings.crop, next(seeds)))
+        changes.append(Warp(settings.flips == "any", settings.rotation, settings.crop, next(seeds)))
     if brightness:
-        found.append(Dim(brightness, next(seeds)))
+        changes.append(Dim(brightness, next(seeds)))
     if contrast:
         factors = (contrast, contrast)
-        found.append(layers.RandomContrast(factors, value_range=RANGE, seed=next(seeds), dtype="float32"))
+        changes.append(layers.RandomContrast(factors, value_range=RANGE, seed=next(seeds), dtype="float32"))
     if saturation:
         # Keras multiplies by f / (1 - f).
         factors = ((1 - saturation) / (2 - saturation), (1 + saturation) / (2 + saturation))
-        found.append(layers.RandomSaturation(factors, value_range=RANGE, seed=next(seeds), dtype="float32"))
+        changes.append(layers.RandomSaturation(factors, value_range=RANGE, seed=next(seeds), dtype="float32"))
     if settings.hue:
         factors = (0.0, 2 * settings.hue)  # 1 is half of the circle in either direction
-        found.append(layers.RandomHue(factors, value_range=RANGE, seed=next(seeds), dtype="float32"))
+        changes.append(layers.RandomHue(factors, value_range=RANGE, seed=next(seeds), dtype="float32"))
     if settings.cutout:
-        found.append(Cutout(settings.cutout, next(seeds)))
-    return found
+        changes.append(Cutout(settings.cutout, next(seeds)))
+    return changes
 
 
 class _Random(keras.layers.Layer):

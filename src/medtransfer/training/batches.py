@@ -74,7 +74,7 @@ class Batches(keras.utils.PyDataset):
         else:
             self.order = rng.permutation(self.rows)
 
-    def encode_labels(self, classes: int) -> None:
+    def make_labels_one_hot(self, classes: int) -> None:
         """Make the labels one-hot, float32."""
         self.labels = np.eye(classes, dtype=np.float32)[self.labels]
 

@@ -117,8 +117,8 @@ def _start(model: keras.Model, training: Batches, validation: Batches, params: T
         model = AugmentedNetwork(model, params.augment, training.seed or 0)
         model.build(training.inputs.shape)
     if mixes_labels(params):
-        training.encode_labels(classes)
-        validation.encode_labels(classes)
+        training.make_labels_one_hot(classes)
+        validation.make_labels_one_hot(classes)
     compile_network(model, params, len(training))
     if is_on_device(training.inputs):
         loop_on_device(model, training, classes)
