@@ -3,7 +3,6 @@
 import base64
 import io
 import signal
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -111,7 +110,7 @@ def build_page(studies: list[Study]) -> str:
     names = list(dict.fromkeys(run.dataset for study in studies for run in study.runs))
     custom = {name: entry for study in studies for name, entry in study.custom.items() if name in names}
     answered, first = answers(studies[0], studies[1:]), studies[0]
-    titles = _titles(studies)
+    titles = {study.name: _title(study) for study in studies}
     judged = settled(first, studies[1:])
     claims, elsewhere = tables.claims(judged), judged.study.notna().any()
     if elsewhere:
@@ -137,19 +136,14 @@ def build_page(studies: list[Study]) -> str:
         power=tables.power(first.tables.claims),
         overview=_uri(_png(overview(first))),
         chapters=[part for part in parts if part[1] or part[2]],
-        studies=[_about(study, titles[study.name]) for study in studies],
+        studies=[_about(study) for study in studies],
         titles=titles,
     )
 
 
-def _titles(studies: list[Study]) -> dict[str, str]:
-    """Return the image size and split of each study, with its name where another one has the same."""
-    titles = {}
-    for study in studies:
-        first = study.runs[0].record
-        titles[study.name] = f"{first['image_size']} px, split by {split_of(first)}"
-    shared = Counter(titles.values())
-    return {name: title if shared[title] == 1 else f"{title} ({name})" for name, title in titles.items()}
+def _title(study: Study) -> str:
+    first = study.runs[0].record
+    return f"{first['image_size']} px, split by {split_of(first)}"
 
 
 def _items(studies: list[Study], datasets: list[str]) -> list[Item]:
@@ -183,7 +177,11 @@ def _items_of(studies: list[Study], dataset: str) -> list[Item]:
             if (False, picture.name) not in known
         ]
     if len(studies) > 1:
-        columns = {_titles(studies)[study.name]: study.tables.results for study in studies}
+        titles = [_title(study) for study in studies]
+        columns = {
+            title if titles.count(title) == 1 else f"{title} ({study.name})": study.tables.results
+            for title, study in zip(titles, studies, strict=True)
+        }
         found.append(Item(dataset, "folders", studies[0].name, "", tables.folders(columns, dataset)))
     return found
 
@@ -207,11 +205,11 @@ def _tables(study: Study, dataset: str) -> Iterator[tuple[str, str, pd.DataFrame
         yield "agreement", about, tables.blocks(agreement)
 
 
-def _about(study: Study, title: str) -> dict[str, Any]:
+def _about(study: Study) -> dict[str, Any]:
     """Return what the page says about how the runs of a study were made."""
     return {
         "name": study.name,
-        "title": title,
+        "title": _title(study),
         "notes": study.notes,
         "datasets": [_about_dataset(study, dataset) for dataset in study.tables.results.dataset.drop_duplicates()],
     }
