@@ -26,6 +26,7 @@ from sklearn.tree import DecisionTreeClassifier
 from attacks import free_port
 from conftest import PROJECT, use_store
 from medtransfer.audit import audit
+from medtransfer.audit import repair as repairing
 from medtransfer.cli import cli
 from medtransfer.core.dvc import digest_of
 from medtransfer.core.errors import UserError
@@ -186,7 +187,7 @@ def test_before_anything_ran_there_is_nothing_to_audit(tmp_path: Path, monkeypat
 def test_nothing_differs_in_a_study_that_agrees(study: mlflow.MlflowClient) -> None:
     assert audit.audit() == []
     assert audit.others() == []
-    assert audit.repair() == []
+    assert repairing.repair() == []
 
 
 def test_precision_auto_agrees_with_the_precision_that_was_used(study: mlflow.MlflowClient) -> None:
@@ -411,7 +412,7 @@ def test_fits_of_a_renamed_configuration_are_named_with_the_command_that_removes
 @pytest.fixture
 def log_a_tree_for_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The network of these fits has no weights to be loaded."""
-    monkeypatch.setattr(audit, "_log_model", lambda folder, record: log_tree())
+    monkeypatch.setattr(repairing, "_log_model", lambda folder, record: log_tree())
 
 
 def damage(model: str, file: str) -> None:
@@ -424,7 +425,7 @@ def test_a_stopped_fit_that_nothing_resumes_is_left_alone(study: mlflow.MlflowCl
     stopped = study.create_run(experiment(study), tags={mlflow_store.FIT: "stopped"}).info.run_id
     study.set_terminated(stopped, "KILLED")
     write_json(Path("artifacts/checkpoints/ham10000/imagenet_head-seed0/fit.json"), {"fit": "stopped"})
-    assert audit.audit() == audit.others() == audit.repair() == []
+    assert audit.audit() == audit.others() == repairing.repair() == []
     assert study.get_run(stopped).info.status == "KILLED"
     assert Path("artifacts/checkpoints/ham10000/imagenet_head-seed0/fit.json").exists()
 
@@ -467,7 +468,7 @@ def test_a_damaged_fit_is_left_out_and_the_others_are_logged(study: mlflow.Mlflo
 )
 def test_the_repair_fixes_what_it_can(study: mlflow.MlflowClient, plant: Callable[[mlflow.MlflowClient], None]) -> None:
     plant(study)
-    assert f"logged {place(NETWORK)} from its files" in audit.repair()
+    assert f"logged {place(NETWORK)} from its files" in repairing.repair()
     assert audit.audit() == []
 
 
@@ -478,31 +479,31 @@ def test_the_repair_removes_no_model_before_it_has_another(monkeypatch: pytest.M
 
     with monkeypatch.context() as full:
         full.setattr("mlflow.artifacts.download_artifacts", fail)
-        full.setattr(audit, "_log_model", fail)
+        full.setattr(repairing, "_log_model", fail)
         with suppress(OSError):
-            audit.repair()
+            repairing.repair()
     assert audit.audit() == []
 
 
 def test_the_runs_of_a_renamed_experiment_are_not_logged_twice(study: mlflow.MlflowClient) -> None:
     study.rename_experiment(experiment(study), "skin")
-    lines = audit.repair()
+    lines = repairing.repair()
     assert len(lines) == 3
     for line in lines:
         assert "is in the experiment skin; rename that to ham10000" in line
     assert [line for line in audit.audit() if "is in the experiment skin" in line]
     subprocess.run(lines[0].partition("`")[2].removesuffix("`"), shell=True, check=True)
-    assert audit.repair() == audit.audit() == []
+    assert repairing.repair() == audit.audit() == []
 
 
 def test_two_repairs_do_not_work_at_once(study: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def end_none(*_: Any) -> list[Any]:
         with pytest.raises(Timeout):
-            FileLock(audit.REPAIRING, timeout=0).acquire()
+            FileLock(repairing.REPAIRING, timeout=0).acquire()
         return []
 
     monkeypatch.setattr(mlflow_runs, "close_stale", end_none)
-    assert audit.repair() == audit.repair() == []
+    assert repairing.repair() == repairing.repair() == []
 
 
 @pytest.mark.usefixtures("log_a_tree_for_the_network")
@@ -511,11 +512,11 @@ def test_what_mlflow_refuses_to_change_is_named_with_a_remedy(
     study: mlflow.MlflowClient, plant: Callable[[mlflow.MlflowClient], None]
 ) -> None:
     plant(study)
-    (line,) = audit.repair()
+    (line,) = repairing.repair()
     run_id = run_of(study, NETWORK)
     assert line.endswith(f" mlflow runs delete --run-id {run_id}`)")
     study.delete_run(run_id)
-    assert audit.repair() == [f"logged {place(NETWORK)} from its files"]
+    assert repairing.repair() == [f"logged {place(NETWORK)} from its files"]
     assert audit.audit() == []
 
 
@@ -537,16 +538,16 @@ def test_nothing_is_logged_with_data_that_were_prepared_differently(study: mlflo
     lose_run(study)
     for change, told in (({"image_size": 2}, "has image_size 2, but artifacts/runs/"), ({"source": "there"}, "source")):
         write_json(Path("artifacts/prepared/ham10000/dataset.json"), {"image_size": 1, "source": "here", **change})
-        [line] = audit.repair()
+        [line] = repairing.repair()
         assert told in line
     shutil.rmtree("artifacts/prepared")
-    [line] = audit.repair()
+    [line] = repairing.repair()
     assert "artifacts/prepared/ham10000: not found; " in line
 
 
 def test_a_study_reads_no_model_at_its_end(study: mlflow.MlflowClient) -> None:
     flip_bit(study)
-    assert audit.repair(read_models=False) == []
+    assert repairing.repair(read_models=False) == []
 
 
 @pytest.mark.parametrize("file", ["model.skops", "run.json"])
@@ -565,7 +566,7 @@ def test_no_model_is_loaded_whose_digest_was_not_checked(
         return load_tree(path)
 
     monkeypatch.setattr("medtransfer.trees.classifiers.load_tree", load)
-    done = audit.repair()
+    done = repairing.repair()
     assert str(place(TREES[0]) / "model.skops") not in loaded
     assert bool(loaded) is recorded  # the other tree's
     assert sum("not logged" in line for line in done) >= (1 if recorded else 3)
@@ -576,16 +577,16 @@ def test_a_run_whose_parameters_were_changed_does_not_stop_the_later_ones(study:
     with sqlite3.connect("mlruns/mlflow.db") as store:
         store.execute("UPDATE params SET value = '9' WHERE run_uuid = ?", (run_of(study, TREES[0]),))
     study.delete_run(run_of(study, TREES[1]))
-    done = audit.repair()
+    done = repairing.repair()
     assert [line for line in done if line.startswith(f"{place(TREES[0])}: not logged: MLflow's run")]
     assert f"logged {place(TREES[1])} from its files" in done
 
 
 def test_runs_of_another_machine_are_ended_if_it_is_named(study: mlflow.MlflowClient) -> None:
     leave_running_elsewhere(study)
-    assert audit.repair() == []
-    assert audit.repair("nowhere") == ["no run was RUNNING on nowhere"]
-    [line] = audit.repair("elsewhere")
+    assert repairing.repair() == []
+    assert repairing.repair("nowhere") == ["no run was RUNNING on nowhere"]
+    [line] = repairing.repair("elsewhere")
     assert line.endswith("(far) as KILLED")
     assert audit.audit() == []
     assert study.get_run(mlflow_runs.find(study, "ham10000", "far")).info.status == "KILLED"
@@ -593,11 +594,11 @@ def test_runs_of_another_machine_are_ended_if_it_is_named(study: mlflow.MlflowCl
 
 def test_naming_this_machine_ends_no_living_run(study: mlflow.MlflowClient) -> None:
     with mlflow_runs.run("ham10000", "alive", "alive", {}, {}, sample_seconds=None) as run:
-        audit.repair(socket.gethostname())
+        repairing.repair(socket.gethostname())
         assert study.get_run(run.run_id).info.status == "RUNNING"
 
 
-@pytest.mark.parametrize("ask", [audit.audit, audit.repair])
+@pytest.mark.parametrize("ask", [audit.audit, repairing.repair])
 def test_a_server_that_stops_answering_is_one_line_without_its_password(
     study: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, ask: Callable[[], list[str]]
 ) -> None:
@@ -613,8 +614,8 @@ def test_a_fit_that_does_not_arrive_is_not_reported_as_logged(
     study: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lose_run(study)
-    monkeypatch.setattr(audit, "_log_again", lambda folder, record: None)  # as if MLflow were away for a moment
-    (line,) = audit.repair()
+    monkeypatch.setattr(repairing, "_log_again", lambda folder, record: None)  # as if MLflow were away for a moment
+    (line,) = repairing.repair()
     assert line.startswith(f"{place(NETWORK)}: not logged: MLflow at sqlite://")
 
 
@@ -679,8 +680,8 @@ def test_a_server_that_never_answers_delays_no_fit_and_the_repair_logs_it(
         assert 2 <= train_network(rows) < 10
     assert len(warnings_of(caplog)) == 1
     monkeypatch.setenv("MLFLOW_TRACKING_URI", alive)
-    assert audit.repair() == [f"logged {place(NETWORK)} from its files"]
-    assert audit.repair() == []
+    assert repairing.repair() == [f"logged {place(NETWORK)} from its files"]
+    assert repairing.repair() == []
     check_each_point_arrived_once(mlflow_store.connect())
 
 
@@ -707,5 +708,5 @@ def test_a_server_that_stalls_within_a_fit_has_every_point_once_after_the_repair
         assert 2 <= seconds < 30
         assert len(warnings_of(caplog)) == 1
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-        assert f"logged {place(NETWORK)} from its files" in audit.repair()
+        assert f"logged {place(NETWORK)} from its files" in repairing.repair()
         check_each_point_arrived_once(mlflow_store.connect())

@@ -11,23 +11,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from filelock import FileLock
 
 from medtransfer.core.dvc import check_unchanged, check_writable, data_version, read_lock, same_data
 from medtransfer.core.errors import UserError, first_three
 from medtransfer.core.files import digest_of_folder, sha256_of
 from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
 from medtransfer.core.params import Configuration
-from medtransfer.core.prepared import data_of
 from medtransfer.core.provenance import commit_problem
 from medtransfer.core.recipe import AUTO, TrainParams
 from medtransfer.core.run_record import find_fits, read_record, recipe_of
-from medtransfer.pipeline.outputs import log_to_mlflow, mlflow_params, mlflow_scores
+from medtransfer.pipeline.outputs import mlflow_params, mlflow_scores
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 
-REPAIRING = RUNS.with_name("repair.lock")
 # The tags of every fit's run.
 REQUIRED_TAGS = ("dataset", "model", "seed", "data_version", "git_commit")
 
@@ -42,7 +38,7 @@ def audit() -> list[str]:
     """Return one line per difference; an empty list if everything agrees."""
     check_writable()
     client = mlflow_store.reach(read_only=True)
-    lock = _locked()
+    lock = locked()
     return [
         *_check_dvc(),
         *_check_data(),
@@ -109,7 +105,7 @@ def in_words(changes: list[Any]) -> str:
     return "; ".join(parts)
 
 
-def _locked() -> dict[str, dict[str, Any]]:
+def locked() -> dict[str, dict[str, Any]]:
     """Return the parameters in dvc.lock by output folder."""
     return {
         out["path"]: stage.get("params", {}).get("params.yaml", {})
@@ -151,12 +147,12 @@ def _check_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> It
     commit = record["git_commit"].removesuffix("-modified")
     if problem := commit_problem(commit):
         yield f"{folder}: made by git commit {commit}: {problem}"
-    run = _run_of(client, record)
+    run = run_of(client, record)
     if run is None:
         where = mlflow_runs.renamed_experiment(client, record["dataset"], mlflow_store.FIT, record["fit"])
         yield f"{folder}: " + (where or f"MLflow has no run of this fit ({record['fit']})")
     else:
-        yield from _check_run(client, folder, record, run)
+        yield from check_run(client, folder, record, run)
 
 
 def _check_locked(folder: Path, record: dict[str, Any], locked: dict[str, Any]) -> Iterator[str]:
@@ -177,12 +173,14 @@ def _check_locked(folder: Path, record: dict[str, Any], locked: dict[str, Any]) 
     yield from _differences(f"{folder}:", recipe, "dvc.lock", expected)
 
 
-def _run_of(client: Any, record: dict[str, Any]) -> Any:
+def run_of(client: Any, record: dict[str, Any]) -> Any:
+    """Return MLflow's run of a fit, or None."""
     run_id = mlflow_runs.find(client, record["dataset"], record["fit"])
     return client.get_run(run_id) if run_id else None
 
 
-def _check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read_models: bool = True) -> Iterator[str]:
+def check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read_models: bool = True) -> Iterator[str]:
+    """Yield a line for each difference between a run and its fit's files; `read_models` as for `repair`."""
     name, data = f"{folder}: MLflow's run {run.info.run_id}", run.data
     if run.info.status != "FINISHED":
         yield f"{name} is {run.info.status}, but the fit is finished"
@@ -198,7 +196,7 @@ def _check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read
         yield from _check_history(client, folder, name, run.info.run_id)
     if problem := mlflow_models.model_problem(client, run, read_models):
         yield f"{name} {problem}"
-    drawn = _drawn(folder)
+    drawn = drawn_of(folder)
     stored = {entry.path for entry in client.list_artifacts(run.info.run_id)} if drawn else set()
     if missing := [path.name for path in drawn if path.name not in stored]:
         yield f"{name} lacks {', '.join(missing)} of {drawn[0].parent}"
@@ -219,7 +217,7 @@ def _check_history(client: Any, folder: Path, name: str, run_id: str) -> Iterato
                 yield f"{name}: {column} of epoch {step} is {logged}, history.csv has {values[step]}"
 
 
-def _drawn(folder: Path) -> list[Path]:
+def drawn_of(folder: Path) -> list[Path]:
     """Return the figures and the report that `evaluate` wrote for a fit."""
     return sorted((FIGURES / folder.relative_to(RUNS)).glob("*"))
 
@@ -257,78 +255,3 @@ def _check_registered(client: Any) -> Iterator[str]:
         for problem in mlflow_models.registered_problems(version):
             again = f"run `medtransfer register {version.name}` and delete this version"
             yield f"{name}: {problem}; if this persists, {again}"
-
-
-@mlflow_store.answering()
-def repair(host: str | None = None, read_models: bool = True) -> list[str]:
-    """End stale runs and log what MLflow lacks from the outputs; return one line per action.
-
-    Only MLflow is changed. A fit whose outputs are damaged is skipped with a line: `dvc repro` fixes it. The runs that
-    are RUNNING on another machine `host`, on which nothing runs any more, are ended too. `read_models` downloads the
-    logged models and logs damaged ones again; otherwise, only their existence is checked.
-    """
-    client = mlflow_store.reach()
-    with FileLock(REPAIRING):  # two at once would each log a fit
-        ended = mlflow_runs.close_stale(client, host)
-        done = [f"ended {run.info.run_id} ({run.info.run_name}) as KILLED" for run in ended]
-        if host and not ended:
-            done.append(f"no run was RUNNING on {host}")
-        lock = _locked()
-        for folder in find_fits(RUNS):
-            try:
-                if _repair_fit(client, folder, lock, read_models):
-                    done.append(f"logged {folder} from its files")
-            except UserError as error:
-                done.append(f"{folder}: not logged: {error}")
-    return done
-
-
-def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]], read_models: bool) -> bool:
-    """Log a fit from its files, which must match dvc.lock; return False if MLflow already has all of it."""
-    if str(folder) not in lock:
-        raise UserError("not in dvc.lock, so its files cannot be checked; run `dvc repro`")
-    check_unchanged(folder)
-    record = read_record(folder)
-    run = _run_of(client, record)
-    if run is not None and not list(_check_run(client, folder, record, run, read_models)):
-        return False
-    if run is None:
-        where = mlflow_runs.renamed_experiment(client, record["dataset"], mlflow_store.FIT, record["fit"])
-        if where:
-            raise UserError(where)
-    data_of(folder)
-    _log_again(folder, record)
-    run = _run_of(client, record)
-    if run is None:
-        raise UserError(f"MLflow at {mlflow_store.address()} stopped answering; repair again")
-    for line in _check_run(client, folder, record, run, read_models):
-        raise UserError(
-            f"{line}; repair again; if that does not help, delete the run first "
-            f"({mlflow_store.mlflow_command(f'runs delete --run-id {run.info.run_id}')})"
-        )
-    return True
-
-
-def _log_again(folder: Path, record: dict[str, Any]) -> None:
-    tags = {key: value for key, value in record.items() if not isinstance(value, dict)}
-    params = mlflow_params(record, record["hyperparameters"])
-    with mlflow_runs.run(record["dataset"], folder.name, record["fit"], params, tags, sample_seconds=None) as run:
-        run.log_data(PREPARED / record["dataset"] / "samples.csv", record)
-        log_to_mlflow(run, folder)
-        run.log_model(lambda: _log_model(folder, record))
-    if drawn := _drawn(folder):
-        mlflow_runs.attach(record["dataset"], record["fit"], drawn)
-
-
-def _log_model(folder: Path, record: dict[str, Any]) -> None:
-    """Log the saved model, whose digest was checked, with an image as its example, as the fit did."""
-    from medtransfer.trees.classifiers import TRUSTED_TYPES, flatten_pixels, load_tree
-
-    pixels = np.load(PREPARED / record["dataset"] / "images.npy", mmap_mode="r")[:1]
-    if record["kind"] == "baseline":
-        tree = load_tree(str(folder / "model.skops"))
-        mlflow_models.log_sklearn_model(tree, flatten_pixels(pixels), TRUSTED_TYPES)
-        return
-    from medtransfer.models.vgg16 import load_network
-
-    mlflow_models.log_keras_model(load_network(folder / "model.keras"), np.asarray(pixels))

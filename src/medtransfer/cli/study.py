@@ -41,7 +41,7 @@ def study(context: click.Context, jobs: int | None, require_gpu: bool) -> None:
     if code:
         sys.exit(code)
     with quiet_start():
-        from medtransfer.audit.audit import repair
+        from medtransfer.audit.repair import repair
         from medtransfer.tracking.mlflow_store import redact
     try:
         # MLflow lacks a fit if it was down when the fit ended, or if the fit came from DVC's cache.

@@ -22,17 +22,18 @@ def audit(repair: bool, host: str | None) -> None:
         raise UserError("--host: given without --repair; give both to end the runs of that machine")
     with quiet_start():
         from medtransfer.analysis.runs import studied_models
-        from medtransfer.audit import audit as store
+        from medtransfer.audit import audit as checking
+        from medtransfer.audit import repair as repairing
 
     params = read_params(PARAMS)
-    if not store.is_there_anything():
+    if not checking.is_there_anything():
         click.echo("nothing to audit: no stage has run here; run `medtransfer study` first")
         return
     warn_of_leftovers(RUNS, studied_models(params), seeds=params.seeds)
-    repaired = store.repair(host) if repair else []
-    differences = store.audit()
+    repaired = repairing.repair(host) if repair else []
+    differences = checking.audit()
     total = f"{counted(len(find_fits(RUNS)), 'fit')}, {counted(len(differences), 'difference')}"
-    click.echo("\n".join([*repaired, *store.others(), *differences, total]))
+    click.echo("\n".join([*repaired, *checking.others(), *differences, total]))
     if differences:
         sys.exit(1)
 
