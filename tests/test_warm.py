@@ -47,6 +47,28 @@ def server(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     assert warm.ADDRESS not in os.environ
 
 
+@pytest.mark.parametrize("kind", ["changed", "killed"])
+def test_after_a_change_of_the_code_or_its_death_the_process_is_not_used(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    modules = tmp_path_factory.mktemp("modules")
+    shutil.copytree(PROJECT / "src/medtransfer", modules / "medtransfer")
+    (modules / "warm_stage.py").write_text(STAGE)
+    monkeypatch.setenv("PYTHONPATH", str(modules))
+    monkeypatch.setattr(warm, "LOADED", "warm_stage")
+    with warm.warm_process():
+        with begin(folder, "0") as process:
+            parent = int(process.communicate()[0].split()[1])
+        if kind == "changed":
+            (modules / "medtransfer/pipeline/evaluate.py").write_text("raise ImportError('the new code')")
+        else:
+            os.kill(parent, signal.SIGKILL)
+            (folder / "params.yaml").unlink()
+        with begin(folder, "0") as process:
+            _, error = process.communicate(timeout=60)
+    assert {"changed": "the new code", "killed": "medtransfer: params.yaml"}[kind] in error
+
+
 def begin(folder: Path, seconds: str) -> "subprocess.Popen[str]":
     env = {**os.environ, "MEDTRANSFER_TEST": seconds}
     return subprocess.Popen(COMMAND, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

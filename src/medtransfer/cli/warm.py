@@ -2,7 +2,7 @@
 
 Loading them takes five seconds, and a small study has twenty stages. DVC starts and records the same commands; each
 command leaves its work to a fork, passes signals on to it and ends with its exit code. A fork ends when its command or
-the study ends.
+the study ends. After a change of the code, and if the process has died, a command does its work itself.
 """
 
 import gc
@@ -48,6 +48,7 @@ def warm_process() -> Iterator[None]:
             start_new_session=True,  # Ctrl-C reaches a fork only through its command
             preexec_fn=end_with_parent,
         )
+        listener.close()  # or commands would wait for a process that has died
         os.environ[ADDRESS] = address
         try:
             yield
@@ -97,17 +98,25 @@ def _receive(connection: socket.socket, count: int) -> bytes:
 
 
 def serve(listener: socket.socket, module: str) -> None:
-    """Load a module, then fork for each request."""
+    """Load a module, then fork for each request until the code changes."""
+    loaded = _code()
     importlib.import_module(module)
     gc.freeze()  # a collection in a fork would copy every page
     warnings.filterwarnings("ignore", "os.fork", RuntimeWarning)  # by JAX, which starts no threads before its first use
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         connection, _ = listener.accept()
+        if _code() != loaded:
+            return
         if not os.fork():
             listener.close()
             _run(connection)
         connection.close()
+
+
+def _code() -> dict[Path, int]:
+    """Return when each file of this package was changed."""
+    return {path: path.stat().st_mtime_ns for path in Path(__file__).parents[1].rglob("*.py")}
 
 
 def _run(connection: socket.socket) -> None:
