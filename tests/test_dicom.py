@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import pytest
 from PIL import Image
 from pydicom import Dataset, Sequence, dcmread
 from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
     RLELossless,
     SecondaryCaptureImageStorage,
     generate_uid,
@@ -26,7 +29,7 @@ from conftest import PROJECT
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import read_params
 from medtransfer.data.custom import Columns, find_samples
-from medtransfer.data.dicom import hide
+from medtransfer.data.dicom import hide, read_header
 from medtransfer.data.images import load_rgb
 from medtransfer.pipeline.prepare import prepare
 from medtransfer.serving.outside import match_labels
@@ -164,6 +167,40 @@ def test_a_deflated_file_is_not_unpacked(tmp_path: Path) -> None:
     data.save_as(path)
     with pytest.raises(UserError, match="is deflated as a whole"):
         load_rgb(path)
+    data.file_meta.PrivateInformationCreatorUID, data.file_meta.PrivateInformation = generate_uid(), bytes(2000)
+    data.save_as(path)
+    for source in (path, path.read_bytes()):
+        with pytest.raises(UserError, match="is deflated as a whole"):
+            load_rgb(source, name="a")
+
+
+def test_a_compressed_picture_has_the_size_that_its_tags_say(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (32, 40), np.uint8)
+    buffer = BytesIO()
+    Image.fromarray(values).save(buffer, "JPEG", quality=95)
+    path = dicom(tmp_path / "a", values, BitsAllocated=8, BitsStored=8, HighBit=7)
+    data = dcmread(path)
+    data.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    data.PixelData = encapsulate([buffer.getvalue()])
+    data["PixelData"].VR = "OB"
+    data.save_as(path)
+    assert abs(grey(path).astype(int) - values).mean() < 5
+    data.Rows = 16
+    data.save_as(path)
+    with pytest.raises(UserError, match=r"its picture is 40 × 32 pixels, not 40 × 16\); decompress it first"):
+        load_rgb(path)
+
+
+def test_a_private_compression_or_damaged_tag_is_one_line(tmp_path: Path) -> None:
+    path = dicom(tmp_path / "a.dcm", VALUES)
+    private = b"1.2.840.113619.5.2\0\0"  # GE's
+    path.write_bytes(path.read_bytes().replace(ExplicitVRLittleEndian.encode() + b"\0", private))
+    with pytest.raises(UserError, match=r"a\.dcm: cannot be"):
+        load_rgb(path)
+    path = dicom(tmp_path / "b.dcm", VALUES)
+    path.write_bytes(path.read_bytes().replace(b"\x10\x00\x20\x00LO", b"\x10\x00\x20\x00Z?"))
+    with pytest.raises(UserError, match=r"b\.dcm: cannot be read as DICOM \(NotImplementedError\); copy it again"):
+        read_header(path)
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ shape INVERSE are inverted.
 """
 
 import hashlib
+import mmap
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -46,7 +47,10 @@ def read_header(path: Path) -> Header:
     """Return a file's identity. A UID must be read here: decompressing a file gives it another."""
     tags = ["SOPInstanceUID", "PatientID", "SeriesInstanceUID", "WindowCenter", "WindowWidth", "VOILUTSequence"]
     data = _read(path, str(path), stop_before_pixels=True, specific_tags=tags)
-    uid, patient, series, *voi = (str(data.get(tag, "")).strip("\0 ") for tag in tags)
+    try:
+        uid, patient, series, *voi = (str(data.get(tag, "")).strip("\0 ") for tag in tags)
+    except Exception as error:  # pydicom decodes a tag when it is asked for
+        raise _unreadable(str(path), error) from None
     return Header(uid, patient, series, " ".join(voi))
 
 
@@ -61,38 +65,65 @@ def _read(source: Path | bytes, name: str, **options: Any) -> Any:
     config.settings.reading_validation_mode = config.IGNORE  # a warning would print the value of a tag
     # For example, of excess bytes, which do not affect the image.
     warnings.filterwarnings("ignore", module=r"pydicom\.")
-    if DEFLATED in _head(source, 1000):
+    if _contains(source, DEFLATED):
         raise UserError(f"{name}: is deflated as a whole, and could fill the memory; decompress it first")
     try:
         return dcmread(BytesIO(source) if isinstance(source, bytes) else source, **options)
     except PermissionError:
         raise
     except Exception as error:  # of many kinds, where a file is damaged
-        raise UserError(f"{name}: cannot be read as DICOM ({type(error).__name__}); copy it again") from None
+        raise _unreadable(name, error) from None
+
+
+def _unreadable(name: str, error: Exception) -> UserError:
+    return UserError(f"{name}: cannot be read as DICOM ({type(error).__name__}); copy it again")
+
+
+def _contains(source: Path | bytes, text: bytes) -> bool:
+    if isinstance(source, bytes):
+        return text in source
+    with source.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(text) >= 0
 
 
 def read_picture(source: Path | bytes, name: str, max_pixels: int) -> Image.Image:
     """Return the picture of a file or its content, grey or RGB; a UserError if it has several frames or is damaged."""
     data = _read(source, name)
     try:
-        frames, pixels = int(data.get("NumberOfFrames") or 1), data.Rows * data.Columns
-        kind, colours = data.PhotometricInterpretation, data.SamplesPerPixel
+        frames, pixels = int(data.get("NumberOfFrames") or 1), int(data.Rows) * int(data.Columns)
+        kind, colours, bits = str(data.PhotometricInterpretation), data.SamplesPerPixel, data.get("BitsStored")
     except Exception as error:
         raise UserError(f"{name}: has no picture that can be read ({type(error).__name__}); remove it") from None
     if frames != 1:
         raise UserError(f"{name}: has {frames} frames; expected one image")
     if pixels > max_pixels:
         raise UserError(f"{name}: {pixels:,} pixels; expected at most {max_pixels:,}; resize it")
-    if not kind.startswith("MONOCHROME") and (colours, data.get("BitsStored")) != (3, 8):
+    if not kind.startswith("MONOCHROME") and (colours, bits) != (3, 8):
         raise UserError(f"{name}: its colours are {kind}; expected grey values, or RGB with 8 bits")
+    remedy = "export it again"
     try:
         from pydicom.pixels import pixel_array
 
+        if data.file_meta.TransferSyntaxUID.is_compressed:
+            remedy = "decompress it first"
+        _check_frame(data)
         values = pixel_array(data)
         return Image.fromarray(_to_eight_bits(values, data) if colours == 1 else values)
     except Exception as error:  # a damaged file, or a compression that no installed package decodes
-        remedy = "decompress it first" if data.file_meta.TransferSyntaxUID.is_compressed else "export it again"
         raise UserError(f"{name}: cannot be decoded as DICOM ({shortened(error)}); {remedy}") from None
+
+
+def _check_frame(data: Any) -> None:
+    """Check that a compressed picture has the size that the tags say: decoding a larger one could fill the memory."""
+    from pydicom.encaps import get_frame
+    from pydicom.uid import RLELossless
+
+    syntax = data.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated and syntax != RLELossless:
+        with Image.open(BytesIO(get_frame(data.PixelData, 0, number_of_frames=1))) as image:
+            if image.size != (data.Columns, data.Rows):
+                size, expected = f"{image.width} × {image.height}", f"{data.Columns} × {data.Rows}"
+                raise ValueError(f"its picture is {size} pixels, not {expected}")
 
 
 def _to_eight_bits(stored: np.ndarray, data: Any) -> np.ndarray:
