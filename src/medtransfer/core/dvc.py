@@ -51,7 +51,7 @@ def check_unchanged(folder: Path, apart_from: str = "") -> None:
         raise UserError(f"{folder}: not found, but {where} names it; run `{command}`")
     listed = _listed(recorded)
     differing = sorted(name for name in found.keys() | listed.keys() if listed and found.get(name) != listed.get(name))
-    if apart_from:
+    if apart_from and listed:
         differing = [name for name in differing if not name.startswith(f"{apart_from}/")]
         if not differing:
             return
