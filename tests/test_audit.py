@@ -20,6 +20,7 @@ import pytest
 import skops.io
 from click.testing import CliRunner
 from filelock import FileLock, Timeout
+from mlflow.tracking._tracking_service import utils as mlflow_utils
 from ruamel.yaml import YAML
 from sklearn.tree import DecisionTreeClassifier
 
@@ -140,6 +141,7 @@ def study(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow
     folder = shutil.copytree(made, tmp_path / "study")
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlruns/mlflow.db")
+    mlflow_utils._artifact_repos_cache.clear()  # else a run's files are those of an earlier test's copy
     for check in ("_check_dvc", "_check_data"):
         monkeypatch.setattr(audit, check, lambda: iter(()))
     return mlflow_store.connect()
@@ -273,6 +275,13 @@ def lose_figure(client: mlflow.MlflowClient) -> None:
     (folder / "curves.png").touch()
 
 
+def change_figure(client: mlflow.MlflowClient) -> None:
+    lose_figure(client)
+    figure = Path("reports/figures/ham10000") / place(NETWORK).name / "curves.png"
+    client.log_artifact(run_of(client, NETWORK), str(figure))
+    figure.write_bytes(b"drawn again")
+
+
 def lose_model(client: mlflow.MlflowClient) -> None:
     for model in client.search_logged_models([experiment(client)]):
         client.delete_logged_model(model.model_id)
@@ -347,6 +356,7 @@ def register_other(client: mlflow.MlflowClient) -> None:
         (lose_model_file, "has a model without model.keras or model.skops"),
         (lose_store_of_files, "has a model whose files cannot be read"),
         (lose_figure, "lacks curves.png of reports/figures/ham10000"),
+        (change_figure, f"curves.png of reports/figures/ham10000/{NETWORK}-seed0, or has an earlier version"),
         (lose_run, f"MLflow has no run of this fit (fit-{NETWORK})"),
         (change_data, f"data_version is {VERSION}, data.dvc has {OTHER_VERSION}"),
         (change_commit, f"made by git commit {'0' * 40}"),

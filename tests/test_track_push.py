@@ -207,6 +207,19 @@ def test_a_fit_that_the_server_already_has_is_left_alone(project: Path, monkeypa
     assert track_push.push() == {"copied": 2, "already": 1, "running": 0}
 
 
+def test_a_fit_that_the_server_has_only_in_part_is_copied(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/other.db")
+    with pytest.raises(RuntimeError), mlflow_runs.run("ham10000", "finished", "fit-finished", {}, {}, None) as run:
+        raise RuntimeError
+    client = mlflow_store.connect()
+    client.update_run(run.run_id, "RUNNING")
+    assert track_push.push() == {"copied": 2, "already": 0, "running": 1}  # it may be running elsewhere
+    client.set_terminated(run.run_id, "KILLED")
+    assert track_push.push() == {"copied": 1, "already": 2, "running": 0}
+    [found] = client.search_runs(["1"], f"tags.`{mlflow_store.FIT}` = 'fit-finished'")
+    assert found.info.status == "FINISHED"
+
+
 def test_one_line_says_that_there_is_nothing_to_push(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -198,8 +199,8 @@ def check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read_
         yield f"{name} {problem}"
     drawn = drawn_of(folder)
     stored = {entry.path for entry in client.list_artifacts(run.info.run_id)} if drawn else set()
-    if missing := [path.name for path in drawn if path.name not in stored]:
-        yield f"{name} lacks {', '.join(missing)} of {drawn[0].parent}"
+    if missing := [path.name for path in drawn if path.name not in stored or _differs(client, run, path)]:
+        yield f"{name} lacks {', '.join(missing)} of {drawn[0].parent}, or has an earlier version"
 
 
 def _check_history(client: Any, folder: Path, name: str, run_id: str) -> Iterator[str]:
@@ -215,6 +216,11 @@ def _check_history(client: Any, folder: Path, name: str, run_id: str) -> Iterato
             # A value that a repair logged from the file may have lost its last digit.
             if not math.isclose(logged, values[step], rel_tol=1e-12):
                 yield f"{name}: {column} of epoch {step} is {logged}, history.csv has {values[step]}"
+
+
+def _differs(client: Any, run: Any, file: Path) -> bool:
+    with tempfile.TemporaryDirectory() as temporary:
+        return Path(client.download_artifacts(run.info.run_id, file.name, temporary)).read_bytes() != file.read_bytes()
 
 
 def drawn_of(folder: Path) -> list[Path]:

@@ -91,7 +91,12 @@ def _push_run(
             target.create_experiment(experiment)
     experiment_id = living_experiment(target, experiment).experiment_id
     for other in _twins(target, experiment_id, run):
-        continued = other.data.tags.get(ORIGIN) == run.info.run_id and other.info.end_time != run.info.end_time
+        if ORIGIN in other.data.tags:
+            continued = other.data.tags[ORIGIN] == run.info.run_id and other.info.end_time != run.info.end_time
+        else:  # the fit logged there itself, until it was stopped or the server failed
+            if other.info.status == "RUNNING":
+                return "running", None
+            continued = other.info.status != run.info.status
         if UNFINISHED not in other.data.tags and not continued:
             mark = run.data.tags.get(SUPERSEDED)
             if mark and other.data.tags.get(SUPERSEDED) != mark:
@@ -121,11 +126,11 @@ def _push_run(
 
 
 def _copy_files(source: mlflow.MlflowClient, target: mlflow.MlflowClient, run_id: str, copy_id: str) -> None:
-    """Copy a run's files and folders that its copy lacks."""
-    there = {entry.path for entry in target.list_artifacts(copy_id)}
+    """Copy a run's files and folders that its copy lacks, and files that have another size there."""
+    there = {(entry.path, entry.file_size) for entry in target.list_artifacts(copy_id)}
     with tempfile.TemporaryDirectory() as folder:
         for entry in source.list_artifacts(run_id):
-            if entry.path not in there:
+            if (entry.path, entry.file_size) not in there:
                 target.log_artifact(copy_id, source.download_artifacts(run_id, entry.path, folder))
 
 
