@@ -3,8 +3,8 @@
 # backup does. Both clients are given the address of their own store.
 # Expected: each client lists and writes the files of its own store; the copy's artifact addresses were changed to its folder.
 # Seen: get_run returns the copy's artifact address, but list_artifacts and log_artifact use the folder of the first store, because
-# the client keeps the place of a run's files by the run's id alone, for the whole process. So a file that is logged to the copy
-# lands in the original.
+# MLflow caches the artifact location by run ID alone, for the life of the process. A file logged to the copy therefore ends up in
+# the original.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -187,7 +187,7 @@ def test_a_compressed_picture_has_the_size_that_its_tags_say(tmp_path: Path) -> 
     assert abs(grey(path).astype(int) - values).mean() < 5
     data.Rows = 16
     data.save_as(path)
-    with pytest.raises(UserError, match=r"its picture is 40 × 32 pixels, not 40 × 16\); decompress it first"):
+    with pytest.raises(UserError, match=r"its image is 40 × 32 pixels, but its tags say 40 × 16\); export it again"):
         load_rgb(path)
 
 

@@ -742,7 +742,7 @@ def test_answers_are_scored_where_labels_are_given(registered: Path, outside: Pa
         ),
         (["--name", "../up"], "not a name for a source"),
         (["--map", "NORMAL=HEALTHY"], "'NORMAL' cannot become 'HEALTHY'"),
-        (["--map", "OTHER=NORMAL"], "OTHER is mapped to '' and to 'NORMAL'; give one"),
+        (["--map", "OTHER=NORMAL"], "OTHER is mapped to both '' and 'NORMAL'; choose one"),
     ],
 )
 def test_a_mistake_in_scoring_is_named(registered: Path, outside: Path, arguments: list[str], told: str) -> None:

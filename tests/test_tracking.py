@@ -689,11 +689,11 @@ def test_a_store_that_cannot_be_written_is_only_read(tmp_path: Path, monkeypatch
     mlflow_store.connect()
     # Root may write anywhere.
     monkeypatch.setattr(os, "access", lambda path, mode: (mode, Path(path).name) != (os.W_OK, "mlruns"))
-    with pytest.raises(UserError, match="mlruns: read-only, so MLflow would lose its runs; fix the permissions"):
+    with pytest.raises(UserError, match="mlruns: read-only, so MLflow cannot record runs there; fix the permissions"):
         mlflow_store.connect()
     assert mlflow_store.connect(read_only=True).search_experiments()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/server.db")
-    with pytest.raises(UserError, match="read-only, but push must write"):
+    with pytest.raises(UserError, match="read-only, but push must create"):
         track_push.push()
 
 

@@ -67,7 +67,7 @@ class Evidence:
 
 
 def compare_claims(runs: Iterable[Run]) -> list[Evidence]:
-    """Compare the two models of every claim that these fits contain, if they have no recipe of their own.
+    """Compare the two models of each claim, using only fits with the study's own recipe.
 
     The first batch of seeds counts until both models have all seeds.
     """

@@ -21,7 +21,7 @@ from medtransfer.core.files import atomic_file
 from medtransfer.core.run_record import BY_WORDS, recipe_of, split_of
 from medtransfer.core.tables import read_result
 
-# The files and the columns that each has; for a sample of the data, results has a note too. It is written last.
+# The files and the columns that each has; for a sample of the data, results has a note too. That file is written last.
 COLUMNS = {
     "summary": SUMMARY,
     "calibration": CALIBRATION,
@@ -74,7 +74,7 @@ def compute_tables(runs: list[Run], attributes: Mapping[str, pd.DataFrame]) -> T
 def write_tables(tables: Tables, folder: Path) -> None:
     """Write every table of COLUMNS as CSV, with DIGITS decimals.
 
-    `report` compares results.csv with the fits, so it must not be there before the others are.
+    `report` compares results.csv with the fits, so it must be written last.
     """
     (folder / "results.csv").unlink(missing_ok=True)
     for name in COLUMNS:

@@ -205,7 +205,7 @@ def with_interval(
     """Return the mean of values (seeds,) with its interval.
 
     Each of `variances` is the variance of the mean over some groups, and their number; the variance between seeds is
-    added. `few` is from `too_few`. If one of the variances is 0, its groups do not show how much they vary.
+    added. `few` is from `too_few`. There is no interval if one of the variances is 0.
     """
     value, seeds = float(values.mean()), len(values)
     (variance, count), *parts = variances

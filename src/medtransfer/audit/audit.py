@@ -200,7 +200,7 @@ def check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read_
     drawn = drawn_of(folder)
     stored = {entry.path for entry in client.list_artifacts(run.info.run_id)} if drawn else set()
     if missing := [path.name for path in drawn if path.name not in stored or _differs(client, run, path)]:
-        yield f"{name} lacks {', '.join(missing)} of {drawn[0].parent}, or has an earlier version"
+        yield f"{name} lacks the current version of {', '.join(missing)} from {drawn[0].parent}"
 
 
 def _check_history(client: Any, folder: Path, name: str, run_id: str) -> Iterator[str]:

@@ -55,7 +55,7 @@ def push() -> dict[str, int]:
     if mlflow.get_tracking_uri() == own:
         raise UserError("MLFLOW_TRACKING_URI: names this project's own store; set it to the server's address")
     if not os.access(store.parent, os.W_OK):
-        raise UserError(f"{OWN_STORE.parent}: read-only, but push must write a lock there; fix the permissions")
+        raise UserError(f"{OWN_STORE.parent}: read-only, but push must create a lock file there; fix the permissions")
     keep_artifacts_here(store)
     source = mlflow.MlflowClient(tracking_uri=own)
     counts = {"copied": 0, "already": 0, "running": 0}

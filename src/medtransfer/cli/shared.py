@@ -64,7 +64,7 @@ def _read_map(context: click.Context, option: click.Parameter, pairs: tuple[str,
         if not equals:
             raise click.BadParameter(f"{pair!r}: expected LABEL=CLASS, or LABEL= to leave its images out")
         if names.setdefault(name, target) != target:
-            raise click.BadParameter(f"{name} is mapped to {names[name]!r} and to {target!r}; give one")
+            raise click.BadParameter(f"{name} is mapped to both {names[name]!r} and {target!r}; choose one")
     return names
 
 

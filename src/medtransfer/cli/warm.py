@@ -2,7 +2,7 @@
 
 Loading them takes five seconds, and a small study has twenty stages. DVC starts and records the same commands; each
 command leaves its work to a fork, passes signals on to it and ends with its exit code. A fork ends when its command or
-the study ends. After a change of the code, and if the process has died, a command does its work itself.
+the study ends. If the code has changed or the process has died, a command does the work itself.
 """
 
 import gc

@@ -233,8 +233,8 @@ class Configuration(Overrides):
             common = RECIPES[self.recipe]["learning_rate"] if self.recipe else train.learning_rate
             if dataset not in ("", *self.learning_rate):  # "" is no data set: the recipe is only checked
                 _warn_once(
-                    f"learning_rate: {self.learning_rate} has no rate for {dataset}, which gets that of the recipe, "
-                    f"{common:g}; `medtransfer tune {dataset}` finds one"
+                    f"learning_rate: {self.learning_rate} has no rate for {dataset}, so {common:g} is used; "
+                    f"`medtransfer tune {dataset}` finds one"
                 )
             found["learning_rate"] = self.learning_rate.get(dataset, common)
         return TrainParams(**found).on(dataset)

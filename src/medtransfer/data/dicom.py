@@ -104,9 +104,9 @@ def read_picture(source: Path | bytes, name: str, max_pixels: int) -> Image.Imag
     try:
         from pydicom.pixels import pixel_array
 
+        _check_frame(data)
         if data.file_meta.TransferSyntaxUID.is_compressed:
             remedy = "decompress it first"
-        _check_frame(data)
         values = pixel_array(data)
         return Image.fromarray(_to_eight_bits(values, data) if colours == 1 else values)
     except Exception as error:  # a damaged file, or a compression that no installed package decodes
@@ -114,7 +114,7 @@ def read_picture(source: Path | bytes, name: str, max_pixels: int) -> Image.Imag
 
 
 def _check_frame(data: Any) -> None:
-    """Check that a compressed picture has the size that the tags say: decoding a larger one could fill the memory."""
+    """Check that a compressed image has the size that the tags say: decoding a larger one could fill the memory."""
     from pydicom.encaps import get_frame
     from pydicom.uid import RLELossless
 
@@ -123,7 +123,7 @@ def _check_frame(data: Any) -> None:
         with Image.open(BytesIO(get_frame(data.PixelData, 0, number_of_frames=1))) as image:
             if image.size != (data.Columns, data.Rows):
                 size, expected = f"{image.width} × {image.height}", f"{data.Columns} × {data.Rows}"
-                raise ValueError(f"its picture is {size} pixels, not {expected}")
+                raise ValueError(f"its image is {size} pixels, but its tags say {expected}")
 
 
 def _to_eight_bits(stored: np.ndarray, data: Any) -> np.ndarray:

@@ -137,7 +137,7 @@ def _given(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
     splits = samples.split.copy()
     _check_classes(samples, splits, ("train", "test"), name, "change the data set's own split")
     if not split.validation:
-        draw = f"mark them as training images, from which datasets.{name}.split.validation then draws some"
+        draw = f"mark them as training images, and set datasets.{name}.split.validation to draw some of them"
         _check_classes(samples, splits, ("validation",), name, draw)
         return splits
     splits[splits == "validation"] = LEFT_OUT

@@ -62,7 +62,7 @@ def read_table(path: Path, columns: list[str], delimiter: str = ",") -> pd.DataF
 
 
 def read_groups(table: pd.DataFrame, column: str, path: Path) -> pd.Series:
-    """Return the lesion or patient of each row, in one spelling of what looks the same; '' for an unknown one."""
+    """Return the lesion or patient of each row, with one spelling for names that look the same; '' for unknown ones."""
     rounded = table.index[table[column].str.fullmatch(ROUNDED)]
     if len(rounded):
         raise UserError(

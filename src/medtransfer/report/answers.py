@@ -168,7 +168,7 @@ def _by_shapley(studies: Sequence[Study], dataset: str) -> list[tuple[str, Study
 
 
 def each_by_itself(claims: pd.DataFrame) -> pd.DataFrame:
-    """Return claims with p-values and verdicts that need no common family (Bonferroni)."""
+    """Return claims corrected by Bonferroni, which does not need one family."""
     corrected = (claims.p * len(CLAIMS)).clip(upper=1)
     undecided = claims.verdict.isin((HOLDS, FAILS)) & ~(corrected < LEVEL)
     return claims.assign(p_corrected=corrected, verdict=claims.verdict.mask(undecided, NOT_SHOWN))
@@ -190,7 +190,7 @@ def interim(study: Study, others: Sequence[Study]) -> pd.DataFrame:
 
 
 def settled(study: Study, others: Sequence[Study]) -> pd.DataFrame:
-    """Return the claims of a study, those with too few seeds from `interim` if it has them, with its columns.
+    """Return a study's claims in the columns of `interim`, which replaces those with too few seeds if it can.
 
     Claims that are judged in different studies are not one family (docs/analysis-plan.md, 'Runs').
     """

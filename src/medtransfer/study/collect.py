@@ -229,7 +229,7 @@ def _join_trials(known: Path, added: Path) -> None:
 
 
 def join_params(known: Path, added: Path) -> None:
-    """Write params.yaml of both to `added`: seeds, configurations, rates, models of either, all else from `known`."""
+    """Merge params.yaml of both into `added`: seeds, configurations, rates and models of both, else that of `known`."""
     yaml = YAML()
     yaml.width = 4096  # or it folds lines
     params, new = yaml.load(known), yaml.load(added)

@@ -94,7 +94,7 @@ class _Search:
             try:
                 settings = changed(self.params, self.recipe, self.data.description["name"], point)
             except UserError as error:  # these values do not go together
-                print(f"{self.name}: not tried: {error}")
+                print(f"{self.name}: skipped: {error}")
                 self.study.finish(trial, None, None)
                 continue
             row = self.run_trial(trial, settings, parent) | {"searched": json.dumps(point)}

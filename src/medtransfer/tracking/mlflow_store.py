@@ -78,7 +78,7 @@ def connect(read_only: bool = False) -> mlflow.MlflowClient:
     file = file_of(uri)
     if file and file.exists() and not os.access(file.parent, os.W_OK):
         if not read_only:
-            raise UserError(f"{file.parent}: read-only, so MLflow would lose its runs; fix the permissions")
+            raise UserError(f"{file.parent}: read-only, so MLflow cannot record runs there; fix the permissions")
         uri = address_of(_copy_of(file))
     mlflow.set_tracking_uri(uri)
     with store_lock():
