@@ -146,9 +146,10 @@ def reliability(fits: list[Run]) -> pd.DataFrame:
     for hit, confidence, count in zip(hits.T, confidences.T, counts.T, strict=True):
         if (count > 0).sum() >= FEWEST_GROUPS:
             accuracy = hit.sum() / count.sum()
-            left = (hit.sum() - hit) / (count.sum() - count)
-            low, high = interval_ends(accuracy, np.sqrt(groups_variance(left - left.mean())), len(count) - 1)
             if accuracy in (0, 1):
                 low, high = share_ends(accuracy, int((count > 0).sum()))
+            else:
+                left = (hit.sum() - hit) / (count.sum() - count)
+                low, high = interval_ends(accuracy, np.sqrt(groups_variance(left - left.mean())), len(count) - 1)
             rows.append((confidence.sum() / count.sum(), accuracy, low, high))
     return pd.DataFrame(rows, columns=["confidence", "accuracy", "low", "high"], dtype=float)

@@ -73,8 +73,8 @@ def clear() -> int:
 def _remove(folder: Path) -> bool:
     """Remove an entry; return False if another process holds it. A process that has it mapped can still read it."""
     try:
-        with FileLock(folder.with_suffix(".lock"), timeout=0):
-            shutil.rmtree(folder, ignore_errors=True)  # another process may have removed it
+        with FileLock(folder.with_suffix(".lock"), timeout=0), suppress(FileNotFoundError):  # as in `entries`
+            shutil.rmtree(folder)
     except Timeout:
         return False
     return True
