@@ -311,6 +311,11 @@ def leave_running_elsewhere(client: mlflow.MlflowClient) -> None:
     client.create_run(experiment(client), tags=tags, run_name="far", start_time=1000)
 
 
+def mark_as_superseded(client: mlflow.MlflowClient) -> None:
+    """DVC restores an earlier fit from its cache."""
+    client.set_tag(run_of(client, NETWORK), mlflow_runs.SUPERSEDED, "later")
+
+
 def lose_lock(client: mlflow.MlflowClient) -> None:
     lock = YAML(typ="safe").load(Path("dvc.lock").read_text())
     del lock["stages"][NETWORK]
@@ -360,6 +365,7 @@ def register_other(client: mlflow.MlflowClient) -> None:
         (lose_run, f"MLflow has no run of this fit (fit-{NETWORK})"),
         (change_data, f"data_version is {VERSION}, data.dvc has {OTHER_VERSION}"),
         (change_commit, f"made by git commit {'0' * 40}"),
+        (mark_as_superseded, f"has the tag {mlflow_runs.SUPERSEDED}, but DVC restored its fit"),
         (leave_running, "(left) is RUNNING but its process has ended"),
         (leave_running_elsewhere, "(far) is RUNNING on elsewhere since 1970-01-01 00:00 UTC"),
         (lose_lock, "not in dvc.lock"),
@@ -472,6 +478,7 @@ def test_a_damaged_fit_is_left_out_and_the_others_are_logged(study: mlflow.Mlflo
         lose_figure,
         lose_run,
         end_otherwise,
+        mark_as_superseded,
         log_other_files,
         lose_best_scores,
     ],

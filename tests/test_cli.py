@@ -24,7 +24,19 @@ from medtransfer.core.recipe import TALK, TrainParams
 from medtransfer.data.catalogue import SOURCE_FILE
 from medtransfer.study.check import check_pipeline, describe_study
 
-COMMAND = [sys.executable, "-c", "from medtransfer.cli import main; main()"]
+COMMAND = [sys.executable, "-m", "medtransfer"]
+# Ctrl-C comes when Python looks for the command's modules.
+INTERRUPTED = """
+import sys, types
+
+def find_spec(name, *_):
+    if name == "medtransfer.cli":
+        raise KeyboardInterrupt
+
+sys.meta_path.insert(0, types.SimpleNamespace(find_spec=find_spec))
+from medtransfer.__main__ import main
+main()
+"""
 
 
 def medtransfer(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -48,6 +60,11 @@ def medtransfer(folder: Path, *arguments: str, **environment: str) -> subprocess
 
 def last_line(result: subprocess.CompletedProcess[str]) -> str:
     return result.stderr.strip().splitlines()[-1]
+
+
+def test_ctrl_c_while_the_command_is_loaded_is_one_line() -> None:
+    result = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (1, "Stopped. Run the command again to continue.\n")
 
 
 @pytest.fixture

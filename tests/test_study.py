@@ -204,7 +204,7 @@ def test_sigterm_leaves_nothing_of_a_study_running(
         sent(process.pid, signal.SIGTERM)
         assert process.wait(timeout=30) == 1
         assert in_group(process.pid) == []
-    assert "Stopped. Finished work is kept" in Path("said.txt").read_text()
+    assert "Stopped. Run the command again" in Path("said.txt").read_text()
     assert len(list(dvc_project.glob("*-begun"))) == jobs, "another stage began"
 
 

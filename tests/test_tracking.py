@@ -215,21 +215,27 @@ def test_files_are_added_only_to_a_known_run(store: mlflow.MlflowClient, tmp_pat
     assert mlflow_runs.attach("nowhere", "f1", [tmp_path / "f.txt"]) is False
 
 
-def test_a_refit_supersedes_the_finished_run_of_the_same_model_and_seed(store: mlflow.MlflowClient) -> None:
+def test_a_refit_supersedes_this_users_finished_run_of_the_same_model_and_seed(
+    store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def finish(fit: str, model: str, seed: int) -> str:
         with mlflow_runs.run("ham10000", model, fit, {}, {"model": model, "seed": seed}, None) as run:
             run.supersede()
         assert run.run_id
         return run.run_id
 
+    monkeypatch.setenv("LOGNAME", "colleague")
+    other_user = finish("f0", "x", 0)
+    monkeypatch.setenv("LOGNAME", "me")
     first, other_seed, other_model = finish("f1", "x", 0), finish("f2", "x", 1), finish("f3", "y", 0)
     again = finish("f4", "x", 0)
-    found = [store.get_run(run_id).data.tags.get(mlflow_runs.SUPERSEDED) for run_id in (first, other_seed, other_model)]
-    assert found == ["f4", None, None]
+    others = other_user, other_seed, other_model
+    found = [store.get_run(run_id).data.tags.get(mlflow_runs.SUPERSEDED) for run_id in (first, *others)]
+    assert found == ["f4", None, None, None]
     experiment = store.get_experiment_by_name("ham10000")
     assert "validation/best/macro_f1" in experiment.tags[mlflow_store.NOTE]
     left = store.search_runs([experiment.experiment_id], f"tags.`{mlflow_runs.SUPERSEDED}` IS NULL")
-    assert {run.info.run_id for run in left} == {other_seed, other_model, again}
+    assert {run.info.run_id for run in left} == {*others, again}
 
 
 def test_the_data_version_is_dvcs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

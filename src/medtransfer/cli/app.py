@@ -49,7 +49,7 @@ def main() -> None:
         # Click's standalone mode prints the usage and a hint before the error.
         sys.exit(cli(prog_name="medtransfer", standalone_mode=False))
     except click.Abort:
-        click.echo("\nStopped. Finished work is kept; run the command again to continue.", err=True)
+        click.echo("\nStopped. Run the command again to continue.", err=True)
         sys.exit(1)
     except UserError as error:
         line = f"medtransfer: {error}"

@@ -65,13 +65,15 @@ def check_unchanged(folder: Path, apart_from: str = "") -> None:
 def _remedy(folder: Path, differing: list[str], listed: dict[str, str]) -> str:
     """Return how to restore what DVC recorded: from its cache or, if that is also damaged, by making it again."""
     bad = [name for name in differing if name in listed and not _is_whole(listed[name])]
-    if listed and not bad and folder == DATA:
-        return f"`dvc add {DATA}` keeps a change, `dvc checkout --force {POINTER}` undoes it"
-    if listed and not bad:
-        return f"DVC's cache has the original: run `dvc checkout --force {folder}`"
-    places = [str(folder / name) for name in bad] if folder == DATA and listed else [str(folder)]
+    whole = bool(listed) and not bad
     objects = [str(_cached(listed[name])) for name in bad]
-    return f"remove {' '.join(places + objects)} and run `dvc {'pull data.dvc' if folder == DATA else 'repro'}`"
+    if folder == DATA:
+        places = " ".join([*(str(folder / name) for name in bad), *objects]) or str(DATA)
+        undo = f"`dvc checkout --force {POINTER}`" if whole else f"moving {places} away and `dvc pull {POINTER}`"
+        return f"`dvc add {DATA}` keeps a change, {undo} undoes it"
+    if whole:
+        return f"DVC's cache has the original: run `dvc checkout --force {folder}`"
+    return f"remove {' '.join([str(folder), *objects])} and run `dvc repro`"
 
 
 def _is_whole(md5: str) -> bool:

@@ -147,9 +147,8 @@ def _check(image: Image.Image, name: str, max_pixels: int) -> None:
     kind = "JPEG" if phone else str(image.format)
     if suffix and suffix not in FORMATS[kind]:
         raise UserError(f"{name}: its content is {kind}; expected the format that {suffix} names, so rename it")
-    frames = getattr(image, "n_frames", 1)
-    if frames != 1 and not phone:
-        raise UserError(f"{name}: has {frames} frames; expected one image")
+    if getattr(image, "is_animated", False) and not phone:  # counting the frames reads the whole file
+        raise UserError(f"{name}: has several frames; expected one image")
     if image.width * image.height > max_pixels:
         raise UserError(f"{name}: {image.width} × {image.height} pixels; expected at most {max_pixels:,}; resize it")
 

@@ -20,7 +20,7 @@ import psutil
 import pynvml
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_USER
 
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of
@@ -150,14 +150,16 @@ class MlflowRun:
 
     @_sent
     def supersede(self) -> None:
-        """Mark the earlier finished runs of this model and seed, except in a sweep or a DVC experiment.
+        """Mark this user's other finished runs of the model and seed, except in a sweep or a DVC experiment.
 
         The mark is the fit's id: unlike the run's, it is the same on a server to which the run is pushed.
         """
         run = self.client.get_run(self.run_id)
         if MLFLOW_PARENT_RUN_ID in run.data.tags or COPIES in str(Path.cwd()):
             return
-        same = " and ".join(f"tags.{key} = '{run.data.tags[key]}'" for key in ("model", "seed"))
+        if SUPERSEDED in run.data.tags:  # DVC has restored this fit from its cache
+            self.client.delete_tag(self.run_id, SUPERSEDED)
+        same = " and ".join(f"tags.`{key}` = '{run.data.tags[key]}'" for key in ("model", "seed", MLFLOW_USER))
         for other in every_run(self.client, [run.info.experiment_id], f"{same} and attributes.status = 'FINISHED'"):
             if other.info.run_id != self.run_id:
                 self.client.set_tag(other.info.run_id, SUPERSEDED, run.data.tags[FIT])

@@ -81,6 +81,10 @@ def connect(read_only: bool = False) -> mlflow.MlflowClient:
             raise UserError(f"{file.parent}: read-only, so MLflow cannot record runs there; fix the permissions")
         uri = address_of(_copy_of(file))
     mlflow.set_tracking_uri(uri)
+    if not uri.startswith("http"):
+        from mlflow.store.db import utils
+
+        utils.MAX_RETRY_COUNT = 5  # each waits twice as long: three seconds instead of two minutes
     with store_lock():
         try:
             client = mlflow.MlflowClient()  # creates the tables of a new store
