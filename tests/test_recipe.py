@@ -18,7 +18,7 @@ from medtransfer.core.recipe import MODERN, TALK, Augmentation, TrainParams
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.training.augmentation import AugmentedNetwork, build_changes
 from medtransfer.training.batches import Batches
-from medtransfer.training.checkpoints import ResumableStopping
+from medtransfer.training.callbacks import ResumableStopping
 from medtransfer.training.device import make_deterministic
 from medtransfer.training.loop import best_epoch, fit, predict
 from medtransfer.training.macro_f1 import MacroF1

@@ -19,7 +19,7 @@ from medtransfer.analysis.scores import RESULTS, SUMMARY, f1_table, summarise
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
 from medtransfer.core.run_record import BY_WORDS, recipe_of, split_of
-from medtransfer.core.tables import read_result
+from medtransfer.core.tables import DIGITS, read_result
 
 # The files and the columns that each has; for a sample of the data, results has a note too. That file is written last.
 COLUMNS = {
@@ -31,7 +31,6 @@ COLUMNS = {
     "claims": CLAIMS,
     "results": RESULTS,
 }
-DIGITS = 6
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ GRADCAM = Path("artifacts/gradcam")
 TUNING = Path("artifacts/tuning.csv")
 SHARED = "shared.csv"  # in collected runs: the test images that share a lesion or patient with another split
 SUBGROUPS = "subgroups.csv"  # in collected runs: the age, sex and the like of the test images, where they are known
+COPIED = "-activations.png"  # beside collected runs, after the name of a data set
 NOTES = "notes.txt"  # beside collected runs: remarks for the reader
 # The columns that identify a trial; `made_from` is a digest of the rest of the recipe and of the data.
 TUNING_KEY = ["dataset", "configuration", "optimizer", "learning_rate", "fraction", "epochs", "seed", "made_from"]

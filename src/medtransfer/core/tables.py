@@ -1,4 +1,4 @@
-"""Reading this project's CSV files."""
+"""Reading CSV files of this project."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import pandas as pd
 
 from medtransfer.core.errors import CONFLICT, UserError, merge_conflict
 
+DIGITS = 6  # decimals in our tables
 # The columns of our tables that are text even where they look like numbers or like a missing value.
 TEXT = ["dataset", "model", "class", "id", "label", "group", "split", "predicted", "true", "made_from"]
 

@@ -16,6 +16,7 @@ from medtransfer.core.params import Params
 from medtransfer.core.predictions import classes_of
 from medtransfer.core.prepared import data_of
 from medtransfer.core.run_record import note_of
+from medtransfer.core.tables import DIGITS
 from medtransfer.data.custom import dataset_of
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.pipeline.fit_id import remove_recorded_checkpoints
@@ -39,7 +40,7 @@ def evaluate(params: Params) -> None:
     versions = {f"{run.dataset}-{run.model}": run.record["data_version"][:8] for run in runs}
     with atomic_folder(REPORTS / "metrics") as folder:
         for names, part in tables.results.groupby(["dataset", "model"], sort=False):
-            name, scores = "-".join(map(str, names)), dict(zip(part["class"], part.f1.round(6), strict=True))
+            name, scores = "-".join(map(str, names)), dict(zip(part["class"], part.f1.round(DIGITS), strict=True))
             averages = {"macro_f1": scores.pop(MACRO), "micro_f1": scores.pop(MICRO)}
             write_json(folder / f"{name}.json", {**averages, "f1": scores, "data": versions[name]})
     with atomic_folder(FIGURES) as folder:

@@ -15,6 +15,7 @@ from medtransfer.core.dvc import POINTER, check_unchanged, same_data
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder, read_json, restore_replaced
 from medtransfer.core.layout import (
+    COPIED,
     DATA,
     FIGURES,
     GRADCAM,
@@ -122,7 +123,7 @@ def _copy_fits_and_findings(known: Path, folder: Path) -> None:
     for kind in ("runs", "layers", "gradcam"):
         if (known / kind).is_dir():
             shutil.copytree(known / kind, folder / kind)
-    for path in (*known.glob("*-activations.png"), *known.glob(NOTES)):
+    for path in (*known.glob(f"*{COPIED}"), *known.glob(NOTES)):
         shutil.copy(path, folder)
 
 
@@ -141,7 +142,7 @@ def _copy(fits: list[Path], params: Params, folder: Path) -> None:
         if found.is_dir():
             shutil.copytree(found, folder / found.name, dirs_exist_ok=True)
     for drawn in sorted(FIGURES.glob("*/activations.png")):
-        shutil.copyfile(drawn, folder / f"{drawn.parent.name}-activations.png")
+        shutil.copyfile(drawn, folder / f"{drawn.parent.name}{COPIED}")
     for dataset in {fit.parent.name for fit in fits}:
         shutil.copyfile(PREPARED / dataset / "dataset.json", folder / "runs" / dataset / "dataset.json")
         samples = read_result(PREPARED / dataset / "samples.csv", dtype=str)

@@ -18,13 +18,13 @@ from PIL import Image
 from medtransfer.analysis.calibration import calibration_table, reliability
 from medtransfer.analysis.external import SCALED, compare_sources
 from medtransfer.analysis.runs import Run, by_model, read_run
-from medtransfer.analysis.tables import DIGITS
 from medtransfer.core.errors import UserError, counted
 from medtransfer.core.files import atomic_folder, read_json, write_json
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import as_predictions
 from medtransfer.core.prepared import Prepared, check_data_of, read_dataset
 from medtransfer.core.run_record import note_of, read_record, recipe_of
+from medtransfer.core.tables import DIGITS
 from medtransfer.data.decoding import thumbnail
 from medtransfer.data.duplicates import find_near_duplicates
 from medtransfer.data.images import load_pixels

@@ -20,6 +20,7 @@ from medtransfer.core.predictions import as_predictions, predicted_labels, proba
 from medtransfer.core.prepared import check_data_of, encode_labels, finished_network, read_dataset
 from medtransfer.core.provenance import git_commit
 from medtransfer.core.run_record import note_of, read_record, recipe_of
+from medtransfer.core.tables import DIGITS
 from medtransfer.layers.gradcam import grad_cam, why_unclear
 from medtransfer.layers.probes import compare_layers, probe_blocks, rewind_blocks
 from medtransfer.metrics.scores import BY_NAME, MACRO, encode
@@ -94,9 +95,9 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
     largest = 64 * size**2 * np.dtype(np.float32).itemsize
     compared = draw_rows(rows["validation"], min(COMPARED, int(COMPARED_BYTES // largest)), seed)
     with atomic_folder(LAYERS / dataset / run_name(name, seed)) as folder:
-        pd.concat(probes).round(6).to_csv(folder / "probes.csv", index=False)
-        rewind_blocks(tuned, start, score_network).round(6).to_csv(folder / "rewinding.csv", index=False)
-        compare_layers(tuned, start, images[compared]).round(6).to_csv(folder / "similarity.csv", index=False)
+        pd.concat(probes).round(DIGITS).to_csv(folder / "probes.csv", index=False)
+        rewind_blocks(tuned, start, score_network).round(DIGITS).to_csv(folder / "rewinding.csv", index=False)
+        compare_layers(tuned, start, images[compared]).round(DIGITS).to_csv(folder / "similarity.csv", index=False)
         record = {
             **found.about,
             "probed_images": len(probed),
@@ -136,7 +137,7 @@ def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> P
     pixels = np.asarray(found.images[pd.Index(found.samples.id).get_indexer(chosen.id)])
     heat = grad_cam(found.network, pixels, chosen.predicted.map(found.classes.index).to_numpy())
     with atomic_folder(GRADCAM / dataset / run_name(name, seed)) as folder:
-        chosen.round(6).to_csv(folder / "images.csv", index=False)
+        chosen.round(DIGITS).to_csv(folder / "images.csv", index=False)
         _, height, width = heat.shape
         seen = why_unclear(height, width) or f"where it looked, {height} × {width} positions"
         title = figures.mark(f"{dataset}, {name}, seed {seed}: Grad-CAM, {seen}", note_of(found.record))

@@ -15,9 +15,9 @@ from medtransfer.analysis.runs import Run, by_model, read_run, studied
 from medtransfer.analysis.tables import read_tables
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file, read_json
-from medtransfer.core.layout import FIGURES, NOTES, PARAMS, REPORTS, SHARED, SUBGROUPS, TUNING
+from medtransfer.core.layout import COPIED, FIGURES, NOTES, PARAMS, REPORTS, SHARED, SUBGROUPS, TUNING
 from medtransfer.core.params import read_params
-from medtransfer.core.tables import read_result
+from medtransfer.core.tables import DIGITS, read_result
 from medtransfer.metrics.scores import MACRO
 from medtransfer.report.drawings import overview
 from medtransfer.report.page import build_page
@@ -28,7 +28,6 @@ from medtransfer.study.collected import analysis_command, read_collected, read_c
 log = logging.getLogger(__name__)
 LEAKAGE = "leak.csv"
 OVERVIEW = "scores.png"
-ROUNDED = 1e-6  # the tables' last digit
 # The tables of `layers` and their columns.
 LAYER_TABLES = {
     "rewinding": ("block", "macro_f1", "low", "high"),
@@ -36,7 +35,6 @@ LAYER_TABLES = {
     "probes": ("block", "macro_f1", "low", "high", "network"),
 }
 TRIAL_COLUMNS = ("dataset", "configuration", "optimizer", "learning_rate", "fraction", "val_loss", "val_macro_f1")
-COPIED = "-activations.png"
 
 
 def write_result_tables(folder: Path) -> None:
@@ -71,7 +69,7 @@ def write_leakage(leaky: Path, clean: Path) -> Path:
         shared[dataset] = read_result(path, dtype=str)
     table = measure_leakage(runs, read_collected(clean), shared)
     with atomic_file(leaky / LEAKAGE) as path:
-        table.round(6).to_csv(path, index=False)
+        table.round(DIGITS).to_csv(path, index=False)
     return leaky / LEAKAGE
 
 
@@ -129,12 +127,11 @@ def _belong_to(table: pd.DataFrame, runs: list[Run]) -> bool:
     }
     macro = table[table["class"] == MACRO].to_dict("records")
     written = {(row["dataset"], row["model"], row["seeds"]): row["f1"] for row in macro}
-    return found.keys() == written.keys() and all(abs(found[key] - written[key]) < ROUNDED for key in written)
+    return found.keys() == written.keys() and all(abs(found[key] - written[key]) < 10**-DIGITS for key in written)
 
 
 def _read_pictures(folder: Path, artifacts: Path, runs: list[Run]) -> list[Picture]:
     """Return the activations and Grad-CAM pictures of a study."""
-    # `collect` copies <data set>/activations.png to <data set>-activations.png.
     drawn = {path.parent.name: path for path in sorted((folder / FIGURES).glob("*/activations.png"))}
     drawn |= {path.name.removesuffix(COPIED): path for path in sorted(folder.glob(f"*{COPIED}"))}
     found = [Picture(dataset, "activations", "", _read_png(path)) for dataset, path in drawn.items()]

@@ -18,14 +18,8 @@ from medtransfer.core.errors import UserError
 from medtransfer.core.recipe import Augmentation, TrainParams
 from medtransfer.training.augmentation import AugmentedNetwork
 from medtransfer.training.batches import Batches, feed
-from medtransfer.training.checkpoints import (
-    Fit,
-    ResumablePlateau,
-    ResumableStopping,
-    load,
-    restore,
-    saving,
-)
+from medtransfer.training.callbacks import ResumablePlateau, ResumableStopping
+from medtransfer.training.checkpoints import Fit, load, restore, saving
 from medtransfer.training.device_loop import DeviceBatches, is_on_device, loop_on_device
 from medtransfer.training.gradients import use_fast_gradients
 from medtransfer.training.macro_f1 import MacroF1
