@@ -368,7 +368,10 @@ def register_other(client: mlflow.MlflowClient) -> None:
         (mark_as_superseded, f"has the tag {mlflow_runs.SUPERSEDED}, but DVC restored its fit"),
         (leave_running, "(left) is RUNNING but its process has ended"),
         (leave_running_elsewhere, "(far) is RUNNING on elsewhere since 1970-01-01 00:00 UTC"),
-        (lose_lock, "not in dvc.lock"),
+        (
+            lose_lock,
+            f"not in dvc.lock; run `dvc repro` if params.yaml lists this fit, or remove it: rm -r {place(NETWORK)}",
+        ),
         (change_lock, "dropout is 0.5, dvc.lock has 0.25"),
         (cut_record, "differs from dvc.lock"),
         (add_twin, f"2 runs of one fit (fit-{NETWORK})"),
@@ -415,7 +418,7 @@ def test_fits_of_a_renamed_configuration_are_named_with_the_command_that_removes
     Path("params.yaml").write_text(text.replace(NETWORK, "imagenet_new_head"))
     assert CliRunner().invoke(cli, ["audit"]).stdout.endswith("3 fits, 0 differences\n")
     (line,) = caplog.messages
-    assert line.endswith(f": rm -r artifacts/runs/ham10000/{NETWORK}-seed*")
+    assert line.endswith(f"collect would take them; to remove them: rm -r artifacts/runs/ham10000/{NETWORK}-seed*")
     subprocess.run(line.rpartition(": ")[2], shell=True, check=True)
     caplog.clear()
     assert CliRunner().invoke(cli, ["audit"]).stdout.endswith("2 fits, 0 differences\n")

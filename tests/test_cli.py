@@ -356,6 +356,16 @@ def test_a_home_that_is_no_folder_is_named_before_dvc_looks_there(project: Path,
     assert last_line(refused).startswith("medtransfer: HOME: /dev/null is not a folder")
 
 
+def test_a_home_that_cannot_be_made_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("XDG_CACHE_HOME", WEIGHTS_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    refused = medtransfer(project, "weights", "fetch", HOME="/proc/nobody")
+    assert refused.returncode == 2
+    assert last_line(refused).endswith(
+        "/proc/nobody: No such file or directory; set XDG_CACHE_HOME to a folder that you can write, then run again"
+    )
+
+
 def test_the_params_for_the_real_data_are_those_of_the_results(pipeline: Path) -> None:
     real = read_params(PROJECT / "results" / "params-real.yaml")
     made = read_params(PROJECT / "results" / "real-64px-by-group" / "params.yaml")

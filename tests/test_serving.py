@@ -353,7 +353,7 @@ def test_a_network_is_not_used_with_other_pixels_under_the_same_names(registered
 def test_a_command_outside_the_project_makes_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.chdir(tmp_path)
-    Path("a.png").write_bytes(png())
+    Path("a.png").write_bytes(picture())
     refused = CliRunner().invoke(cli, ["predict", "chest_xray", "a.png"])
     assert "params.yaml: not found in" in str(refused.exception)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
@@ -408,7 +408,7 @@ def test_a_map_of_four_positions_is_not_shown_as_where_the_network_looked(regist
     assert not overlays.exists()
     assert "overlay" not in json.loads(done.stdout)["answers"][0]
     page = TestClient(build_app(open_classifier("chest_xray", None)), base_url="http://127.0.0.1")
-    told = page.post("/predict?overlay=true", content=png()).json()
+    told = page.post("/predict?overlay=true", content=picture()).json()
     assert "overlay" not in told
     assert "2 × 2 positions" in told["no_overlay"]
     assert "2 × 2 positions" in page.get("/").text
@@ -851,9 +851,9 @@ def page(registered: Path) -> TestClient:
     return TestClient(build_app(open_classifier("chest_xray", None), ("127.0.0.1",)), base_url="http://127.0.0.1")
 
 
-def png(size: int = 8) -> bytes:
+def picture(size: int = 8, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (size, size)).save(buffer, "PNG")
+    Image.new("RGB", (size, size)).save(buffer, kind)
     return buffer.getvalue()
 
 
@@ -862,17 +862,19 @@ def png(size: int = 8) -> bytes:
     [
         (b"", {}, 422, "no image"),
         (b"no image", {}, 422, "cannot be decoded: not JPEG, PNG, TIFF"),
-        (png()[:40], {}, 422, "cannot be decoded"),
+        (picture()[:40], {}, 422, "cannot be decoded"),
         (b"\0" * (MAX_BYTES + 1), {}, 413, "send a smaller image"),
-        (png(), {"Origin": "http://evil.example"}, 403, "evil.example"),
-        (png(), {"Origin": "null"}, 403, "null"),
-        (png(), {"Origin": "http://[::1"}, 403, "http://[::1"),
-        (png(), {"Host": "evil.example"}, 400, "Invalid host"),
-        (b'--boundary\r\nContent-Disposition: form-data; name="image"\r\n\r\n' + png(), {}, 415, "--data-binary"),
-        (base64.b64encode(png()), {}, 415, "--data-binary"),
-        (b"data:image/png;base64," + base64.b64encode(png()), {}, 415, "--data-binary"),
-        (b"image=" + base64.b64encode(png()), {}, 415, "--data-binary"),
-        (png().replace(b"\r\n", b""), {}, 415, "altered by `curl -d`"),
+        (picture(), {"Origin": "http://evil.example"}, 403, "evil.example"),
+        (picture(), {"Origin": "null"}, 403, "null"),
+        (picture(), {"Origin": "http://[::1"}, 403, "http://[::1"),
+        (picture(), {"Host": "evil.example"}, 400, "Invalid host"),
+        (b'--boundary\r\nContent-Disposition: form-data; name="image"\r\n\r\n' + picture(), {}, 415, "--data-binary"),
+        (base64.b64encode(picture()), {}, 415, "--data-binary"),
+        (b"data:image/png;base64," + base64.b64encode(picture()), {}, 415, "--data-binary"),
+        (b"image=" + base64.b64encode(picture()), {}, 415, "--data-binary"),
+        (picture().replace(b"\r\n", b""), {}, 415, "altered by `curl -d`"),
+        (picture(kind="JPEG").translate(None, b"\0\r\n"), {}, 415, "altered by `curl -d`"),
+        (picture() + b"&" + picture(kind="JPEG"), {}, 415, "several images; send one per request"),
         (b'{"image": "/9j/"}', {"Content-Type": "application/json"}, 415, "--data-binary"),
     ],
 )
@@ -929,15 +931,15 @@ async def ask_app(app: Any, path: str, method: str = "GET", body: bytes | None =
 
 
 def test_the_page_behind_a_proxy_that_speaks_tls_may_ask(page: TestClient) -> None:
-    assert page.post("/predict", content=png(), headers={"Origin": "https://127.0.0.1"}).status_code == 200
-    assert page.post("/predict", content=png(), headers={"Origin": "https://other.org"}).status_code == 403
+    assert page.post("/predict", content=picture(), headers={"Origin": "https://127.0.0.1"}).status_code == 200
+    assert page.post("/predict", content=picture(), headers={"Origin": "https://other.org"}).status_code == 403
 
 
 def test_a_proxy_may_send_its_own_host_if_the_pages_name_is_allowed(registered: Path) -> None:
     app = build_app(open_classifier("chest_xray", None), ("127.0.0.1", "localhost", "*.hospital.example"))
     with TestClient(app, base_url="http://127.0.0.1:8000") as behind:
         for origin, status in (("https://scans.hospital.example", 200), ("https://hospital.example.evil.org", 403)):
-            answer = behind.post("/predict", content=png(), headers={"Origin": origin})
+            answer = behind.post("/predict", content=picture(), headers={"Origin": origin})
             assert answer.status_code == status
         assert "--allow-host hospital.example.evil.org" in answer.text
 
@@ -951,10 +953,10 @@ def test_images_that_wait_keep_nobody_from_asking_whether_it_lives(
     app = build_app(open_classifier("chest_xray", None))
 
     async def ask_all() -> tuple[list[int], list[int]]:
-        waiting = [asyncio.create_task(ask_app(app, "/predict", "POST", png())) for _ in range(MAX_WAITING)]
+        waiting = [asyncio.create_task(ask_app(app, "/predict", "POST", picture())) for _ in range(MAX_WAITING)]
         await asyncio.sleep(0.5)
         meanwhile = [
-            await ask_app(app, "/predict", "POST", png()),
+            await ask_app(app, "/predict", "POST", picture()),
             await ask_app(app, "/"),
             await ask_app(app, "/health"),
         ]
@@ -971,7 +973,7 @@ def test_a_client_that_sends_no_more_loses_its_place(registered: Path, monkeypat
 
     async def ask_all() -> list[int]:
         stalled = [ask_app(app, "/predict", "POST", None) for _ in range(MAX_WAITING)]
-        return [*await asyncio.gather(*stalled), await ask_app(app, "/predict", "POST", png())]
+        return [*await asyncio.gather(*stalled), await ask_app(app, "/predict", "POST", picture())]
 
     assert asyncio.run(ask_all()) == [408] * MAX_WAITING + [200]
 
@@ -999,7 +1001,7 @@ def test_other_ways_in_are_closed(page: TestClient) -> None:
         assert asyncio.run(ask_app(page.app, path)) == 404
     assert page.get("/health").json()["status"] == "ok"
     assert page.head("/").status_code == 200
-    told = page.post("/predict?overlay=maybe", content=png())
+    told = page.post("/predict?overlay=maybe", content=picture())
     assert (told.status_code, told.json()["detail"]) == (422, "overlay: found 'maybe'; expected true or false")
     assert "default-src 'none'" in page.get("/").headers["content-security-policy"]
 

@@ -28,6 +28,8 @@ from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 # The tags of every fit's run.
 REQUIRED_TAGS = ("dataset", "model", "seed", "data_version", "git_commit")
 
+TO_LOCK = "run `dvc repro` if params.yaml lists this fit, or remove it: rm -r {}"
+
 
 def is_there_anything() -> bool:
     """Return whether a stage ran here or this project has an MLflow store, without creating one."""
@@ -142,7 +144,7 @@ def _check_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> It
     if str(folder) in lock:
         yield from _check_locked(folder, record, lock[str(folder)])
     else:
-        yield f"{folder}: not in dvc.lock; run `dvc repro`"
+        yield f"{folder}: not in dvc.lock; {TO_LOCK.format(folder)}"
     if not same_data(record["dataset"], record["data_version"], data_version()):
         yield from _differences(f"{folder}:", record, "data.dvc", {"data_version": data_version()})
     commit = record["git_commit"].removesuffix("-modified")

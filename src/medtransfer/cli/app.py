@@ -60,11 +60,13 @@ def main() -> None:
         problem = " ".join(error.format_message().split()).rstrip(".")
         line = f"{command}: {problem}. See `{command} --help`."
     except OSError as error:
-        if error.errno not in MACHINE_ERRORS:
-            raise
         # An error while copying has two names; the second is the file that was written.
-        remedy, file = MACHINE_ERRORS[error.errno], Path(str(error.filename2 or error.filename or Path.cwd()))
-        if file.is_relative_to(user_cache()) or user_cache().is_relative_to(file):
+        file = Path(str(error.filename2 or error.filename or Path.cwd()))
+        above_cache = user_cache().is_relative_to(file)
+        if error.errno not in MACHINE_ERRORS and not above_cache:
+            raise
+        remedy = MACHINE_ERRORS.get(error.errno or 0, "")
+        if file.is_relative_to(user_cache()) or above_cache:
             remedy = "set XDG_CACHE_HOME to a folder that you can write"
         line = f"medtransfer: {file}: {error.strerror}; {remedy}, then run again"
     click.echo(line, err=True)

@@ -29,7 +29,9 @@ def audit(repair: bool, host: str | None) -> None:
     if not checking.is_there_anything():
         click.echo("nothing to audit: no stage has run here; run `medtransfer study` first")
         return
-    warn_of_leftovers(RUNS, studied_models(params), seeds=params.seeds)
+    warn_of_leftovers(
+        RUNS, studied_models(params), "are not in reports/, but collect would take them", seeds=params.seeds
+    )
     repaired = repairing.repair(host) if repair else []
     differences = checking.audit()
     total = f"{counted(len(find_fits(RUNS)), 'fit')}, {counted(len(differences), 'difference')}"

@@ -35,8 +35,10 @@ MAX_BYTES = 20_000_000
 MAX_PIXELS = 30_000_000  # decoding as many with 16 bits takes 1.8 GB
 UPLOAD_SECONDS = 60  # a client that has lost its connection would keep its place among those that wait
 MAX_WAITING = 16  # images, each up to MAX_BYTES in memory
-# The first bytes of forms, JSON, base64 of JPEG and PNG, data URLs, and a PNG from `curl -d`, which drops line breaks.
-WRAPPED = re.compile(rb"--|[{[\"]|/9j/|iVBOR|data:|(?!BM|RIFF|GIF8)\w{1,40}=|\x89PNG\x1a")
+# The first bytes of forms, JSON, base64 of JPEG and PNG, data URLs, and a PNG from `curl -d`, which drops line breaks
+# and zeros. A JPEG always has zeros.
+WRAPPED = re.compile(rb"--|[{[\"]|/9j/|iVBOR|data:|(?!BM|RIFF|GIF8)\w{1,40}=|\x89PNG\x1a|\xff\xd8\xff[^\0\r\n]*\Z")
+JOINED = re.compile(rb"(?:\xff\xd9|IEND\xaeB`\x82)&(?:\xff\xd8\xff|\x89PNG)")  # by `curl --data-binary`, given twice
 HOW = "send the file itself as the body: curl --data-binary @image.jpg http://.../predict"
 LOOPBACK = ("127.0.0.1", "localhost")
 # The page is self-contained and talks only to this server.
@@ -129,6 +131,8 @@ async def _read_body(request: Request) -> bytes:
         raise HTTPException(422, "no image; send an image file as the body")
     if WRAPPED.match(content):
         raise HTTPException(415, f"a form, JSON, base64 or a file altered by `curl -d`; {HOW}")
+    if JOINED.search(content):
+        raise HTTPException(415, f"several images; send one per request: {HOW}")
     return bytes(content)
 
 
