@@ -244,7 +244,13 @@ def mlflow_state(folder: Path) -> dict[str, int]:
 
     An epoch is lost, logged twice, or logged with other seconds than those in history.csv.
     """
-    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    # A copy: MLflow would still have the removed store of an earlier study open.
+    with tempfile.TemporaryDirectory() as temporary:
+        client = mlflow.MlflowClient(f"sqlite:///{shutil.copy(folder / 'mlruns/mlflow.db', temporary)}")
+        return _count(client, folder)
+
+
+def _count(client: mlflow.MlflowClient, folder: Path) -> dict[str, int]:
     runs = client.search_runs([entry.experiment_id for entry in client.search_experiments()], max_results=5000)
     names = Counter((logged.info.experiment_id, logged.info.run_name) for logged in runs)
     lost = doubled = changed = 0
