@@ -346,7 +346,9 @@ def test_a_change_by_hand_is_not_recorded_with_another_data_set(project: Path) -
     # Without DVC's cache, nobody knows which data set was changed.
     Path(".dvc/cache").rename("cache")
     refused = CliRunner().invoke(cli, ["data", "add", "other", *ADD[3:]])
-    assert "`dvc add data` keeps a change, moving data away and `dvc pull data.dvc` undoes it" in str(refused.exception)
+    assert "`dvc add data` keeps a change; to undo it, run `dvc pull data.dvc` after moving data away" in str(
+        refused.exception
+    )
     Path("cache").rename(".dvc/cache")
     assert CliRunner().invoke(cli, ADD).exit_code == 0  # replaces it
     assert Path("data.dvc").read_text() == before

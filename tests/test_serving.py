@@ -874,7 +874,7 @@ def picture(size: int = 8, kind: str = "PNG") -> bytes:
         (b"image=" + base64.b64encode(picture()), {}, 415, "--data-binary"),
         (picture().replace(b"\r\n", b""), {}, 415, "altered by `curl -d`"),
         (picture(kind="JPEG").translate(None, b"\0\r\n"), {}, 415, "altered by `curl -d`"),
-        (picture() + b"&" + picture(kind="JPEG"), {}, 415, "several images; send one per request"),
+        (picture() + b"&" + picture(kind="JPEG"), {}, 415, "several images, expected one per request"),
         (b'{"image": "/9j/"}', {"Content-Type": "application/json"}, 415, "--data-binary"),
     ],
 )

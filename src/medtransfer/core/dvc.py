@@ -69,8 +69,8 @@ def _remedy(folder: Path, differing: list[str], listed: dict[str, str]) -> str:
     objects = [str(_cached(listed[name])) for name in bad]
     if folder == DATA:
         places = " ".join([*(str(folder / name) for name in bad), *objects]) or str(DATA)
-        undo = f"`dvc checkout --force {POINTER}`" if whole else f"moving {places} away and `dvc pull {POINTER}`"
-        return f"`dvc add {DATA}` keeps a change, {undo} undoes it"
+        undo = f"`dvc checkout --force {POINTER}`" if whole else f"`dvc pull {POINTER}` after moving {places} away"
+        return f"`dvc add {DATA}` keeps a change; to undo it, run {undo}"
     if whole:
         return f"DVC's cache has the original: run `dvc checkout --force {folder}`"
     return f"remove {' '.join([str(folder), *objects])} and run `dvc repro`"

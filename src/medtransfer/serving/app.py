@@ -132,7 +132,7 @@ async def _read_body(request: Request) -> bytes:
     if WRAPPED.match(content):
         raise HTTPException(415, f"a form, JSON, base64 or a file altered by `curl -d`; {HOW}")
     if JOINED.search(content):
-        raise HTTPException(415, f"several images; send one per request: {HOW}")
+        raise HTTPException(415, f"several images, expected one per request; {HOW}")
     return bytes(content)
 
 
