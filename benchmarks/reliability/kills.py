@@ -103,7 +103,8 @@ def compare(
         for stage, moment in plan:
             process = repro(killed, target)
             if not Watch(killed, process, rng).reached(stage, moment):
-                raise RuntimeError(f"the study ended before it could be killed in {stage} {moment}")
+                said = (killed / "log.txt").read_text()[-4000:]
+                raise RuntimeError(f"the study ended before it could be killed in {stage} {moment}:\n{said}")
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             kills.append({"stage": stage, "moment": moment, "in": running_stage(killed)})
