@@ -31,6 +31,10 @@ DAMAGES = [
     Damage(f"layers/{FIT}/probes.csv", "network", "other", "no column 'network'"),
     Damage(f"layers/{FIT}/layers.json", "", "{}", "has no dataset"),
     Damage(f"layers/{FIT}/layers.json", "", "{", "cannot be read as JSON"),
+    *(
+        Damage(f"runs/{FIT}/{file}", "", GONE, "not found; restore the file, or remove this folder")
+        for file in ("predictions.csv", "history.csv")
+    ),
     Damage("ham10000-activations.png", "", "\x89PNG", "cannot be read as a picture"),
     Damage("tuning.csv", "val_loss", "other", "no column 'val_loss'"),
     Damage("summary.csv", "measure", "other", "no column 'measure'"),

@@ -50,7 +50,7 @@ PLAN = (
     ("evaluate", "after a time"),
 )
 # Roughly what a stage takes here, at most; a kill "after a time" comes within it.
-SECONDS = {"prepare": 2.0, "baseline": 6.0, "evaluate": 12.0}
+SECONDS = {"prepare": 1.0, "baseline": 3.0, "evaluate": 5.0}
 TRAINING = 30.0
 STUDY = {
     "study": {

@@ -119,7 +119,7 @@ def add(
         click.echo(f"removed from the study: {', '.join(others)}; their files in data/, if any, stay under DVC")
     size = read_params(PARAMS).datasets[name].image_size
     click.echo(
-        f"added to params.yaml and dvc.yaml, at {size} x {size} px (datasets.{name}.image_size); next: "
+        f"in params.yaml and dvc.yaml, at {size} x {size} px (datasets.{name}.image_size); next: "
         f"`medtransfer data validate {name} && dvc repro`"
     )
 

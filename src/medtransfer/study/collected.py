@@ -9,7 +9,7 @@ from medtransfer.core.errors import UserError, unknown
 from medtransfer.core.files import is_partial
 from medtransfer.core.layout import PARAMS, run_name
 from medtransfer.core.params import CatalogueEntry, Split, one_line, parse_yaml
-from medtransfer.core.run_record import RECORD, find_fits, warn_of_leftovers
+from medtransfer.core.run_record import RECORD, find_fits, read_record, warn_of_leftovers
 
 
 class _Dataset(BaseModel):
@@ -59,8 +59,8 @@ def read_collected_params(folder: Path) -> CollectedParams:
 def read_collected(folder: Path) -> list[Run]:
     """Return the runs of collected results, in the order of their params.yaml; there must be some."""
     for path in sorted((folder / "runs").glob("*/*/")):
-        if not is_partial(path) and not (path / RECORD).exists():
-            raise UserError(f"{path / RECORD}: not found; restore the file, or remove this folder")
+        if not is_partial(path):
+            _check_complete(path)
     fits = find_fits(folder / "runs")
     if not fits:
         raise UserError(f"{folder / 'runs'}: no finished fit; run `dvc repro`, or name a folder under results/")
@@ -78,6 +78,12 @@ def read_collected(folder: Path) -> list[Run]:
         return order.index(key) if key in order else len(order), run.model, run.seed
 
     return sorted(runs, key=rank)
+
+
+def _check_complete(fit: Path) -> None:
+    for file in (RECORD, "predictions.csv", "history.csv"):
+        if not (fit / file).exists() and (file != "history.csv" or read_record(fit)["kind"] == "network"):
+            raise UserError(f"{fit / file}: not found; restore the file, or remove this folder")
 
 
 def _read_in_place(fit: Path) -> Run:
