@@ -62,7 +62,7 @@ def main() -> None:
     except OSError as error:
         # An error while copying has two names; the second is the file that was written.
         file = Path(str(error.filename2 or error.filename or Path.cwd()))
-        above_cache = user_cache().is_relative_to(file)
+        above_cache = bool(error.filename) and user_cache().is_relative_to(file)
         if error.errno not in MACHINE_ERRORS and not above_cache:
             raise
         remedy = MACHINE_ERRORS.get(error.errno or 0, "")
