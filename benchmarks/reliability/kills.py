@@ -49,7 +49,7 @@ PLAN = (
     ("transfer", "in a checkpoint"),
     ("evaluate", "after a time"),
 )
-# Roughly what a stage takes here, at most; a kill "after a time" comes within it.
+# Less than a stage takes here, so that a kill "after a time" comes within it.
 SECONDS = {"prepare": 1.0, "baseline": 3.0, "evaluate": 5.0}
 TRAINING = 30.0
 STUDY = {
