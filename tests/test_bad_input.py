@@ -91,12 +91,12 @@ BAD_IMAGES = {
     "a PNG cut in the middle": ("a.png", PNG[: len(PNG) // 2], "cannot be decoded"),
     "a PNG's header": ("a.png", PNG[:20], "cannot be decoded"),
     "a PNG with a wrong checksum": ("a.png", PNG[:60] + bytes([PNG[60] ^ 1]) + PNG[61:], "cannot be decoded"),
-    "a PNG called .jpg": ("a.jpg", PNG, "its content is PNG; expected the format that .jpg names"),
-    "a JPEG called .png": ("a.png", JPEG, "its content is JPEG; expected the format that .png names"),
+    "a PNG called .jpg": ("a.jpg", PNG, "is a PNG file, but its name ends in .jpg; rename it"),
+    "a JPEG called .png": ("a.png", JPEG, "is a JPEG file, but its name ends in .png; rename it"),
     "an animated GIF": ("a.gif", frames("GIF"), "several frames; expected one image"),
-    "a GIF called .jpg": ("a.jpg", encoded(PICTURE, "GIF"), "its content is GIF; expected the format that .jpg names"),
+    "a GIF called .jpg": ("a.jpg", encoded(PICTURE, "GIF"), "is a GIF file, but its name ends in .jpg; rename it"),
     "a TIFF of several pages": ("a.tif", frames("TIFF"), "several frames; expected one image"),
-    "a TIFF of fractions": ("a.tif", encoded(PICTURE.convert("F"), "TIFF"), "has fractions; convert it to 8 bits"),
+    "a TIFF of fractions": ("a.tif", encoded(PICTURE.convert("F"), "TIFF"), "has floating-point values; convert it"),
     "a TIFF with negative values": (
         "a.tif", encoded(Image.fromarray(np.full((4, 4), -1, np.int32)), "TIFF"), "has values from -1 to -1"),
     "an icon": ("a.ico", encoded(PICTURE, "ICO"), "cannot be decoded: not JPEG, PNG, TIFF"),
@@ -359,7 +359,7 @@ BAD_METADATA: dict[str, tuple[Callable[[Path], object], str]] = {
     "a row without image": (lambda folder: first_image(folder).unlink(), "has no image file"),
     "a path as image": (set_first("image_id", "../../etc/passwd"), "has no image file"),
     "an image without row": (lambda folder: edit(folder, lambda table: table.iloc[1:]), "no row in"),
-    "two rows": (lambda folder: edit(folder, lambda table: pd.concat([table, table[:1]])), "has two rows"),
+    "two rows": (lambda folder: edit(folder, lambda table: pd.concat([table, table[:1]])), "has more than one row"),
     "an empty class": (keep_of("vasc", 0), "no image of vasc; ham10000 has the classes"),
     "a class with one image": (keep_of("vasc", 1), "class vasc has 1 group; a split by group needs at least 5"),
     "a broken image": (lambda folder: first_image(folder).write_bytes(b"x"), "cannot be decoded: not JPEG, PNG, TIFF"),
@@ -500,7 +500,7 @@ def test_a_folder_with_a_link_out_of_it_is_refused(tmp_path: Path, target: str) 
     (tmp_path / "outside.jpg").write_bytes(JPEG)
     (tmp_path / "source" / "HAM10000_metadata.csv").write_text("x")
     (folder / "ISIC_1.jpg").symlink_to(target)
-    message = "a link that leaves" if target != "../.." else "a link to a folder"
+    message = "a link to a file outside" if target != "../.." else "a link to a folder"
     with pytest.raises(UserError, match=message) as caught:
         import_dataset(HAM10000, tmp_path / "source", tmp_path / "data")
     assert one_line(caught.value)

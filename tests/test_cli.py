@@ -447,7 +447,9 @@ def test_validation_reports_and_fails(project: Path, demo: Path) -> None:
     broken = medtransfer(project, "data", "validate", "ham10000")
     assert broken.returncode == 2
     assert "has no image file" in broken.stdout
-    assert last_line(broken) == "medtransfer: 1 problem in the raw data; fix it or import it again"
+    assert (
+        last_line(broken) == "medtransfer: 1 problem in the raw data; correct the files, or import the data set again"
+    )
 
 
 def test_the_description_has_licence_citation_and_plot(project: Path, demo: Path) -> None:

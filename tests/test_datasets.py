@@ -334,7 +334,7 @@ def edit_metadata(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) 
         (cut_image, "cannot be decoded"),
         (remove_image, "has no image file"),
         (remove_row, "no row in HAM10000_metadata.csv"),
-        (repeat_row, "has two rows"),
+        (repeat_row, "has more than one row"),
         (change_label, "has the label 'wart'; known: akiec"),
         (empty_group, "has no lesion_id"),
     ],

@@ -59,7 +59,7 @@ def test_labels_come_from_a_column_or_are_one_hot(tmp_path: Path) -> None:
         (LABELS, {}, "no class is called 'naevus' (1 images)"),
         (LABELS, {"naevus": "nevus"}, "'naevus' cannot become 'nevus'; the classes are mel, nv, vasc"),
         (LABELS, {"naevi": "nv"}, "no image has the label 'naevi'"),
-        (LABELS + "a,nv,\n", {"naevus": "nv"}, "a has two rows"),
+        (LABELS + "a,nv,\n", {"naevus": "nv"}, "a has more than one row"),
         (LABELS + ",nv,\n", {"naevus": "nv"}, f"row {LABELS.count(chr(10)) + 1} has no image"),
         (
             "image,diagnosis\na,mel\n",

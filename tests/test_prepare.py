@@ -104,7 +104,7 @@ def test_a_split_that_lacks_a_class_is_refused(samples: pd.DataFrame) -> None:
     with pytest.raises(UserError, match="x: no image of c among the test images; expected every class in each split"):
         assign_splits(samples, small, "x")
     smaller = Split.model_validate({"by": "image", "validation": 0.2, "test": 0.002, "seed": 0})
-    with pytest.raises(UserError, match=r"x: 1000 images cannot be divided into 0.002 test .*; enlarge the parts"):
+    with pytest.raises(UserError, match=r"x: 1000 images cannot be divided into 0.002 test .*; increase the fractions"):
         assign_splits(samples, smaller, "x")
 
 

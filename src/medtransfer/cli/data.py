@@ -66,10 +66,14 @@ def import_(name: str, path: Path) -> None:
 
 @data.command()
 @click.argument("name")
-@click.option("--images", required=True, type=EXISTING_FOLDER)
+@click.option("--images", required=True, type=EXISTING_FOLDER, help="The folder with the images.")
 @click.option("--labels", type=EXISTING_FILE, help="A CSV file with one row per image.")
-@click.option("--image-column", default="image")
-@click.option("--label-column", default="label", help="Several, separated by commas, for a one-hot table.")
+@click.option("--image-column", default="image", help="The column with the path of each image.")
+@click.option(
+    "--label-column",
+    default="label",
+    help="The column with the label; for a one-hot table, all class columns, separated by commas.",
+)
 @click.option("--group", help="The column whose values stay in one split, such as the patient.")
 @click.option("--split-column", "split", help="The column with the part of each image: train, validation or test.")
 @click.option("--title", show_default="NAME, or from params.yaml")
@@ -89,8 +93,8 @@ def add(
 ) -> None:
     """Copy a custom data set to data/, put it under DVC and add it to the study.
 
-    Without --labels, --images must contain one folder per class, or train, validation and test with such folders. Run
-    `dvc repro` afterwards.
+    Without --labels, --images must contain one folder per class, or folders train, test and optionally
+    validation with one folder per class in each. Run `dvc repro` afterwards.
     """
     from medtransfer.data.custom import Columns
     from medtransfer.study.check import check_files
@@ -112,14 +116,14 @@ def add(
         try:
             _put_under_dvc(name, count)
         except SystemExit:
-            click.echo(f"{name}: not added; params.yaml, dvc.yaml and data/ are as before", err=True)
+            click.echo(f"{name}: not added; params.yaml, dvc.yaml and data/ are unchanged", err=True)
             raise
     others = [other for other in params.study if other != name]
     if only and others:
         click.echo(f"removed from the study: {', '.join(others)}; their files in data/, if any, stay under DVC")
     size = read_params(PARAMS).datasets[name].image_size
     click.echo(
-        f"in params.yaml and dvc.yaml, at {size} x {size} px (datasets.{name}.image_size); next: "
+        f"recorded in params.yaml and dvc.yaml, at {size} x {size} px (datasets.{name}.image_size); next: "
         f"`medtransfer data validate {name} && dvc repro`"
     )
 
@@ -142,7 +146,7 @@ def remove(name: str) -> None:
         _add_to_dvc()
     click.echo(f"{name}: removed from data/, params.yaml and dvc.yaml")
     click.echo(
-        "if it was committed, `git checkout HEAD data.dvc dvc.yaml params.yaml && dvc checkout data.dvc` brings it back"
+        "if it was committed, `git checkout HEAD data.dvc dvc.yaml params.yaml && dvc checkout data.dvc` restores it"
     )
 
 
@@ -216,7 +220,7 @@ def validate(names: tuple[str, ...], as_json: bool) -> None:
             _print_validation(report)
     wrong = sum(len(report["problems"]) for report in reports)
     if wrong:
-        raise UserError(f"{counted(wrong, 'problem')} in the raw data; fix it or import it again")
+        raise UserError(f"{counted(wrong, 'problem')} in the raw data; correct the files, or import the data set again")
 
 
 def _datasets(names: tuple[str, ...]) -> list[Any]:
@@ -233,11 +237,11 @@ def _datasets(names: tuple[str, ...]) -> list[Any]:
 
 def _print_validation(report: dict[str, Any]) -> None:
     crossing = sum(entry["crosses_labels"] for entry in report["duplicates"])
-    click.echo(f"{report['name']}: {report['images']} images of {report['groups']} {report['group']}s")
+    click.echo(f"{report['name']}: {report['images']} images of {counted(report['groups'], report['group'])}")
     if note := note_of(report):
         click.echo(f"  {note}")
     click.echo("  " + ", ".join(f"{label} {entry['images']}" for label, entry in report["classes"].items()))
-    click.echo(f"  {len(report['duplicates'])} sets of identical images, {crossing} with conflicting labels")
+    click.echo(f"  {counted(len(report['duplicates']), 'set')} of identical images, {crossing} with conflicting labels")
     if mixed := report["mixed_groups"]:
         several = f"{counted(len(mixed), report['group'])} with images of several classes"
         click.echo(f"  {several}: {first_three(mixed)}")
@@ -250,7 +254,7 @@ def _print_validation(report: dict[str, Any]) -> None:
 
 @data.command()
 @click.argument("names", nargs=-1)
-@click.option("--plots", type=FOLDER, default=Path("artifacts/class_distribution"))
+@click.option("--plots", type=FOLDER, default=Path("artifacts/class_distribution"), help="Where the plots go.")
 def describe(names: tuple[str, ...], plots: Path) -> None:
     """Print classes, counts, groups, licence and citation, and plot the class distribution."""
     from medtransfer.data.checks import describe
@@ -270,7 +274,7 @@ def describe(names: tuple[str, ...], plots: Path) -> None:
 
 def _print_description(entry: dict[str, Any]) -> None:
     click.echo("\n".join(filter(None, [entry["title"], note_of(entry)])))
-    click.echo(f"  {entry['images']} images of {entry['groups']} {entry['group']}s; from {entry['source']}")
+    click.echo(f"  {entry['images']} images of {counted(entry['groups'], entry['group'])}; from {entry['source']}")
     for label, counts in entry["classes"].items():
         images, groups = f"{counts['images']:>6} images", f"{counts['groups']:>6} {entry['group']}s"
         click.echo(f"  {label:<10} {images} {groups}  {counts['meaning']}")

@@ -27,7 +27,7 @@ SAMPLERS, PRUNERS = ("grid", "random", "tpe"), ("none", "median")
     metavar="KEY=VALUES",
     default=("learning_rate=1e-5,3e-5,1e-4,3e-4,1e-3",),
     help="A key of train in params.yaml with the values to try: a list, a range LOW:HIGH or LOW:HIGH:log, or one "
-    "value. Repeat for more keys; dots lead into sections.",
+    "value. Repeat for more keys; a dot leads to a nested key, as in augment.crop.",
 )
 @click.option("--sampler", type=click.Choice(SAMPLERS), default=SAMPLERS[0], help="grid takes lists only.")
 @click.option("--trials", type=AT_LEAST_1, default=20, help="The number of trials of random and tpe.")
@@ -64,7 +64,7 @@ def tune(dataset: str, names: list[str], searched: list[str], output: Path, **se
 @many("--seed", "seeds", type=SEED, show_default="from params.yaml")
 @many("--rate", "rates", type=RATE, help="Learning rate.", show_default="from params.yaml")
 @click.option("--cpus", type=AT_LEAST_1, default=1, help="CPUs per fit.")
-@click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs per fit; with 0.25, four share one.")
+@click.option("--gpus", type=click.FloatRange(0), default=0.0, help="GPUs per fit; with 0.25, four fits share one GPU.")
 @click.option("--memory-gb", type=click.FloatRange(0, min_open=True), default=2.0, help="Memory per fit.")
 @click.option("--retries", type=click.IntRange(0), default=3, help="Retries after a worker or node dies.")
 @click.option("--local", is_flag=True, help="Start Ray on this machine instead of using the cluster at RAY_ADDRESS.")

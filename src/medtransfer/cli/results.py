@@ -76,7 +76,7 @@ def leakage(leaky: Path, clean: Path) -> None:
 
 @cli.command()
 @click.argument("name")
-@click.option("--add", is_flag=True, help="Keep the contents of results/NAME and add another seed.")
+@click.option("--add", is_flag=True, help="Keep the contents of results/NAME, and add other seeds or configurations.")
 @click.option("--replace", is_flag=True, help="Replace the contents of results/NAME.")
 def collect(name: str, add: bool, replace: bool) -> None:
     """Copy the small files of all finished fits to results/NAME, ready to be committed."""

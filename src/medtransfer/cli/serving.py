@@ -58,7 +58,7 @@ def register(dataset: str, configuration: str | None, seed: int | None) -> None:
 
 @cli.command()
 @as_dataset
-@click.option("--images", required=True, type=EXISTING_FOLDER)
+@click.option("--images", required=True, type=EXISTING_FOLDER, help="The folder with the images.")
 @with_labels(required=True)
 @many("--configuration", "configurations", help="Score only this configuration; repeat for more.")
 @many("--seed", "seeds", type=SEED, show_default="from params.yaml")
@@ -68,7 +68,7 @@ def score(
 ) -> None:
     """Score the finished networks of DATASET on labelled images from another source (external validation).
 
-    Writes the scores, what they lose against the internal test, calibration, confusion matrices and predictions to
+    Writes the scores, their difference from the internal test, calibration, confusion matrices and predictions to
     artifacts/external/DATASET/NAME, and one MLflow run per network. These images never choose a network or a setting.
     """
     params = read_params(PARAMS)
@@ -109,9 +109,9 @@ def predict(
     """Classify image files, or all images in folders, with the best network of DATASET.
 
     For research only, not a medical device: not for diagnosis or treatment. An image that is far from the training
-    images is marked (`unlike_training` in JSON and CSV). Probabilities are calibrated (`calibrated`) if the validation
-    images determine a temperature and the image resembles them. If a file is not an image, the others are still
-    classified, and the exit code is 2. With --labels, the answers are also scored.
+    images is marked (`unlike_training` in JSON and CSV). Probabilities are calibrated (`calibrated`) if temperature
+    scaling could be fitted on the validation images and the image resembles the training images. If a file is not an
+    image, the others are still classified, and the exit code is 2. With --labels, the answers are also scored.
     """
     with quiet_start():
         from medtransfer.core.files import atomic_file
@@ -163,7 +163,7 @@ def _print_answers(table: "pd.DataFrame", classifier: "Classifier") -> None:
     click.echo(f"{facts['title']}: {facts['model']}, seed {facts['seed']}")
     click.echo(shown.to_string(index=False, float_format="{:.3f}".format))
     if unlike := list(table.image[table.unlike_training.eq(True)]):
-        click.echo(f"unlike the training images, so the answer means nothing: {first_three(unlike)}")
+        click.echo(f"unlike the training images, so do not rely on the answer: {first_three(unlike)}")
     scope = f"For {facts['scope']}. " if facts["scope"] else ""
     click.echo(scope + note_of_answers(classifier))
 
@@ -207,7 +207,7 @@ def serve(dataset: str, model: str | None, host: str, port: int, hosts: tuple[st
             raise UserError(f"{host}:{port}: {error.strerror}; choose another with --port or --host") from None
         app = build_app(open_classifier(dataset, model), (*LOOPBACK, *hosts))
         click.echo(f"serving {dataset} on http://{host}:{port}; press Ctrl-C to stop")
-        click.echo(f"answers requests to {', '.join([*LOOPBACK, *hosts])}; --allow-host NAME adds a name or address")
+        click.echo(f"accepts requests for {', '.join([*LOOPBACK, *hosts])}; --allow-host NAME adds a name or address")
         config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=STOP_SECONDS)
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run([listening])

@@ -72,8 +72,12 @@ def with_labels(**settings: Any) -> Decorator:
     """Return a decorator that adds --labels and how to read that file; the command gets them as `Labels`, or None."""
     options = [
         click.option("--labels", type=EXISTING_FILE, help="A CSV file: one label column, or one-hot.", **settings),
-        click.option("--image-column", default="image"),
-        click.option("--label-column", default="label", help="Several, separated by commas, for a one-hot table."),
+        click.option("--image-column", default="image", help="The column with the path of each image."),
+        click.option(
+            "--label-column",
+            default="label",
+            help="The column with the label; for a one-hot table, all class columns, separated by commas.",
+        ),
         click.option("--group", help="The column that names the lesion or patient, for the intervals."),
         click.option(
             "--map", "names", multiple=True, callback=_read_map, metavar="LABEL=CLASS",

@@ -15,7 +15,9 @@ from medtransfer.core.run_record import find_fits, warn_of_leftovers
 
 @cli.command()
 @click.option("--repair", is_flag=True, help="End stale runs, and log what MLflow lacks, using the outputs.")
-@click.option("--host", help="With --repair: also end the runs of the named machine, on which nothing runs any more.")
+@click.option(
+    "--host", help="With --repair: also end the runs of the named machine; use it only if nothing runs there."
+)
 def audit(repair: bool, host: str | None) -> None:
     """Check that DVC's outputs, MLflow's runs, parameters and data agree; exit with 1 if they differ."""
     if host and not repair:
@@ -57,4 +59,4 @@ def push() -> None:
 
     counts = push()
     running = f", {counts['running']} still running and skipped" if counts["running"] else ""
-    click.echo(f"{counts['copied']} runs copied, {counts['already']} already there{running}")
+    click.echo(f"{counted(counts['copied'], 'run')} copied, {counts['already']} already there{running}")

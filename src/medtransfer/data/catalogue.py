@@ -109,7 +109,7 @@ def _read_ham10000(folder: Path) -> Listing:
         for column in ("image_id", "dx", "lesion_id")
         for row in table[table[column].isna()].itertuples()
     ]
-    problems += [f"{metadata}: {image} has two rows" for image in table.image_id[table.image_id.duplicated()]]
+    problems += [f"{metadata}: {image} has more than one row" for image in table.image_id[table.image_id.duplicated()]]
     known = set(table.image_id.dropna())
     problems += [
         f"{metadata}: {image} has no image file in {' or '.join(HAM10000_FOLDERS)}"

@@ -77,7 +77,7 @@ def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.Data
         if "\\" in path:  # as some programs leave it that unpack an archive made on Windows
             raise UserError(f"{file}: its name contains a backslash; unpack the archive again, or rename it")
         if not file.resolve().is_relative_to(images.resolve()):
-            raise UserError(f"{file}: a link that leaves {images}; copy the file there")
+            raise UserError(f"{file}: a link to a file outside {images}; replace it with a copy of that file")
     others = sorted(set(there) - set(files.values()))
     others = [file for file in others if not (labels and file.samefile(labels))]
     if others:
@@ -114,9 +114,14 @@ def _patients(paths: pd.Series, headers: dict[str, dicom.Header], images: Path) 
     """Return the hashed patient id of each image; '' if no file has one."""
     found = one_spelling(paths.map(lambda path: headers[path].patient if path in headers else ""))
     if (found == "").all():
-        print("no DICOM file has a PatientID, so images of one patient can be in two splits; --group can name patients")
+        print(
+            "no DICOM file has a PatientID, so images of one patient can be in two splits; to avoid this, give "
+            "--labels with --group"
+        )
     if (found != "").any() and (found == "").any():
-        raise UserError(f"{images / paths[found == ''].iloc[0]}: has no PatientID, but other files have; give --group")
+        raise UserError(
+            f"{images / paths[found == ''].iloc[0]}: has no PatientID, but other files have; give --labels with --group"
+        )
     if twins := first_alike(found):
         first, second = (images / paths[found == name].iloc[0] for name in twins)
         raise UserError(
@@ -200,15 +205,15 @@ def _from_table(files: dict[str, Path], uids: dict[str, str], labels: Path, colu
         if found.split.isna().any():
             number = table.index[found.split.isna()][0]
             raise UserError(
-                f"{labels}: row {number}: {table.loc[number, columns.split]!r} is no part; expected train, validation "
-                "or test"
+                f"{labels}: row {number}: {table.loc[number, columns.split]!r} is not a split; expected train, "
+                "validation or test"
             )
     twice = found.path[found.path.duplicated()]
     if len(twice):
-        raise UserError(f"{labels}: {twice.iloc[0]} has two rows; expected one per image")
+        raise UserError(f"{labels}: {twice.iloc[0]} has more than one row; expected one per image")
     missing = sorted(set(files) - set(found.path))
     if missing:
-        print(f"{len(missing)} images without a row in {labels.name} are left out; the first is {missing[0]}")
+        print(f"left out: {counted(len(missing), 'image')} without a row in {labels.name}: {first_three(missing)}")
     return found
 
 
@@ -291,6 +296,6 @@ def _read(folder: Path, classes: dict[str, str]) -> Listing:
     there = {path.relative_to(folder).as_posix() for path in visible_files(folder / IMAGES)}
     inside = table.path.isin(there)
     problems = [f"{labels}: {row.id} has no {row.path}" for row in table[~inside].itertuples()]
-    problems += [f"{labels}: {name} has two rows" for name in table.id[table.id.duplicated()]]
+    problems += [f"{labels}: {name} has more than one row" for name in table.id[table.id.duplicated()]]
     problems += [f"{folder / path}: no row in {LABELS}" for path in sorted(there - set(table.path))]
     return list_samples(table[inside].drop_duplicates("id")[_columns(table)], problems, classes, labels)

@@ -66,7 +66,9 @@ def _read(source: Path | bytes, name: str, **options: Any) -> Any:
     # For example, of excess bytes, which do not affect the image.
     warnings.filterwarnings("ignore", module=r"pydicom\.")
     if _contains(source, DEFLATED):
-        raise UserError(f"{name}: is deflated as a whole, and could fill the memory; decompress it first")
+        raise UserError(
+            f"{name}: uses the deflated transfer syntax, which could exhaust the memory; decompress it first"
+        )
     try:
         return dcmread(BytesIO(source) if isinstance(source, bytes) else source, **options)
     except PermissionError:
@@ -99,7 +101,7 @@ def read_picture(source: Path | bytes, name: str, max_pixels: int) -> Image.Imag
     if pixels > max_pixels:
         raise UserError(f"{name}: {pixels:,} pixels; expected at most {max_pixels:,}; resize it")
     if not kind.startswith("MONOCHROME") and (colours, bits) != (3, 8):
-        raise UserError(f"{name}: its colours are {kind}; expected grey values, or RGB with 8 bits")
+        raise UserError(f"{name}: its colours are {kind} with {bits} bits; expected grey values, or RGB with 8 bits")
     remedy = "export it again"
     try:
         from pydicom.pixels import pixel_array

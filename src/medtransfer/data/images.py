@@ -123,7 +123,8 @@ def _sixteen_bits(image: ImageFile.ImageFile, source: Path | bytes, name: str) -
     layout = image.tile[0].args if image.tile else None
     if image.mode == "F" or (image.format == "TIFF" and ";16" in str(layout) and image.mode not in SIXTEEN_BIT):
         raise UserError(
-            f"{name}: has {'fractions' if image.mode == 'F' else '16 bits per colour'}; convert it to 8 bits"
+            f"{name}: has {'floating-point values' if image.mode == 'F' else '16 bits per channel'}; convert it to 8 "
+            "bits"
         )
     if image.mode not in SIXTEEN_BIT and layout not in LOW_BYTES:
         return None
@@ -146,7 +147,7 @@ def _check(image: Image.Image, name: str, max_pixels: int) -> None:
     phone = image.format == "MPO"  # a JPEG with further pictures behind it
     kind = "JPEG" if phone else str(image.format)
     if suffix and suffix not in FORMATS[kind]:
-        raise UserError(f"{name}: its content is {kind}; expected the format that {suffix} names, so rename it")
+        raise UserError(f"{name}: is a {kind} file, but its name ends in {suffix}; rename it")
     if getattr(image, "is_animated", False) and not phone:  # counting the frames reads the whole file
         raise UserError(f"{name}: has several frames; expected one image")
     if image.width * image.height > max_pixels:
@@ -177,7 +178,7 @@ def _to_rgb(
         upright = upright.convert("RGBA")
         transparent = transparent or np.asarray(upright)[..., 3].min() < 255
     if transparent:
-        raise UserError(f"{name}: has transparent pixels; expected an opaque image, so put it on a background")
+        raise UserError(f"{name}: has transparent pixels; expected an opaque image; flatten it onto a background")
     rgb = upright.convert("RGB")
     rgb.info.clear()  # Pillow writes comments and profiles into what is saved
     profile = image.info.get("icc_profile")
@@ -205,13 +206,13 @@ def _to_eight_bits(values: np.ndarray, name: str, white_level: int | None) -> np
     """Scale values (height, width, channels) with 16 bits so that the white level becomes 255; alpha has all 16."""
     if white_level is None:
         raise UserError(
-            f"{name}: has 16 bits, and its data set's images have 8, so that its white is unknown; convert it to 8 "
+            f"{name}: has 16 bits, and its data set's images have 8, so its white level is unknown; convert it to 8 "
             "bits, or set the data set's `bits` in params.yaml"
         )
     if (largest := values[..., :3].max()) > white_level:
         raise UserError(
-            f"{name}: has the value {largest:,}; expected at most {white_level:,}, the white of its data set; rescale "
-            "it, or change the data set's `bits` in params.yaml"
+            f"{name}: has the value {largest:,}; expected at most {white_level:,}, the white level of its data set; "
+            "rescale it, or change the data set's `bits` in params.yaml"
         )
     whites = np.where(np.arange(values.shape[-1]) < 3, white_level, WHITE).astype(np.uint32)
     return ((255 * values + whites // 2) // whites).astype(np.uint8).squeeze(-1 if values.shape[-1] == 1 else ())

@@ -145,7 +145,7 @@ def _folder_entries(folder: Path) -> Iterator[Entry]:
     _check_count(len(files), folder)
     for file in files:
         if not file.resolve().is_relative_to(root):
-            raise UserError(f"{file}: a link that leaves {folder}; nothing was imported")
+            raise UserError(f"{file}: a link to a file outside {folder}; replace it with a copy of that file")
         name = PurePosixPath(file.relative_to(folder).as_posix())
         yield Entry(name, file.stat().st_size, partial(_crc_of, file), partial(file.open, "rb"))
 

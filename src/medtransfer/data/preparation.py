@@ -112,7 +112,7 @@ def assign_splits(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
     """
     splits = _given(samples, split, name) if split.by == "given" else _divided(samples, split, name)
     splits = leave_out(samples, splits, split)
-    remedy = f"enlarge the parts in datasets.{name}.split, or change its seed from {split.seed}"
+    remedy = f"increase the fractions in datasets.{name}.split, or change its seed from {split.seed}"
     _check_classes(samples, splits, SPLITS, name, remedy)
     return splits
 
@@ -132,7 +132,8 @@ def _check_classes(samples: pd.DataFrame, splits: pd.Series, parts: Sequence[str
 def _given(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
     if "split" not in samples:
         raise UserError(
-            f"params.yaml: datasets.{name}.split.by: is given, but the data have no parts; use image or group"
+            f"params.yaml: datasets.{name}.split.by: is given, but the data have no split of their own; use "
+            "image or group"
         )
     splits = samples.split.copy()
     _check_classes(samples, splits, ("train", "test"), name, "change the data set's own split")
@@ -166,7 +167,7 @@ def _divided(samples: pd.DataFrame, split: Split, name: str) -> pd.Series:
     except ValueError as error:  # scikit-learn's
         raise UserError(
             f"{name}: {len(samples)} images cannot be divided into {tested:g} test and {validated:g} "
-            f"validation ({error}); enlarge the parts in datasets.{name}.split"
+            f"validation ({error}); increase the fractions in datasets.{name}.split"
         ) from None
     splits = pd.Series("validation", index=samples.index)
     splits[train] = "train"

@@ -113,7 +113,7 @@ def read_labels(labelled: Labels, classes: Sequence[str]) -> pd.DataFrame:
     found = pd.DataFrame({"image": table[columns.image], "label": classed, "group": group})
     twice = found.image[found.image.duplicated()]
     if len(twice):
-        raise UserError(f"{path}: {twice.iloc[0]} has two rows; expected one per image")
+        raise UserError(f"{path}: {twice.iloc[0]} has more than one row; expected one per image")
     found["group"] = found.group.where(found.group != "", found.image)
     kept = found[found.label != ""]
     if found.empty:

@@ -209,7 +209,7 @@ def reason(error: BaseException) -> str:
 def warn_unreachable(error: BaseException) -> None:
     """Warn that MLflow does not answer; the fit goes on."""
     log.warning(
-        "MLflow at %s does not answer (%s); the fit goes on, and `medtransfer audit --repair` logs it later",
+        "MLflow at %s does not answer (%s); the fit continues; run `medtransfer audit --repair` later to log it",
         address(),
         reason(error),
     )
@@ -269,7 +269,7 @@ def answering() -> Iterator[None]:
         if "database is locked" in str(error):
             remedy = "another program is using it; close that program and run again"
         elif "database schema" in str(error):
-            remedy = f"copy that file, then run `mlflow db upgrade {address()}`, and run again"
+            remedy = f"back up the database, then run `mlflow db upgrade {address()}`, and run again"
         elif file:
             aside = f"mv {shlex.quote(f'{file}')} {shlex.quote(f'{file}.damaged')}"
             remedy = f"if it is damaged, move it aside ({aside}) and run `medtransfer audit --repair`, "
