@@ -269,5 +269,5 @@ def test_validation_images_of_a_given_split_can_be_drawn_by_group(samples: pd.Da
 
 
 def test_a_given_split_that_the_data_lack_is_refused(samples: pd.DataFrame) -> None:
-    with pytest.raises(UserError, match=r"datasets\.x\.split\.by: is given, but the data have no parts"):
+    with pytest.raises(UserError, match=r"datasets\.x\.split\.by: is given, but the data have no split"):
         assign_splits(samples, Split.model_validate({"by": "given", "seed": 0}), "x")
