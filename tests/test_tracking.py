@@ -20,6 +20,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
+import psutil
 import pynvml
 import pytest
 import requests
@@ -274,13 +275,18 @@ with mlflow_runs.run("ham10000", "x", "killed", {}, {}):
 """
 
 
-def test_a_run_whose_process_was_killed_is_ended_by_the_next(store: mlflow.MlflowClient) -> None:
+def test_a_run_whose_process_was_killed_is_ended_by_the_next(
+    store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert subprocess.run([sys.executable, "-c", KILLED], capture_output=True).returncode == -signal.SIGKILL
     experiment = store.get_experiment_by_name("ham10000").experiment_id
     (killed,) = store.search_runs([experiment])
     assert killed.info.status == "RUNNING"
     with mlflow_runs.run("ham10000", "y", "other", {}, {}) as alive:
         assert store.get_run(killed.info.run_id).info.status == "KILLED"
+        assert mlflow_runs.close_stale(store) == []
+        booted = psutil.boot_time()
+        monkeypatch.setattr("psutil._pslinux.boot_time", lambda: booted + 3)  # as after the clock was set
         assert mlflow_runs.close_stale(store) == []
         assert store.get_run(alive.run_id).info.status == "RUNNING"
 

@@ -300,7 +300,8 @@ def renamed_experiment(client: mlflow.MlflowClient, name: str, tag: str, value: 
 
 
 def _identify(process: psutil.Process) -> str:
-    return f"{socket.gethostname()} {process.pid} {process.create_time():.0f}"
+    """Return a process's machine, number and start in seconds after boot: its time of day changes with the clock."""
+    return f"{socket.gethostname()} {process.pid} {process.create_time() - psutil.boot_time():.2f}"
 
 
 def _is_gone(run: Any) -> bool:
