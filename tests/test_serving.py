@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import os
@@ -876,6 +877,7 @@ def picture(size: int = 8, kind: str = "PNG") -> bytes:
         (picture(kind="JPEG").translate(None, b"\0\r\n"), {}, 415, "altered by `curl -d`"),
         (picture() + b"&" + picture(kind="JPEG"), {}, 415, "several images, expected one per request"),
         (b'{"image": "/9j/"}', {"Content-Type": "application/json"}, 415, "--data-binary"),
+        (gzip.compress(picture()), {"Content-Encoding": "gzip"}, 415, "expected a body that is not compressed"),
     ],
 )
 def test_a_bad_request_gets_a_reason(
@@ -1000,6 +1002,7 @@ def test_other_ways_in_are_closed(page: TestClient) -> None:
     for path in ("/../params.yaml", "/health/../../params.yaml", "//etc/passwd"):
         assert asyncio.run(ask_app(page.app, path)) == 404
     assert page.get("/health").json()["status"] == "ok"
+    assert page.head("/health").status_code == 200
     assert page.head("/").status_code == 200
     told = page.post("/predict?overlay=maybe", content=picture())
     assert (told.status_code, told.json()["detail"]) == (422, "overlay: found 'maybe'; expected true or false")

@@ -73,7 +73,7 @@ def build_app(classifier: Classifier, hosts: tuple[str, ...] = LOOPBACK) -> Fast
     async def show() -> HTMLResponse:
         return HTMLResponse(page, headers=HEADERS)
 
-    @app.get("/health")
+    @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> dict[str, str]:
         return {"status": "ok", "network_sha256": classifier.facts["network_sha256"]}
 
@@ -122,6 +122,8 @@ def _refuse_foreign_page(request: Request, hosts: tuple[str, ...]) -> None:
 
 async def _read_body(request: Request) -> bytes:
     """Return the body; one that is too large is refused without reading it to the end."""
+    if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise HTTPException(415, f"Content-Encoding: {encoding!r}; expected a body that is not compressed; {HOW}")
     content = bytearray()
     async for part in request.stream():
         content += part
