@@ -501,7 +501,7 @@ def test_the_leak_is_measured_between_two_folders_and_shown(tmp_path: Path, monk
 
 def test_a_folder_without_results_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for arguments, told in ((["report"], "params.yaml: not found"), (["collect", "mine"], "no finished fit")):
+    for arguments, told in ((["report"], "params.yaml: not found"), (["collect", "mine"], "params.yaml: not found")):
         result = CliRunner().invoke(cli, arguments)
         assert told in str(result.exception)
     assert list(tmp_path.iterdir()) == []

@@ -193,7 +193,11 @@ def test_a_fit_that_is_not_here_is_said_to_be_missing(recorded: Path, monkeypatc
     fit = Path("artifacts/runs/ham10000/decision_tree-seed0")
     away = fit.rename(fit.parent.parent / "away")
     try:
-        for read in (lambda: read_run(fit), lambda: best_fit(read_params(PROJECT / "params.yaml"), "ham10000")):
+        for read in (
+            lambda: read_run(fit),
+            lambda: best_fit(read_params(PROJECT / "params.yaml"), "ham10000"),
+            lambda: collect("mine"),
+        ):
             with pytest.raises(UserError, match=rf"{fit}: not found, but dvc\.lock names it; run `dvc repro`"):
                 read()
     finally:

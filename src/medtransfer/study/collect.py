@@ -10,7 +10,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from medtransfer.analysis.families import configuration_of, overrides
-from medtransfer.analysis.runs import studied_models
+from medtransfer.analysis.runs import studied, studied_models
 from medtransfer.core.dvc import POINTER, check_unchanged, same_data
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder, read_json, restore_replaced
@@ -53,13 +53,13 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
     check_name(name, "collected results")
     restore_replaced(RESULTS / name)
     _check_target(RESULTS / name, add, replace)
-    # A folder without run.json may be a damaged fit.
-    for path in sorted(RUNS.glob("*/*/")):
+    params = read_params(PARAMS)
+    # A folder without run.json may be a damaged fit, and that of a recorded fit may be missing.
+    for path in sorted({*RUNS.glob("*/*/"), *studied(params)}):
         check_unchanged(path)
     fits = find_fits(RUNS)
     if not fits:
         raise UserError(f"{RUNS}: no finished fit; run `dvc repro`")
-    params = read_params(PARAMS)
     warn_of_leftovers(RUNS, studied_models(params), seeds=params.seeds)
     # params.yaml and dataset.json are copied, too, and must describe these fits.
     for dataset in sorted({fit.parent.name for fit in fits}):
