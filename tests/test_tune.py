@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import sqlite3
@@ -42,7 +43,7 @@ from medtransfer.study.search_space import (
     grid,
     parse_space,
 )
-from medtransfer.study.shared_study import Plan, SharedStudy, lock_of
+from medtransfer.study.shared_study import Plan, SharedStudy, lock_of, storing
 from medtransfer.tracking import mlflow_store
 from medtransfer.training.experiment import build_network, cache_features, training_rows
 from medtransfer.training.loop import fit
@@ -488,6 +489,19 @@ def test_another_programs_file_is_not_searched_in(tmp_path: Path) -> None:
             SharedStudy(file, "search", plan, 0, "me")
         assert file.read_bytes() == before
         file.write_text("garbage, not a database")
+
+
+def test_a_full_disk_is_named_and_the_search_can_go_on(tmp_path: Path) -> None:
+    file, plan = tmp_path / "x.db", Plan(parse_space(["dropout=0.1,0.2"]))
+    study = SharedStudy(file, "search", plan, 0, "me")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"x\.db: cannot be written \(.*\); free some space"), storing(file):
+            study.claim()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert study.claim()
 
 
 def test_a_table_of_an_older_version_is_refused(project: Path, small: Params, monkeypatch: pytest.MonkeyPatch) -> None:

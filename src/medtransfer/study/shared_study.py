@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import optuna
 from filelock import FileLock, Timeout
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import MedianPruner, NopPruner
 from optuna.samplers import RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
+from sqlalchemy.exc import OperationalError
 
 from medtransfer.core.errors import UserError
 from medtransfer.study.search_space import Space, grid
@@ -86,6 +88,20 @@ class SharedStudy:
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """Return the trials in these states."""
         return self.study.get_trials(deepcopy=False, states=states)
+
+
+@contextmanager
+def storing(file: Path) -> Iterator[None]:
+    """Raise a UserError if SQLite cannot write a study's file, for example because the disk is full."""
+    try:
+        yield
+    except (OperationalError, StorageInternalError) as error:
+        cause = error if isinstance(error, OperationalError) else error.__cause__
+        if not isinstance(cause, OperationalError):
+            raise
+        raise UserError(
+            f"{file}: cannot be written ({cause.orig}); free some space or use another disk, then run again"
+        ) from None
 
 
 def lock_of(file: Path, process: str = "") -> FileLock:

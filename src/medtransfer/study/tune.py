@@ -24,7 +24,7 @@ from medtransfer.core.recipe import TrainParams
 from medtransfer.core.tables import read_result
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.study.search_space import changed, check_space, decode, extremes, first_point
-from medtransfer.study.shared_study import Plan, SharedStudy, living_process
+from medtransfer.study.shared_study import Plan, SharedStudy, living_process, storing
 from medtransfer.tracking import mlflow_runs
 from medtransfer.training.device import device_name, prepare_backend
 from medtransfer.training.experiment import build_network, cache_features, training_rows
@@ -58,7 +58,7 @@ def tune(params: Params, dataset: str, names: list[str], plan: Plan, output: Pat
         training_rows(data.samples, fraction, params.seeds[0])
     read_trials(output)
     found = []
-    with living_process(file) as process:
+    with living_process(file) as process, storing(file):
         for name, recipe in recipes.items():
             # A searched key's value in params.yaml does not matter, so another one stands for it.
             fixed = changed(params, recipe, dataset, first_point(plan.space))
