@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PROJECT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT.parent / "shared"
+# DVC that cannot write files of more than 1 MB, as if the disk of its cache were full.
+DVC_ON_A_FULL_DISK = ("sh", "-c", 'ulimit -S -f 2048; exec "$0" -m dvc "$@"', sys.executable)
 # The collected results that answer the question and those divided as the talk's, relative to the project.
 [ANSWER] = re.findall(r"^ANSWER := (.+)$", (PROJECT / "Makefile").read_text(), re.MULTILINE)
 AT_64_PX = "results/real-64px-by-group"

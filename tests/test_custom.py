@@ -21,7 +21,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from clones import change_params, clone, dvc, run
-from conftest import PROJECT, dvc_init, git_init
+from conftest import DVC_ON_A_FULL_DISK, PROJECT, dvc_init, git_init
 from medtransfer.cli import cli, main
 from medtransfer.core.dvc import IMPORTED, check_unchanged, recorded_digest, warn_of_another_version
 from medtransfer.core.errors import UserError
@@ -687,6 +687,23 @@ def test_where_dvc_add_fails_nothing_is_changed(
         assert {name: Path(name).read_bytes() for name in files} == files
         assert not Path("data.dvc").exists()
         shutil.copytree("mine", "data/mine", dirs_exist_ok=True)
+
+
+def test_where_dvcs_cache_is_full_nothing_is_changed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dvc add` ends with 0 there; `data remove`, for example, could not be undone later."""
+    dvc_init(Path())
+    noise = np.random.default_rng(0).integers(0, 256, (800, 800, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(next(Path("mine").rglob("*.png")))
+    files = {name: Path(name).read_bytes() for name in ("params.yaml", "dvc.yaml")}
+    with monkeypatch.context() as patched:
+        patched.setattr("medtransfer.study.run.DVC", DVC_ON_A_FULL_DISK)
+        done = CliRunner().invoke(cli, ADD)
+    assert str(done.exception) == ".dvc/cache/files/md5: lacks files of data; free space on that disk, then run again"
+    assert done.stderr.startswith("mine: not added; ")
+    assert {name: Path(name).read_bytes() for name in files} == files
+    assert not Path("data/mine").exists()
+    assert not Path("data.dvc").exists()
+    assert CliRunner().invoke(cli, ADD).exit_code == 0
 
 
 def test_where_the_disk_fills_after_dvc_add_the_old_data_version_stays(

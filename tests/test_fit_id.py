@@ -1,5 +1,7 @@
 """A fit's checkpoints are kept until DVC has recorded its outputs, and no longer; one process works on a fit."""
 
+import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -53,13 +55,25 @@ def record(md5: str) -> None:
     YAML().dump({"schema": "2.0", "stages": {"train": {"cmd": "train", "outs": outs}}}, Path("dvc.lock"))
 
 
+def store(md5: str) -> None:
+    """Put the outputs into DVC's cache."""
+    content = (run_folder(*FIT) / "run.json").read_bytes()
+    listed = [{"md5": hashlib.md5(content, usedforsecurity=False).hexdigest(), "relpath": "run.json"}]
+    for name, stored in ((listed[0]["md5"], content), (md5, json.dumps(listed).encode())):
+        path = Path(".dvc/cache/files/md5", name[:2], name[2:])
+        path.parent.mkdir(parents=True)
+        path.write_bytes(stored)
+
+
 def test_without_dvc_they_are_removed_at_the_end(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DVC_STAGE", raising=False)
     finish()
     assert not kept.exists()
 
 
-def test_with_dvc_they_are_removed_when_the_outputs_are_recorded(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_dvc_they_are_removed_when_the_outputs_are_recorded_and_stored(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DVC_STAGE", "train")
     fit = interrupt()
     record("0" * 32 + ".dir")  # of an earlier fit
@@ -69,7 +83,11 @@ def test_with_dvc_they_are_removed_when_the_outputs_are_recorded(kept: Path, mon
     assert interrupt() == fit
 
     finish()
-    record(digest_of(run_folder(*FIT)))
+    md5 = digest_of(run_folder(*FIT))
+    record(md5)
+    remove_recorded_checkpoints()
+    assert kept.exists()  # DVC could not store the outputs, and will run the stage again
+    store(md5)
     (run_folder(*FIT) / "run.json").unlink()  # as `dvc repro --force` does before the stage
     remove_recorded_checkpoints()
     assert not kept.exists()

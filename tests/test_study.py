@@ -19,7 +19,7 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 from zc.lockfile import LockFile
 
-from conftest import PROJECT
+from conftest import DVC_ON_A_FULL_DISK, PROJECT
 from medtransfer.core import dvc as integrity
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder
@@ -98,6 +98,18 @@ def test_a_stage_that_fails_stops_the_others(dvc_project: Path, capfd: pytest.Ca
     assert time.monotonic() - begin < 60
     assert "fit@a: ERROR" in capfd.readouterr().out
     assert not (dvc_project / "e").exists()
+
+
+def test_outputs_that_dvc_could_not_store_are_named(dvc_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dvc repro` ends with 0 there and would make them again the next time."""
+    command = "ulimit -S -f unlimited; mkdir runs; head -c 2000000 /dev/urandom > runs/model"
+    stages = {"fit": {"cmd": command, "outs": ["runs"]}}
+    (dvc_project / "dvc.yaml").write_text(json.dumps({"stages": stages}))
+    with monkeypatch.context() as patched:
+        patched.setattr("medtransfer.study.run.DVC", DVC_ON_A_FULL_DISK)
+        with pytest.raises(UserError, match="cache/files/md5: lacks runs; free space on that disk, then run again"):
+            run_study(1)
+    assert run_study(1) == 0
 
 
 def test_an_output_that_fails_stops_all_stages_and_is_an_error(

@@ -12,7 +12,17 @@ from filelock import FileLock, Timeout
 
 from medtransfer.cli.app import EXIT_USER_ERROR, cli
 from medtransfer.cli.shared import EXISTING_FILE, EXISTING_FOLDER, FOLDER, PATH, dvc
-from medtransfer.core.dvc import DEMONSTRATION, IMPORTED, PIPELINE, POINTER, check_replaceable, check_unchanged
+from medtransfer.core.dvc import (
+    DEMONSTRATION,
+    IMPORTED,
+    PIPELINE,
+    POINTER,
+    cache_folder,
+    check_replaceable,
+    check_unchanged,
+    is_stored,
+    recorded_digest,
+)
 from medtransfer.core.errors import UserError, counted, first_three
 from medtransfer.core.files import atomic_file, restored_on_error
 from medtransfer.core.layout import DATA, PARAMS
@@ -34,7 +44,7 @@ def demo() -> None:
     """
     _lock_data()
     check_replaceable()
-    with restored_on_error(DATA, *filter(Path.exists, [POINTER])):
+    with restored_on_error(DATA, POINTER):
         shutil.copyfile(DEMONSTRATION, POINTER)
         dvc("pull", "--remote", DEMONSTRATION.parent.name, str(POINTER))
     shutil.copyfile(POINTER, IMPORTED)
@@ -111,11 +121,11 @@ def add(
     params = check_files()
     columns = Columns(image_column, label_column, group, split)
     given = {key: value for key, value in about.items() if value}
-    with restored_on_error(DATA / name, PARAMS, PIPELINE, *filter(Path.exists, [POINTER])):
+    with restored_on_error(DATA / name, PARAMS, PIPELINE, POINTER):
         count = add_custom(params, name, images, labels, columns, given, only)
         try:
             _put_under_dvc(name, count)
-        except SystemExit:
+        except (SystemExit, UserError):
             click.echo(f"{name}: not added; params.yaml, dvc.yaml and data/ are unchanged", err=True)
             raise
     others = [other for other in params.study if other != name]
@@ -141,7 +151,7 @@ def remove(name: str) -> None:
     params = check_files()
     dataset_of(name, params)  # refuses an unknown name
     _check_others("" if (DATA / name).is_dir() else name)  # the command that brings it back knows only DVC's version
-    with restored_on_error(DATA / name, PARAMS, PIPELINE, *filter(Path.exists, [POINTER])):
+    with restored_on_error(DATA / name, PARAMS, PIPELINE, POINTER):
         remove_custom(params, name)
         _add_to_dvc()
     click.echo(f"{name}: removed from data/, params.yaml and dvc.yaml")
@@ -197,6 +207,8 @@ def _pull_named_data() -> None:
 def _add_to_dvc() -> None:
     """Record data/ in data.dvc as a change that the user intends."""
     dvc("add", "data", hints=False)
+    if not is_stored(recorded_digest(DATA) or ""):
+        raise UserError(f"{cache_folder(Path.cwd())}: lacks files of {DATA}; free space on that disk, then run again")
     shutil.copyfile(POINTER, IMPORTED)
 
 

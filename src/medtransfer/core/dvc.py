@@ -254,13 +254,23 @@ def _md5_of(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
+def is_stored(recorded: str) -> bool:
+    """Return whether DVC's cache has a recorded folder with all its files.
+
+    DVC reports success where it could not copy files into its cache, for example because the disk is full.
+    """
+    listed = _listed(recorded)
+    return bool(listed) and all(_cached(md5).is_file() for md5 in listed.values())
+
+
 def _cached(md5: str) -> Path:
-    return _cache(Path.cwd()) / md5[:2] / md5[2:]
+    usual, name = Path(".dvc/cache/files/md5"), Path(md5[:2], md5[2:])
+    return usual / name if (usual / name).exists() else cache_folder(Path.cwd()) / name
 
 
 @lru_cache(maxsize=1)
-def _cache(project: Path) -> Path:
-    """Return the folder of the project's DVC cache, which several projects may share."""
+def cache_folder(project: Path) -> Path:
+    """Return the folder of the project's DVC cache, which several projects may share; importing DVC takes a second."""
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
 

@@ -77,11 +77,12 @@ def restore_replaced(target: Path) -> None:
 
 @contextmanager
 def restored_on_error(folder: Path, *files: Path) -> Iterator[None]:
-    """Put back the content of a folder and files if the block replaces them and then ends with an error.
+    """Put back a folder's content and files, or their absence, if the block changes them and then ends with an error.
 
     The folder itself stays: it may be a link, or a mounted one.
     """
-    kept, contents = folder.with_name(f"{PARTIAL}kept-{folder.name}"), {path: path.read_bytes() for path in files}
+    kept = folder.with_name(f"{PARTIAL}kept-{folder.name}")
+    contents = {path: path.read_bytes() if path.exists() else None for path in files}
     missing = [path for path in (folder, folder.parent) if not path.exists()]
     shutil.rmtree(kept, ignore_errors=True)  # of a process that was killed
     if not missing:
@@ -95,7 +96,7 @@ def restored_on_error(folder: Path, *files: Path) -> Iterator[None]:
         if not missing:
             _copy_linked(kept, folder)
         for path, content in contents.items():
-            path.write_bytes(content)
+            path.unlink(missing_ok=True) if content is None else path.write_bytes(content)
         shutil.rmtree(kept, ignore_errors=True)
         raise
     shutil.rmtree(kept, ignore_errors=True)

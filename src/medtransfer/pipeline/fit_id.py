@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from medtransfer.core.dvc import digest_of, recorded_digest
+from medtransfer.core.dvc import digest_of, is_stored, recorded_digest
 from medtransfer.core.files import write_json
 from medtransfer.core.layout import CHECKPOINTS, RUNS
 
@@ -62,10 +62,14 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def remove_recorded_checkpoints() -> None:
-    """Remove the checkpoints of fits whose outputs are in dvc.lock; two stages may do so at once."""
+    """Remove the checkpoints of fits whose outputs DVC has recorded and stored; two stages may do so at once.
+
+    Outputs that DVC could not store are made again by the next `dvc repro`, which continues from the checkpoints.
+    """
     for path in CHECKPOINTS.glob(f"*/*/{CLAIM}"):
         folder = path.parent
         outputs = _read(folder).get("outputs")
-        if outputs and outputs == recorded_digest(RUNS / folder.relative_to(CHECKPOINTS)):
+        recorded = recorded_digest(RUNS / folder.relative_to(CHECKPOINTS))
+        if outputs and outputs == recorded and is_stored(outputs):
             path.unlink(missing_ok=True)  # first: without it the other files belong to no fit
             shutil.rmtree(folder, ignore_errors=True)

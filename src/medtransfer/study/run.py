@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from medtransfer.core.dvc import PIPELINE
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import UserError, first_three
 from medtransfer.core.hardware import SHARED_GPU, gpu_capabilities, gpu_memory
 from medtransfer.core.processes import end_with_parent
 
@@ -38,13 +38,39 @@ def run_study(jobs: int) -> int:
     """Run every stage that is out of date, `jobs` in parallel, and return DVC's exit code.
 
     Nothing keeps running after a failure or an interruption; finished stages are kept.
+
+    Raises
+    ------
+    UserError
+        If DVC could not store outputs in its cache.
     """
+    if not (code := _run_stages(jobs)):
+        _check_stored()
+    return code
+
+
+def _run_stages(jobs: int) -> int:
     if jobs == 1:
         return run_dvc("repro")
     for batch in _batches(jobs):
         if code := _run_in_parallel([["--wait-for-lock", "repro", "--single-item", *stages] for stages in batch]):
             return code
     return _run_in_parallel([["repro"]])  # only prints what runs, unlike `run_dvc`
+
+
+def _check_stored() -> None:
+    """Check that DVC's cache has all outputs: DVC reports success where it could not copy them, as to a full disk."""
+    from dvc.repo import Repo
+
+    with Repo() as repo:
+        changes = [change for found in repo.status().values() for change in found if isinstance(change, dict)]
+        states = {path: state for change in changes for path, state in change.get("changed outs", {}).items()}
+        folder = repo.cache.local.path
+    if lost := sorted(path for path, state in states.items() if state == "not in cache"):
+        raise UserError(
+            f"{folder}: lacks {first_three(lost)}; free space on that disk, then run again: fits continue from their "
+            "checkpoints"
+        )
 
 
 def run_dvc(*arguments: str, hints: bool = True) -> int:
