@@ -305,6 +305,7 @@ def test_a_removed_data_set_is_brought_back_by_the_command_that_is_printed(proje
     subprocess.run(["git", "add", *names], check=True)
     subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "a"], check=True)
     before = [Path(name).read_text() for name in names]
+    shutil.rmtree(".dvc/cache")  # as if another project that shares it had run `dvc gc`
     shown = CliRunner().invoke(cli, ["data", "remove", "mine"]).output
     assert not Path("data/mine").exists()
     (line,) = re.findall("`(.+)`", shown)

@@ -20,13 +20,14 @@ from ruamel.yaml import YAML
 from zc.lockfile import LockFile
 
 from conftest import DVC_ON_A_FULL_DISK, PROJECT
+from medtransfer.audit import audit
 from medtransfer.core import dvc as integrity
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder
 from medtransfer.core.params import Params
 from medtransfer.data.catalogue import CHEST_XRAY
 from medtransfer.data.preparation import prepare_dataset
-from medtransfer.study.run import DVC, divide, print_lines, run_study
+from medtransfer.study.run import DVC, divide, print_lines, run_study, store_again
 from medtransfer.tracking import mlflow_runs
 
 PIPELINE = """
@@ -107,9 +108,13 @@ def test_outputs_that_dvc_could_not_store_are_named(dvc_project: Path, monkeypat
     (dvc_project / "dvc.yaml").write_text(json.dumps({"stages": stages}))
     with monkeypatch.context() as patched:
         patched.setattr("medtransfer.study.run.DVC", DVC_ON_A_FULL_DISK)
-        with pytest.raises(UserError, match="cache/files/md5: lacks runs; free space on that disk, then run again"):
+        with pytest.raises(UserError, match="cache/files/md5: lacks the outputs of fit; free space on that disk, then"):
             run_study(1)
+    made = (dvc_project / "runs" / "model").read_bytes()
+    assert list(audit._check_dvc()) == ["dvc: fit: changed outs: not in cache runs; run `dvc commit fit`"]
+    store_again()
     assert run_study(1) == 0
+    assert (dvc_project / "runs" / "model").read_bytes() == made
 
 
 def test_an_output_that_fails_stops_all_stages_and_is_an_error(

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from medtransfer.core.dvc import check_unchanged, check_writable, data_version, read_lock, same_data
+from medtransfer.core.dvc import check_unchanged, check_writable, data_version, only_not_stored, read_lock, same_data
 from medtransfer.core.errors import UserError, first_three
 from medtransfer.core.files import digest_of_folder, sha256_of
 from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
@@ -81,7 +81,8 @@ def _check_dvc() -> Iterator[str]:
         return
     ran = read_lock()
     for stage, changes in json.loads(result.stdout or "{}").items():
-        yield f"dvc: {stage}: {in_words(changes) if stage in ran else 'never ran here'}; run `dvc repro`"
+        remedy = f"dvc commit {stage}" if only_not_stored(changes) else "dvc repro"
+        yield f"dvc: {stage}: {in_words(changes) if stage in ran else 'never ran here'}; run `{remedy}`"
 
 
 def _check_data() -> Iterator[str]:

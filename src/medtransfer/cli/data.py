@@ -20,6 +20,7 @@ from medtransfer.core.dvc import (
     cache_folder,
     check_replaceable,
     check_unchanged,
+    is_as_recorded,
     is_stored,
     recorded_digest,
 )
@@ -115,8 +116,8 @@ def add(
             raise UserError(f"{option}: given without --labels, the table with that column; give both or neither")
     _refuse_inside(name, images, labels)
     _lock_data()
-    if not only:
-        _pull_named_data()
+    if not only or DATA.is_dir():
+        _pull_and_store()
     _check_others(name)
     params = check_files()
     columns = Columns(image_column, label_column, group, split)
@@ -147,7 +148,7 @@ def remove(name: str) -> None:
     from medtransfer.study.custom_data import remove_custom
 
     _lock_data()
-    _pull_named_data()
+    _pull_and_store()
     params = check_files()
     dataset_of(name, params)  # refuses an unknown name
     _check_others("" if (DATA / name).is_dir() else name)  # the command that brings it back knows only DVC's version
@@ -184,7 +185,7 @@ def _begin_copy(name: str) -> None:
     from medtransfer.study.check import check_files
 
     _lock_data()
-    _pull_named_data()
+    _pull_and_store()
     _check_others(name)
     check_files()
 
@@ -195,11 +196,20 @@ def _check_others(name: str) -> None:
         check_unchanged(DATA, apart_from=name)
 
 
-def _pull_named_data() -> None:
-    """Pull the data that data.dvc names, if data/ is missing: `dvc add` would drop them from data.dvc."""
+def _pull_and_store() -> None:
+    """Pull the data that data.dvc names, if data/ is missing, and store them, if DVC's cache lacks them.
+
+    `dvc add` would drop missing data from data.dvc, and what the command removes can only be restored from the cache.
+    """
     from medtransfer.study.run import run_dvc
 
-    if POINTER.exists() and not DATA.is_dir() and run_dvc("pull", str(POINTER)):
+    if not POINTER.exists():
+        return
+    if DATA.is_dir():
+        if not is_stored(recorded_digest(DATA) or "") and is_as_recorded(DATA):
+            dvc("commit", str(POINTER), hints=False)
+            _check_stored()
+    elif run_dvc("pull", str(POINTER)):
         click.echo(f"{POINTER}: DVC cannot get its data; delete this file to start without them", err=True)
         sys.exit(EXIT_USER_ERROR)
 
@@ -207,9 +217,14 @@ def _pull_named_data() -> None:
 def _add_to_dvc() -> None:
     """Record data/ in data.dvc as a change that the user intends."""
     dvc("add", "data", hints=False)
+    _check_stored()
+    shutil.copyfile(POINTER, IMPORTED)
+
+
+def _check_stored() -> None:
+    """Check that DVC's cache has the data: DVC reports success where it could not copy them, as to a full disk."""
     if not is_stored(recorded_digest(DATA) or ""):
         raise UserError(f"{cache_folder(Path.cwd())}: lacks files of {DATA}; free space on that disk, then run again")
-    shutil.copyfile(POINTER, IMPORTED)
 
 
 def _put_under_dvc(name: str, files: int) -> None:

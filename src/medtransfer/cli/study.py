@@ -28,13 +28,14 @@ def study(context: click.Context, jobs: int | None, require_gpu: bool) -> None:
     """
     from medtransfer.core.dvc import check_writable
     from medtransfer.study.check import check_files
-    from medtransfer.study.run import default_jobs, run_study
+    from medtransfer.study.run import default_jobs, run_study, store_again
 
     params = check_files()
     check_writable()
     if require_gpu:
         os.environ[REQUIRE_GPU] = "1"
     server = os.environ.get("MLFLOW_TRACKING_URI")  # the user's server; MLflow sets the variable itself later
+    store_again()
     _pull(params)
     with warm_process():
         code = run_study(jobs or default_jobs())

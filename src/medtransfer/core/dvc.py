@@ -263,6 +263,23 @@ def is_stored(recorded: str) -> bool:
     return bool(listed) and all(_cached(md5).is_file() for md5 in listed.values())
 
 
+def only_not_stored(changes: list[Any]) -> bool:
+    """Return whether a stage's entry of `dvc status` says only that DVC's cache lacks outputs that are whole here."""
+    outs: dict[str, str] = {}
+    for change in changes:
+        if not isinstance(change, dict) or set(change) != {"changed outs"}:
+            return False
+        outs |= change["changed outs"]
+    return set(outs.values()) == {"not in cache"} and all(is_as_recorded(Path(path)) for path in outs)
+
+
+def is_as_recorded(path: Path) -> bool:
+    """Return whether a file or folder is what DVC recorded."""
+    if path.is_file():
+        return recorded_digest(path) == _md5_of(path)
+    return path.is_dir() and recorded_digest(path) == digest_of(path)
+
+
 def _cached(md5: str) -> Path:
     usual, name = Path(".dvc/cache/files/md5"), Path(md5[:2], md5[2:])
     return usual / name if (usual / name).exists() else cache_folder(Path.cwd()) / name

@@ -12,11 +12,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-from medtransfer.core.dvc import PIPELINE
+from medtransfer.core.dvc import PIPELINE, cache_folder, only_not_stored
 from medtransfer.core.errors import UserError, first_three
 from medtransfer.core.hardware import SHARED_GPU, gpu_capabilities, gpu_memory
 from medtransfer.core.processes import end_with_parent
@@ -60,17 +61,27 @@ def _run_stages(jobs: int) -> int:
 
 def _check_stored() -> None:
     """Check that DVC's cache has all outputs: DVC reports success where it could not copy them, as to a full disk."""
-    from dvc.repo import Repo
-
-    with Repo() as repo:
-        changes = [change for found in repo.status().values() for change in found if isinstance(change, dict)]
-        states = {path: state for change in changes for path, state in change.get("changed outs", {}).items()}
-        folder = repo.cache.local.path
-    if lost := sorted(path for path, state in states.items() if state == "not in cache"):
+    if lost := _not_stored():
         raise UserError(
-            f"{folder}: lacks {first_three(lost)}; free space on that disk, then run again: fits continue from their "
-            "checkpoints"
+            f"{cache_folder(Path.cwd())}: lacks the outputs of {first_three(lost)}; free space on that disk, then run "
+            "again, which stores them"
         )
+
+
+def store_again() -> None:
+    """Store whole outputs and data that DVC's cache lacks: DVC would remove outputs and run their stages again.
+
+    The cache may have been emptied, or its disk was full when DVC wanted to store them.
+    """
+    if lost := _not_stored():
+        print(f"storing in DVC's cache, which lacks them: {first_three(lost)}")
+        run_dvc("commit", *lost, hints=False)
+
+
+def _not_stored() -> list[str]:
+    """Return the stages and .dvc files of the study whose outputs are whole, but not in DVC's cache."""
+    with _compared() as (_, status):
+        return [stage for stage, changes in status.items() if ":" not in stage and only_not_stored(changes)]
 
 
 def run_dvc(*arguments: str, hints: bool = True) -> int:
@@ -84,6 +95,21 @@ def run_dvc(*arguments: str, hints: bool = True) -> int:
 def _batches(jobs: int) -> list[list[list[str]]]:
     """Return batches of jobs, each a list of stage names; empty if everything is up to date."""
     import networkx as nx
+
+    with _compared() as (repo, status):
+        if all(":" in name for name in status):  # DVC prefixes stages of other pipelines with their file
+            return []
+        order = {stage.addressing: place for place, stage in enumerate(repo.index.stages)}
+        generations = [
+            sorted((stage.addressing for stage in stages if stage.path_in_repo == PIPELINE.name), key=order.__getitem__)
+            for stages in nx.topological_generations(repo.index.graph.reverse())
+        ]
+    return divide([stages for stages in generations if stages], jobs)
+
+
+@contextmanager
+def _compared() -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Open the project and yield it with its `dvc status`."""
     from dvc.lock import LockError
     from dvc.repo import Repo
 
@@ -94,14 +120,7 @@ def _batches(jobs: int) -> list[list[list[str]]]:
             processes = ", ".join(sorted(set(re.findall(r"PID (\d+)", str(error)))))
             who = f"process {processes}" if processes else "another DVC command"
             raise UserError(f"dvc: {who} works in this project; wait until it ends, then run again") from None
-        if all(":" in name for name in status):  # DVC prefixes stages of other pipelines with their file
-            return []
-        order = {stage.addressing: place for place, stage in enumerate(repo.index.stages)}
-        generations = [
-            sorted((stage.addressing for stage in stages if stage.path_in_repo == PIPELINE.name), key=order.__getitem__)
-            for stages in nx.topological_generations(repo.index.graph.reverse())
-        ]
-    return divide([stages for stages in generations if stages], jobs)
+        yield repo, status
 
 
 def divide(generations: list[list[str]], jobs: int) -> list[list[list[str]]]:
