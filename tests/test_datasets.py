@@ -3,6 +3,7 @@
 import json
 import shutil
 import stat
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -206,7 +207,9 @@ def test_an_import_copies_everything_and_notes_its_origin(demo: Path, tmp_path: 
     assert [path.name for path in data.iterdir()] == [name], "an unfinished copy was left behind"
 
 
-def test_the_command_imports_one_after_the_other_under_dvc(demo: Path, dvc_project: Path) -> None:
+def test_the_command_imports_one_after_the_other_under_dvc(
+    demo: Path, dvc_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(PROJECT / name, dvc_project)
     for name in NAMES:
@@ -215,6 +218,11 @@ def test_the_command_imports_one_after_the_other_under_dvc(demo: Path, dvc_proje
         assert f"{name}: {len(contents(demo / name))} files are in data/{name}" in done.output
         (out,) = YAML(typ="safe").load((dvc_project / "data.dvc").read_text())["outs"]
         assert out["nfiles"] == sum(path.is_file() for path in (dvc_project / "data").rglob("*"))
+    (dvc_project / "data" / name / "mine.txt").write_text("an import that succeeds removes it")
+    before, pointer = contents(dvc_project / "data"), (dvc_project / "data.dvc").read_text()
+    monkeypatch.setattr("medtransfer.cli.data.dvc", lambda *arguments, **options: sys.exit(2))
+    assert CliRunner().invoke(cli, ["data", "import", name, "archive.zip"]).exit_code == 2
+    assert (contents(dvc_project / "data"), (dvc_project / "data.dvc").read_text()) == (before, pointer)
 
 
 def test_an_interrupted_import_keeps_what_is_whole(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,7 @@ def fetch(name: str) -> None:
     from medtransfer.data.catalogue import get_dataset
     from medtransfer.data.importing import fetch_dataset
 
-    _begin_copy(name)
-    _put_under_dvc(name, fetch_dataset(get_dataset(name), DATA))
+    _copy(name, lambda: fetch_dataset(get_dataset(name), DATA))
 
 
 @data.command("import")
@@ -71,8 +71,7 @@ def import_(name: str, path: Path) -> None:
     from medtransfer.data.importing import import_dataset
 
     _refuse_inside(name, path)
-    _begin_copy(name)
-    _put_under_dvc(name, import_dataset(get_dataset(name), path, DATA))
+    _copy(name, lambda: import_dataset(get_dataset(name), path, DATA))
 
 
 @data.command()
@@ -180,14 +179,16 @@ def _lock_data() -> None:
     context.call_on_close(partial(path.unlink, missing_ok=True))  # before the lock is released
 
 
-def _begin_copy(name: str) -> None:
-    """Lock and pull data/, and check what `dvc add` would refuse only after the copy."""
+def _copy(name: str, copy: Callable[[], int]) -> None:
+    """Copy a data set to data/ and put it under DVC, or leave everything as it was."""
     from medtransfer.study.check import check_files
 
     _lock_data()
     _pull_and_store()
     _check_others(name)
-    check_files()
+    check_files()  # what `dvc add` would refuse only after the copy
+    with restored_on_error(DATA / name, POINTER):
+        _put_under_dvc(name, copy())
 
 
 def _check_others(name: str) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -91,8 +91,11 @@ def restored_on_error(folder: Path, *files: Path) -> Iterator[None]:
         yield
     except BaseException:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in missing or folder.iterdir():
+        for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        for path in missing:
+            with suppress(OSError):  # an unfinished copy beside the folder stays
+                path.rmdir()
         if not missing:
             _copy_linked(kept, folder)
         for path, content in contents.items():
