@@ -196,6 +196,19 @@ def test_every_orientation_gives_the_pixels_that_exif_defines(orientation: int) 
         assert ("EXIF orientation" in found.converted) == (orientation != 1)
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "CMYK", "I;16"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_a_turned_tiff_is_the_same_from_its_path_and_from_its_bytes(
+    tmp_path: Path, mode: str, orientation: int
+) -> None:
+    image = Image.fromarray(WIDE[..., 0].astype(np.uint16)) if mode == "I;16" else PICTURE.convert(mode)
+    turned = encoded(image, "TIFF", tiffinfo={274: orientation})
+    (tmp_path / "a.tif").write_bytes(turned)
+    expected = UPRIGHT[orientation](np.asarray(load_rgb(encoded(image, "TIFF")).image))
+    for source in (tmp_path / "a.tif", turned):
+        assert np.array_equal(np.asarray(load_rgb(source).image), expected)
+
+
 def test_cmyk_and_palettes_become_their_colours() -> None:
     found = np.asarray(load_rgb(encoded(palette, "PNG")).image)
     assert (found == np.reshape(palette.getpalette() or [], (-1, 3))[np.asarray(palette)]).all()

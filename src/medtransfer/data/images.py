@@ -114,8 +114,14 @@ def _opened(source: Path | bytes, name: str) -> Iterator[ImageFile.ImageFile]:
         raise UserError(f"{name}: cannot be decoded as an image ({shortened(error)}); copy it again") from None
 
 
-def _open(source: Path | bytes) -> ImageFile.ImageFile:
-    return Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=list(FORMATS))
+@contextmanager
+def _open(source: Path | bytes) -> Iterator[ImageFile.ImageFile]:
+    # Given a path, Pillow 13.0 maps an uncompressed TIFF into memory, and garbles it if its tag turns it by 90 degrees.
+    with (
+        BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file,
+        Image.open(file, formats=list(FORMATS)) as image,
+    ):
+        yield image
 
 
 def _sixteen_bits(image: ImageFile.ImageFile, source: Path | bytes, name: str) -> np.ndarray | None:
