@@ -96,13 +96,13 @@ print(sorted({"keras", "matplotlib", "mlflow", "tensorflow"} & set(sys.modules))
 def test_a_mistake_in_scoring_is_named_before_anything_slow_is_imported(tmp_path: Path) -> None:
     shutil.copy(PROJECT / "params.yaml", tmp_path)
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
-    (tmp_path / "labels.csv").write_text("image,diagnosis\na,mel\nb,scar\n")
+    (tmp_path / "labels.csv").write_text("image,diagnosis\na,mel\nb,scar=2\n")
     told = {
         "no column 'label'": [],
         "no column 'file'": ["--label-column", "diagnosis", "--image-column", "file"],
-        "no class is called 'scar'": ["--label-column", "diagnosis", "--map", "mel="],
-        "no finished network": ["--label-column", "diagnosis", "--map", "scar="],
-        "'none' is unknown": ["--label-column", "diagnosis", "--map", "scar=", "--configuration", "none"],
+        "no class is called 'scar=2'": ["--label-column", "diagnosis", "--map", "mel="],
+        "no finished network": ["--label-column", "diagnosis", "--map", "scar=2="],
+        "'none' is unknown": ["--label-column", "diagnosis", "--map", "scar=2=", "--configuration", "none"],
         "not a name for a source": ["--name", "../up"],
     }
     command = ["ham10000", "--images", str(tmp_path), "--labels", str(tmp_path / "labels.csv")]

@@ -60,7 +60,7 @@ def many(option: str, name: str, **settings: Any) -> Decorator:
 def _read_map(context: click.Context, option: click.Parameter, pairs: tuple[str, ...]) -> dict[str, str]:
     names: dict[str, str] = {}
     for pair in pairs:
-        name, equals, target = pair.partition("=")
+        name, equals, target = pair.rpartition("=")  # a label may contain the character
         if not equals:
             raise click.BadParameter(f"{pair!r}: expected LABEL=CLASS, or LABEL= to leave its images out")
         if names.setdefault(name, target) != target:
