@@ -37,6 +37,7 @@ from attacks import free_port, started
 from conftest import PROJECT, QUIET, use_store
 from medtransfer.audit import audit
 from medtransfer.cli import cli
+from medtransfer.cli.serving import serve
 from medtransfer.core.dvc import digest_of
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import digest_of_folder, sha256_of, write_json
@@ -938,7 +939,8 @@ def test_the_page_behind_a_proxy_that_speaks_tls_may_ask(page: TestClient) -> No
 
 
 def test_a_proxy_may_send_its_own_host_if_the_pages_name_is_allowed(registered: Path) -> None:
-    app = build_app(open_classifier("chest_xray", None), ("127.0.0.1", "localhost", "*.hospital.example"))
+    asked = serve.make_context("serve", ["chest_xray", "--allow-host", "*.Hospital.example"])
+    app = build_app(open_classifier("chest_xray", None), ("127.0.0.1", "localhost", *asked.params["hosts"]))
     with TestClient(app, base_url="http://127.0.0.1:8000") as behind:
         for origin, status in (("https://scans.hospital.example", 200), ("https://hospital.example.evil.org", 403)):
             answer = behind.post("/predict", content=picture(), headers={"Origin": origin})

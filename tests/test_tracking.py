@@ -316,7 +316,7 @@ def test_a_store_that_fails_during_a_fit_is_one_line(
         run.log_epochs(ROWS)
     (line,) = [entry.getMessage() for entry in caplog.records if entry.levelname in ("WARNING", "ERROR")]
     assert "no such table" in line
-    assert "the fit goes on" in line
+    assert "the fit continues" in line
 
 
 def test_a_bug_of_ours_is_not_reported_as_an_unreachable_server(store: mlflow.MlflowClient) -> None:

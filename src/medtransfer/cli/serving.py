@@ -172,7 +172,9 @@ def _check_names(context: click.Context, option: click.Parameter, hosts: tuple[s
     for host in hosts:
         if not re.fullmatch(r"(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", host):
             raise click.BadParameter(f"{host!r}: expected a name such as scans.example.org or *.example.org")
-    return hosts
+    return tuple(
+        dict.fromkeys([*hosts, *(host.lower() for host in hosts)])
+    )  # browsers send lower case, some proxies not
 
 
 @cli.command()
