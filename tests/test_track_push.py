@@ -103,6 +103,27 @@ def test_every_run_arrives_complete_and_once(project: Path, monkeypatch: pytest.
         assert loaded.metadata.run_id == model.source_run_id
 
 
+def test_a_changed_figure_is_copied_and_a_score_names_the_copy_of_its_network(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, port = mlflow_store.connect(), free_port()
+    network = mlflow_runs.find(client, "ham10000", "fit-finished") or ""
+    with mlflow_runs.run("ham10000 on x", "score", "score", {}, {mlflow_runs.NETWORK_RUN: network}, None):
+        pass
+    for text in ("cited 2018", "cited 2019"):  # as many bytes
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        Path("card.md").write_text(text)
+        mlflow_runs.attach("ham10000", "fit-finished", [Path("card.md")])
+        with server(project, port):
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+            assert CliRunner().invoke(cli, ["track", "push"]).exit_code == 0
+            there = mlflow_store.connect()
+            copy = mlflow_runs.find(there, "ham10000", "fit-finished") or ""
+            score = there.get_run(mlflow_runs.find(there, "ham10000 on x", "score") or "")
+            assert score.data.tags[mlflow_runs.NETWORK_RUN] == copy != network
+            assert mlflow.artifacts.load_text(f"runs:/{copy}/card.md") == text
+
+
 def names_by_parent(client: mlflow.MlflowClient) -> dict[str, list[str]]:
     """The names of the runs of the experiment `sweep grid`, by the name of their parent."""
     experiment = client.get_experiment_by_name("sweep grid")

@@ -16,7 +16,7 @@ from rich.progress import track
 from ruamel.yaml import YAML
 
 from medtransfer.core.errors import UserError
-from medtransfer.tracking.mlflow_runs import SUPERSEDED, renamed_experiment
+from medtransfer.tracking.mlflow_runs import NETWORK_RUN, SUPERSEDED, renamed_experiment
 from medtransfer.tracking.mlflow_store import (
     FIT,
     OWN_STORE,
@@ -62,7 +62,9 @@ def push() -> dict[str, int]:
     ids: dict[str, str | None] = {}
     try:
         with FileLock(OWN_STORE.with_name("push.lock")):  # a second push would take the run in progress for interrupted
-            for experiment in every(source.search_experiments):
+            for experiment in every(
+                source.search_experiments, order_by=["creation_time ASC"]
+            ):  # networks before scores
                 runs = list(every_run(source, [experiment.experiment_id]))
                 runs.sort(key=lambda run: MLFLOW_PARENT_RUN_ID in run.data.tags)  # parents first
                 for run in track(runs, f"pushing {experiment.name}", transient=True):
@@ -105,9 +107,10 @@ def _push_run(
             return "already", other.info.run_id
         target.delete_run(other.info.run_id)
     tags = {**run.data.tags, ORIGIN: run.info.run_id}
-    tags.pop(MLFLOW_PARENT_RUN_ID, None)
-    if ids.get(parent):
-        tags[MLFLOW_PARENT_RUN_ID] = ids[parent]
+    for tag in {MLFLOW_PARENT_RUN_ID, NETWORK_RUN} & tags.keys():
+        named = tags.pop(tag)
+        if ids.get(named):
+            tags[tag] = ids[named]
     made = target.create_run(experiment_id, run.info.start_time, {**tags, UNFINISHED: "yes"}, run.info.run_name)
     run_id = made.info.run_id
     params = [Param(*item) for item in run.data.params.items()]
@@ -126,12 +129,20 @@ def _push_run(
 
 
 def _copy_files(source: mlflow.MlflowClient, target: mlflow.MlflowClient, run_id: str, copy_id: str) -> None:
-    """Copy a run's files and folders that its copy lacks, and files that have another size there."""
+    """Copy a run's files and folders that its copy lacks, and files that are others there."""
     there = {(entry.path, entry.file_size) for entry in target.list_artifacts(copy_id)}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as theirs:
         for entry in source.list_artifacts(run_id):
-            if (entry.path, entry.file_size) not in there:
-                target.log_artifact(copy_id, source.download_artifacts(run_id, entry.path, folder))
+            known = (entry.path, entry.file_size) in there
+            if known and entry.is_dir:
+                continue
+            path = source.download_artifacts(run_id, entry.path, ours)
+            if not known or _content(path) != _content(target.download_artifacts(copy_id, entry.path, theirs)):
+                target.log_artifact(copy_id, path)
+
+
+def _content(path: str) -> bytes:
+    return Path(path).read_bytes()
 
 
 def _twins(target: mlflow.MlflowClient, experiment_id: str, run: Run) -> list[Run]:

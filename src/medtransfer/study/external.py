@@ -47,7 +47,6 @@ IDENTITY = {
     "other labels": "labels_sha256",
     "another --map": "map",
 }
-NETWORK_RUN = "medtransfer.network_run"
 
 
 def score_outside(
@@ -173,7 +172,9 @@ def _score(fit: Path, predictions: pd.DataFrame, facts: dict[str, Any], folder: 
     settings = {"dataset": facts["dataset"], "network": fit.name}
     with mlflow_runs.run(experiment, fit.name, _run_id(record, facts), settings, tags, sample_seconds=None) as run:
         if run.client:
-            run.tag({NETWORK_RUN: mlflow_runs.find(run.client, record["dataset"], record["fit"]) or "unknown"})
+            run.tag(
+                {mlflow_runs.NETWORK_RUN: mlflow_runs.find(run.client, record["dataset"], record["fit"]) or "unknown"}
+            )
         unlike = facts["unlike_training"][fit.name]["share"]
         run.log_metrics({**_for_mlflow(compared), "external/unlike_training": unlike})
     return outside, inside

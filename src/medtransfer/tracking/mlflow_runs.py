@@ -49,6 +49,7 @@ OUTPUTS = "medtransfer.outputs"
 # draws them as bars, and its table can be sorted by them. The curves over epochs are in train/ and validation/.
 BEST = "validation/best"
 POWER_LIMIT = pynvml.nvmlDeviceGetEnforcedPowerLimit
+NETWORK_RUN = "medtransfer.network_run"  # in a run of `score`: that of the network
 SUPERSEDED = "medtransfer.superseded_by"
 
 Arguments = ParamSpec("Arguments")
