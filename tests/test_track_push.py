@@ -1,9 +1,11 @@
 """Pushing runs to a server: each arrives complete and once, even after an interrupted push."""
 
+import errno
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -195,6 +197,18 @@ def test_an_interrupted_push_continues(project: Path, monkeypatch: pytest.Monkey
         track_push.push()
     assert track_push.push() == {"copied": 3, "already": 0, "running": 0}
     assert described(mlflow_store.connect()) == ours
+
+
+def test_a_server_that_keeps_files_where_only_it_can_write_is_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/srv/mlflow")
+
+    monkeypatch.setattr(track_push, "_copy_files", refuse)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/other.db")
+    told = str(CliRunner().invoke(cli, ["track", "push"]).exception)
+    assert "keeps files in /srv/mlflow, which this machine cannot write (Permission denied); start that server" in told
 
 
 def test_two_pushes_at_once_copy_each_run_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

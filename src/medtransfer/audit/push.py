@@ -3,6 +3,7 @@
 MLflow has no such command; this uses only its client.
 """
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -71,6 +72,11 @@ def push() -> dict[str, int]:
                     outcome, ids[run.info.run_id] = _push_run(source, target, experiment.name, run, ids)
                     counts[outcome] += 1
     except UNREACHABLE as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(
+                f"MLflow at {address()}: keeps files in {error.filename}, which this machine cannot write "
+                f"({error.strerror}); start that server with --serve-artifacts, then push again"
+            ) from None
         raise UserError(
             f"MLflow at {address()} stopped answering after {counts['copied']} runs ({reason(error)}); "
             "push again to copy the rest"
