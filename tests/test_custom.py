@@ -707,6 +707,20 @@ def test_where_dvcs_cache_is_full_nothing_is_changed(project: Path, monkeypatch:
     assert CliRunner().invoke(cli, ADD).exit_code == 0
 
 
+@pytest.mark.parametrize("written", ["params.yaml", "dvc.yaml"])
+def test_data_add_that_was_killed_between_two_files_can_be_run_again(project: Path, written: str) -> None:
+    dvc_init(Path())
+    names = ("params.yaml", "dvc.yaml")
+    before = {name: Path(name).read_text() for name in names}
+    assert CliRunner().invoke(cli, ADD).exit_code == 0
+    after = {name: Path(name).read_text() for name in names}
+    for name in names:
+        Path(name).write_text((after if name == written else before)[name])
+    Path("data.dvc").unlink()
+    assert CliRunner().invoke(cli, ADD).exit_code == 0
+    assert {name: Path(name).read_text() for name in names} == after
+
+
 def test_where_the_disk_fills_after_dvc_add_the_old_data_version_stays(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

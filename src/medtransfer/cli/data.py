@@ -118,7 +118,7 @@ def add(
     if not only or DATA.is_dir():
         _pull_and_store()
     _check_others(name)
-    params = check_files()
+    params = check_files(apart_from=name)  # a killed `data add` may have written one of the files only
     columns = Columns(image_column, label_column, group, split)
     given = {key: value for key, value in about.items() if value}
     with restored_on_error(DATA / name, PARAMS, PIPELINE, POINTER):
