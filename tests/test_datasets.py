@@ -3,6 +3,7 @@
 import json
 import shutil
 import stat
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -50,6 +51,12 @@ def raw(demo: Path, tmp_path: Path) -> Callable[[str], Path]:
 
 
 # --- the embedded data
+
+
+def test_git_never_converts_the_line_ends_of_the_embedded_data() -> None:
+    asked = ["git", "check-attr", "text", "--", ".dvc/embedded/data.dvc", "results/params-real.yaml"]
+    told = subprocess.run(asked, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    assert told.count(": text: unset\n") == 2
 
 
 def test_the_embedded_data_are_real_small_and_credited() -> None:
