@@ -878,7 +878,7 @@ def picture(size: int = 8, kind: str = "PNG") -> bytes:
         (picture(kind="JPEG").translate(None, b"\0\r\n"), {}, 415, "altered by `curl -d`"),
         (picture() + b"&" + picture(kind="JPEG"), {}, 415, "several images, expected one per request"),
         (b'{"image": "/9j/"}', {"Content-Type": "application/json"}, 415, "--data-binary"),
-        (gzip.compress(picture()), {"Content-Encoding": "gzip"}, 415, "expected a body that is not compressed"),
+        (gzip.compress(picture(), mtime=0), {"Content-Encoding": "gzip"}, 415, "a body that is not compressed"),
     ],
 )
 def test_a_bad_request_gets_a_reason(
