@@ -899,14 +899,17 @@ def test_an_image_whose_size_looks_like_a_form_is_not_taken_for_one(page: TestCl
 @pytest.mark.parametrize("known", ["synthetic", "calibrated"])
 @pytest.mark.parametrize("value", [True, False])
 def test_an_answer_says_what_the_network_was_trained_on_and_whether_it_is_calibrated(
-    registered: Path, demo: Path, known: str, value: bool
+    registered: Path, demo: Path, known: str, value: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = open_classifier("chest_xray", None)
     classifier = replace(opened, facts={**opened.facts, known: value})
     page = TestClient(build_app(classifier), base_url="http://127.0.0.1")
-    xray = min((demo / "chest_xray").rglob("*.jpeg")).read_bytes()
-    assert page.post("/predict", content=xray).json()[known] is value
+    xray = min((demo / "chest_xray").rglob("*.jpeg"))
+    assert page.post("/predict", content=xray.read_bytes()).json()[known] is value
     assert as_json([], classifier)["model"][known] is value
+    monkeypatch.setattr("medtransfer.serving.predict.open_classifier", lambda *names: classifier)
+    shown = CliRunner().invoke(cli, ["predict", "chest_xray", str(xray)]).output
+    assert ("probabilities are not calibrated" in shown) is (known == "calibrated" and not value)
 
 
 async def ask_app(app: Any, path: str, method: str = "GET", body: bytes | None = b"") -> int:

@@ -164,6 +164,8 @@ def _print_answers(table: "pd.DataFrame", classifier: "Classifier") -> None:
     click.echo(shown.to_string(index=False, float_format="{:.3f}".format))
     if unlike := list(table.image[table.unlike_training.eq(True)]):
         click.echo(f"unlike the training images, so do not rely on the answer: {first_three(unlike)}")
+    if not facts["calibrated"]:
+        click.echo("The probabilities are not calibrated: no temperature could be fitted on the validation images.")
     scope = f"For {facts['scope']}. " if facts["scope"] else ""
     click.echo(scope + note_of_answers(classifier))
 
