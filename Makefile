@@ -19,7 +19,7 @@ install: $(INSTALLED) ## Install the locked packages into .venv
 $(INSTALLED): requirements/lock.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"medtransfer needs Python 3.11 to 3.13, found {v.major}.{v.minor}: make PYTHON=python3.12 ...")'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python has no venv module: apt install python3-venv"; exit 2; }
-	@echo "Installing into $(VENV): about 2 minutes"
+	@echo "Installing into $(VENV): about 2 minutes, without output; more on a slow network"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/lock.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
