@@ -193,7 +193,9 @@ def test_the_page_says_what_else_a_reader_has_to_know() -> None:
     page = build_page([study])
     assert "<li>Two machines &amp; one clock.</li>" in page
     assert "NORMAL: no finding; PNEUMONIA: bacterial or viral pneumonia." in page
-    assert re.search(r"at most \d+ epochs and ended after \d+ without a lower validation loss \(none of 2 fits", page)
+    assert re.search(
+        r"at most \d+ epochs and ended after \d+ epochs without a lower validation loss \(none of 2 fits", page
+    )
     assert "About these runs" in page
     assert "About these runs" not in build_page([evaluate_study("s", study.runs)])
 
