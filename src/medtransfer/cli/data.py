@@ -156,7 +156,8 @@ def remove(name: str) -> None:
         _add_to_dvc()
     click.echo(f"{name}: removed from data/, params.yaml and dvc.yaml")
     click.echo(
-        "if it was committed, `git checkout HEAD data.dvc dvc.yaml params.yaml && dvc checkout data.dvc` restores it"
+        "if it was committed, `git checkout HEAD data.dvc dvc.yaml params.yaml && dvc checkout data.dvc` restores it "
+        "and discards what has changed in these files since"
     )
 
 
