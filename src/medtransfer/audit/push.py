@@ -6,6 +6,7 @@ MLflow has no such command; this uses only its client.
 import errno
 import os
 import tempfile
+from filecmp import cmp
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,8 @@ def push() -> dict[str, int]:
     ids: dict[str, str | None] = {}
     try:
         with FileLock(OWN_STORE.with_name("push.lock")):  # a second push would take the run in progress for interrupted
-            for experiment in every(
-                source.search_experiments, order_by=["creation_time ASC"]
-            ):  # networks before scores
+            # Networks come before the scores that name them.
+            for experiment in every(source.search_experiments, order_by=["creation_time ASC"]):
                 runs = list(every_run(source, [experiment.experiment_id]))
                 runs.sort(key=lambda run: MLFLOW_PARENT_RUN_ID in run.data.tags)  # parents first
                 for run in track(runs, f"pushing {experiment.name}", transient=True):
@@ -143,12 +143,8 @@ def _copy_files(source: mlflow.MlflowClient, target: mlflow.MlflowClient, run_id
             if known and entry.is_dir:
                 continue
             path = source.download_artifacts(run_id, entry.path, ours)
-            if not known or _content(path) != _content(target.download_artifacts(copy_id, entry.path, theirs)):
+            if not known or not cmp(path, target.download_artifacts(copy_id, entry.path, theirs), shallow=False):
                 target.log_artifact(copy_id, path)
-
-
-def _content(path: str) -> bytes:
-    return Path(path).read_bytes()
 
 
 def _twins(target: mlflow.MlflowClient, experiment_id: str, run: Run) -> list[Run]:

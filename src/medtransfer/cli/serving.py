@@ -174,9 +174,8 @@ def _check_names(context: click.Context, option: click.Parameter, hosts: tuple[s
     for host in hosts:
         if not re.fullmatch(r"(\*\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", host):
             raise click.BadParameter(f"{host!r}: expected a name such as scans.example.org or *.example.org")
-    return tuple(
-        dict.fromkeys([*hosts, *(host.lower() for host in hosts)])
-    )  # browsers send lower case, some proxies not
+    # Browsers send lower case; a proxy may send the name as it was given.
+    return tuple(dict.fromkeys([*hosts, *(host.lower() for host in hosts)]))
 
 
 @cli.command()
