@@ -57,6 +57,7 @@ def test_the_note_on_the_data_is_shown_with_every_table(synthetic: bool) -> None
     assert figures.mark("title", "a note " * 20).startswith("title\na note a note")
     claimed = markdown([*runs, run("cnn_random", synthetic, network=True)]).partition("## chest_xray")[0]
     assert "not tested: split by image" in claimed
+    assert "which differences the study could detect" not in claimed  # a table of dashes
     assert ("SYNTHETIC" in claimed) == synthetic
 
 
@@ -101,6 +102,7 @@ def test_a_card_names_the_datasheet_or_what_the_user_said_of_the_data() -> None:
     own = render("medtransfer.report", "card.md.j2", data=data, custom=custom, **values)
     assert "Scans (licence: CC0; citation: Us, 2026), version" in own
     assert "docs/datasheets/" not in own
+    assert "| train.learning_rate | 7e-05 |" in own
     assert "**a few images**" in own
 
 

@@ -118,7 +118,7 @@ def test_chains_stand_beside_random_and_imagenet_weights() -> None:
         .f1
     )
     row = table.loc["imagenet → ham10000 → chest_xray"]
-    for start, model in (("random", "cnn_random"), ("imagenet", "imagenet_all")):
+    for start, model in (("random", "cnn_random"), ("ImageNet", "imagenet_all")):
         assert row[f"minus {start} weights"].startswith(f"{f1['ham10000_all'] - f1[model]:+.2f}\n[")
     assert table.loc["random → chest_xray", "minus random weights"] == "-"
     assert not tables.beyond_the_talk(study, "ham10000")

@@ -48,6 +48,7 @@ RECIPE_CHANGES = {
     "label_smoothing: 0.1": "with label smoothing",
     "average: 0.997": "with a moving average of the weights",
 }
+BASES = {"random": "random", "imagenet": "ImageNet"}  # the weights that a chain is compared with
 FINE = 0.05  # an interval within this distance of 0 needs a third decimal
 
 
@@ -62,14 +63,14 @@ def claims(judged: pd.DataFrame) -> pd.DataFrame:
 
 
 def power(judged: pd.DataFrame) -> pd.DataFrame:
-    """Return what each of the talk's claims could have shown, one row each, from `judge`."""
+    """Return what each of the talk's claims could have shown, one row each, from `judge`; unknown ones are left out."""
     table = _models_of_claims(judged)
     table["simultaneous"] = list(map(_range, judged.simultaneous_low, judged.simultaneous_high))
     table["unseen seeds"] = list(map(interval_text, judged.unseen_difference, judged.unseen_low, judged.unseen_high))
     table["detectable"] = [_known(value, ".3f") for value in judged.detectable]
     for planned in PLANNED:
         table[f"seeds for {planned:.2f}"] = list(map(_seeds, judged[f"seeds_for_{planned:.2f}"]))
-    return table
+    return table[judged[["detectable", "unseen_difference"]].notna().any(axis=1).to_numpy()]
 
 
 def _models_of_claims(judged: pd.DataFrame) -> pd.DataFrame:
@@ -369,9 +370,9 @@ def chains(links: pd.DataFrame, pairs: Sequence[Comparison]) -> pd.DataFrame:
     table = links.assign(chain=links.start + " → " + dataset).set_index("chain")[["model", "seeds"]]
     table["macro F1"] = [_cell(row) + _star(row["interval"]) for row in links.to_dict("records")]
     for start, base in zip(links.start, links.model, strict=True):
-        if start in ("random", "imagenet"):
+        if start in BASES:
             compared = [find_pair(pairs, dataset, model, base) for model in links.model]
-            table[f"minus {start} weights"] = [difference(pair) if pair else "-" for pair in compared]
+            table[f"minus {BASES[start]} weights"] = [difference(pair) if pair else "-" for pair in compared]
     return table
 
 
@@ -451,7 +452,7 @@ def terminal(results: pd.DataFrame, dataset: str) -> Table:
     view = Table(title=title, title_justify="left", show_lines=False)
     view.add_column("F1")
     for model in frame.columns:
-        view.add_column(str(model).replace("imagenet_", "imagenet\n"), justify="right", no_wrap=True)
+        view.add_column(str(model).replace("imagenet_", "imagenet_\n"), justify="right", no_wrap=True)
     for name, row in zip(frame.index, frame.to_numpy(), strict=True):
         view.add_row(str(name), *map(str, row))
     return view

@@ -19,6 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from filelock import FileLock, Timeout
+from rich.filesize import decimal
 
 from medtransfer.core.files import sha256_of, user_cache, write_array_header, write_json
 
@@ -126,7 +127,7 @@ def cached_features(
             try:
                 reason = _keep_reason(folder, objection) or _make_room(size, max_bytes, folder)
                 if not reason:
-                    log.info("features: computing %s for %d images, %.3g GB", made_from["prefix"], shape[0], size / GB)
+                    log.info("features: computing %s for %d images, %s", made_from["prefix"], shape[0], decimal(size))
                     resumed = _fill(folder, shape, dtype, compute)
             except OSError as error:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -164,19 +165,19 @@ def _is_whole(folder: Path) -> bool:
 def _make_room(size: int, max_bytes: float, folder: Path) -> str:
     """Remove entries until `size` bytes fit; return the reason if that is not possible, else an empty string."""
     if size > max_bytes:
-        return f"they take {size / GB:.3g} GB and cache.max_gb is {max_bytes / GB:g}"
+        return f"they take {decimal(size)} and cache.max_gb is {max_bytes / GB:g}"
     others = [entry for entry in entries() if entry["path"] != folder]
     held = sum(entry["bytes"] for entry in others)
     for entry in others:
         if held + size > max_bytes and _remove(entry["path"]):
             held -= entry["bytes"]
     if held + size > max_bytes:
-        return f"other runs are filling {held / GB:.3g} of the {max_bytes / GB:g} GB of cache.max_gb"
+        return f"other runs are filling {decimal(held)} of the {max_bytes / GB:g} GB of cache.max_gb"
     started = folder / "features.npy"
     missing = size - (started.stat().st_size if started.exists() else 0)
     free = shutil.disk_usage(cache_folder()).free
     if missing + SPARE_BYTES > free:
-        return f"they take {size / GB:.3g} GB and {cache_folder()} has {free / GB:.3g} GB free"
+        return f"they take {decimal(size)} and {cache_folder()} has {decimal(free)} free"
     return ""
 
 
