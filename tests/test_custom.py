@@ -617,6 +617,21 @@ def test_it_can_be_the_only_data_set(project: Path) -> None:
     assert "train-another@another-imagenet_all-0" in stages()
 
 
+def test_an_anchor_is_not_removed_before_its_aliases(project: Path) -> None:
+    path = Path("params.yaml")
+    text = path.read_text().replace("    train:\n", "    train: &networks\n", 1)
+    path.write_text(text.replace("train: [cnn_random, imagenet_all]", "train: *networks"))
+    add(only=True)
+    assert list(read_params(path).study) == ["mine"]
+    add(name="another")
+    text = path.read_text().replace("  mine:\n    train:", "  mine:\n    train: &networks")
+    text = re.sub(r"(  another:\n    train:)\n(?:      - .*\n)+", r"\1 *networks\n", text)
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"params.yaml: study.mine: has an anchor \(&\) that another entry uses"):
+        remove_custom(read_params(path), "mine")
+    assert path.read_text() == text
+
+
 def test_one_folder_per_class_needs_no_table(project: Path) -> None:
     assert add(labels=None, columns=Columns()) == 40
     params = read_params(Path("params.yaml"))

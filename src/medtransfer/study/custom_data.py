@@ -13,6 +13,7 @@ import pandas as pd
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.composer import ComposerError
 from ruamel.yaml.mergevalue import MergeValue
 
 from medtransfer.core.dvc import PIPELINE
@@ -162,7 +163,7 @@ def _plan(
     if name not in values["study"]:
         plain = [key for key, configuration in params.configurations.items() if configuration.source is None]
         text = _append(text, "study", name, {"train": plain})
-    for other in [key for key in values["study"] if only and key != name]:
+    for other in [key for key in reversed(values["study"]) if only and key != name]:  # an anchor after its aliases
         text = _remove(text, "study", other)
     _add_training(pipeline["stages"], name, only)
     return {PARAMS: text, PIPELINE: _dump(yaml, pipeline)}
@@ -188,6 +189,13 @@ def _remove(text: str, section: str, name: str) -> str:
     if name not in values:
         return text
     before, _, after = _divide(text, values, name)
+    try:
+        _round_trip().load(before + after)
+    except ComposerError:
+        raise UserError(
+            f"{PARAMS}: {section}.{name}: has an anchor (&) that another entry uses (*); write the values in both, "
+            "then run again"
+        ) from None
     return before + after
 
 
