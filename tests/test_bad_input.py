@@ -360,7 +360,7 @@ BAD_METADATA: dict[str, tuple[Callable[[Path], object], str]] = {
     "metadata with a quote left open": (metadata(b'lesion_id,image_id\n"a,b\n'), "cannot be read as CSV|no column"),
     "metadata that is binary": (metadata(bytes(range(256)) * 9), "not in UTF-8|no column"),
     "metadata with a header alone": (
-        metadata(b"lesion_id,image_id,dx,dx_type,age,sex,localization\n"), "no row in HAM10000_metadata.csv"),
+        metadata(b"lesion_id,image_id,dx,dx_type,age,sex,localization\n"), "no row below the header"),
     "no lesion_id": (drop_column("lesion_id"), "no column 'lesion_id'"),
     "no image_id": (drop_column("image_id"), "no column 'image_id'"),
     "no dx": (drop_column("dx"), "no column 'dx'"),

@@ -172,10 +172,6 @@ def _from_table(files: dict[str, Path], uids: dict[str, str], labels: Path, colu
     classes = columns.label.split(",")
     named = [columns.image, *classes, *(column for column in (columns.group, columns.split) if column)]
     table = read_table(labels, named)
-    if table.empty:
-        raise UserError(f"{labels}: no row below the header; expected one per image")
-    # A trailing space would turn one patient or class into two.
-    table = table.apply(lambda column: column.str.strip())
     groups = read_groups(table, columns.group, labels) if columns.group else None
     for column in named:
         empty = table.index[(table[column] if groups is None or column != columns.group else groups) == ""]

@@ -25,8 +25,8 @@ BINARY = ("0", "0.0", "1", "1.0")  # in one-hot tables
 def read_table(path: Path, columns: list[str], delimiter: str = ",") -> pd.DataFrame:
     """Read a user's CSV file in UTF-8 as text; the index is the number of a row in the file, where the header is 1.
 
-    Blank rows, empty cells at the end of a row, and columns without a unique name are left out. A missing file is a
-    FileNotFoundError; a file that is not CSV or lacks one of the columns is a UserError.
+    Blank rows, blanks around a cell, empty cells at the end of a row, and columns without a unique name are left out. A
+    missing file is a FileNotFoundError; a file that is not CSV, has no row or lacks one of the columns is a UserError.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -55,8 +55,11 @@ def read_table(path: Path, columns: list[str], delimiter: str = ",") -> pd.DataF
                 f"{path}: row {number} has {len(row)} cells, but the header has {width}; put a cell that contains a "
                 "comma in quotes"
             )
+        row = [cell.strip() for cell in row]  # a trailing blank would turn one patient or class into two
         if any(row):
             cells[number] = [*row[:width], *[""] * (width - len(row))]
+    if not cells:
+        raise UserError(f"{path}: no row below the header; expected one per image")
     table = pd.DataFrame.from_dict(cells, orient="index", columns=header, dtype=str)
     return table.loc[:, ~table.columns.duplicated(keep=False) & (table.columns != "")]
 

@@ -80,7 +80,7 @@ def read_labels(labelled: Labels, classes: Sequence[str]) -> pd.DataFrame:
     path, columns, names = labelled.path, labelled.columns, labelled.names
     given = [column for column in (columns.image, columns.group) if column]
     hot = columns.label.split(",") if "," in columns.label else []
-    table = read_table(path, [*given, *hot]).apply(lambda column: column.str.strip())
+    table = read_table(path, [*given, *hot])
     if empty := table.index[table[columns.image] == ""].tolist():
         raise UserError(f"{path}: row {empty[0]} has no image; add its name, or remove the row")
     if columns.label in table:
@@ -116,8 +116,6 @@ def read_labels(labelled: Labels, classes: Sequence[str]) -> pd.DataFrame:
         raise UserError(f"{path}: {twice.iloc[0]} has more than one row; expected one per image")
     found["group"] = found.group.where(found.group != "", found.image)
     kept = found[found.label != ""]
-    if found.empty:
-        raise UserError(f"{path}: no row below the header; expected one per image")
     if kept.empty:
         raise UserError(f"{path}: every label is left out by --map LABEL=; map at least one of them to a class")
     return kept
