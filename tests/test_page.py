@@ -145,10 +145,10 @@ def test_the_most_important_block_is_that_of_most_methods() -> None:
     for rising, methods in ((True, 4), (False, 3)):
         study = dataclasses.replace(evaluate_study("s", fits), layers=[found_layers(rising=rising)])
         table = front([study], answers(study))
-        cell = table.loc["most important block, by layer analyses", "chest X-rays"]
-        assert cell == f"**block5 (the last)**\n{methods} of 4 methods"
+        cell = table.loc["block ranked first by layer analyses", "chest X-rays"]
+        assert cell == f"**block5 (the last)**\n{methods} of 4 methods, one network"
         assert (table.loc[LAYERS] == "").all()
-        assert list(table.index)[2:4] == [LAYERS, "most important block, by layer analyses"]
+        assert list(table.index)[2:4] == [LAYERS, "block ranked first by layer analyses"]
 
 
 def test_only_the_complete_lattice_names_the_most_important_block() -> None:
@@ -160,7 +160,7 @@ def test_only_the_complete_lattice_names_the_most_important_block() -> None:
     for count, named in ((31, False), (32, True)):
         study = evaluate_study("s", [*runs(), *fits[-count:]])
         assert len(values_of(study, "chest_xray"))
-        assert ("most important block, by layer analyses" in front([study], answers(study)).index) == named
+        assert ("block ranked first by layer analyses" in front([study], answers(study)).index) == named
 
 
 def test_seconds_that_the_notes_mention_are_not_compared() -> None:

@@ -66,7 +66,7 @@ def test_the_table_has_ours_the_talks_and_how_each_run_was_made() -> None:
     text = markdown(runs)
     assert "| NORMAL | 1.00 (0.75)<br>[0.91, 1.00] | 1.00 (0.91)<br>[0.91, 1.00] |" in text
     assert "| micro avg | 1.00 (0.87)<br>all groups alike |" in text
-    assert "| imagenet_all, seed 0 | 4 (2) | 7e-05 | float32 | tensorflow | CPU x | 1.2 | 0123456789* |" in text
+    assert "| imagenet_all, seed 0 | 4 (2) | 7e-05 | float32 | tensorflow | CPU x | 1.2 | 0123456789† |" in text
     assert "| decision_tree, seed 0 | - |" in text
     assert "| model | micro avg | macro avg | balanced accuracy | AUC | Brier score | calibration error |" in text
     assert "| decision_tree | 0.000<br>[0.000, 0.000] * |" in text

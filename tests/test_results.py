@@ -34,7 +34,7 @@ def test_the_committed_results_give_the_verdicts_of_the_readme() -> None:
     last = "train the last block instead of the first"
     assert verdicts.to_dict() == {
         "ImageNet instead of random weights": [ten, six],
-        "HAM10000 instead of ImageNet weights": [six],
+        "adding HAM10000 to ImageNet weights": [six],
         last: [six, same],
         "freeze blocks 1 to 4": [six, same],
         "freeze blocks 2 to 4": [six, same],

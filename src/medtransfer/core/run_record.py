@@ -18,7 +18,7 @@ SYNTHETIC_NOTE = (
     "SYNTHETIC demonstration data: drawn pictures. These values say nothing about medicine or about the talk."
 )
 # What a description of a split adds if images are left out of training.
-LEAKAGE_WORDS = {"keep": "", "remove": ", leakage removed", "match": ", as many images left out"}
+LEAKAGE_WORDS = {"keep": "", "remove": ", leakage removed", "match": ", same training size as without leakage"}
 
 
 class SplitRule(NamedTuple):

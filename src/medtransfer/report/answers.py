@@ -41,10 +41,10 @@ class Change(NamedTuple):
 TRANSFER, LAYERS, FREEZING = "Does transfer help?", "Which layers matter?", "What should be frozen?"
 MODERN = "And with a modern recipe?"
 WITH_IT = "modern recipe: "
-IMPORTANT = "most important block, by layer analyses"
+IMPORTANT = "block ranked first by layer analyses"
 CHANGES = (
     Change(TRANSFER, "ImageNet instead of random weights", FROM_IMAGENET, "cnn_random"),
-    Change(TRANSFER, "HAM10000 instead of ImageNet weights", "ham10000_all", FROM_IMAGENET),
+    Change(TRANSFER, "adding HAM10000 to ImageNet weights", "ham10000_all", FROM_IMAGENET),
     Change(LAYERS, "train the last block instead of the first", "imagenet_last_block", "imagenet_first_block"),
     Change(FREEZING, "freeze blocks 1 to 4", "imagenet_last_block", FROM_IMAGENET),
     Change(FREEZING, "freeze blocks 2 to 4", "imagenet_first_last", FROM_IMAGENET),
@@ -138,7 +138,8 @@ def _cell(row: Mapping[Any, Any]) -> str:
 def _most_important(studies: Sequence[Study]) -> Iterator[tuple[str, str]]:
     """Yield a data set's title, and the block that most methods rank first, for networks from ImageNet weights."""
     for dataset in dict.fromkeys(run.dataset for study in studies for run in study.runs):
-        found = [*_by_layers(studies, dataset), *_by_shapley(studies, dataset)]
+        one_network, many = _by_layers(studies, dataset), _by_shapley(studies, dataset)
+        found = [*one_network, *many]
         if found:
             counts = Counter(block for block, _ in found)
             most = [block for block, count in counts.items() if count == max(counts.values())]
@@ -146,6 +147,7 @@ def _most_important(studies: Sequence[Study]) -> Iterator[tuple[str, str]]:
             places = {_place(study, dataset, studies[0]) for _, study in found}
             size = places.pop() if len(places) == 1 else ""
             count = f"{counts[most[0]]} of {len(found)} methods" + (" each" if len(most) > 1 else "")
+            count += "" if many else ", one network"
             yield words_for(dataset).title, f"**{named}**\n{count}{size}"
 
 

@@ -91,7 +91,7 @@ def _leakage(study: Study, dataset: str) -> Drawn:
     found = study.leakage[study.leakage.dataset == dataset]
     if len(found):
         unit = words_for(dataset).groups.removesuffix("s")
-        images = {SHARED: f"{unit} also in training", OTHERS: "other images", CONTRAST: "first minus second"}
+        images = {SHARED: f"{unit} also in training", OTHERS: "other images", CONTRAST: "the difference of these"}
         named = found["class"] + ", " + found.images.replace(images)
         found = found.assign(name=named.where(found.images != ALL, found["class"]))
         yield "", figures.leakage(found, _title(study, dataset, "leakage"))

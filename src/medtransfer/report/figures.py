@@ -183,7 +183,7 @@ def external(table: pd.DataFrame, title: str) -> Figure:
 
 def _draw_scores(axes: Axes, table: pd.DataFrame) -> None:
     rows = np.arange(len(table))[::-1]
-    label = "mean and 95% interval" + (" (* leaves out seeds)" if table.starred.any() else "")
+    label = "mean and 95% interval" + (" (* these runs only)" if table.starred.any() else "")
     axes.errorbar(table.f1, rows, xerr=_spans(table), fmt="o", color=PALETTE[0], capsize=3, label=label)
     dots = [(f1, row - 0.25) for f1s, row in zip(table.fits, rows, strict=True) if len(f1s) > 1 for f1 in f1s]
     if dots:

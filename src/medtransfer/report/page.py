@@ -29,8 +29,8 @@ from medtransfer.report.words import words_for
 SPLITS = {
     SplitRule("group", "keep"): "no lesion or patient in two parts",
     SplitRule("given", "keep"): "the published test images; images of one patient may be in several parts",
-    SplitRule("given", "remove"): "the published test images; others of their patients are left out",
-    SplitRule("given", "match"): "the published test images; as many others are left out at random",
+    SplitRule("given", "remove"): "the published test images; other images of their patients are left out of training",
+    SplitRule("given", "match"): "the published test images; as many other images are left out at random",
     SplitRule("image", "keep"): "as in the talk: images of one lesion or patient in several parts",
     SplitRule("image", "remove"): "lesions and patients of the test images are left out of training and validation",
     SplitRule("image", "match"): "images of one lesion or patient in several parts; as many images are left out at "
@@ -91,7 +91,7 @@ CHAPTERS = (
         ("sizes",),
         ("scores", "folders", "differences", "weights", "chains"),
     ),
-    Chapter("layers", LAYERS, ("agreement",), ("values", "layers"), ("gradcam", "activations")),
+    Chapter("layers", LAYERS, ("agreement",), ("layers",), ("values", "gradcam", "activations")),
     Chapter("freezing", FREEZING, (), ("blocks", "cost"), ("beyond",)),
     Chapter(
         "clinic",
@@ -218,6 +218,8 @@ def _about(study: Study) -> dict[str, Any]:
 def _about_dataset(study: Study, dataset: str) -> dict[str, Any]:
     runs = study.of(dataset)
     recipes = [(recipe_of(run.record), run.record["epochs"]) for run in runs if run.history is not None]
+    talks = [(recipe, epochs) for recipe, epochs in recipes if recipe.recipe == "talk"]
+    longest = max((recipe.epochs for recipe, _ in talks), default=0)
     return {
         "name": dataset,
         "title": words_for(dataset).title,
@@ -225,9 +227,10 @@ def _about_dataset(study: Study, dataset: str) -> dict[str, Any]:
         "split": split_of(runs[0].record),
         "split_means": SPLITS[split_of(runs[0].record)] if is_the_talks(dataset) else None,
         "meanings": _meanings(study, dataset),
-        "recipes": [recipe for recipe, _ in recipes if recipe.recipe == "talk"],
-        "modern": sum(recipe.recipe == "modern" for recipe, _ in recipes),
-        "at_limit": sum(epochs >= recipe.epochs for recipe, epochs in recipes if recipe.recipe == "talk"),
+        "recipes": [recipe for recipe, _ in talks],
+        "modern": len(recipes) - len(talks),
+        "longest": longest,
+        "at_limit": sum(epochs >= longest for _, epochs in talks),
         "units": words_for(dataset, study.custom).groups,
         "provenance": tables.provenance(runs),
     }

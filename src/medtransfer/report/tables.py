@@ -435,7 +435,7 @@ def provenance(runs: list[Run]) -> pd.DataFrame:
             "backend": run.record["backend"],
             "device": run.record["device"],
             "seconds": f"{run.record['seconds']:.1f}",
-            "commit": run.record["git_commit"][:10] + ("*" if run.record["git_commit"].endswith("-modified") else ""),
+            "commit": run.record["git_commit"][:10] + ("†" if run.record["git_commit"].endswith("-modified") else ""),
         }
         for run in runs
     ]

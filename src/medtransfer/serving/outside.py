@@ -86,7 +86,7 @@ def read_labels(labelled: Labels, classes: Sequence[str]) -> pd.DataFrame:
     if columns.label in table:
         labels = table[columns.label]
     else:
-        hot = hot or [column for column in table if column not in given]
+        hot = hot or [column for column in table.columns if column not in given]
         other = [column for column in hot if not table[column].isin(BINARY).all()]
         if other or not hot:
             raise UserError(
