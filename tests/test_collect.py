@@ -382,18 +382,49 @@ def test_what_was_made_otherwise_is_not_added(
     assert sorted(path.read_bytes() for path in Path("results").rglob("*") if path.is_file()) == before
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("resize_filter", "nearest", "resize_filter: found lanczos, expected nearest"),
+        (
+            "classes",
+            ["PNEUMONIA", "NORMAL"],
+            "classes: found ['NORMAL', 'PNEUMONIA'], expected ['PNEUMONIA', 'NORMAL']",
+        ),
+    ],
+)
 def test_other_models_of_otherwise_prepared_images_are_not_added(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: str, value: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     finished_study(tmp_path, 0, ["imagenet_all"])
     assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
     path = Path("results/mine/runs/chest_xray/dataset.json")
-    write_json(path, json.loads(path.read_text()) | {"resize_filter": "nearest"})
+    write_json(path, json.loads(path.read_text()) | {key: value})
     shutil.rmtree("artifacts")
     finished_study(tmp_path, 1, ["decision_tree"])
     refused = CliRunner().invoke(cli, ["collect", "mine", "--add"])
-    assert "resize_filter: found lanczos, expected nearest" in str(refused.exception)
+    assert message in str(refused.exception)
+
+
+def test_folders_whose_data_sets_share_only_the_name_are_not_on_one_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished_study(tmp_path, 0, ["imagenet_head"])
+    for name in ("mine", "other"):
+        assert CliRunner().invoke(cli, ["collect", name]).exit_code == 0
+    for path in (tmp_path / "results/other/runs").rglob("*"):
+        if path.is_file():
+            path.write_text(path.read_text().replace("NORMAL", "HEALTHY"))
+    for name in ("mine", "other"):
+        assert CliRunner().invoke(cli, ["tables", f"results/{name}"]).exit_code == 0
+    refused = CliRunner().invoke(cli, ["report", "results/mine", "results/other"])
+    assert str(refused.exception) == (
+        "chest_xray: has the classes HEALTHY, PNEUMONIA in other, but NORMAL, PNEUMONIA in mine; make a page of each "
+        "folder"
+    )
+    assert not Path("reports").exists()
 
 
 def test_another_network_with_another_common_recipe_is_not_added(

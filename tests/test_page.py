@@ -163,6 +163,18 @@ def test_only_the_complete_lattice_names_the_most_important_block() -> None:
         assert ("block ranked first by layer analyses" in front([study], answers(study)).index) == named
 
 
+def test_a_data_set_is_described_as_in_the_first_folder() -> None:
+    fits = [run("mine", "cnn_random", 0.7), run("mine", "imagenet_all", 0.9)]
+    entry = {"meanings": {}, "group": "patient", "licence": "CC0", "citation": "us"}
+    studies = [
+        dataclasses.replace(evaluate_study(name, fits), custom={"mine": {**entry, "title": f"scans of {name}"}})
+        for name in ("A", "B")
+    ]
+    page = build_page(studies)
+    assert "scans of A" in page
+    assert "scans of B" not in page
+
+
 def test_seconds_that_the_notes_mention_are_not_compared() -> None:
     study = evaluate_study("s", runs())
     assert "Macro F1 against training time" in build_page([study])

@@ -118,7 +118,7 @@ def test_every_figure_is_a_picture(tmp_path: Path) -> None:
     figures.curves(history, "t").savefig(tmp_path / "3.png")
     figures.training_accuracy({"x": history}, "t").savefig(tmp_path / "4.png")
     outputs = {name: np.random.default_rng(0).random((8, 8, 64)) for name in ("one", "two")}
-    figures.activations(np.zeros((8, 8, 3), np.uint8), outputs, "t").savefig(tmp_path / "5.png")
+    figures.activations(np.zeros((8, 8, 3), np.uint8), outputs, "$1_$.png").savefig(tmp_path / "5.png")
     compared = pd.DataFrame({"model": ["x", "y"], **{f"{side}{end}": [0.5, 0.6] for side in SIDES for end in ENDS}})
     figures.external(compared, "t").savefig(tmp_path / "6.png")
     for number in range(1, 7):

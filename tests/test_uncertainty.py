@@ -201,6 +201,9 @@ def test_fits_of_different_images_are_not_compared_or_averaged() -> None:
     other = run(predictions().assign(id=lambda table: table.id + "x"), "other")
     with pytest.raises(UserError, match="m, seed 0, and other, seed 0, were tested on different images"):
         compare_models([run(predictions()), other])
+    turned = predictions()[[*predictions().columns[:-2], *predictions().columns[:-3:-1]]]
+    with pytest.raises(UserError, match="m, seed 1, have other classes or another order of them"):
+        estimate_of([run(predictions()), run(turned, seed=1)], BY_NAME[MACRO])
     with pytest.raises(UserError, match="different images"):
         estimate_of([run(predictions()), run(predictions().iloc[1:], seed=1)], BY_NAME[MACRO])
 

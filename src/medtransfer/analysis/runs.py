@@ -13,7 +13,7 @@ from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError
 from medtransfer.core.layout import RUNS, run_folder
 from medtransfer.core.params import Params
-from medtransfer.core.predictions import predicted_labels, read_predictions
+from medtransfer.core.predictions import classes_of, predicted_labels, read_predictions
 from medtransfer.core.run_record import read_record
 from medtransfer.core.tables import read_result
 from medtransfer.metrics.scores import Encoded, encode
@@ -129,3 +129,8 @@ def check_same_images(runs: Iterable[Run]) -> None:
                     f"{run.dataset}: {first.model}, seed {first.seed}, and {run.model}, seed {run.seed}, were tested "
                     f"on different {what}; fit both on the same data and split"
                 )
+        if classes_of(run.predictions) != classes_of(first.predictions):
+            raise UserError(
+                f"{run.dataset}: {first.model}, seed {first.seed}, and {run.model}, seed {run.seed}, have other "
+                "classes or another order of them; fit both with the same classes"
+            )

@@ -121,7 +121,7 @@ def activations(image: np.ndarray, layers: dict[str, np.ndarray], title: str) ->
     for axes, label in zip(panels, ("input", *layers), strict=True):
         axes.set_title(label, fontsize=10)
         axes.set_axis_off()
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)  # the name of an image may have dollar signs
     return figure
 
 

@@ -108,7 +108,7 @@ CHAPTERS = (
 def build_page(studies: list[Study]) -> str:
     """Return the page; what the first study cannot answer comes from the first of the others that can."""
     names = list(dict.fromkeys(run.dataset for study in studies for run in study.runs))
-    custom = {name: entry for study in studies for name, entry in study.custom.items() if name in names}
+    custom = {name: entry for study in reversed(studies) for name, entry in study.custom.items() if name in names}
     answered, first = answers(studies[0], studies[1:]), studies[0]
     titles = {study.name: _title(study) for study in studies}
     judged = settled(first, studies[1:])

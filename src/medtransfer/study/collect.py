@@ -202,7 +202,7 @@ def _facts(record: dict[str, Any], prepared: Path) -> dict[tuple[str, ...], Any]
         (dataset, "image_size"): record["image_size"],
         (dataset, "split_by"): split.by,
         (dataset, "split_leakage"): split.leakage,
-        **{(dataset, key): described.get(key) for key in ("split", "resize_filter", "white_level")},
+        **{(dataset, key): described.get(key) for key in ("classes", "split", "resize_filter", "white_level")},
         (dataset, model, "weights from"): record.get("weights"),
     }
     for key, value in record["hyperparameters"].items():

@@ -17,6 +17,7 @@ from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file, read_json
 from medtransfer.core.layout import COPIED, FIGURES, NOTES, PARAMS, REPORTS, SHARED, SUBGROUPS, TUNING
 from medtransfer.core.params import read_params
+from medtransfer.core.predictions import classes_of
 from medtransfer.core.tables import DIGITS, read_result
 from medtransfer.metrics.scores import MACRO
 from medtransfer.report.drawings import overview
@@ -75,9 +76,24 @@ def write_leakage(leaky: Path, clean: Path) -> Path:
 
 def report(folders: list[Path], output: Path) -> None:
     """Write the page from runs and their tables; the first folder answers the questions."""
-    page = build_page([read_study(folder) for folder in folders])
+    studies = [read_study(folder) for folder in folders]
+    _check_same_data_sets(studies)
+    page = build_page(studies)
     with atomic_file(output) as partial:
         partial.write_text(page, encoding="utf-8")
+
+
+def _check_same_data_sets(studies: list[Study]) -> None:
+    """Check that a name means the same data set in each folder: the page has one chapter for both."""
+    known: dict[str, tuple[str, list[str]]] = {}
+    for study in studies:
+        for run in study.runs:
+            folder, classes = known.setdefault(run.dataset, (study.name, found := classes_of(run.predictions)))
+            if sorted(found) != sorted(classes):
+                raise UserError(
+                    f"{run.dataset}: has the classes {', '.join(found)} in {study.name}, but {', '.join(classes)} in "
+                    f"{folder}; make a page of each folder"
+                )
 
 
 def read_study(folder: Path) -> Study:
