@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
+from medtransfer.analysis.uncertainty import FEWEST_FITS
 from medtransfer.core.params import BLOCKS
 
 matplotlib.rcdefaults()  # the user's matplotlibrc changes no figure
@@ -304,12 +305,16 @@ def _lines(
 ) -> Figure:
     """Return a figure of F1 with its interval against the column `x`, one line for each value of `key` with a label.
 
-    Each line is `shift` further to the right than the one before, so that no interval hides another.
+    Each line is `shift` further to the right than the one before, so that no interval hides another. The markers of
+    fewer than three fits are hollow.
     """
     figure, axes = _panel(6, 3.4, title)
     for number, (value, label) in enumerate(labels.items()):
         part = table[table[key] == value].sort_values(x)
-        axes.errorbar(part[x] + shift * number, part.f1, yerr=_spans(part), capsize=3, label=label, **_style(number))
+        part[x] += shift * number
+        axes.errorbar(part[x], part.f1, yerr=_spans(part), capsize=3, label=label, **_style(number))
+        few = part[part.seeds < FEWEST_FITS]
+        axes.plot(few[x], few.f1, linestyle="", markerfacecolor="white", zorder=3, **_style(number))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(color=GRID)
     axes.legend(frameon=False, fontsize=8)
