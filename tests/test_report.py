@@ -87,11 +87,12 @@ def test_a_data_set_that_the_talk_had_not_is_not_compared_with_it() -> None:
 def test_a_card_names_the_datasheet_or_what_the_user_said_of_the_data() -> None:
     record = run("imagenet_all", False, network=True).record | {"weights": "imagenet", "trainable_blocks": "all"}
     data = {
-        "title": "Scans", "classes": ["a", "b"], "image_size": 32, "source": "folder scans", "group": "patient",
+        "classes": ["a", "b"], "image_size": 32, "source": "folder scans", "group": "patient",
         "images": {"train": 6, "validation": 2, "test": 2}, "test_images_sharing_a_group": 0,
     }  # fmt: skip
     values = {
         "record": record,
+        "title": "Scans",
         "split": split_of(record),
         "metrics": {"a": 0.5},
         "note": "a few images",

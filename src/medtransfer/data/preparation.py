@@ -51,10 +51,8 @@ def prepare_dataset(dataset: Dataset, raw: Path, params: DatasetParams, target: 
     samples[["id", "label", "group", "split", "sha256"]].to_csv(target / "samples.csv", index=False)
     description = {
         "name": dataset.name,
-        "title": dataset.title,
         **read_source(raw),
-        "classes": list(dataset.classes),
-        "meanings": dataset.classes,
+        "classes": list(dataset.classes),  # not their meanings or the title, which change no model
         "group": dataset.group,
         "image_size": params.image_size,
         "resize_filter": params.resize_filter,

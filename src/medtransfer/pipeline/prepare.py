@@ -22,14 +22,14 @@ def prepare(params: Params, dataset: str) -> None:
     check_known("params.yaml: datasets", dataset, params.datasets)
     warn_of_another_version()
     check_unchanged(DATA)
-    begin = time.perf_counter()
+    about, begin = dataset_of(dataset, params), time.perf_counter()
     with atomic_folder(PREPARED / dataset) as folder:
-        done = prepare_dataset(dataset_of(dataset, params), DATA / dataset, params.datasets[dataset], folder)
+        done = prepare_dataset(about, DATA / dataset, params.datasets[dataset], folder)
         check_params_unchanged(params, f"datasets.{dataset}")
     images, group, total = done["images"], done["group"], sum(done["images"].values())
     speed = total / (time.perf_counter() - begin)
     _warn_of_uneven_parts(dataset, params.datasets[dataset].split, images)
-    print(f"{done['title']}: {total} images at {done['image_size']} px, {speed:.0f} per second")
+    print(f"{about.title}: {total} images at {done['image_size']} px, {speed:.0f} per second")
     if note := note_of(done):
         print(note)
     print(", ".join(f"{count} {part}" for part, count in images.items() if count or part != LEFT_OUT))

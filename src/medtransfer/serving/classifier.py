@@ -88,11 +88,13 @@ def write_classifier(params: Params, fit: Path, description: dict[str, Any], fol
     training, like = likeness.describe_training(network, images, splits)
     likeness.save(training, folder / TRAINING)
     temperature = fit_temperature(validation)
-    calibrated = believable(temperature)
+    calibrated, about = believable(temperature), dataset_of(record["dataset"], params)
     facts = {
         **{key: record[key] for key in ("dataset", "model", "seed", "fit", "synthetic")},
-        **{key: description[key] for key in ("title", "classes", "meanings", "image_size", "resize_filter")},
-        "scope": dataset_of(record["dataset"], params).scope,
+        **{key: description[key] for key in ("classes", "image_size", "resize_filter")},
+        "title": about.title,
+        "meanings": {label: about.classes.get(label, label) for label in description["classes"]},
+        "scope": about.scope,
         "note": note_of(record),
         "white_level": description.get("white_level"),
         "calibrated": calibrated,
