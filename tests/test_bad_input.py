@@ -364,8 +364,8 @@ BAD_METADATA: dict[str, tuple[Callable[[Path], object], str]] = {
     "no lesion_id": (drop_column("lesion_id"), "no column 'lesion_id'"),
     "no image_id": (drop_column("image_id"), "no column 'image_id'"),
     "no dx": (drop_column("dx"), "no column 'dx'"),
-    "an unknown label": (set_first("dx", "wart"), "has the label 'wart'; known: akiec"),
-    "a label in capitals": (set_first("dx", "NV"), "has the label 'NV'; known: akiec"),
+    "an unknown label": (set_first("dx", "wart"), "has the label 'wart', but the classes are akiec"),
+    "a label in capitals": (set_first("dx", "NV"), "has the label 'NV', but the classes are akiec"),
     "an empty label": (set_first("dx", None), "has no dx"),
     "an empty lesion": (set_first("lesion_id", None), "has no lesion_id"),
     "an empty image": (set_first("image_id", None), "has no image_id"),
@@ -409,7 +409,10 @@ def test_a_class_in_a_single_group_cannot_be_divided(demo: Path, tmp_path: Path)
 BAD_CHEST_FILES = {
     "a name without patient": ("train/NORMAL/picture.jpeg", "no patient in the name"),
     "a text file": ("train/NORMAL/readme.txt", "not an image; expected .jpeg"),
-    "an unknown class": ("train/COVID/person2_virus_1.jpeg", "has the label 'COVID'; known: NORMAL, PNEUMONIA"),
+    "an unknown class": (
+        "train/COVID/person2_virus_1.jpeg",
+        "has the label 'COVID', but the classes are NORMAL",
+    ),
     "one name twice": ("test/NORMAL/person1_virus_1.jpeg", "another image has this name"),
 }
 

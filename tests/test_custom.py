@@ -135,7 +135,7 @@ def test_a_data_set_is_copied_and_enters_the_study(project: Path) -> None:
     dataset = dataset_of("mine", params)
     assert validate(dataset, Path("data/mine"))["problems"] == []
     with atomic_folder(Path("prepared")) as folder:
-        done = prepare_dataset(dataset, Path("data/mine"), params.datasets["mine"], folder)
+        prepare_dataset(dataset, Path("data/mine"), params.datasets["mine"], folder)
     samples = pd.read_csv("prepared/samples.csv", dtype=str)
     assert samples.groupby("group").split.nunique().max() == 1
     assert samples.group.nunique() == 20
@@ -640,6 +640,13 @@ def test_one_folder_per_class_needs_no_table(project: Path) -> None:
     assert listing.problems == []
     assert set(listing.samples.label) == {"p0", "p1", "p2"}
     assert listing.samples.group.nunique() == 40
+
+
+def test_a_folder_around_the_class_folders_is_named(project: Path) -> None:
+    Path("whole").mkdir()
+    Path("mine").rename("whole/mine")
+    with pytest.raises(UserError, match=r"mine is the only label; .* are the classes, use --images whole/mine"):
+        add(images=Path("whole"), labels=None, columns=Columns())
 
 
 def test_a_folder_beside_given_parts_is_refused(project: Path) -> None:

@@ -350,7 +350,7 @@ def edit_metadata(folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) 
         (remove_image, "has no image file"),
         (remove_row, "no row in HAM10000_metadata.csv"),
         (repeat_row, "has more than one row"),
-        (change_label, "has the label 'wart'; known: akiec"),
+        (change_label, "has the label 'wart', but the classes are akiec"),
         (empty_group, "has no lesion_id"),
     ],
 )

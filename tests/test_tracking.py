@@ -695,17 +695,20 @@ def test_a_relative_store_is_the_projects_in_a_copy_that_dvc_made(
         mlflow_store.store_uri()
 
 
-def test_a_store_that_cannot_be_written_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fixed", ["mlruns", "mlflow.db"])
+def test_a_store_that_cannot_be_written_is_only_read(
+    fixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     mlflow_store.connect()
     # Root may write anywhere.
-    monkeypatch.setattr(os, "access", lambda path, mode: (mode, Path(path).name) != (os.W_OK, "mlruns"))
-    with pytest.raises(UserError, match="mlruns: read-only, so MLflow cannot record runs there; fix the permissions"):
+    monkeypatch.setattr(os, "access", lambda path, mode: (mode, Path(path).name) != (os.W_OK, fixed))
+    with pytest.raises(UserError, match=f"{fixed}: read-only, so MLflow cannot record runs there; fix the permissions"):
         mlflow_store.connect()
     assert mlflow_store.connect(read_only=True).search_experiments()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/server.db")
-    with pytest.raises(UserError, match="read-only, but push must create"):
+    with pytest.raises(UserError, match=f"{fixed}: read-only, but push must write there"):
         track_push.push()
 
 

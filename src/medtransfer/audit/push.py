@@ -4,7 +4,6 @@ MLflow has no such command; this uses only its client.
 """
 
 import errno
-import os
 import tempfile
 from filecmp import cmp
 from pathlib import Path
@@ -31,6 +30,7 @@ from medtransfer.tracking.mlflow_store import (
     keep_artifacts_here,
     living_experiment,
     reach,
+    read_only_of,
     reason,
 )
 
@@ -56,8 +56,8 @@ def push() -> dict[str, int]:
     own = address_of(store)
     if mlflow.get_tracking_uri() == own:
         raise UserError("MLFLOW_TRACKING_URI: names this project's own store; set it to the server's address")
-    if not os.access(store.parent, os.W_OK):
-        raise UserError(f"{OWN_STORE.parent}: read-only, but push must create a lock file there; fix the permissions")
+    if fixed := read_only_of(OWN_STORE):
+        raise UserError(f"{fixed}: read-only, but push must write there; fix the permissions")
     keep_artifacts_here(store)
     source = mlflow.MlflowClient(tracking_uri=own)
     counts = {"copied": 0, "already": 0, "running": 0}

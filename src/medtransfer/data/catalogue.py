@@ -189,7 +189,7 @@ def list_samples(samples: pd.DataFrame, problems: list[str], classes: dict[str, 
     """Return the samples with a known label, sorted by id, and one problem for every other sample."""
     known = samples.label.isin(list(classes))
     problems += [
-        f"{where}: {row.id} has the label {row.label!r}; known: {', '.join(classes)}"
+        f"{where}: {row.id} has the label {row.label!r}, but the classes are {', '.join(classes)}"
         for row in samples[~known].itertuples()
     ]
     samples = samples[known]

@@ -134,7 +134,9 @@ def _classes(samples: pd.DataFrame, known: Sequence[str], where: Path) -> list[s
         if label in (*BY_NAME, "seeds", "intervals", "warning"):
             raise UserError(f"{where}: label {label!r}: every table uses this name for something else; rename it")
     if len(classes) < 2:
-        raise UserError(f"{where}: {classes[0]} is the only label; a study needs two or more")
+        inner = where / classes[0]
+        hint = f"; if the folders in it are the classes, use --images {inner}" if inner.is_dir() else ""
+        raise UserError(f"{where}: {classes[0]} is the only label; a study needs two or more{hint}")
     return sorted(classes, key=[*known, *classes].index)
 
 

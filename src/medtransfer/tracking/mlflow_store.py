@@ -76,9 +76,9 @@ def connect(read_only: bool = False) -> mlflow.MlflowClient:
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns about every retry
     uri = store_uri()
     file = file_of(uri)
-    if file and file.exists() and not os.access(file.parent, os.W_OK):
+    if file and file.exists() and (fixed := read_only_of(file)):
         if not read_only:
-            raise UserError(f"{file.parent}: read-only, so MLflow cannot record runs there; fix the permissions")
+            raise UserError(f"{fixed}: read-only, so MLflow cannot record runs there; fix the permissions")
         uri = address_of(_copy_of(file))
     mlflow.set_tracking_uri(uri)
     if not uri.startswith("http"):
@@ -98,6 +98,11 @@ def connect(read_only: bool = False) -> mlflow.MlflowClient:
             ) from None
         keep_artifacts_here()
     return client
+
+
+def read_only_of(file: Path) -> Path | None:
+    """Return the store's folder or file, whichever this user cannot change, or None."""
+    return next((path for path in (file.parent, file) if not os.access(path, os.W_OK)), None)
 
 
 def _copy_of(file: Path) -> Path:
