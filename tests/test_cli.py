@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from ruamel.yaml import YAML
 
-from conftest import PROJECT
+from conftest import AT_64_PX, PROJECT
 from medtransfer.cli import main
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import WEIGHTS_VARIABLE, Configuration, Params, read_params
@@ -164,6 +164,10 @@ def test_a_reader_that_has_ended_and_a_group_without_a_command_are_no_traceback(
     command = f"{shlex.join([*COMMAND, 'stage', '--help'])} | true; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], cwd=project, capture_output=True, text=True)
     assert (result.stdout, result.stderr) == ("1\n", "")
+    (project / "reports").mkdir()
+    shutil.copy(PROJECT / AT_64_PX / "results.csv", project / "reports")
+    command = f"{shlex.join([*COMMAND, 'results'])} >&-; echo $? >&2"  # as a service may start it
+    assert subprocess.run(["bash", "-c", command], cwd=project, capture_output=True, text=True).stderr == "0\n"
     help_alone = medtransfer(project, "data")
     assert help_alone.returncode == 2
     assert help_alone.stderr.startswith("Usage: medtransfer data")

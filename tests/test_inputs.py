@@ -291,7 +291,7 @@ def test_a_merge_conflict_is_named_and_a_zip_is_not_sent_to_git(
             check_dvc_files()
         assert command in str(refused.value)
     Path(".dvc/config").write_text("")
-    with pytest.raises(UserError, match="run `git init`"):
+    with pytest.raises(UserError, match=r"run `git init && git add [.] && git commit"):
         check_dvc_files()
 
 

@@ -42,6 +42,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, stop_like_ctrl_c)
     # A shell script starts `medtransfer study &` with Ctrl-C ignored, and DVC and the stages would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.stdout is None:  # a service may start programs without one
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A log file shows each epoch as it ends, and a file name need not be UTF-8.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")

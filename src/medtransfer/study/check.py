@@ -41,7 +41,10 @@ def check_dvc_files() -> None:
         raise UserError(f"HOME: {Path.home()} is not a folder, and DVC reads its settings there; set HOME to a folder")
     config = Path(".dvc/config")
     if config.exists() and not in_git() and "no_scm" not in config.read_text():
-        raise UserError(f"{Path.cwd()}: not a git repository, which DVC needs; run `git init`")
+        raise UserError(
+            f"{Path.cwd()}: not a git repository, which DVC needs; "
+            "run `git init && git add . && git commit --message Start`"
+        )
     for path in (RUNS.parent, RUNS, PREPARED, REPORTS):
         if not path.resolve().is_relative_to(Path.cwd().resolve()):
             raise UserError(
