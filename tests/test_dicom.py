@@ -310,6 +310,13 @@ def test_files_without_any_patient_are_said_to_have_none(
     assert "no DICOM file has a PatientID, so images of one patient can be in two splits" in capsys.readouterr().out
 
 
+def test_files_that_all_name_one_patient_need_a_table(project: Path) -> None:
+    for number in range(4):
+        dicom(Path(f"alike/{'ill' if number % 2 else 'well'}/{number}.dcm"), VALUES + number, PatientID="ANON01")
+    with pytest.raises(UserError, match="alike: all DICOM files have the same PatientID; give --labels with --group"):
+        find_samples(Path("alike"), None, Columns())
+
+
 @pytest.mark.parametrize("patient", ["p7", "P\u20117"])
 def test_a_patient_in_two_spellings_is_not_two(project: Path, patient: str) -> None:
     dicom(Path("scans/ill/x"), VALUES, PatientID=patient, SpecificCharacterSet="ISO_IR 192")

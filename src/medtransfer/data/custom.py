@@ -122,6 +122,8 @@ def _patients(paths: pd.Series, headers: dict[str, dicom.Header], images: Path) 
         raise UserError(
             f"{images / paths[found == ''].iloc[0]}: has no PatientID, but other files have; give --labels with --group"
         )
+    if found.nunique() == 1 and found.iloc[0]:
+        raise UserError(f"{images}: all DICOM files have the same PatientID; give --labels with --group")
     if twins := first_alike(found):
         first, second = (images / paths[found == name].iloc[0] for name in twins)
         raise UserError(
