@@ -98,7 +98,8 @@ def _readme_cell(pair: Comparison | None) -> str:
     if not pair:
         return "not measured"
     if pair.interval.startswith("none"):
-        return f"{pair.difference:+.3f} (one run, no interval)"
+        runs = {1: "one run", 2: "two runs"}[min(pair.first_seeds, pair.second_seeds)]
+        return f"{pair.difference:+.3f} ({runs}, no interval)"
     return f"{pair.difference:+.3f} [{pair.ends[0]:+.3f}, {pair.ends[1]:+.3f}]"
 
 
