@@ -123,14 +123,9 @@ def check_same_images(runs: Iterable[Run]) -> None:
     """Check that fits were tested on the same images, so that they can be compared or averaged."""
     first, *others = runs
     for run in others:
+        both = f"{run.dataset}: {first.model}, seed {first.seed}, and {run.model}, seed {run.seed},"
         for what, column in (("images", "id"), ("labels", "label"), ("groups", "group")):
             if not run.predictions[column].equals(first.predictions[column]):
-                raise UserError(
-                    f"{run.dataset}: {first.model}, seed {first.seed}, and {run.model}, seed {run.seed}, were tested "
-                    f"on different {what}; fit both on the same data and split"
-                )
+                raise UserError(f"{both} were tested on different {what}; fit both on the same data and split")
         if classes_of(run.predictions) != classes_of(first.predictions):
-            raise UserError(
-                f"{run.dataset}: {first.model}, seed {first.seed}, and {run.model}, seed {run.seed}, have other "
-                "classes or another order of them; fit both with the same classes"
-            )
+            raise UserError(f"{both} have other classes or another order of them; fit both with the same classes")

@@ -88,7 +88,8 @@ def _check_same_data_sets(studies: list[Study]) -> None:
     known: dict[str, tuple[str, list[str]]] = {}
     for study in studies:
         for run in study.runs:
-            folder, classes = known.setdefault(run.dataset, (study.name, found := classes_of(run.predictions)))
+            found = classes_of(run.predictions)
+            folder, classes = known.setdefault(run.dataset, (study.name, found))
             if sorted(found) != sorted(classes):
                 raise UserError(
                     f"{run.dataset}: has the classes {', '.join(found)} in {study.name}, but {', '.join(classes)} in "
