@@ -356,9 +356,9 @@ def image_becomes_folder(folder: Path) -> None:
 BAD_METADATA: dict[str, tuple[Callable[[Path], object], str]] = {
     "no metadata": (lambda folder: (folder / "HAM10000_metadata.csv").unlink(), "not found, nor .*; import the"),
     "empty metadata": (metadata(b""), "cannot be read as CSV"),
-    "metadata in another encoding": (metadata("lesion_id;imäge".encode("utf-16")), "not in UTF-8"),
+    "metadata in another encoding": (metadata("lesion_id;imäge".encode("utf-16")), "not a text file in UTF-8"),
     "metadata with a quote left open": (metadata(b'lesion_id,image_id\n"a,b\n'), "cannot be read as CSV|no column"),
-    "metadata that is binary": (metadata(bytes(range(256)) * 9), "not in UTF-8|no column"),
+    "metadata that is binary": (metadata(bytes(range(256)) * 9), "not a text file in UTF-8|no column"),
     "metadata with a header alone": (
         metadata(b"lesion_id,image_id,dx,dx_type,age,sex,localization\n"), "no row below the header"),
     "no lesion_id": (drop_column("lesion_id"), "no column 'lesion_id'"),

@@ -1,6 +1,7 @@
 """A custom data set: its files are studied as they are, and mistakes in them are named."""
 
 import errno
+import gzip
 import json
 import os
 import re
@@ -820,7 +821,8 @@ def test_a_mistake_is_one_line_and_changes_nothing(project: Path) -> None:
         (lambda: change_table(patient=[""] * 40), {}, "row 2 has no patient; fill it in"),
         (lambda: change_table(label=["ill", None] * 20), {}, "row 3 has no label"),
         (lambda: Path("labels.csv").write_bytes(b"image,label,patient\n\xff,x,y\n"), {}, "save it as `CSV UTF-8`"),
-        (lambda: Path("labels.csv").write_text(table, encoding="utf-16"), {}, "labels.csv: not in UTF-8"),
+        (lambda: Path("labels.csv").write_text(table, encoding="utf-16"), {}, "labels.csv: not a text file in UTF-8"),
+        (lambda: Path("labels.csv").write_bytes(gzip.compress(table.encode())), {}, "unpack it if it is compressed"),
         (lambda: change_table(patient="2.02311E+15"), {}, "row 2: patient is 2.02311E+15, which a program"),
         (lambda: change_table(patient="#N/A"), {}, "row 2 has no patient, but '#N/A'"),
         (lambda: change_table(patient=["p1", "P1", *"ab" * 19]), {}, "patient has 'p1' and 'P1', which may be"),
@@ -1023,6 +1025,16 @@ def test_other_files_are_counted_and_hidden_ones_are_no_images(
     assert "1 file left out, not an image: mine/p0/notes.docx" in told
     assert "ill 20, well 20" in told
     assert len(list(Path("data/mine/images").rglob("*.*"))) == 40
+
+
+def test_masks_beside_images_are_left_out(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in BUSI, where `benign (1)_mask.png` and `benign (1)_mask_1.png` outline the tumours of `benign (1).png`."""
+    for mask in ("scan 0-0_mask.png", "scan 0-0_mask_1.png", "scan 0-0 Segmentation.PNG"):
+        shutil.copy("mine/p0/scan 0-0.png", Path("mine/p0", mask))
+    shutil.move("mine/p0/scan 0-1.png", "mine/p0/gas_mask.png")  # the mask of no image
+    assert add(labels=None, columns=Columns()) == 40
+    assert "left out: 3 images named as the mask of another: p0/scan 0-0" in capsys.readouterr().out
+    assert Path("data/mine/images/p0/gas_mask.png").is_file()
 
 
 def test_class_folders_may_contain_any_format(project: Path) -> None:

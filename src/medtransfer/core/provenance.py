@@ -43,7 +43,8 @@ def commit_problem(commit: str) -> str:
     except OSError as error:
         return str(error)
     except subprocess.CalledProcessError as error:
-        return shortened(error.stderr, 400) or "it is not in this repository"
+        absent = "it is not in this repository; run `git fetch`, in a shallow clone `git fetch --unshallow`"
+        return shortened(error.stderr, 400) or absent
     return ""
 
 

@@ -19,6 +19,7 @@ from medtransfer.data.progress import progress
 from medtransfer.data.tables import BINARY, first_alike, from_one_hot, one_spelling, read_groups, read_table
 
 LABELS, IMAGES = "labels.csv", "images"
+MASK = re.compile(r"[ _-](mask|segmentation)([ _-]?\d+)?$", re.IGNORECASE)
 COLUMNS = ["id", "label", "group", "path"]
 
 
@@ -133,6 +134,7 @@ def _patients(paths: pd.Series, headers: dict[str, dicom.Header], images: Path) 
 
 
 def _from_folders(files: dict[str, Path], images: Path) -> pd.DataFrame:
+    files = _without_masks(files)
     parts = {path.split("/")[0] for path in files}
     given = {_part(part) for part in parts}
     if None in given and {"train", "test"} <= given:
@@ -149,6 +151,15 @@ def _from_folders(files: dict[str, Path], images: Path) -> pd.DataFrame:
         return found.assign(split=found.path.str.split("/").str[0].map(_part))
     _refuse_unclear_classes(files, images)
     return found
+
+
+def _without_masks(files: dict[str, Path]) -> dict[str, Path]:
+    """Leave out images that are named as the mask of another, such as `7_mask.png` beside `7.png`."""
+    names = {stem(path) for path in files}
+    masks = [path for path in files if (name := MASK.sub("", stem(path))) != stem(path) and name in names]
+    if masks:
+        print(f"left out: {counted(len(masks), 'image')} named as the mask of another: {first_three(masks)}")
+    return {path: file for path, file in files.items() if path not in masks}
 
 
 def _part(folder: str) -> str | None:

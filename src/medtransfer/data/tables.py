@@ -32,7 +32,9 @@ def read_table(path: Path, columns: list[str], delimiter: str = ",") -> pd.DataF
         with path.open(encoding="utf-8-sig", newline="") as file:
             header, *rows = csv.reader(file, delimiter=delimiter, strict=True)
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not in UTF-8; save it as `CSV UTF-8`, as Excel calls it") from None
+        raise UserError(
+            f"{path}: not a text file in UTF-8; unpack it if it is compressed, or save it as `CSV UTF-8`"
+        ) from None
     except (csv.Error, ValueError) as error:
         found = " ".join(str(error).split()) if isinstance(error, csv.Error) else "it is empty"
         raise UserError(f"{path}: cannot be read as CSV in UTF-8: {found}") from None
