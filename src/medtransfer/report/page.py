@@ -232,7 +232,7 @@ def _about_dataset(study: Study, dataset: str) -> dict[str, Any]:
         "longest": longest,
         "at_limit": sum(epochs >= longest for _, epochs in talks),
         "units": words_for(dataset, study.custom).groups,
-        "provenance": tables.provenance(runs),
+        "provenance": tables.provenance(runs, study.layers_of(dataset)),
     }
 
 

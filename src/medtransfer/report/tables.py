@@ -22,7 +22,7 @@ from medtransfer.core.params import TREES
 from medtransfer.core.run_record import note_of, recipe_of, split_of
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.report.render import render
-from medtransfer.report.study import Study, values_of
+from medtransfer.report.study import Layers, Study, values_of
 from medtransfer.report.words import MISTUNED, words_for
 
 # The name of a table's caption in templates/captions.html.j2, and the table.
@@ -424,22 +424,33 @@ def blocks(found: Agreement) -> pd.DataFrame:
     return text.mask(largest, "**" + text + "**").rename(columns=WAYS)
 
 
-def provenance(runs: list[Run]) -> pd.DataFrame:
-    """Return how each run was made: epochs, learning rate, precision, backend, device, seconds and commit."""
+def provenance(runs: list[Run], analyses: Iterable[Layers] = ()) -> pd.DataFrame:
+    """Return how each run was made: epochs, learning rate, precision, backend, device, seconds and commit.
+
+    Below the runs come the layer analyses, of which only the last four are known.
+    """
     rows = [
         {
             "run": f"{run.model}, seed {run.seed}",
             "epochs (best)": f"{run.record['epochs']} ({run.record['best_epoch']})" if run.history is not None else "-",
             "learning rate": f"{recipe_of(run.record).learning_rate:g}" if run.history is not None else "-",
             "precision": run.record["precision"],
-            "backend": run.record["backend"],
-            "device": run.record["device"],
-            "seconds": f"{run.record['seconds']:.1f}",
-            "commit": run.record["git_commit"][:10] + ("†" if run.record["git_commit"].endswith("-modified") else ""),
+            **_made(run.record),
         }
         for run in runs
     ]
-    return pd.DataFrame(rows).set_index("run")
+    rows += [{"run": f"layer analysis of {layers.name}", **_made(layers.record)} for layers in analyses]
+    return pd.DataFrame(rows).set_index("run").fillna("-")
+
+
+def _made(record: dict[str, Any]) -> dict[str, str]:
+    commit = record["git_commit"]
+    return {
+        "backend": record["backend"],
+        "device": record["device"],
+        "seconds": f"{record['seconds']:.1f}",
+        "commit": commit[:10] + ("†" if commit.endswith("-modified") else ""),
+    }
 
 
 def terminal(results: pd.DataFrame, dataset: str) -> Table:

@@ -46,8 +46,13 @@ class _Finished(NamedTuple):
 
     @property
     def about(self) -> dict[str, Any]:
-        """The facts that identify the fit."""
-        return {key: self.record[key] for key in ("dataset", "model", "seed", "fit")}
+        """The facts that identify the fit, and how it is analysed."""
+        return {
+            **{key: self.record[key] for key in ("dataset", "model", "seed", "fit")},
+            "backend": keras.backend.backend(),
+            "device": device_name(),
+            "git_commit": git_commit(),
+        }
 
 
 def _open(fitted: Path, params: Params) -> _Finished:
@@ -102,9 +107,6 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
             **found.about,
             "probed_images": len(probed),
             "compared_images": len(compared),
-            "backend": keras.backend.backend(),
-            "device": device_name(),
-            "git_commit": git_commit(),
             "seconds": round(time.perf_counter() - begin, 1),
         }
         write_json(folder / "layers.json", record)
@@ -139,7 +141,7 @@ def explain_predictions(params: Params, dataset: str, name: str, seed: int) -> P
     with atomic_folder(GRADCAM / dataset / run_name(name, seed)) as folder:
         chosen.round(DIGITS).to_csv(folder / "images.csv", index=False)
         _, height, width = heat.shape
-        seen = why_unclear(height, width) or f"where it looked, {height} × {width} positions"
+        seen = why_unclear(height, width) or f"{height} × {width} positions"
         title = figures.mark(f"{dataset}, {name}, seed {seed}: Grad-CAM, {seen}", note_of(found.record))
         figures.gradcam(chosen, pixels, heat, found.classes, title).savefig(folder / "gradcam.png")
         write_json(folder / "gradcam.json", found.about)
