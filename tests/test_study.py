@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from dvc.repo import Repo
 from ruamel.yaml import YAML
 from zc.lockfile import LockFile
 
-from conftest import DVC_ON_A_FULL_DISK, PROJECT
+from conftest import DVC_ON_A_FULL_DISK, PROJECT, git_init
 from medtransfer.audit import audit
 from medtransfer.core import dvc as integrity
 from medtransfer.core.errors import UserError
@@ -115,6 +116,18 @@ def test_outputs_that_dvc_could_not_store_are_named(dvc_project: Path, monkeypat
     store_again()
     assert run_study(1) == 0
     assert (dvc_project / "runs" / "model").read_bytes() == made
+
+
+def test_dvcs_files_are_kept_where_the_user_ignores_such_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    git_init(tmp_path)
+    Path("dvc.yaml").write_text("stages: {fit: {cmd: touch fit, outs: [fit]}}")
+    assert run_study(1) == 0
+    Path(".git/info/exclude").write_text("*.lock\n")
+    with pytest.raises(UserError, match=r"^dvc: '.*dvc\.lock' is git-ignored"):
+        store_again()
+    shutil.copy(PROJECT / ".gitignore", ".gitignore")
+    store_again()
 
 
 def test_an_output_that_fails_stops_all_stages_and_is_an_error(

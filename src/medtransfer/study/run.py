@@ -110,6 +110,7 @@ def _batches(jobs: int) -> list[list[list[str]]]:
 @contextmanager
 def _compared() -> Iterator[tuple[Any, dict[str, Any]]]:
     """Open the project and yield it with its `dvc status`."""
+    from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo
 
@@ -120,6 +121,8 @@ def _compared() -> Iterator[tuple[Any, dict[str, Any]]]:
             processes = ", ".join(sorted(set(re.findall(r"PID (\d+)", str(error)))))
             who = f"process {processes}" if processes else "another DVC command"
             raise UserError(f"dvc: {who} works in this project; wait until it ends, then run again") from None
+        except DvcException as error:
+            raise UserError(f"dvc: {' '.join(str(error).split())}") from None
         yield repo, status
 
 
