@@ -72,6 +72,17 @@ def test_the_table_has_ours_the_talks_and_how_each_run_was_made() -> None:
     assert "| decision_tree | 0.000<br>[0.000, 0.000] * |" in text
 
 
+def test_a_network_that_predicts_only_one_class_is_warned_of_where_it_is_shown() -> None:
+    """The table has the talk's models only."""
+    good, other, bad = (run(name, False, network=True) for name in ("imagenet_all", "blocks_2", "imagenet_all"))
+    other.record["hyperparameters"]["configuration"] |= {"weights": "imagenet", "trainable": ["block2"]}
+    for collapsed in (other, bad):
+        collapsed.predictions[["p_NORMAL", "p_PNEUMONIA"]] = [0.1, 0.9]
+    assert "warning" not in tables.pivot(f1_table([good, other]), "chest_xray").index
+    warned = tables.pivot(f1_table([bad, other]), "chest_xray")
+    assert "predicts only PNEUMONIA" in str(warned.loc["warning", "imagenet_all"])
+
+
 def test_a_data_set_that_the_talk_had_not_is_not_compared_with_it() -> None:
     runs = [run(name, False, network=name == "imagenet_all") for name in ("decision_tree", "imagenet_all")]
     assert "The talk's F1 is in parentheses" in markdown(runs)

@@ -109,7 +109,7 @@ def pivot(results: pd.DataFrame, dataset: str) -> pd.DataFrame:
     frame = crossed(part, "class", "model", _cell)
     seeds, covered = _seeds_and_intervals(part)
     frame.loc["seeds"], frame.loc["intervals"] = seeds, [text.replace(" and ", "\nand ") for text in covered]
-    warned = mistuned(results, dataset)
+    warned = mistuned(part, dataset)
     if warned:
         frame.loc["warning"] = [warned.get(str(model), "").replace("; ", ";\n").replace(": ", ":\n") for model in frame]
     return frame
