@@ -473,7 +473,7 @@ def test_the_cache_is_shown_and_cleared(project: Path, tmp_path: Path) -> None:
     (entry / "features.npy").write_bytes(b"x" * 5_000_000)
     shown = medtransfer(project, "cache", "show", XDG_CACHE_HOME=str(tmp_path)).stdout
     assert "0123     0.005 GB  incomplete" in shown
-    assert "1 entries, 0.005 of 20 GB" in shown
+    assert "1 folder, 0.005 of 20 GB" in shown
     assert "removed 0.005 GB" in medtransfer(project, "cache", "clear", XDG_CACHE_HOME=str(tmp_path)).stdout
     assert not entry.exists()
 

@@ -168,6 +168,10 @@ def test_what_the_tables_would_count_wrongly_is_refused(tmp_path: Path, monkeypa
     Path("results/mine/notes.txt").write_bytes(b"\xe4")
     with pytest.raises(UserError, match=r"notes\.txt: expected a text file in UTF-8"):
         read_study(Path("results/mine"))
+    with pytest.raises(
+        UserError, match="^results: has no runs; expected a folder that `medtransfer collect` made, or a"
+    ):
+        read_study(Path("results"))
     params = Path("results/mine/params.yaml")
     for text, told in (("a: [", "cannot be read as YAML"), ("datasets: {}", "baselines: missing"), (None, "not found")):
         params.unlink() if text is None else params.write_text(text)

@@ -11,7 +11,7 @@ import click
 
 from medtransfer.cli.app import cli
 from medtransfer.cli.shared import AT_LEAST_1, FILE, PATH, RATE, SEED, as_dataset, many, of_fit, quiet_start
-from medtransfer.core.errors import UserError, check_known
+from medtransfer.core.errors import UserError, check_known, counted
 from medtransfer.core.layout import PARAMS, SWEEPS, TUNING, check_name
 from medtransfer.core.params import read_params
 
@@ -172,7 +172,7 @@ def show() -> None:
         click.echo(f"{entry['path'].name}  {entry['bytes'] / GB:8.3f} GB  {facts}")
     total = sum(entry["bytes"] for entry in found) / GB
     max_gb = read_params(PARAMS).cache.max_gb
-    click.echo(f"{len(found)} entries, {total:.3f} of {max_gb:g} GB (cache.max_gb), in {cache_folder()}")
+    click.echo(f"{counted(len(found), 'folder')}, {total:.3f} of {max_gb:g} GB (cache.max_gb), in {cache_folder()}")
 
 
 @cache.command()

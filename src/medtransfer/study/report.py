@@ -106,6 +106,8 @@ def read_study(folder: Path) -> Study:
     if (folder / "runs").is_dir():
         runs = read_collected(folder)
         artifacts, tabled, remedy = folder, folder, f"run `medtransfer tables {folder}`"
+    elif folder != Path() and not (folder / PARAMS).exists():
+        raise UserError(f"{folder}: has no runs; expected a folder that `medtransfer collect` made, or a project")
     else:
         runs = [read_run(folder / fit) for fit in studied(read_params(folder / PARAMS))]
         artifacts, tabled, remedy = folder / TUNING.parent, folder / REPORTS, "run `dvc repro`"
