@@ -169,7 +169,7 @@ def test_what_the_tables_would_count_wrongly_is_refused(tmp_path: Path, monkeypa
     with pytest.raises(UserError, match=r"notes\.txt: expected a text file in UTF-8"):
         read_study(Path("results/mine"))
     with pytest.raises(
-        UserError, match="^results: has no runs; expected a folder that `medtransfer collect` made, or a"
+        UserError, match=r"^results: has no runs; expected a folder that `medtransfer collect` made, or a"
     ):
         read_study(Path("results"))
     params = Path("results/mine/params.yaml")

@@ -130,6 +130,19 @@ def test_dvcs_files_are_kept_where_the_user_ignores_such_files(tmp_path: Path, m
     store_again()
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [("notes.txt.dvc", "<<<<<<< HEAD\n"), ("sub/dvc.yaml", "stagess: {}\n"), (".dvc/config", "[core\n")],
+)
+def test_a_file_that_dvc_cannot_read_is_one_line(dvc_project: Path, file: str, text: str) -> None:
+    store_again()
+    Path(file).parent.mkdir(exist_ok=True)
+    Path(file).write_text(text)
+    with pytest.raises(UserError, match=r"^dvc: ") as refused:
+        store_again()
+    assert "\n" not in str(refused.value)
+
+
 def test_an_output_that_fails_stops_all_stages_and_is_an_error(
     dvc_project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

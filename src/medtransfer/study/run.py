@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,9 @@ def _compared() -> Iterator[tuple[Any, dict[str, Any]]]:
     from dvc.lock import LockError
     from dvc.repo import Repo
 
-    with Repo() as repo:
+    with ExitStack() as stack:
         try:
+            repo = stack.enter_context(Repo())
             status = repo.status()
         except LockError as error:
             processes = ", ".join(sorted(set(re.findall(r"PID (\d+)", str(error)))))
