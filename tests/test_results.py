@@ -97,9 +97,6 @@ def test_the_readme_says_what_the_committed_results_say() -> None:
 def _readme_cell(pair: Comparison | None) -> str:
     if not pair:
         return "not measured"
-    if pair.interval.startswith("none"):
-        runs = {1: "one run", 2: "two runs"}[min(pair.first_seeds, pair.second_seeds)]
-        return f"{pair.difference:+.3f} ({runs}, no interval)"
     return f"{pair.difference:+.3f} [{pair.ends[0]:+.3f}, {pair.ends[1]:+.3f}]"
 
 
