@@ -271,17 +271,33 @@ def test_no_file_names_a_person(project: Path, capsys: pytest.CaptureFixture[str
             assert image.info == {}
 
 
-def test_a_series_with_two_windows_is_refused(project: Path) -> None:
-    series = generate_uid()
-    for number in range(2):
-        window = {"WindowCenter": 40 + number, "WindowWidth": 400, "SeriesInstanceUID": series}
-        dicom(Path("scans/ill", f"w{number}"), VALUES, **window)
-    with pytest.raises(UserError, match=r"scans/ill/w1: its window differs from that of ill/w0 in the same series"):
+@pytest.mark.parametrize(
+    ("tags", "others"),
+    [
+        ({"WindowCenter": 40, "WindowWidth": 400}, {"WindowCenter": 41}),
+        ({"WindowCenter": 40, "WindowWidth": 400}, {"VOILUTFunction": "SIGMOID"}),
+        ({"RescaleSlope": 1, "RescaleIntercept": 0}, {"RescaleSlope": 2}),
+        ({"BitsStored": 12, "HighBit": 11}, {"BitsStored": 14, "HighBit": 13}),
+    ],
+)
+def test_a_series_of_two_scales_is_refused(project: Path, tags: dict[str, Any], others: dict[str, Any]) -> None:
+    series = {"SeriesInstanceUID": generate_uid()}
+    for number, more in enumerate([{}, others]):
+        dicom(Path("scans/ill", f"w{number}"), VALUES, **(tags | more | series))
+    with pytest.raises(UserError, match=r"scans/ill/w1: its window or range of values differs from that of ill/w0"):
         add(None, Columns())
     scans = [path for path in Path("scans").glob("*/*") if path.name != "w1"]
     table = pd.DataFrame({"image": [f"{path.parent.name}/{path.name}" for path in scans]})
     table.assign(label=[path.parent.name for path in scans]).to_csv("labels.csv", index=False)
-    assert len(add(Path("labels.csv"), Columns())) == len(scans)  # the other window is left out
+    assert len(add(Path("labels.csv"), Columns())) == len(scans)  # the other file is left out
+
+
+def test_a_series_with_one_window_may_have_several_slopes(project: Path) -> None:
+    """As in PET: the window is that of rescaled values."""
+    tags = {"WindowCenter": 400, "WindowWidth": 800, "RescaleIntercept": 0, "SeriesInstanceUID": generate_uid()}
+    dicom(Path("scans/ill", "w0"), VALUES, RescaleSlope=1, **tags)
+    dicom(Path("scans/ill", "w1"), VALUES, RescaleSlope=2, VOILUTFunction="LINEAR", **tags)
+    assert len(add(None, Columns())) == 42
 
 
 def test_files_without_a_series_may_have_different_windows(project: Path) -> None:

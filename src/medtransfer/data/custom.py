@@ -103,11 +103,11 @@ def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.Data
 def _check_series(headers: dict[str, dicom.Header], images: Path) -> None:
     first: dict[str, tuple[str, str]] = {}
     for path, header in headers.items():
-        other, voi = first.setdefault(header.series, (path, header.voi))
-        if header.series and voi != header.voi:
+        other, scale = first.setdefault(header.series, (path, header.scale))
+        if header.series and scale != header.scale:
             raise UserError(
-                f"{images / path}: its window differs from that of {other} in the same series, so their pixels cannot "
-                "be compared; give both the same WindowCenter and WindowWidth"
+                f"{images / path}: its window or range of values differs from that of {other} in the same series, "
+                "so their pixels cannot be compared; give both the same WindowCenter and WindowWidth"
             )
 
 

@@ -19,16 +19,18 @@ from PIL import Image
 from medtransfer.core.errors import UserError, shortened
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax
+VOI = ("WindowCenter", "WindowWidth", "VOILUTSequence")
+RANGE = ("BitsStored", "PixelRepresentation", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence")
 SUFFIXES = (".dcm", ".dicom", ".ima")  # names need none: the content decides
 
 
 class Header(NamedTuple):
-    """What identifies a file: its UID, its patient id (hash it before use), its series and its VOI transform."""
+    """A file's UID, patient id (hash it before use), series, and what decides which values are black and white."""
 
     uid: str
     patient: str
     series: str
-    voi: str
+    scale: str
 
 
 def is_dicom(source: Path | bytes) -> bool:
@@ -44,14 +46,19 @@ def _head(source: Path | bytes, size: int) -> bytes:
 
 
 def read_header(path: Path) -> Header:
-    """Return a file's identity. A UID must be read here: decompressing a file gives it another."""
-    tags = ["SOPInstanceUID", "PatientID", "SeriesInstanceUID", "WindowCenter", "WindowWidth", "VOILUTSequence"]
-    data = _read(path, str(path), stop_before_pixels=True, specific_tags=tags)
+    """Return a file's header. A UID must be read here: decompressing a file gives it another."""
+    names = ("SOPInstanceUID", "PatientID", "SeriesInstanceUID")
+    data = _read(path, str(path), stop_before_pixels=True, specific_tags=[*names, *VOI, "VOILUTFunction", *RANGE])
     try:
-        uid, patient, series, *voi = (str(data.get(tag, "")).strip("\0 ") for tag in tags)
+        uid, patient, series = (str(data.get(tag, "")).strip("\0 ") for tag in names)
+        voi = [str(data.get(tag) or "") for tag in VOI]
+        if any(voi):
+            scale = " ".join([*voi, data.get("VOILUTFunction") or "LINEAR"])
+        else:
+            scale = str(sorted(_range(data))) if data.get("BitsStored") else ""
     except Exception as error:  # pydicom decodes a tag when it is asked for
         raise _unreadable(str(path), error) from None
-    return Header(uid, patient, series, " ".join(voi))
+    return Header(uid, patient, series, scale)
 
 
 def hide(patient: str) -> str:
@@ -128,6 +135,17 @@ def _check_frame(data: Any) -> None:
                 raise ValueError(f"its image is {size} pixels, but its tags say {expected}")
 
 
+def _range(data: Any) -> tuple[float, float]:
+    """Return the modality transform of the smallest and the largest value that the stored bits can have."""
+    if data.get("ModalityLUTSequence"):
+        return 0, 2 ** data.ModalityLUTSequence[0].LUTDescriptor[2] - 1
+    half = 2 ** (data.BitsStored - 1)
+    low, high = (-half, half - 1) if data.PixelRepresentation else (0, 2 * half - 1)
+    if "RescaleSlope" in data and "RescaleIntercept" in data:
+        low, high = (value * float(data.RescaleSlope) + float(data.RescaleIntercept) for value in (low, high))
+    return low, high
+
+
 def _to_eight_bits(stored: np.ndarray, data: Any) -> np.ndarray:
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
@@ -135,12 +153,7 @@ def _to_eight_bits(stored: np.ndarray, data: Any) -> np.ndarray:
         raise ValueError(f"HighBit is {data.HighBit}, but {data.BitsStored} bits are stored")
     if data.get("RescaleSlope") == 0:
         raise ValueError("RescaleSlope is 0")
-    half = 2 ** (data.BitsStored - 1)
-    low, high = (-half, half - 1) if data.PixelRepresentation else (0, 2 * half - 1)
-    if data.get("ModalityLUTSequence"):
-        low, high = 0, 2 ** data.ModalityLUTSequence[0].LUTDescriptor[2] - 1
-    elif "RescaleSlope" in data and "RescaleIntercept" in data:
-        low, high = (value * float(data.RescaleSlope) + float(data.RescaleIntercept) for value in (low, high))
+    low, high = _range(data)
     if data.get("VOILUTSequence"):
         low, high = 0, 2 ** data.VOILUTSequence[0].LUTDescriptor[2] - 1
         data.VOILUTSequence[0].LUTDescriptor[2] = 16  # with 8, pydicom 3.0.2 counts entries modulo 256
