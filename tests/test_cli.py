@@ -153,11 +153,15 @@ def test_an_empty_value_does_not_pass_for_one_that_was_not_given(project: Path, 
     assert last_line(result).startswith(f"{told}; expected a value")
 
 
-def test_a_device_is_not_replaced_by_a_file(project: Path) -> None:
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [("/dev/null", "is not a regular file"), ("data/mine/labels.csv", "is in data, which has the raw data only")],
+)
+def test_neither_a_device_nor_the_raw_data_are_replaced_by_a_file(project: Path, output: str, told: str) -> None:
     for command in ("tune ham10000", "predict ham10000 params.yaml", "report"):
-        result = medtransfer(project, *command.split(), "--output", "/dev/null")
+        result = medtransfer(project, *command.split(), "--output", output)
         assert result.returncode == 2
-        assert "Invalid value for '--output': /dev/null is not a regular file" in last_line(result)
+        assert f"Invalid value for '--output': {output} {told}" in last_line(result)
 
 
 def test_a_reader_that_has_ended_and_a_group_without_a_command_are_no_traceback(project: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from medtransfer.cli.app import EXIT_USER_ERROR
+from medtransfer.core.layout import DATA
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 PATH = click.Path(path_type=Path)
@@ -31,12 +32,14 @@ class _Rate(click.FloatRange):
 
 
 class _Output(click.Path):
-    """A file to write; pipes and devices are refused, because a file would replace them."""
+    """A file to write; pipes, devices and the raw data are refused, because a file would replace them."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = Path(str(super().convert(value, param, ctx)))
         if path.exists() and not path.is_file():
             self.fail(f"{path} is not a regular file", param, ctx)
+        if path.resolve().is_relative_to(DATA.resolve()):
+            self.fail(f"{path} is in {DATA}, which has the raw data only", param, ctx)
         return path
 
 

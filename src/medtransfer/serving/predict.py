@@ -52,7 +52,7 @@ def open_classifier(dataset: str, model: str | None) -> Classifier:
     if not model and PARAMS.exists():
         registered = {version.name for version in mlflow_models.registered(mlflow_store.reach(read_only=True))}
         if dataset not in registered:
-            check_known("data sets", dataset, sorted({*read_params(PARAMS).datasets, *registered}))
+            check_known("data sets", dataset, sorted({*read_params(PARAMS).study, *registered}))
     uri = model or f"models:/{dataset}@{mlflow_models.BEST}"
     with tempfile.TemporaryDirectory() as folder:
         found = _open_run(uri, Path(folder)) if uri.startswith("runs:/") else _fetch(uri, Path(folder))
