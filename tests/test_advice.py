@@ -257,7 +257,10 @@ def test_a_merge_conflict_in_the_lock_is_resolved(project: Path) -> None:
     assert Path("dvc.lock").read_text() == whole
 
 
-def test_a_project_without_git_is_put_under_it(project: Path) -> None:
+def test_a_project_without_git_is_put_under_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("home").mkdir()
+    Path("home/.gitconfig").write_text("[user]\nname = a\nemail = a@example.org\n")
+    monkeypatch.setenv("HOME", str(Path("home").resolve()))
     shutil.rmtree(".git")
     run_as_printed(refusal(check_dvc_files))
     check_dvc_files()

@@ -168,9 +168,7 @@ def test_what_the_tables_would_count_wrongly_is_refused(tmp_path: Path, monkeypa
     Path("results/mine/notes.txt").write_bytes(b"\xe4")
     with pytest.raises(UserError, match=r"notes\.txt: expected a text file in UTF-8"):
         read_study(Path("results/mine"))
-    with pytest.raises(
-        UserError, match=r"^results: has no runs; expected a folder that `medtransfer collect` made, or a"
-    ):
+    with pytest.raises(UserError, match=r"^results: has no runs; expected a folder made by"):
         read_study(Path("results"))
     params = Path("results/mine/params.yaml")
     for text, told in (("a: [", "cannot be read as YAML"), ("datasets: {}", "baselines: missing"), (None, "not found")):

@@ -107,7 +107,7 @@ def read_study(folder: Path) -> Study:
         runs = read_collected(folder)
         artifacts, tabled, remedy = folder, folder, f"run `medtransfer tables {folder}`"
     elif folder != Path() and not (folder / PARAMS).exists():
-        raise UserError(f"{folder}: has no runs; expected a folder that `medtransfer collect` made, or a project")
+        raise UserError(f"{folder}: has no runs; expected a folder made by `medtransfer collect NAME`, or a project")
     else:
         runs = [read_run(folder / fit) for fit in studied(read_params(folder / PARAMS))]
         artifacts, tabled, remedy = folder / TUNING.parent, folder / REPORTS, "run `dvc repro`"
