@@ -84,11 +84,11 @@ def import_(name: str, path: Path) -> None:
     default="label",
     help="The column with the label; for a one-hot table, all class columns, separated by commas.",
 )
-@click.option("--group", help="The column whose values stay in one split, such as the patient.")
-@click.option("--split-column", "split", help="The column with the part of each image: train, validation or test.")
-@click.option("--title", show_default="NAME, or from params.yaml")
-@click.option("--licence", show_default="unknown, or from params.yaml")
-@click.option("--citation", show_default="none, or from params.yaml")
+@click.option("--group", help="The column that names the patient or lesion; all its images go into one split.")
+@click.option("--split-column", "split", help="The column that assigns each image to train, validation or test.")
+@click.option("--title", help="What reports call the data set.", show_default="NAME, or from params.yaml")
+@click.option("--licence", help="Its licence, for reports.", show_default="unknown, or from params.yaml")
+@click.option("--citation", help="How to cite it, for reports.", show_default="none, or from params.yaml")
 @click.option("--only", is_flag=True, help="Remove the other data sets from the study.")
 def add(
     name: str,
