@@ -156,9 +156,9 @@ def _from_folders(files: dict[str, Path], images: Path) -> pd.DataFrame:
 def _without_masks(files: dict[str, Path]) -> dict[str, Path]:
     """Leave out images that are named as the mask of another, such as `7_mask.png` beside `7.png`."""
     names = {stem(path) for path in files}
-    masks = [path for path in files if (name := MASK.sub("", stem(path))) != stem(path) and name in names]
+    masks = {path for path in files if (name := MASK.sub("", stem(path))) != stem(path) and name in names}
     if masks:
-        print(f"left out: {counted(len(masks), 'image')} named as the mask of another: {first_three(masks)}")
+        print(f"left out: {counted(len(masks), 'image')} named as the mask of another: {first_three(sorted(masks))}")
     return {path: file for path, file in files.items() if path not in masks}
 
 
