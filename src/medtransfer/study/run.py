@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from medtransfer.core.dvc import PIPELINE, cache_folder, only_not_stored
-from medtransfer.core.errors import UserError, first_three
+from medtransfer.core.errors import UserError, first_three, shortened
 from medtransfer.core.hardware import SHARED_GPU, gpu_capabilities, gpu_memory
 from medtransfer.core.processes import end_with_parent
 
@@ -123,7 +123,7 @@ def _compared() -> Iterator[tuple[Any, dict[str, Any]]]:
             who = f"process {processes}" if processes else "another DVC command"
             raise UserError(f"dvc: {who} works in this project; wait until it ends, then run again") from None
         except DvcException as error:
-            raise UserError(f"dvc: {' '.join(str(error).split())}") from None
+            raise UserError(f"dvc: {shortened(error)}") from None
         yield repo, status
 
 
