@@ -269,6 +269,20 @@ def test_what_the_first_study_lacks_comes_from_the_next() -> None:
     assert page.count("Averages, ranking") == 1
 
 
+def test_a_clinician_is_shown_the_network_that_is_best_on_the_validation_images_of_all_folders() -> None:
+    def study(name: str, right: float, seeds: int, split: str = "group") -> Study:
+        fits = with_seeds([run("chest_xray", "imagenet_all", right)], seeds)
+        return evaluate_study(
+            name, [dataclasses.replace(fit, record={**fit.record, "split_by": split}) for fit in fits]
+        )
+
+    others = [study("better", 0.9, 3), study("one_run", 0.99, 1), study("leaking", 0.99, 3, "image")]
+    page = build_page([study("first", 0.7, 3), *others])
+    (clinic,) = re.findall(r"What can a clinician expect.*?</section>", page, flags=re.DOTALL)
+    for caption in ("Each class against all others", "ROC curves", "Confusion matrices"):
+        assert re.findall(rf"{caption}.*?href=\"#(\w+)\"", clinic, flags=re.DOTALL)[:1] == ["better"], caption
+
+
 def test_the_page_is_one_file_with_an_alternative_text_for_each_picture() -> None:
     class Reader(HTMLParser):
         pictures: list[dict[str, str | None]] = []  # noqa: RUF012

@@ -40,12 +40,14 @@ def best_network(runs: Sequence[Run], dataset: str) -> list[Run]:
         fits for _, _, fits in by_model(run for run in runs if run.dataset == dataset and run.history is not None)
     ]
 
-    def validated(fits: list[Run]) -> float:
-        tables = [run.validation for run in fits if run.validation is not None]
-        return float(np.mean([measure(encode(table), BY_NAME[MACRO]) for table in tables]))
-
     fewest = min(FEWEST_FITS, max(map(len, networks), default=0))
     return max((fits for fits in networks if len(fits) >= fewest), key=validated, default=[])
+
+
+def validated(fits: list[Run]) -> float:
+    """Return the mean macro F1 of the fits of a network on the validation images."""
+    tables = [run.validation for run in fits if run.validation is not None]
+    return float(np.mean([measure(encode(table), BY_NAME[MACRO]) for table in tables]))
 
 
 def class_table(runs: Sequence[Run]) -> pd.DataFrame:

@@ -121,6 +121,9 @@ def _roc(study: Study, dataset: str) -> Drawn:
 
 def _confusions(study: Study, dataset: str) -> Drawn:
     models = _fits_in_front(study, dataset)
+    best = best_network(study.runs, dataset)
+    if best:
+        models.setdefault(best[0].model, best)
     matrices = {model: np.sum([confusion(run.predictions) for run in fits], axis=0) for model, fits in models.items()}
     classes = classes_of(next(iter(models.values()))[0].predictions)
     yield "", figures.confusions(matrices, classes, _title(study, dataset, "confusion"))

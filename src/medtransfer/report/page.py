@@ -12,9 +12,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from medtransfer.analysis.agreement import agree
+from medtransfer.analysis.clinical import best_network, validated
 from medtransfer.analysis.leakage import ALL
 from medtransfer.analysis.published import is_the_talks
 from medtransfer.analysis.questions import block_gains
+from medtransfer.analysis.uncertainty import FEWEST_FITS
 from medtransfer.core.params import BLOCKS
 from medtransfer.core.run_record import SplitRule, recipe_of, split_of
 from medtransfer.data.catalogue import CATALOGUE
@@ -25,6 +27,8 @@ from medtransfer.report.render import render
 from medtransfer.report.study import Study
 from medtransfer.report.words import words_for
 
+# The tables and figures of the best network, which may be in another study than the first.
+OF_BEST_NETWORK = ("classes", "subgroups", "roc", "confusions")
 # What each way to split means.
 SPLITS = {
     SplitRule("group", "keep"): "no lesion or patient in two parts",
@@ -161,13 +165,16 @@ def _leave_signals_to_parent() -> None:
 
 def _items_of(studies: list[Study], dataset: str) -> list[Item]:
     found: list[Item] = []
+    best = _with_best_network(studies, dataset)
     for study in studies:
         known = {(item.is_table, item.name) for item in found}
+        # Another study's seconds would appear beside the macro F1 of other fits.
+        elsewhere = {"cost"} if study is not studies[0] else set()
+        elsewhere |= set(OF_BEST_NETWORK) if study is not best else set()
         new = [Item(dataset, name, study.name, note, table) for name, note, table in _tables(study, dataset)]
-        found += [item for item in new if (True, item.name) not in known]
+        found += [item for item in new if (True, item.name) not in known and item.name not in elsewhere]
         for name, draw in FIGURES.items():
-            # Another study's seconds would appear beside the macro F1 of other fits.
-            if (False, name) not in known and (name != "cost" or study is studies[0]):
+            if (False, name) not in known and name not in elsewhere:
                 drawn = draw(study, dataset)
                 found += [Item(dataset, name, study.name, note, _uri(_png(figure))) for note, figure in drawn]
         pictures = [picture for picture in study.pictures if picture.dataset == dataset]
@@ -184,6 +191,19 @@ def _items_of(studies: list[Study], dataset: str) -> list[Item]:
         }
         found.append(Item(dataset, "folders", studies[0].name, "", tables.folders(columns, dataset)))
     return found
+
+
+def _with_best_network(studies: list[Study], dataset: str) -> Study:
+    """Return the study with the network that is best on the validation images, of those split like the first study."""
+    networks = {study.name: best_network(study.runs, dataset) for study in studies}
+    first = split_of(studies[0].of(dataset)[0].record)
+    alike = [study for study in studies if split_of(study.of(dataset)[0].record) == first and networks[study.name]]
+    # As in best_network, more seeds come first, since the best of many single fits would be so by chance.
+    return max(
+        alike,
+        key=lambda study: (min(len(networks[study.name]), FEWEST_FITS), validated(networks[study.name])),
+        default=studies[0],
+    )
 
 
 def _tables(study: Study, dataset: str) -> Iterator[tuple[str, str, pd.DataFrame]]:
