@@ -39,10 +39,10 @@ def data() -> None:
 
 @data.command()
 def demo() -> None:
-    """Put the demonstration data, which the repository contains, back into data/.
+    """Put the demonstration data back into data/.
 
-    Commit data.dvc first. The current data stay in DVC's cache; `git checkout HEAD data.dvc && dvc checkout data.dvc`
-    restores them.
+    The repository contains them. Commit data.dvc first. The current data stay in DVC's cache; `git checkout HEAD
+    data.dvc && dvc checkout data.dvc` restores them.
     """
     _lock_data()
     check_replaceable()
@@ -66,7 +66,10 @@ def fetch(name: str) -> None:
 @click.argument("name")
 @click.argument("path", type=PATH)
 def import_(name: str, path: Path) -> None:
-    """Copy a zip file or folder in the Kaggle layout to data/ and put it under DVC."""
+    """Copy a downloaded data set to data/ and put it under DVC.
+
+    PATH is a zip file or a folder in the Kaggle layout.
+    """
     from medtransfer.data.catalogue import get_dataset
     from medtransfer.data.importing import import_dataset
 
@@ -101,7 +104,7 @@ def add(
     only: bool,
     **about: str | None,
 ) -> None:
-    """Copy a custom data set to data/, put it under DVC and add it to the study.
+    """Add a custom data set to data/, DVC and the study.
 
     Without --labels, --images must contain one folder per class, or folders train, test and optionally
     validation with one folder per class in each. Run `dvc repro` afterwards.
@@ -141,7 +144,10 @@ def add(
 @data.command()
 @click.argument("name")
 def remove(name: str) -> None:
-    """Remove a custom data set from data/, params.yaml and dvc.yaml; its finished fits stay in artifacts/."""
+    """Remove a custom data set from data/ and the study.
+
+    Its finished fits stay in artifacts/.
+    """
     from medtransfer.data.custom import dataset_of
     from medtransfer.study.check import check_files
     from medtransfer.study.custom_data import remove_custom
@@ -238,7 +244,10 @@ def _put_under_dvc(name: str, files: int) -> None:
 @click.argument("names", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole report as JSON.")
 def validate(names: tuple[str, ...], as_json: bool) -> None:
-    """Check images, labels, metadata and duplicates; exit with 2 if there are problems."""
+    """Check images, labels, metadata and duplicates.
+
+    The exit code is 2 if there are problems.
+    """
     from medtransfer.data.checks import validate
 
     reports = [validate(dataset, DATA / dataset.name) for dataset in _datasets(names)]
@@ -285,7 +294,10 @@ def _print_validation(report: dict[str, Any]) -> None:
 @click.argument("names", nargs=-1)
 @click.option("--plots", type=FOLDER, default=Path("artifacts/class_distribution"), help="Where the plots go.")
 def describe(names: tuple[str, ...], plots: Path) -> None:
-    """Print classes, counts, groups, licence and citation, and plot the class distribution."""
+    """Print classes, counts, groups, licence and citation.
+
+    Also plots the class distribution.
+    """
     from medtransfer.data.checks import describe
     from medtransfer.report.figures import class_distribution, mark
 

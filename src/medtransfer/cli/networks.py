@@ -34,9 +34,10 @@ SAMPLERS, PRUNERS = ("grid", "random", "tpe"), ("none", "median")
 @click.option("--pruner", type=click.Choice(PRUNERS), default=PRUNERS[0], help="median stops poor trials early.")
 @click.option("--output", type=FILE, default=TUNING, help="The table of trials; Optuna's file is beside it, as .db.")
 def tune(dataset: str, names: list[str], searched: list[str], output: Path, **settings: Any) -> None:
-    """Search learning rates or other training settings of each configuration on the validation images.
+    """Search learning rates and other training settings.
 
-    Prints the best settings for params.yaml. An interrupted search resumes, and several processes can run the same one.
+    The choice is made on the validation images, for each configuration. Prints the best settings for params.yaml. An
+    interrupted search resumes, and several processes can run the same one.
     """
     if output.suffix == ".db":
         raise UserError(f"--output: {output}: is the name of Optuna's file; expected a name that ends in .csv")
@@ -71,10 +72,11 @@ def tune(dataset: str, names: list[str], searched: list[str], output: Path, **se
 def sweep(
     name: str, datasets: list[str], names: list[str], seeds: list[int], rates: list[float], local: bool, **needs: Any
 ) -> None:
-    """Run a grid of fits (data sets x configurations x seeds x rates) in parallel on Ray.
+    """Run a grid of fits in parallel on Ray.
 
-    Repeat a grid option to give it several values. Fits and their table go to artifacts/sweeps/NAME, and their MLflow
-    runs to the experiment `sweep NAME`, under one parent run. An interrupted sweep resumes.
+    The grid: data sets x configurations x seeds x rates. Repeat a grid option to give it several values. Fits and their
+    table go to artifacts/sweeps/NAME, and their MLflow runs to the experiment `sweep NAME`, under one parent run. An
+    interrupted sweep resumes.
     """
     params = read_params(PARAMS)
     check_name(name, "a sweep")
@@ -113,7 +115,10 @@ def layers(dataset: str, configuration: str, seed: int) -> None:
 @cli.command()
 @of_fit(default=lambda: read_params(PARAMS).seeds[0], show_default="the first in params.yaml")
 def gradcam(dataset: str, configuration: str, seed: int) -> None:
-    """Show where a finished network looked in its most confident correct and wrong predictions per class."""
+    """Draw Grad-CAM heatmaps of a finished network.
+
+    For each class, the images are the most confident correct and the most confident wrong prediction.
+    """
     params = read_params(PARAMS)
     with quiet_start():
         from medtransfer.study.finished import explain_predictions
@@ -151,7 +156,7 @@ def verify(path: Path) -> None:
 
 @cli.group()
 def cache() -> None:
-    """Show or clear the feature cache, which stores the outputs of frozen prefixes."""
+    """Show or clear the stored outputs of frozen blocks."""
 
 
 @cache.command()

@@ -54,7 +54,7 @@ def report(folders: tuple[Path, ...], output: Path) -> None:
 @cli.command()
 @click.argument("folder", type=EXISTING_FOLDER)
 def tables(folder: Path) -> None:
-    """Recompute the tables of collected results from their predictions."""
+    """Recompute the tables of collected results."""
     from medtransfer.study.report import write_result_tables
 
     write_result_tables(folder)
@@ -65,9 +65,10 @@ def tables(folder: Path) -> None:
 @click.argument("leaky", type=EXISTING_FOLDER)
 @click.argument("clean", type=EXISTING_FOLDER)
 def leakage(leaky: Path, clean: Path) -> None:
-    """Measure how much leakage raises F1: compare two collected studies on the same test images.
+    """Measure how much leakage raises F1.
 
-    LEAKY was made with split.leakage: match, CLEAN with split.leakage: remove.
+    Compares two collected studies on the same test images. LEAKY was made with split.leakage: match, CLEAN with
+    split.leakage: remove.
     """
     from medtransfer.study.report import write_leakage
 
@@ -79,7 +80,10 @@ def leakage(leaky: Path, clean: Path) -> None:
 @click.option("--add", is_flag=True, help="Keep the contents of results/NAME, and add other seeds or configurations.")
 @click.option("--replace", is_flag=True, help="Replace the contents of results/NAME.")
 def collect(name: str, add: bool, replace: bool) -> None:
-    """Copy the small files of all finished fits to results/NAME, ready to be committed."""
+    """Copy the small files of all finished fits to results/NAME.
+
+    They are small enough to be committed.
+    """
     from medtransfer.study.collect import collect
 
     click.echo(f"collected: {collect(name, add=add, replace=replace)}")

@@ -35,10 +35,11 @@ with_model = click.option(
 @click.argument("configuration", required=False)
 @click.option("--seed", type=SEED, show_default="the first in params.yaml")
 def register(dataset: str, configuration: str | None, seed: int | None) -> None:
-    """Register the best network of a data set in MLflow, or a named one, as a model that takes image files.
+    """Register the best network, or a named one, in MLflow.
 
-    The best has the highest macro F1 on the validation images. `predict` and `mlflow models serve` find it as
-    models:/DATASET@best, and a named network as models:/DATASET@CONFIGURATION-seedSEED.
+    The registered model takes image files. The best network has the highest macro F1 on the validation images.
+    `predict` and `mlflow models serve` find it as models:/DATASET@best, and a named network as
+    models:/DATASET@CONFIGURATION-seedSEED.
     """
     if seed is not None and not configuration:
         raise UserError("--seed: given without a configuration; give both, or neither to register the best network")
@@ -66,10 +67,11 @@ def register(dataset: str, configuration: str | None, seed: int | None) -> None:
 def score(
     dataset: str, images: Path, labels: "Labels", configurations: list[str], seeds: list[int], name: str | None
 ) -> None:
-    """Score the finished networks of DATASET on labelled images from another source (external validation).
+    """Score finished networks on images from another source.
 
-    Writes the scores, their difference from the internal test, calibration, confusion matrices and predictions to
-    artifacts/external/DATASET/NAME, and one MLflow run per network. These images never choose a network or a setting.
+    This is external validation; the images need labels. Writes the scores, their difference from the internal test,
+    calibration, confusion matrices and predictions to artifacts/external/DATASET/NAME, and one MLflow run per network.
+    These images never choose a network or a setting.
     """
     params = read_params(PARAMS)
     title = name or images.resolve().name
@@ -106,12 +108,13 @@ def predict(
     overlays: Path | None,
     labels: "Labels | None",
 ) -> None:
-    """Classify image files, or all images in folders, with the best network of DATASET.
+    """Classify images with the best network of DATASET.
 
-    For research only, not a medical device: not for diagnosis or treatment. An image that is far from the training
-    images is marked (`unlike_training` in JSON and CSV). Probabilities are calibrated (`calibrated`) if temperature
-    scaling could be fitted on the validation images and the image resembles the training images. If a file is not an
-    image, the others are still classified, and the exit code is 2. With --labels, the answers are also scored.
+    PATHS are image files, or folders of them. For research only, not a medical device: not for diagnosis or treatment.
+    An image that is far from the training images is marked (`unlike_training` in JSON and CSV). Probabilities are
+    calibrated (`calibrated`) if temperature scaling could be fitted on the validation images and the image resembles
+    the training images. If a file is not an image, the others are still classified, and the exit code is 2. With
+    --labels, the answers are also scored.
     """
     with quiet_start():
         from medtransfer.core.files import atomic_file
@@ -191,9 +194,10 @@ def _check_names(context: click.Context, option: click.Parameter, hosts: tuple[s
     help="Another host name to accept, without a port; *.NAME accepts all names below NAME.",
 )
 def serve(dataset: str, model: str | None, host: str, port: int, hosts: tuple[str, ...]) -> None:
-    """Serve the best network of DATASET: a page to drop images on, and POST /predict for programs.
+    """Serve the best network of DATASET as a web page.
 
-    The body of the request is the image file. For research only, not a medical device: not for diagnosis or treatment.
+    Images can be dropped on the page. Programs use POST /predict: the body of the request is the image file. For
+    research only, not a medical device: not for diagnosis or treatment.
     """
     with quiet_start():
         import uvicorn

@@ -74,7 +74,7 @@ def _pull(params: Params) -> None:
 
 @cli.command()
 def check() -> None:
-    """Check params.yaml, dvc.yaml and the data, and describe the study."""
+    """Check parameters, pipeline and data, and describe the study."""
     from medtransfer.study.check import check_files, describe_study
 
     lines = list(describe_study(check_files()))
@@ -131,7 +131,10 @@ def train(dataset: str, configuration: str, seed: int) -> None:
 @stage.command()
 @as_dataset
 def explain(dataset: str) -> None:
-    """Save the first layer's activations, with ImageNet and with random weights."""
+    """Save the first layer's activations.
+
+    With ImageNet and with random weights.
+    """
     params = read_params(PARAMS)
     with quiet_start():
         from medtransfer.pipeline.explain import explain

@@ -19,7 +19,10 @@ from medtransfer.core.run_record import find_fits, warn_of_leftovers
     "--host", help="With --repair: also end the runs of the named machine; use it only if nothing runs there."
 )
 def audit(repair: bool, host: str | None) -> None:
-    """Check that DVC's outputs, MLflow's runs, parameters and data agree; exit with 1 if they differ."""
+    """Check that DVC's outputs, MLflow, parameters and data agree.
+
+    The exit code is 1 if they differ.
+    """
     if host and not repair:
         raise UserError("--host: given without --repair; give both to end the runs of that machine")
     with quiet_start():
@@ -49,9 +52,10 @@ def track() -> None:
 
 @track.command()
 def push() -> None:
-    """Copy the runs in mlruns/ to the server at MLFLOW_TRACKING_URI, each only once.
+    """Copy the runs in mlruns/ to MLflow's server, each only once.
 
-    Copies parameters, curves, system metrics, data, figures, models, times and statuses.
+    The server's address is MLFLOW_TRACKING_URI. Copies parameters, curves, system metrics, data, figures, models, times
+    and statuses.
     """
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         raise UserError("MLFLOW_TRACKING_URI: not set; expected the server's address, such as http://127.0.0.1:5000")
