@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -547,6 +547,16 @@ def test_options_in_the_address_of_a_file_are_refused(tmp_path: Path, monkeypatc
     ):
         mlflow_store.reach()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_not_taken_for_a_damaged_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with closing(sqlite3.connect(tmp_path / "full.db")) as database:
+        database.execute("CREATE TABLE points (value)")
+        database.execute("PRAGMA max_page_count = 2")
+        full = r"database or disk is full\); free some space on that disk, and run again"
+        with pytest.raises(UserError, match=full), mlflow_store.answering():
+            database.executemany("INSERT INTO points VALUES (?)", [("x" * 5000,)] * 9)
 
 
 def test_a_database_without_its_driver_is_one_line_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,10 +273,12 @@ def answering() -> Iterator[None]:
         file = file_of(mlflow.get_tracking_uri())
         if "database is locked" in str(error):
             remedy = "another program is using it; close that program and run again"
+        elif "disk is full" in str(error):
+            remedy = "free some space on that disk, and run again"
         elif "database schema" in str(error):
             remedy = f"back up the database, then run `mlflow db upgrade {address()}`, and run again"
         elif file:
-            aside = f"mv {shlex.quote(f'{file}')} {shlex.quote(f'{file}.damaged')}"
+            aside = f"mv -n {shlex.quote(f'{file}')} {shlex.quote(f'{file}.damaged')}"
             remedy = f"if it is damaged, move it aside ({aside}) and run `medtransfer audit --repair`, "
             remedy += "which logs the fits again"
         elif getattr(error, "error_code", "") == "UNAUTHENTICATED":
