@@ -286,6 +286,17 @@ def test_a_check_says_how_each_network_differs_from_its_named_recipe(
     networks = ", ".join(name for name in params.study["ham10000"].networks if name != "imagenet_all")
     assert f"ham10000: {networks}: talk recipe" in lines
     assert "ham10000: imagenet_all: modern recipe with average 0.0" in lines
+    assert "not trained" not in "".join(lines)
+
+
+def test_a_check_names_a_configuration_that_no_data_set_trains(
+    params: Params, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(demo, "data")
+    more = {**params.configurations, "forgotten": Configuration(weights="random", trainable="all")}
+    *_, last = describe_study(params.model_copy(update={"configurations": more}))
+    assert last == "not trained on any data set: forgotten (list them under study.NAME.train)"
 
 
 def test_a_check_names_the_users_keras_settings_that_are_not_used(project: Path, demo: Path, tmp_path: Path) -> None:

@@ -169,6 +169,9 @@ def describe_study(params: Params) -> Iterator[str]:
                     f"{name}: {configuration} would start from a network trained on demonstration data of {source[0]}; "
                     f"import {source[0]}, or remove {configuration} from study.{name}.transfer and from {PIPELINE}"
                 )
+    studied = {name for study in params.study.values() for name in study.networks}
+    if unused := [name for name in params.configurations if name not in studied]:
+        yield f"not trained on any data set: {', '.join(unused)} (list them under study.NAME.train)"
 
 
 def _recipes(params: Params, dataset: str) -> dict[str, list[str]]:
