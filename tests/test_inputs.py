@@ -13,6 +13,7 @@ from pathlib import Path
 import keras
 import pytest
 from ruamel.yaml import YAML
+from zc.lockfile import LockFile
 
 from clones import dvc
 from conftest import PROJECT
@@ -20,6 +21,7 @@ from medtransfer.analysis.runs import read_run
 from medtransfer.audit import audit
 from medtransfer.core.dvc import (
     DVC_LOCK,
+    LOCK,
     RWLOCK,
     check_unchanged,
     read_lock,
@@ -366,6 +368,17 @@ def test_the_original_is_found_in_a_shared_cache(dvc_project: Path, tmp_path_fac
         check_unchanged(Path("data"))
     subprocess.run([sys.executable, "-m", "dvc", "checkout", "--force", "data.dvc"], check=True)
     assert (dvc_project / "data" / "a.txt").read_text() == "whole"
+
+
+def test_dvc_lock_is_read_while_a_queue_of_experiments_holds_dvcs_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    DVC_LOCK.parent.mkdir(parents=True)
+    LOCK.write_text("schema: '2.0'\nstages: {}\n")
+    held = LockFile(str(DVC_LOCK))  # as DVC does it
+    assert read_lock() == {}
+    held.close()
 
 
 def test_a_cut_rwlock_is_refused_at_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,12 @@ import logging
 import os
 import re
 import subprocess
-from contextlib import nullcontext
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -165,9 +165,7 @@ def read_lock() -> dict[str, Any]:
     if not LOCK.exists():
         return {}
     try:
-        # A second `dvc repro` (`medtransfer study` starts several) writes dvc.lock in place, under this lock.
-        with FileLock(DVC_LOCK) if os.access(DVC_LOCK.parent, os.W_OK) else nullcontext():
-            lock = _parse(LOCK.read_text())
+        lock = _parse(_locked_text())
         _require(lock, "schema")
         stages: dict[str, Any] = lock.get("stages", {})
         for stage in stages.values():
@@ -177,6 +175,21 @@ def read_lock() -> dict[str, Any]:
     except (YAMLError, UnicodeDecodeError, ValueError, TypeError, AttributeError):
         raise _unreadable(LOCK, "run `dvc repro`; finished stages come from DVC's cache") from None
     return stages
+
+
+def _locked_text() -> str:
+    """Return the text of dvc.lock, which a second `dvc repro` writes in place while it holds DVC's lock."""
+    if not os.access(DVC_LOCK.parent, os.W_OK):
+        return LOCK.read_text()
+    try:
+        with FileLock(DVC_LOCK, timeout=1):
+            return LOCK.read_text()
+    except Timeout:  # `dvc exp run --run-all`, for example, holds it until its queue is empty
+        text, before = LOCK.read_text(), None
+        while text != before:  # an unchanged text is not being written
+            time.sleep(0.5)
+            text, before = LOCK.read_text(), text
+        return text
 
 
 def _unreadable(path: Path, then: str) -> UserError:
