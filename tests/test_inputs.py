@@ -202,6 +202,10 @@ def test_a_fit_that_is_not_here_is_said_to_be_missing(recorded: Path, monkeypatc
         ):
             with pytest.raises(UserError, match=rf"{fit}: not found, but dvc\.lock names it; run `dvc repro`"):
                 read()
+        with monkeypatch.context() as clone:
+            clone.setattr("medtransfer.core.dvc.DATA", Path("nowhere"))
+            with pytest.raises(UserError, match=r"run `dvc pull` if a remote has it, or else `dvc pull data\.dvc` and"):
+                read_run(fit)
     finally:
         away.rename(fit)
 

@@ -46,9 +46,9 @@ def check_unchanged(folder: Path, apart_from: str = "") -> None:
     if recorded is None or recorded == digest_of(folder):
         return
     found = _file_digests(folder)
-    where, command = (POINTER, f"dvc pull {POINTER}") if folder == DATA else (LOCK, "dvc repro")
+    where = POINTER if folder == DATA else LOCK
     if not found:
-        raise UserError(f"{folder}: not found, but {where} names it; run `{command}`")
+        raise UserError(f"{folder}: not found, but {where} names it; {_how_to_get(folder)}")
     listed = _listed(recorded)
     differing = sorted(name for name in found.keys() | listed.keys() if listed and found.get(name) != listed.get(name))
     if apart_from and listed:
@@ -60,6 +60,14 @@ def check_unchanged(folder: Path, apart_from: str = "") -> None:
         f"{folder}: differs from {where} ({recorded}){names}; it was damaged or changed on disk; "
         f"{_remedy(folder, differing, listed)}"
     )
+
+
+def _how_to_get(folder: Path) -> str:
+    if folder == DATA:
+        return f"run `dvc pull {POINTER}`"
+    if DATA.exists():
+        return "run `dvc repro`"
+    return f"run `dvc pull` if a remote has it, or else `dvc pull {POINTER}` and then `dvc repro`"
 
 
 def _remedy(folder: Path, differing: list[str], listed: dict[str, str]) -> str:
