@@ -120,6 +120,7 @@ def test_the_data_sets_describe_their_images(tmp_path: Path) -> None:
     for name in ("PNEUMONIA/person1_bacteria_1.jpeg", "PNEUMONIA/person1_virus_6.jpeg", "NORMAL/IM-0001-0001.jpeg"):
         (tmp_path / "chest" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "chest" / name).touch()
+        (tmp_path / "chest" / name).with_name(".DS_Store").touch()  # by macOS
     described = CHEST_XRAY.describe(tmp_path / "chest")
     assert dict(zip(described.id, described.cause, strict=True)) == {
         "IM-0001-0001": "no pneumonia", "person1_bacteria_1": "bacterial", "person1_virus_6": "viral"

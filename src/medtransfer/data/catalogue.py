@@ -180,7 +180,7 @@ def _read_chest_xray(folder: Path) -> Listing:
 
 
 def _describe_chest_xray(folder: Path) -> pd.DataFrame:
-    ids = pd.Series([path.stem for path in files_under(folder) if path.name != SOURCE_FILE])
+    ids = pd.Series([path.stem for path in visible_files(folder) if path.name != SOURCE_FILE])
     cause = ids.str.extract("(bacteria|virus)")[0].replace({"bacteria": "bacterial", "virus": "viral"})
     return pd.DataFrame({"id": ids, "cause": cause.fillna("no pneumonia")})
 
