@@ -492,6 +492,18 @@ def test_a_server_that_dies_early_or_late_gets_every_point_once(
             assert len(client.get_metric_history(run.info.run_id, "test_f1")) == 1
 
 
+def test_a_score_whose_network_cannot_be_looked_up_is_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreachable(*_: object) -> None:
+        raise requests.exceptions.ConnectionError("gone")
+
+    monkeypatch.setattr(mlflow_runs, "find", unreachable)
+    with mlflow_runs.run("scores", "x", "f1", {}, {}, sample_seconds=None) as run:
+        run.name_network("ham10000", "f0")
+    assert "does not answer (gone)" in caplog.text
+
+
 def test_a_server_with_passwords_refuses_requests_without_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

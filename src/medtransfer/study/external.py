@@ -171,10 +171,7 @@ def _score(fit: Path, predictions: pd.DataFrame, facts: dict[str, Any], folder: 
     tags |= {key: facts[key] for key in ("images", "copies", "pixels_sha256")}
     settings = {"dataset": facts["dataset"], "network": fit.name}
     with mlflow_runs.run(experiment, fit.name, _run_id(record, facts), settings, tags, sample_seconds=None) as run:
-        if run.client:
-            run.tag(
-                {mlflow_runs.NETWORK_RUN: mlflow_runs.find(run.client, record["dataset"], record["fit"]) or "unknown"}
-            )
+        run.name_network(record["dataset"], record["fit"])
         unlike = facts["unlike_training"][fit.name]["share"]
         run.log_metrics({**_for_mlflow(compared), "external/unlike_training": unlike})
     return outside, inside
@@ -186,7 +183,7 @@ def _for_mlflow(compared: pd.DataFrame) -> dict[str, float]:
     for row in compared.dropna(subset=["external"]).to_dict("records"):
         measure, scaled, _ = row["measure"].partition(SCALED)
         for side in ("external", "difference"):
-            found[mlflow_name(measure).replace("test", side, 1) + scaled.replace(", ", "_")] = row[side]
+            found[mlflow_name(measure, side) + scaled.replace(", ", "_")] = row[side]
     return found
 
 

@@ -145,6 +145,11 @@ class MlflowRun:
                 self.client.delete_logged_model(model.model_id)
 
     @_sent
+    def name_network(self, experiment: str, fit: str) -> None:
+        """Tag a run of `score` with the run of the network that it scored."""
+        self.client.set_tag(self.run_id, NETWORK_RUN, find(self.client, experiment, fit) or "unknown")
+
+    @_sent
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
         self.client.log_batch(self.run_id, tags=[RunTag(*item) for item in tags.items()])
