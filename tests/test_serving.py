@@ -1,5 +1,6 @@
 """Asking a network: the command line, the served model and the page give one answer, and bad requests get a reason."""
 
+import ast
 import asyncio
 import base64
 import gzip
@@ -14,6 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -30,6 +32,8 @@ from click.testing import CliRunner
 from fastapi.testclient import TestClient
 from filelock import FileLock, Timeout
 from mlflow.exceptions import MlflowException
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -1259,3 +1263,26 @@ def test_the_models_are_loaded_by_mlflow_without_our_help(registered: Path, imag
     loaded = mlflow.pyfunc.load_model("models:/chest_xray@best")
     table = loaded.predict(pd.DataFrame({"image": [(images / "a.jpg").read_bytes()]}))
     assert list(table.columns) == ["predicted", "p_NORMAL", "p_PNEUMONIA", "unlike_training"]
+
+
+def test_a_registered_model_names_every_package_that_its_code_imports() -> None:
+    code = "import sys, medtransfer.serving.served; "
+    code += "print(*[module.__file__ for name, module in sys.modules.items() if name.startswith('medtransfer')])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    names = set()
+    for node in (node for file in loaded for node in ast.parse(Path(file).read_text()).body):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(str(node.module).partition(".")[0])
+    names -= {*sys.stdlib_module_names, "medtransfer"}
+    installed, found = set(), list(mlflow_models.SERVING)
+    while found:
+        name = canonicalize_name(found.pop())
+        if name not in installed:
+            installed.add(name)
+            needed = map(Requirement, distribution(name).requires or [])
+            found += [one.name for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
+    packages = packages_distributions()
+    assert {"filelock", "keras"} <= names
+    assert [name for name in names if not {*map(canonicalize_name, packages[name])} & installed] == []

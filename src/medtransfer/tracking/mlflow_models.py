@@ -35,8 +35,8 @@ CARD = "model-card.md"
 MAX_DESCRIPTION = 5000  # MLflow's
 PACKAGE = Path(__file__).parent.parent
 SERVING = (
-    "mlflow", "keras", "matplotlib", "numpy", "nvidia-ml-py", "pandas", "pillow", "pydantic", "pydicom", "ruamel.yaml",
-    "scikit-learn", "scipy",
+    "mlflow", "filelock", "keras", "matplotlib", "numpy", "nvidia-ml-py", "pandas", "pillow", "pydantic", "pydicom",
+    "ruamel.yaml", "scikit-learn", "scipy",
 )  # fmt: skip
 NOT_REGISTERED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # the second if only the alias is missing
 
