@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from conftest import AT_64_PX, PROJECT
 from medtransfer.cli import main
 from medtransfer.core.errors import UserError
-from medtransfer.core.params import WEIGHTS_VARIABLE, Configuration, Params, read_params
+from medtransfer.core.params import WEIGHTS_VARIABLE, Configuration, Params, StudyParams, read_params
 from medtransfer.core.recipe import TALK, TrainParams
 from medtransfer.data.catalogue import SOURCE_FILE
 from medtransfer.study.check import check_pipeline, describe_study
@@ -269,8 +269,10 @@ def test_a_check_tells_drawn_from_real_images_and_misses_a_weights_file(
     assert "chest_xray: SYNTHETIC demonstration data" not in described
     assert from_skin in described
     named = params.model_copy(update={"weights": params.weights.model_copy(update={"file": "nope.h5"})})
-    with pytest.raises(UserError, match=r"params\.yaml: weights\.file: nope\.h5: no such file"):
-        list(describe_study(named))
+    no_network = {name: StudyParams(train=[], transfer=[]) for name in params.study}
+    for study in (params.study, no_network):  # the stage `explain` always needs the file
+        with pytest.raises(UserError, match=r"params\.yaml: weights\.file: nope\.h5: no such file"):
+            list(describe_study(named.model_copy(update={"study": study})))
 
 
 def test_a_check_says_how_each_network_differs_from_its_named_recipe(

@@ -214,10 +214,9 @@ def _ignored_settings() -> Iterator[str]:
 
 
 def _check_weights(params: Params) -> None:
-    initial = {params.configurations[name].weights for study in params.study.values() for name in study.train}
     variable = os.environ.get(WEIGHTS_VARIABLE)
     file = variable or params.weights.file
-    if "imagenet" in initial and file and not Path(file).is_file():
+    if file and not Path(file).is_file():
         key = WEIGHTS_VARIABLE if variable else f"{PARAMS}: weights.file"
         raise UserError(
             f"{key}: {file}: no such file; expected VGG16's ImageNet weights; leave it empty to download them"
