@@ -429,6 +429,18 @@ def test_folders_whose_data_sets_share_only_the_name_are_not_on_one_page(
     assert not Path("reports").exists()
 
 
+def test_folders_of_one_name_are_not_on_one_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished_study(tmp_path, 0, ["imagenet_head"])
+    assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
+    assert CliRunner().invoke(cli, ["tables", "results/mine"]).exit_code == 0
+    shutil.copytree("results/mine", "earlier/mine")
+    refused = CliRunner().invoke(cli, ["report", "results/mine", "earlier/mine"])
+    assert str(refused.exception) == (
+        "mine: the name of two folders; rename one, since the page names results by folder"
+    )
+
+
 def test_another_network_with_another_common_recipe_is_not_added(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

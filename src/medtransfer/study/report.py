@@ -77,10 +77,18 @@ def write_leakage(leaky: Path, clean: Path) -> Path:
 def report(folders: list[Path], output: Path) -> None:
     """Write the page from runs and their tables; the first folder answers the questions."""
     studies = [read_study(folder) for folder in folders]
+    _check_names(studies)
     _check_same_data_sets(studies)
     page = build_page(studies)
     with atomic_file(output) as partial:
         partial.write_text(page, encoding="utf-8")
+
+
+def _check_names(studies: list[Study]) -> None:
+    """Check that no two folders have the same name: the page names results by folder."""
+    names = [study.name for study in studies]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{twice[0]}: the name of two folders; rename one, since the page names results by folder")
 
 
 def _check_same_data_sets(studies: list[Study]) -> None:
