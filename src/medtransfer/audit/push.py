@@ -13,10 +13,10 @@ import mlflow
 from filelock import FileLock
 from mlflow.entities import Metric, Param, Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-from rich.progress import track
 from ruamel.yaml import YAML
 
 from medtransfer.core.errors import UserError
+from medtransfer.data.progress import progress
 from medtransfer.tracking.mlflow_runs import NETWORK_RUN, SUPERSEDED, renamed_experiment
 from medtransfer.tracking.mlflow_store import (
     FIT,
@@ -68,7 +68,7 @@ def push() -> dict[str, int]:
             for experiment in every(source.search_experiments, order_by=["creation_time ASC"]):
                 runs = list(every_run(source, [experiment.experiment_id]))
                 runs.sort(key=lambda run: MLFLOW_PARENT_RUN_ID in run.data.tags)  # parents first
-                for run in track(runs, f"pushing {experiment.name}", transient=True):
+                for run in progress(runs, f"pushing {experiment.name}"):
                     outcome, ids[run.info.run_id] = _push_run(source, target, experiment.name, run, ids)
                     counts[outcome] += 1
     except UNREACHABLE as error:
