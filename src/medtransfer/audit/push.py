@@ -92,33 +92,50 @@ def _push_run(
     waits = parent in ids and ids[parent] is None
     if waits or run.info.status not in ("FINISHED", "FAILED", "KILLED"):
         return "running", None
-    if not living_experiment(target, experiment):
-        if renamed := renamed_experiment(target, experiment, ORIGIN, run.info.run_id):
-            raise UserError(renamed)
-        with ignoring_existing():  # of another project's push
-            target.create_experiment(experiment)
-    experiment_id = living_experiment(target, experiment).experiment_id
+    experiment_id = _experiment(target, experiment, run)
     for other in _twins(target, experiment_id, run):
-        if ORIGIN in other.data.tags:
-            continued = other.data.tags[ORIGIN] == run.info.run_id and other.info.end_time != run.info.end_time
-        else:  # the fit logged there itself, until it was stopped or the server failed
-            if other.info.status == "RUNNING":
-                return "running", None
-            continued = other.info.status != run.info.status
-        if UNFINISHED not in other.data.tags and not continued:
+        if ORIGIN not in other.data.tags and other.info.status == "RUNNING":  # the fit itself is logging there
+            return "running", None
+        if _is_complete(other, run):
             mark = run.data.tags.get(SUPERSEDED)
             if mark and other.data.tags.get(SUPERSEDED) != mark:
                 target.set_tag(other.info.run_id, SUPERSEDED, mark)
             _copy_files(source, target, run.info.run_id, other.info.run_id)
             return "already", other.info.run_id
         target.delete_run(other.info.run_id)
+    return "copied", _copy_run(source, target, experiment_id, run, ids)
+
+
+def _experiment(target: mlflow.MlflowClient, name: str, run: Run) -> str:
+    """Return the id of an experiment on the server, which is made if it is missing."""
+    if not living_experiment(target, name):
+        if renamed := renamed_experiment(target, name, ORIGIN, run.info.run_id):
+            raise UserError(renamed)
+        with ignoring_existing():  # of another project's push
+            target.create_experiment(name)
+    return str(living_experiment(target, name).experiment_id)
+
+
+def _is_complete(other: Run, run: Run) -> bool:
+    """Return whether a run on the server has all that this one had when it ended."""
+    if UNFINISHED in other.data.tags:
+        return False
+    if ORIGIN not in other.data.tags:  # the fit logged there itself, until it was stopped or the server failed
+        return bool(other.info.status == run.info.status)
+    return other.data.tags[ORIGIN] != run.info.run_id or other.info.end_time == run.info.end_time
+
+
+def _copy_run(
+    source: mlflow.MlflowClient, target: mlflow.MlflowClient, experiment_id: str, run: Run, ids: dict[str, str | None]
+) -> str:
+    """Copy a run that the server lacks; return its id there."""
     tags = {**run.data.tags, ORIGIN: run.info.run_id}
     for tag in {MLFLOW_PARENT_RUN_ID, NETWORK_RUN} & tags.keys():
         named = tags.pop(tag)
         if ids.get(named):
             tags[tag] = ids[named]
     made = target.create_run(experiment_id, run.info.start_time, {**tags, UNFINISHED: "yes"}, run.info.run_name)
-    run_id = made.info.run_id
+    run_id = str(made.info.run_id)
     params = [Param(*item) for item in run.data.params.items()]
     points = [point for key in run.data.metrics for point in source.get_metric_history(run.info.run_id, key)]
     # Left out: the ids of models, which the server does not know.
@@ -131,7 +148,7 @@ def _push_run(
         _push_model(target, model, run_id, experiment_id)
     target.set_terminated(run_id, run.info.status, run.info.end_time)
     target.delete_tag(run_id, UNFINISHED)
-    return "copied", run_id
+    return run_id
 
 
 def _copy_files(source: mlflow.MlflowClient, target: mlflow.MlflowClient, run_id: str, copy_id: str) -> None:
