@@ -118,29 +118,41 @@ def cached_features(
     folder = cache_folder() / key
     cache_folder().mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        earlier: float | None = 0.0
-        if _is_whole(folder):
+        if earlier := _is_whole(folder):
             log.info("features: %s from %s", made_from["prefix"], folder)
-            earlier = _read_made_from(folder)["seconds"]
-        else:
-            reason, size, begin = "", math.prod(shape) * dtype.itemsize, time.perf_counter()
-            try:
-                reason = _keep_reason(folder, objection) or _make_room(size, max_bytes, folder)
-                if not reason:
-                    log.info("features: computing %s for %d images, %s", made_from["prefix"], shape[0], decimal(size))
-                    resumed = _fill(folder, shape, dtype, compute)
-            except OSError as error:
-                shutil.rmtree(folder, ignore_errors=True)
-                reason = str(error)
-            if reason:
-                log.info("features: %s, so the prefix is computed in every epoch", reason)
-                return None, 0.0
-            seconds, earlier = (None, None) if resumed else (time.perf_counter() - begin, 0.0)
-            digest = sha256_of(folder / "features.npy")
-            write_json(folder / "made_from.json", {**made_from, "sha256": digest, "seconds": seconds})
+        elif reason := _add(folder, made_from, shape, compute, max_bytes, objection):
+            log.info("features: %s, so the prefix is computed in every epoch", reason)
+            return None, 0.0
         os.utime(folder / "made_from.json")
+        seconds = _read_made_from(folder)["seconds"]
         # NumPy's file format has no bfloat16 and returns two plain bytes.
-        return np.load(folder / "features.npy", mmap_mode="r").view(dtype), earlier
+        features = np.load(folder / "features.npy", mmap_mode="r").view(dtype)
+    return features, seconds if earlier or seconds is None else 0.0
+
+
+def _add(
+    folder: Path,
+    made_from: Mapping[str, Any],
+    shape: tuple[int, ...],
+    compute: Callable[[int], Iterator[np.ndarray]],
+    max_bytes: float,
+    objection: Callable[[], str],
+) -> str:
+    """Compute an entry, whose seconds are None if it was resumed; return why it cannot be stored, or ''."""
+    dtype, begin = DTYPES[made_from["precision"]], time.perf_counter()
+    size = math.prod(shape) * dtype.itemsize
+    try:
+        if reason := _keep_reason(folder, objection) or _make_room(size, max_bytes, folder):
+            return reason
+        log.info("features: computing %s for %d images, %s", made_from["prefix"], shape[0], decimal(size))
+        resumed = _fill(folder, shape, dtype, compute)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        return str(error)
+    seconds = None if resumed else time.perf_counter() - begin
+    digest = sha256_of(folder / "features.npy")
+    write_json(folder / "made_from.json", {**made_from, "sha256": digest, "seconds": seconds})
+    return ""
 
 
 def _keep_reason(folder: Path, objection: Callable[[], str]) -> str:
