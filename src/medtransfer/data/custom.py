@@ -185,38 +185,24 @@ def _from_table(files: dict[str, Path], uids: dict[str, str], labels: Path, colu
     classes = columns.label.split(",")
     named = [columns.image, *classes, *(column for column in (columns.group, columns.split) if column)]
     table = read_table(labels, named)
-    groups = read_groups(table, columns.group, labels) if columns.group else None
+    filled = table.assign(**{columns.group: read_groups(table, columns.group, labels)}) if columns.group else table
     for column in named:
-        empty = table.index[(table[column] if groups is None or column != columns.group else groups) == ""]
+        empty = table.index[filled[column] == ""]
         if len(empty):
             cell = table.loc[empty[0], column]
             raise UserError(
                 f"{labels}: row {empty[0]} has no {column}{cell and f', but {cell!r}'}; fill it in or remove the row"
             )
-    label = from_one_hot(table, classes, labels) if len(classes) > 1 else table[classes[0]]
-    if len(classes) == 1:
+    if len(classes) > 1:
+        label = from_one_hot(table, classes, labels)
+    else:
         _refuse_one_hot(table, classes[0], labels)
-    find = finder(files, uids)
-    paths = []
-    for number, name in table[columns.image].items():
-        matching = find(name)
-        if len(matching) != 1:
-            reason = f"matches {' and '.join(matching[:2])}" if matching else "is not among the images"
-            raise UserError(
-                f"{labels}: row {number}: {name!r} {reason}; expected the path of one image below the folder"
-            )
-        paths += matching
-    found = pd.DataFrame({"path": paths, "label": label.to_numpy(), "group": ""})
-    if groups is not None:
-        found["group"] = groups.to_numpy()
+        label = table[classes[0]]
+    paths = _match(table[columns.image], finder(files, uids), labels)
+    found = pd.DataFrame({"path": paths, "label": label.to_numpy()})
+    found["group"] = filled[columns.group].to_numpy() if columns.group else ""
     if columns.split:
-        found["split"] = table[columns.split].str.lower().map(PARTS).to_numpy()
-        if found.split.isna().any():
-            number = table.index[found.split.isna()][0]
-            raise UserError(
-                f"{labels}: row {number}: {table.loc[number, columns.split]!r} is not a split; expected train, "
-                "validation or test"
-            )
+        found["split"] = _parts(table[columns.split], labels).to_numpy()
     twice = found.path[found.path.duplicated()]
     if len(twice):
         raise UserError(f"{labels}: {twice.iloc[0]} has more than one row; expected one per image")
@@ -224,6 +210,28 @@ def _from_table(files: dict[str, Path], uids: dict[str, str], labels: Path, colu
     if missing:
         print(f"left out: {counted(len(missing), 'image')} without a row in {labels.name}: {first_three(missing)}")
     return found
+
+
+def _match(names: pd.Series, find: Callable[[str], list[str]], labels: Path) -> list[str]:
+    """Return the path of the one image that each row of a table names."""
+    paths = []
+    for number, name in names.items():
+        matching = find(name)
+        if len(matching) != 1:
+            reason = f"matches {' and '.join(matching[:2])}" if matching else "is not among the images"
+            raise UserError(
+                f"{labels}: row {number}: {name!r} {reason}; expected the path of one image below the folder"
+            )
+        paths += matching
+    return paths
+
+
+def _parts(cells: pd.Series, labels: Path) -> pd.Series:
+    parts = cells.str.lower().map(PARTS)
+    if parts.isna().any():
+        number = cells.index[parts.isna()][0]
+        raise UserError(f"{labels}: row {number}: {cells[number]!r} is not a split; expected train, validation or test")
+    return parts
 
 
 def _refuse_one_hot(table: pd.DataFrame, column: str, labels: Path) -> None:
