@@ -35,7 +35,6 @@ METRICS = (
     BY_NAME[MACRO],
     Metric(
         LOG_LOSS,
-        "",
         lambda codes, p: np.column_stack([-np.log(np.maximum(p[np.arange(len(codes)), codes], CLIPPED)), codes >= 0]),
         lambda sums: sums[..., 0] / sums[..., 1],
     ),
@@ -106,7 +105,7 @@ def _interactions(names: list[Subset]) -> dict[str, np.ndarray]:
     return found
 
 
-def _estimates(fits: list[list[Run]], metric: Metric, shares: dict[str, np.ndarray]) -> list[dict[str, object]]:
+def _estimates(fits: list[list[Run]], metric: Metric, shares: dict[str, np.ndarray]) -> list[tuple[object, ...]]:
     values, deviations, spreads = [], [], []
     for seeds in fits:
         left = [leave_out(group_sums(run.encoded, metric), metric.value) for run in seeds]
@@ -120,15 +119,12 @@ def _estimates(fits: list[list[Run]], metric: Metric, shares: dict[str, np.ndarr
     few = too_few(fits[0][0].jackknife, metric.needs)
     if len(fits) < SUBSETS:  # the error of the approximation is as large as the values
         few = f"none: {len(fits)} of {SUBSETS} subsets"
-    rows = []
+    covers = few or (BOTH if repeats else GROUPS)
+    rows: list[tuple[object, ...]] = []
     for name, share in shares.items():
         value = float(share @ values)
         groups, training = groups_variance(share @ deviations), between * float((share**2 / counts).sum())
         degrees = freedom(groups, len(deviations[0]), [(training, repeats + 1)] if repeats else [])
-        low, high = interval_ends(value, float(np.sqrt(groups + training)), degrees, bounded=False)
-        ends = {"low": np.nan, "high": np.nan} if few else {"low": low, "high": high}
-        covers = few or (BOTH if repeats else GROUPS)
-        rows.append(
-            {"metric": metric.name, "blocks": name, "value": value, **ends, "interval": covers, "subsets": len(fits)}
-        )
+        ends = interval_ends(value, float(np.sqrt(groups + training)), degrees, bounded=False)
+        rows.append((metric.name, name, value, *((np.nan, np.nan) if few else ends), covers, len(fits)))  # as COLUMNS
     return rows

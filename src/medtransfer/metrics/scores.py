@@ -10,12 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from medtransfer.core.predictions import classes_of, probabilities_of
 
 MICRO, MACRO = "micro avg", "macro avg"
 BALANCED, AUC, BRIER, CALIBRATION = "balanced accuracy", "AUC", "Brier score", "calibration error"
 BINS = 15
+IN_MLFLOW = {MICRO: "micro_f1", MACRO: "macro_f1"}  # others have the same name there
 ALL, NONE = "all", "none"
 Terms = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Value = Callable[[np.ndarray], np.ndarray]
@@ -26,7 +28,6 @@ class Metric:
     """A number that says how good predictions are.
 
     name : in tables and in metrics.json
-    mlflow : in MLflow, after the split
     terms : labels (n,), as numbers of classes, and probabilities (n, classes) → what each image adds, (n, terms)
     value : sums (..., terms) → the metric (...); NaN where it is undefined
     of_probabilities : whether it changes when probabilities are rescaled and their order stays
@@ -35,7 +36,6 @@ class Metric:
     """
 
     name: str
-    mlflow: str
     terms: Terms
     value: Value
     of_probabilities: bool = False
@@ -88,7 +88,7 @@ def metrics_of(classes: Sequence[str]) -> list[Metric]:
 
 def mlflow_name(name: str, split: str = "test") -> str:
     """Return MLflow's name of a metric or, for a class, of its F1, such as `test/macro_f1`."""
-    return f"{split}/{BY_NAME[name].mlflow if name in BY_NAME else f'f1/{name}'}".replace(" ", "_")
+    return f"{split}/{IN_MLFLOW.get(name, name) if name in BY_NAME else f'f1/{name}'}".replace(" ", "_")
 
 
 def bin_of(confidence: np.ndarray) -> np.ndarray:
@@ -130,11 +130,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def _f1(number: int, name: str) -> Metric:
-    return Metric(name, f"f1/{name}", _counts, lambda sums: _f1_by_class(sums)[..., number], needs=number)
-
-
-def _rank(values: np.ndarray) -> np.ndarray:
-    return pd.Series(values).rank().to_numpy()
+    return Metric(name, _counts, lambda sums: _f1_by_class(sums)[..., number], needs=number)
 
 
 def placements(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -144,17 +140,15 @@ def placements(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     half, each followed by a count; then the area itself (DeLong et al., Biometrics 44, 837-845, 1988). The area of
     sums over other images is exact to first order, and exact where no group holds both kinds.
     """
-    columns = []
-    for number, values in enumerate(probabilities.T):
-        positive = codes == number
-        placed = np.zeros(len(codes))
-        if positive.any() and not positive.all():
-            ranks = _rank(values)
-            placed[positive] = (ranks[positive] - _rank(values[positive])) / (~positive).sum()
-            placed[~positive] = 1 - (ranks[~positive] - _rank(values[~positive])) / positive.sum()
-        ranked = np.full(len(codes), placed[positive].mean() if positive.any() else 0.0)
-        columns.append([placed * positive, positive, placed * ~positive, ~positive, ranked])
-    return np.hstack([np.column_stack(term) for term in zip(*columns, strict=True)]).astype(float)
+    positive = codes[:, None] == np.arange(probabilities.shape[1])  # (n, classes)
+    placed, ranked = np.zeros(probabilities.shape), np.zeros(probabilities.shape)
+    for number, (own, values) in enumerate(zip(positive.T, probabilities.T, strict=True)):
+        if own.any() and not own.all():
+            ranks = rankdata(values)
+            placed[own, number] = (ranks[own] - rankdata(values[own])) / (~own).sum()
+            placed[~own, number] = 1 - (ranks[~own] - rankdata(values[~own])) / own.sum()
+            ranked[:, number] = placed[own, number].mean()
+    return np.hstack([placed * positive, positive, placed * ~positive, ~positive, ranked])
 
 
 def area(sums: np.ndarray) -> np.ndarray:
@@ -181,14 +175,13 @@ def _gaps(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 # Micro F1 is the accuracy, as each image has one label. Brier: Monthly Weather Review 78, 1 (1950). Calibration error:
 # Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 3, with bins of equal width.
 METRICS = (
-    Metric(MICRO, "micro_f1", _counts, _accuracy),
-    Metric(MACRO, "macro_f1", _counts, lambda sums: _mean(_f1_by_class(sums)), needs=ALL),
-    Metric(BALANCED, "balanced accuracy", _counts, lambda sums: _mean(_recall(sums)), needs=ALL),
-    Metric(AUC, "AUC", placements, area, needs=ALL),
-    Metric(BRIER, "Brier score", _squares, lambda sums: _ratio(sums[..., 0], sums[..., 1]), of_probabilities=True),
+    Metric(MICRO, _counts, _accuracy),
+    Metric(MACRO, _counts, lambda sums: _mean(_f1_by_class(sums)), needs=ALL),
+    Metric(BALANCED, _counts, lambda sums: _mean(_recall(sums)), needs=ALL),
+    Metric(AUC, placements, area, needs=ALL),
+    Metric(BRIER, _squares, lambda sums: _ratio(sums[..., 0], sums[..., 1]), of_probabilities=True),
     Metric(
         CALIBRATION,
-        "calibration error",
         _gaps,
         lambda sums: _ratio(np.abs(sums[..., :BINS]).sum(axis=-1), sums[..., BINS]),
         of_probabilities=True,
