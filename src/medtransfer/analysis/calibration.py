@@ -14,6 +14,7 @@ from medtransfer.analysis.families import family
 from medtransfer.analysis.runs import Run, by_model
 from medtransfer.analysis.uncertainty import (
     FEWEST_GROUPS,
+    Estimate,
     estimate,
     groups_variance,
     interval_ends,
@@ -88,21 +89,23 @@ def calibration_table(runs: list[Run]) -> pd.DataFrame:
     networks = [run for run in runs if run.record["kind"] == "network"]
     for dataset, model, fits in by_model(networks):
         for number, name in enumerate(classes_of(fits[0].predictions)):
+            intercept = _recalibrated(fits, number, with_slope=False)
+            slope = without_interval(_recalibrated(fits, number, with_slope=True), fits[0].jackknife, number)
             row: dict[str, Any] = {"dataset": dataset, "model": model, "family": family(fits[0].record), "class": name}
-            for measure, with_slope in (("intercept", False), ("slope", True)):
-                left = []
-                for run in fits:
-                    _, codes, probabilities, _ = run.encoded
-                    value, changes = recalibration(codes == number, probabilities[:, number], with_slope)
-                    left.append((value, sum_by_group(run.encoded, changes)[:, 0]))
-                found = estimate(left, fits[0].jackknife, number, None)
-                if with_slope:
-                    found = without_interval(found, fits[0].jackknife, number)
-                else:
-                    row |= {"interval": found.covers, "seeds": found.seeds}
+            row |= {"interval": intercept.covers, "seeds": intercept.seeds}
+            for measure, found in (("intercept", intercept), ("slope", slope)):
                 row |= {measure: found.value, f"{measure}_low": found.low, f"{measure}_high": found.high}
             rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _recalibrated(fits: list[Run], number: int, *, with_slope: bool) -> Estimate:
+    left = []
+    for run in fits:
+        is_class, probability = run.encoded.codes == number, run.encoded.probabilities[:, number]
+        value, changes = recalibration(is_class, probability, with_slope)
+        left.append((value, sum_by_group(run.encoded, changes)[:, 0]))
+    return estimate(left, fits[0].jackknife, number, None)
 
 
 def recalibration(is_class: np.ndarray, probability: np.ndarray, with_slope: bool) -> tuple[float, np.ndarray]:
