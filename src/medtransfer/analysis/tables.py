@@ -11,7 +11,6 @@ from medtransfer.analysis.calibration import calibration_table
 from medtransfer.analysis.claims import COLUMNS as CLAIMS
 from medtransfer.analysis.claims import compare_claims, judge
 from medtransfer.analysis.clinical import CLASSES, SUBGROUPS, class_table, subgroup_table
-from medtransfer.analysis.differences import COLUMNS as COMPARISON
 from medtransfer.analysis.differences import Comparison, as_table, compare_models, read_comparisons
 from medtransfer.analysis.families import overrides
 from medtransfer.analysis.runs import Run
@@ -21,13 +20,12 @@ from medtransfer.core.files import atomic_file
 from medtransfer.core.run_record import BY_WORDS, recipe_of, split_of
 from medtransfer.core.tables import DIGITS, read_result
 
-# The files and the columns that each has; for a sample of the data, results has a note too. That file is written last.
+# The files, apart from differences.csv, and their columns; for a sample of the data, results has a note too.
 COLUMNS = {
     "summary": SUMMARY,
     "calibration": CALIBRATION,
     "classes": CLASSES,
     "subgroups": SUBGROUPS,
-    "differences": [*COMPARISON, "low", "high", "interval"],
     "claims": CLAIMS,
     "results": RESULTS,
 }
@@ -71,23 +69,21 @@ def compute_tables(runs: list[Run], attributes: Mapping[str, pd.DataFrame]) -> T
 
 
 def write_tables(tables: Tables, folder: Path) -> None:
-    """Write every table of COLUMNS as CSV, with DIGITS decimals.
+    """Write every table as CSV, with DIGITS decimals.
 
     `report` compares results.csv with the fits, so it must be written last.
     """
     (folder / "results.csv").unlink(missing_ok=True)
-    for name in COLUMNS:
-        content = as_table(tables.pairs) if name == "differences" else getattr(tables, name)
+    contents = {"differences": as_table(tables.pairs), **{name: getattr(tables, name) for name in COLUMNS}}
+    for name, content in contents.items():
         with atomic_file(folder / f"{name}.csv") as path:
             content.round(DIGITS).to_csv(path, index=False)
 
 
 def read_tables(folder: Path, remedy: str) -> Tables:
     """Read what `write_tables` wrote; a UserError if a file is missing (ending with `remedy`) or lacks a column."""
-    for name in COLUMNS:
+    for name in ("differences", *COLUMNS):
         if not (folder / f"{name}.csv").exists():
             raise UserError(f"{folder / name}.csv: not found; {remedy}")
-    read = {
-        name: read_result(folder / f"{name}.csv", columns) for name, columns in COLUMNS.items() if name != "differences"
-    }
+    read = {name: read_result(folder / f"{name}.csv", columns) for name, columns in COLUMNS.items()}
     return Tables(**read, pairs=read_comparisons(folder / "differences.csv"))
