@@ -1,6 +1,5 @@
 """The report: one HTML page with everything in it, made only from files; one chapter per question."""
 
-import base64
 import io
 import signal
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.report import tables
 from medtransfer.report.answers import FEW_RUNS, FREEZING, FROM_IMAGENET, LAYERS, TRANSFER, answers, front, settled
 from medtransfer.report.drawings import FIGURES, overview
-from medtransfer.report.render import render
+from medtransfer.report.render import png_uri, render
 from medtransfer.report.study import Study
 from medtransfer.report.words import words_for
 
@@ -138,7 +137,7 @@ def build_page(studies: list[Study]) -> str:
         claims=claims,
         claims_alone=tables.claims(first.tables.claims) if elsewhere else None,
         power=tables.power(first.tables.claims),
-        overview=_uri(_png(overview(first))),
+        overview=png_uri(_png(overview(first))),
         chapters=[part for part in parts if part[1] or part[2]],
         studies=[_about(study) for study in studies],
         titles=titles,
@@ -167,21 +166,26 @@ def _items_of(studies: list[Study], dataset: str) -> list[Item]:
     found: list[Item] = []
     best = _with_best_network(studies, dataset)
     for study in studies:
-        known = {(item.is_table, item.name) for item in found}
+        left_out = set(OF_BEST_NETWORK) if study is not best else set()
         # Another study's seconds would appear beside the macro F1 of other fits.
-        elsewhere = {"cost"} if study is not studies[0] else set()
-        elsewhere |= set(OF_BEST_NETWORK) if study is not best else set()
-        new = [Item(dataset, name, study.name, note, table) for name, note, table in _tables(study, dataset)]
-        found += [item for item in new if (True, item.name) not in known and item.name not in elsewhere]
-        for name, draw in FIGURES.items():
-            if (False, name) not in known and name not in elsewhere:
-                drawn = draw(study, dataset)
-                found += [Item(dataset, name, study.name, note, _uri(_png(figure))) for note, figure in drawn]
-        pictures = [picture for picture in study.pictures if picture.dataset == dataset]
+        left_out |= {"cost"} if study is not studies[0] else set()
+        tables_left_out = left_out | {item.name for item in found if item.is_table}
+        figures_left_out = left_out | {item.name for item in found if not item.is_table}
         found += [
-            Item(dataset, picture.name, study.name, picture.model, _uri(picture.png))
-            for picture in pictures
-            if (False, picture.name) not in known
+            Item(dataset, name, study.name, note, table)
+            for name, note, table in _tables(study, dataset)
+            if name not in tables_left_out
+        ]
+        found += [
+            Item(dataset, name, study.name, note, png_uri(_png(figure)))
+            for name, draw in FIGURES.items()
+            if name not in figures_left_out
+            for note, figure in draw(study, dataset)
+        ]
+        found += [
+            Item(dataset, picture.name, study.name, picture.model, png_uri(picture.png))
+            for picture in study.pictures
+            if picture.dataset == dataset and picture.name not in figures_left_out
         ]
     if len(studies) > 1:
         titles = [_title(study) for study in studies]
@@ -266,7 +270,3 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,5 +1,6 @@
 """Fill in Jinja templates."""
 
+import base64
 from typing import Any
 
 import jinja2
@@ -12,3 +13,8 @@ def render(package: str, template: str, **values: Any) -> str:
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     return environment.get_template(template).render(values)
+
+
+def png_uri(png: bytes) -> str:
+    """Return a PNG file as an address that a page can show without another file."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,7 +1,6 @@
 """A web page that classifies an image, and the same as JSON for programs."""
 
 import asyncio
-import base64
 import io
 import logging
 import re
@@ -17,7 +16,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
 from medtransfer.core.errors import UserError
-from medtransfer.report.render import render
+from medtransfer.report.render import png_uri, render
 from medtransfer.serving.classifier import (
     NOTE,
     Classifier,
@@ -152,5 +151,5 @@ def _answer(classifier: Classifier, content: bytes, overlay: bool) -> dict[str, 
         buffer = io.BytesIO()
         (drawn,) = show_where(classifier, [content], pixels, answers)
         drawn.save(buffer, format="PNG")
-        answer["overlay"] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        answer["overlay"] = png_uri(buffer.getvalue())
     return answer
