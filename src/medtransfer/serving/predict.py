@@ -94,33 +94,36 @@ def answer(classifier: Classifier, paths: list[Path], overlays: Path | None = No
     `overlays` is a folder for one PNG per image, `<number>-<name>.png`, that shows where the network looked.
     """
     for start in range(0, len(paths), BATCH):
-        answers: list[dict[str, Any]] = [{"image": _printable(path)} for path in paths[start : start + BATCH]]
-        good, contents, pixels = [], [], []
-        for number, found in enumerate(answers, start):
+        answers, read = [], []
+        for number, path in enumerate(paths[start : start + BATCH], start):
+            answers.append(found := {"image": _printable(path)})
             try:
-                if (size := paths[number].stat().st_size) > MAX_BYTES:
-                    raise UserError(f"{found['image']}: has {size:,} bytes; expected an image, at most {MAX_BYTES:,}")
-                content = paths[number].read_bytes()
-                pixels.append(read_image(classifier, content, found["image"]))
-                contents.append(content)
-                good.append((number, found))
+                content = _read(path)
+                read.append((number, found, content, read_image(classifier, content, found["image"])))
             except UserError as error:
                 found["problem"] = str(error)
             except OSError as error:
                 found["problem"] = f"{found['image']}: {error.strerror}"
-        if good:
-            stacked = np.stack(pixels)
-            given = ask(classifier, stacked)
-            for (_, found), said in zip(good, given, strict=True):
-                found |= describe(classifier, said)
-        if good and overlays:
-            pictures = show_where(classifier, contents, stacked, given)
-            for (number, found), picture in zip(good, pictures, strict=True):
+        if read:
+            numbers, good, contents, images = zip(*read, strict=True)
+            pixels = np.stack(images)
+            given = ask(classifier, pixels)
+            for found, said in zip(good, given, strict=True):
+                found.update(describe(classifier, said))
+        if read and overlays:
+            pictures = show_where(classifier, contents, pixels, given)
+            for number, found, picture in zip(numbers, good, pictures, strict=True):
                 target = overlays / f"{number:04d}-{paths[number].stem}.png"
                 with atomic_file(target) as partial:
                     picture.save(partial, format="PNG")
                 found["overlay"] = _printable(target)
         yield from answers
+
+
+def _read(path: Path) -> bytes:
+    if (size := path.stat().st_size) > MAX_BYTES:
+        raise UserError(f"{_printable(path)}: has {size:,} bytes; expected an image, at most {MAX_BYTES:,}")
+    return path.read_bytes()
 
 
 def _printable(path: Path) -> str:
