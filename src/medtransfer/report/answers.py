@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from medtransfer.analysis.agreement import agree
-from medtransfer.analysis.claims import CLAIMS, FAILS, HOLDS, MARGIN, NOT_SHOWN, SMALL
+from medtransfer.analysis.claims import CLAIMS, FAILS, HOLDS, MARGIN, NOT_SHOWN, SMALL, TOO_FEW_SEEDS
 from medtransfer.analysis.differences import Comparison, find_pair
 from medtransfer.analysis.families import changed_recipe
 from medtransfer.analysis.lattice import SUBSETS
@@ -22,7 +22,8 @@ from medtransfer.report.words import words_for
 HIGHER, LOWER, LITTLE, UNCLEAR = "higher", "lower", "little effect", "no clear effect"
 FEW_RUNS = "estimate only"  # the interval leaves out the variation between training runs
 FROM_IMAGENET = "imagenet_all"
-TOO_FEW = "fewer than"
+# The verdicts of claims with too few seeds, and how many they need.
+WAITING = {TOO_FEW_SEEDS.format(claim.seeds): claim.seeds for claim in CLAIMS}
 COLUMNS = ["question", "change", "data set", "verdict", "so far", "macro F1", "seeds", "place"]
 # What the front of the page calls a verdict.
 IN_FRONT = {NOT_SHOWN: UNCLEAR, SMALL: LITTLE}
@@ -130,8 +131,8 @@ def front(studies: Sequence[Study], answered: pd.DataFrame) -> pd.DataFrame:
 def _cell(row: Mapping[Any, Any]) -> str:
     """Return a verdict, and on a second line the difference and the number of runs, the smaller of two."""
     runs, verdict = counted(min(row["seeds"]), "run"), IN_FRONT.get(row["verdict"], row["verdict"])
-    if verdict.startswith(TOO_FEW):
-        runs, verdict = f"{min(row['seeds'])} of {verdict.split()[2]} runs", row["so far"]
+    if verdict in WAITING:
+        runs, verdict = f"{min(row['seeds'])} of {WAITING[verdict]} runs", row["so far"]
     return f"**{verdict}**\n{one_line(row['macro F1'])}, {runs}{row['place']}"
 
 
@@ -181,7 +182,7 @@ def interim(study: Study, others: Sequence[Study]) -> pd.DataFrame:
 
     The columns are those of `judge`, then the other study's name and image size.
     """
-    waiting = study.tables.claims[study.tables.claims.verdict.str.startswith(TOO_FEW)]
+    waiting = study.tables.claims[study.tables.claims.verdict.isin(WAITING)]
     found: dict[tuple[str, ...], dict[Hashable, Any]] = {}
     for other in others:
         for claim in other.tables.claims.dropna(subset="p").to_dict("records"):
