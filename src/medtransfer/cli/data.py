@@ -12,7 +12,7 @@ import click
 from filelock import FileLock, Timeout
 
 from medtransfer.cli.app import EXIT_USER_ERROR, cli
-from medtransfer.cli.shared import EXISTING_FILE, EXISTING_FOLDER, FOLDER, PATH, dvc
+from medtransfer.cli.shared import EXISTING_FILE, EXISTING_FOLDER, FOLDER, IMAGE_COLUMN, LABEL_COLUMN, PATH, dvc
 from medtransfer.core.dvc import (
     DEMONSTRATION,
     IMPORTED,
@@ -81,12 +81,8 @@ def import_(name: str, path: Path) -> None:
 @click.argument("name")
 @click.option("--images", required=True, type=EXISTING_FOLDER, help="The folder with the images.")
 @click.option("--labels", type=EXISTING_FILE, help="A CSV file with one row per image.")
-@click.option("--image-column", default="image", help="The column with the path of each image.")
-@click.option(
-    "--label-column",
-    default="label",
-    help="The column with the label; for a one-hot table, all class columns, separated by commas.",
-)
+@IMAGE_COLUMN
+@LABEL_COLUMN
 @click.option("--group", help="The column that names the patient or lesion; all its images go into one split.")
 @click.option("--split-column", "split", help="The column that assigns each image to train, validation or test.")
 @click.option("--title", help="What reports call the data set.", show_default="NAME, or from params.yaml")

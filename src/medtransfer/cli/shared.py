@@ -45,6 +45,12 @@ class _Output(click.Path):
 
 FILE = _Output(path_type=Path, dir_okay=False)
 RATE = _Rate(0, min_open=True)
+IMAGE_COLUMN = click.option("--image-column", default="image", help="The column with the path of each image.")
+LABEL_COLUMN = click.option(
+    "--label-column",
+    default="label",
+    help="The column with the label; for a one-hot table, all class columns, separated by commas.",
+)
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 as_dataset: Decorator = click.argument("dataset")
 
@@ -75,12 +81,8 @@ def with_labels(**settings: Any) -> Decorator:
     """Return a decorator that adds --labels and how to read that file; the command gets them as `Labels`, or None."""
     options = [
         click.option("--labels", type=EXISTING_FILE, help="A CSV file: one label column, or one-hot.", **settings),
-        click.option("--image-column", default="image", help="The column with the path of each image."),
-        click.option(
-            "--label-column",
-            default="label",
-            help="The column with the label; for a one-hot table, all class columns, separated by commas.",
-        ),
+        IMAGE_COLUMN,
+        LABEL_COLUMN,
         click.option("--group", help="The column that names the lesion or patient, for the intervals."),
         click.option(
             "--map", "names", multiple=True, callback=_read_map, metavar="LABEL=CLASS",
