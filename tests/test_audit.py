@@ -365,7 +365,7 @@ def register_other(client: mlflow.MlflowClient) -> None:
         (lose_run, f"MLflow has no run of this fit (fit-{NETWORK})"),
         (change_data, f"data_version is {VERSION}, data.dvc has {OTHER_VERSION}"),
         (change_commit, f"made by git commit {'0' * 40}"),
-        (mark_as_superseded, f"has the tag {mlflow_runs.SUPERSEDED}, but DVC restored its fit"),
+        (mark_as_superseded, f"has the tag {mlflow_runs.SUPERSEDED}, but its fit is the one here"),
         (leave_running, "(left) is RUNNING but its process has ended"),
         (leave_running_elsewhere, "(far) is RUNNING on elsewhere since 1970-01-01 00:00 UTC"),
         (

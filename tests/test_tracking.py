@@ -216,8 +216,8 @@ def test_files_are_added_only_to_a_known_run(store: mlflow.MlflowClient, tmp_pat
     assert mlflow_runs.attach("nowhere", "f1", [tmp_path / "f.txt"]) is False
 
 
-def test_a_refit_supersedes_this_users_finished_run_of_the_same_model_and_seed(
-    store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+def test_a_refit_supersedes_this_projects_finished_run_of_the_same_model_and_seed(
+    store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def finish(fit: str, model: str, seed: int) -> str:
         with mlflow_runs.run("ham10000", model, fit, {}, {"model": model, "seed": seed}, None) as run:
@@ -225,12 +225,13 @@ def test_a_refit_supersedes_this_users_finished_run_of_the_same_model_and_seed(
         assert run.run_id
         return run.run_id
 
-    monkeypatch.setenv("LOGNAME", "colleague")
-    other_user = finish("f0", "x", 0)
-    monkeypatch.setenv("LOGNAME", "me")
+    with monkeypatch.context() as elsewhere:
+        (tmp_path / "clone").mkdir()
+        elsewhere.chdir(tmp_path / "clone")
+        other_clone = finish("f0", "x", 0)
     first, other_seed, other_model = finish("f1", "x", 0), finish("f2", "x", 1), finish("f3", "y", 0)
     again = finish("f4", "x", 0)
-    others = other_user, other_seed, other_model
+    others = other_clone, other_seed, other_model
     found = [store.get_run(run_id).data.tags.get(mlflow_runs.SUPERSEDED) for run_id in (first, *others)]
     assert found == ["f4", None, None, None]
     experiment = store.get_experiment_by_name("ham10000")
@@ -493,7 +494,7 @@ def test_a_server_that_dies_early_or_late_gets_every_point_once(
 
 
 def test_a_score_whose_network_cannot_be_looked_up_is_kept(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    store: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def unreachable(*_: object) -> None:
         raise requests.exceptions.ConnectionError("gone")
@@ -502,6 +503,7 @@ def test_a_score_whose_network_cannot_be_looked_up_is_kept(
     with mlflow_runs.run("scores", "x", "f1", {}, {}, sample_seconds=None) as run:
         run.name_network("ham10000", "f0")
     assert "does not answer (gone)" in caplog.text
+    assert store.search_runs([store.get_experiment_by_name("scores").experiment_id])
 
 
 def test_a_server_with_passwords_refuses_requests_without_one(

@@ -189,7 +189,7 @@ def check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read_
     if run.info.status != "FINISHED":
         yield f"{name} is {run.info.status}, but the fit is finished"
     if mlflow_runs.SUPERSEDED in data.tags:
-        yield f"{name} has the tag {mlflow_runs.SUPERSEDED}, but DVC restored its fit"
+        yield f"{name} has the tag {mlflow_runs.SUPERSEDED}, but its fit is the one here"
     if data.tags.get(mlflow_runs.OUTPUTS) != digest_of_folder(folder):
         yield f"{name} was logged from other files than those in the folder"
     # Some keys of run.json are known only at the end of a fit, and are no tags.

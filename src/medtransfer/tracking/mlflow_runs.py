@@ -5,6 +5,7 @@ unreachable. So everything here can be logged twice without a duplicate, and the
 identifies the run.
 """
 
+import hashlib
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ import psutil
 import pynvml
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_USER
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of
@@ -43,6 +44,7 @@ from medtransfer.tracking.mlflow_store import (
 )
 
 PROCESS = "medtransfer.process"
+PROJECT = "medtransfer.project"  # a digest of the machine and folder where the run was made
 ERROR = "medtransfer.error"
 OUTPUTS = "medtransfer.outputs"
 # The prefix of the validation scores after the best epoch, whose weights are kept. They have only step 0, so MLflow
@@ -156,7 +158,7 @@ class MlflowRun:
 
     @_sent
     def supersede(self) -> None:
-        """Mark this user's other finished runs of the model and seed, except in a sweep or a DVC experiment.
+        """Mark this project's other finished runs of the model and seed, except in a sweep or a DVC experiment.
 
         The mark is the fit's id: unlike the run's, it is the same on a server to which the run is pushed.
         """
@@ -165,7 +167,7 @@ class MlflowRun:
             return
         if SUPERSEDED in run.data.tags:  # DVC has restored this fit from its cache
             self.client.delete_tag(self.run_id, SUPERSEDED)
-        same = " and ".join(f"tags.`{key}` = '{run.data.tags[key]}'" for key in ("model", "seed", MLFLOW_USER))
+        same = " and ".join(f"tags.`{key}` = '{run.data.tags[key]}'" for key in ("model", "seed", PROJECT))
         for other in every_run(self.client, [run.info.experiment_id], f"{same} and attributes.status = 'FINISHED'"):
             if other.info.run_id != self.run_id:
                 self.client.set_tag(other.info.run_id, SUPERSEDED, run.data.tags[FIT])
@@ -208,6 +210,7 @@ def run(
     """
     active, status = MlflowRun(), "FINISHED"
     labels = {**{key: str(value) for key, value in tags.items()}, FIT: fit, PROCESS: _identify(psutil.Process())}
+    labels[PROJECT] = hashlib.sha256(f"{socket.gethostname()} {Path.cwd()}".encode()).hexdigest()[:16]
     try:
         try:
             _start(active, experiment, name, labels, flatten(params), sample_seconds)
