@@ -499,8 +499,8 @@ def test_a_score_whose_network_cannot_be_looked_up_is_kept(
     def unreachable(*_: object) -> None:
         raise requests.exceptions.ConnectionError("gone")
 
-    monkeypatch.setattr(mlflow_runs, "find", unreachable)
     with mlflow_runs.run("scores", "x", "f1", {}, {}, sample_seconds=None) as run:
+        monkeypatch.setattr(mlflow_runs, "find", unreachable)
         run.name_network("ham10000", "f0")
     assert "does not answer (gone)" in caplog.text
     assert store.search_runs([store.get_experiment_by_name("scores").experiment_id])
