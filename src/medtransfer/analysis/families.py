@@ -72,7 +72,7 @@ def family_of_pair(one: dict[str, Any], other: dict[str, Any]) -> str | None:
     return WEIGHTS if ours.blocks == theirs.blocks else None
 
 
-def changed_recipe(record: dict[str, Any], base: dict[str, Any]) -> str | None:
+def changed_recipe(record: dict[str, Any], base: dict[str, Any]) -> dict[str, Any] | None:
     """Return the settings that a network's configuration adds to its base's; None if they differ in anything else."""
     ours, theirs = configuration_of(record), configuration_of(base)
     mine, its = _recipe(record), _recipe(base)
@@ -80,7 +80,12 @@ def changed_recipe(record: dict[str, Any], base: dict[str, Any]) -> str | None:
     same = (ours.weights, ours.blocks) == (theirs.weights, theirs.blocks)
     if not same or not added or set(added) == {"fraction"} or mine != {**its, **added}:
         return None
-    return "; ".join(f"{name}: {_value(value)}" for name, value in added.items())
+    return added
+
+
+def in_words(settings: dict[str, Any]) -> str:
+    """Return settings as text, such as `scaling: caffe`."""
+    return "; ".join(f"{name}: {_value(value)}" for name, value in settings.items())
 
 
 def _value(value: Any) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.analysis.differences import Comparison, find_pair
-from medtransfer.analysis.families import changed_recipe, configuration_of, overrides
+from medtransfer.analysis.families import changed_recipe, configuration_of, in_words, overrides
 from medtransfer.analysis.lattice import imagenet_networks
 from medtransfer.analysis.runs import Run, by_model
 from medtransfer.core.params import BLOCKS
@@ -92,19 +92,19 @@ def recipe_changes(runs: list[Run], pairs: Iterable[Comparison]) -> pd.DataFrame
     The columns are CHANGES: change (`scaling: caffe`), difference of model less base in macro F1 with its 95% interval
     and what that covers, micro (their difference in micro F1).
     """
-    rows = []
-    for dataset, model, fits in _networks(runs):
-        changes = [
-            (change, base, base_fits)
-            for other, base, base_fits in _networks(runs)
+    rows, networks = [], _networks(runs)
+    for dataset, model, fits in networks:
+        bases = [
+            (len(overrides(base_fits[0].record)), base, base_fits, change)
+            for other, base, base_fits in networks
             if dataset == other and (change := changed_recipe(fits[0].record, base_fits[0].record))
         ]
-        if changes:
-            change, base, base_fits = max(changes, key=lambda found: len(overrides(found[2][0].record)))
-            pair = find_pair(pairs, dataset, model, base)
-            if pair:
-                micro = np.mean([run.scores[MICRO] for run in fits]) - np.mean([run.scores[MICRO] for run in base_fits])
-                rows.append((dataset, model, base, change, pair.difference, *pair.ends, pair.interval, micro))
+        if not bases:
+            continue
+        _, base, base_fits, change = max(bases, key=lambda found: found[0])
+        if pair := find_pair(pairs, dataset, model, base):
+            micro = np.mean([run.scores[MICRO] for run in fits]) - np.mean([run.scores[MICRO] for run in base_fits])
+            rows.append((dataset, model, base, in_words(change), pair.difference, *pair.ends, pair.interval, micro))
     return pd.DataFrame(rows, columns=CHANGES)
 
 

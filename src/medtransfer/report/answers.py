@@ -101,7 +101,7 @@ def _modern_networks(study: Study, dataset: str) -> dict[str, str]:
         base: name
         for name, record in networks.items()
         for base, other in networks.items()
-        if changed_recipe(record, other) == "recipe: modern"
+        if changed_recipe(record, other) == {"recipe": "modern"}
     }
 
 

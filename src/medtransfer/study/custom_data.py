@@ -20,7 +20,7 @@ from medtransfer.core.dvc import PIPELINE
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_file
 from medtransfer.core.layout import DATA, PARAMS
-from medtransfer.core.params import IN_WORDS, LABEL_PATTERN, NAME_PATTERN, Params, Split, parse_params
+from medtransfer.core.params import IN_WORDS, LABEL_PATTERN, NAME_PATTERN, DatasetParams, Params, Split, parse_params
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.data.custom import Columns, copy_custom, find_samples
 from medtransfer.data.preparation import assign_splits
@@ -46,19 +46,9 @@ def add_custom(
         )
     if not re.fullmatch(NAME_PATTERN, name):
         raise UserError(f"{name!r}: not a name for a data set; expected {IN_WORDS[NAME_PATTERN]}")
-    samples = find_samples(images, labels, columns)
-    grouped, given = bool(columns.group) or bool((samples.group != samples.id).any()), "split" in samples
-    known = params.datasets.get(name)
-    possible = [by for by, fits in (("given", given), ("group", grouped), ("image", given or not grouped)) if fits]
-    by = known.split.by if known else possible[0]
-    if by not in possible:
-        option = "--split-column" if by == "given" else "--group"
-        grouping = f"--group {columns.group}" if columns.group else "the patient id in the DICOM files"
-        found = f"{grouping} would split by group" if by == "image" else f"{option} is missing"
-        raise UserError(
-            f"{PARAMS}: datasets.{name}.split.by: is {by}, but {found}; change the option, or write "
-            f"by: {'group' if grouped else 'image'} there"
-        )
+    samples, known = find_samples(images, labels, columns), params.datasets.get(name)
+    grouped = bool(columns.group) or bool((samples.group != samples.id).any())
+    by = _split_by(name, known, columns.group, grouped=grouped, given="split" in samples)
     entry: dict[str, Any] = {"title": name, "classes": [], "meanings": {}, "group": ""}
     entry |= {"licence": "unknown", "citation": "none"}
     if known and known.catalogue:
@@ -74,6 +64,21 @@ def add_custom(
     _write(files)
     print(", ".join(f"{label} {count}" for label, count in samples.label.value_counts()[classes].items()))
     return len(samples)
+
+
+def _split_by(name: str, known: DatasetParams | None, group: str | None, *, grouped: bool, given: bool) -> str:
+    """Return `split.by`: that of params.yaml, which the data must allow, or the strictest that they allow."""
+    possible = [by for by, fits in (("given", given), ("group", grouped), ("image", given or not grouped)) if fits]
+    by = known.split.by if known else possible[0]
+    if by not in possible:
+        option = "--split-column" if by == "given" else "--group"
+        grouping = f"--group {group}" if group else "the patient id in the DICOM files"
+        found = f"{grouping} would split by group" if by == "image" else f"{option} is missing"
+        raise UserError(
+            f"{PARAMS}: datasets.{name}.split.by: is {by}, but {found}; change the option, or write "
+            f"by: {'group' if grouped else 'image'} there"
+        )
+    return by
 
 
 def remove_custom(params: Params, name: str) -> None:
