@@ -163,28 +163,19 @@ def _check(image: Image.Image, name: str, max_pixels: int) -> None:
 def _to_rgb(
     image: ImageFile.ImageFile, values: np.ndarray | None, name: str, white_level: int | None, turned: bool
 ) -> Decoded:
-    upright = ImageOps.exif_transpose(image)
-    mode = image.mode
-    converted = [] if mode in DIRECT_MODES else [{"P": "palette", "1": "1 bit"}.get(mode, mode)]
-    transparent = False
+    upright, mode, converted = ImageOps.exif_transpose(image), image.mode, list[str]()
     if values is not None:
-        converted = ["16 bit"]
-        # A transparent colour has 16 bits: after scaling, others may equal it.
-        colour = image.info.get("transparency")
-        transparent = colour is not None and bool(np.equal(np.atleast_3d(values), colour).all(axis=-1).any())
-        eight = _to_eight_bits(np.atleast_3d(values), name, white_level)
-        # Pillow inverts a TIFF whose 0 is white only if it has 8 bits.
-        white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
-        upright = Image.fromarray(255 - eight if white_is_zero else eight)
+        upright = _reduced(image, np.atleast_3d(values), name, white_level)
+        converted.append("16 bit")
+    elif mode not in DIRECT_MODES:
+        converted.append({"P": "palette", "1": "1 bit"}.get(mode, mode))
     if turned or image.getexif().get(0x0112, 1) != 1:
         converted.append("EXIF orientation")
     if image.format == "MPO":
         converted.append("first of several pictures")
     if "A" in upright.getbands() or "transparency" in upright.info:
         upright = upright.convert("RGBA")
-        transparent = transparent or np.asarray(upright)[..., 3].min() < 255
-    if transparent:
-        raise UserError(f"{name}: has transparent pixels; expected an opaque image; flatten it onto a background")
+        _refuse_transparent(name, np.asarray(upright)[..., 3].min() < 255)
     rgb = upright.convert("RGB")
     rgb.info.clear()  # Pillow writes comments and profiles into what is saved
     profile = image.info.get("icc_profile")
@@ -196,6 +187,22 @@ def _to_rgb(
         except (OSError, ImageCms.PyCMSError):
             converted.append("unreadable ICC profile")
     return Decoded(rgb, ", ".join(converted))
+
+
+def _reduced(image: ImageFile.ImageFile, values: np.ndarray, name: str, white_level: int | None) -> Image.Image:
+    """Return an image's upright values with 16 bits, (height, width, channels), as a picture with 8 bits."""
+    eight = _to_eight_bits(values, name, white_level)
+    # A transparent colour has 16 bits: after scaling, others may equal it.
+    colour = image.info.get("transparency")
+    _refuse_transparent(name, colour is not None and bool(np.equal(values, colour).all(axis=-1).any()))
+    # Pillow inverts a TIFF whose 0 is white only if it has 8 bits.
+    white_is_zero = image.format == "TIFF" and image.tag_v2.get(262) == 0  # type: ignore[attr-defined]
+    return Image.fromarray(255 - eight if white_is_zero else eight)
+
+
+def _refuse_transparent(name: str, transparent: bool) -> None:
+    if transparent:
+        raise UserError(f"{name}: has transparent pixels; expected an opaque image; flatten it onto a background")
 
 
 @lru_cache(maxsize=8)
