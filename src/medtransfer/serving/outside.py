@@ -87,28 +87,13 @@ def read_labels(labelled: Labels, classes: Sequence[str]) -> pd.DataFrame:
         labels = table[columns.label]
     else:
         hot = hot or [column for column in table.columns if column not in given]
-        other = [column for column in hot if not table[column].isin(BINARY).all()]
-        if other or not hot:
-            raise UserError(
-                f"{path}: no column {columns.label!r}, and not all other columns are one-hot (0 or 1): "
-                f"{', '.join(other)}; name the column of the label, or all one-hot columns with commas, with "
-                f"--label-column; its columns are {', '.join(table.columns)}"
-            )
-        labels = from_one_hot(table, hot, path)
-    small = {name.casefold(): name for name in classes}
+        labels = _from_one_hot(table, hot, labelled)
     for name, target in names.items():
         if name not in {*labels, *hot}:
             raise UserError(f"{path}: no image has the label {name!r}; its labels are {', '.join(sorted(set(labels)))}")
         if target and target not in classes:
             raise UserError(f"{path}: {name!r} cannot become {target!r}; the classes are {', '.join(classes)}")
-    classed = labels.map({name: names.get(name, small.get(name.casefold())) for name in labels.unique()})
-    unknown = Counter(labels[classed.isna()])
-    if unknown:
-        counts = ", ".join(f"{name!r} ({count} images)" for name, count in unknown.most_common())
-        raise UserError(
-            f"{path}: no class is called {counts}; the classes are {', '.join(classes)}. Map each label with "
-            "--map LABEL=CLASS, or leave its images out with --map LABEL="
-        )
+    classed = _as_classes(labels, names, classes, path)
     group = read_groups(table, columns.group, path) if columns.group else ""
     found = pd.DataFrame({"image": table[columns.image], "label": classed, "group": group})
     twice = found.image[found.image.duplicated()]
@@ -119,6 +104,31 @@ def read_labels(labelled: Labels, classes: Sequence[str]) -> pd.DataFrame:
     if kept.empty:
         raise UserError(f"{path}: every label is left out by --map LABEL=; map at least one of them to a class")
     return kept
+
+
+def _from_one_hot(table: pd.DataFrame, hot: list[str], labelled: Labels) -> pd.Series:
+    other = [column for column in hot if not table[column].isin(BINARY).all()]
+    if other or not hot:
+        raise UserError(
+            f"{labelled.path}: no column {labelled.columns.label!r}, and not all other columns are one-hot (0 or 1): "
+            f"{', '.join(other)}; name the column of the label, or all one-hot columns with commas, with "
+            f"--label-column; its columns are {', '.join(table.columns)}"
+        )
+    return from_one_hot(table, hot, labelled.path)
+
+
+def _as_classes(labels: pd.Series, names: Mapping[str, str], classes: Sequence[str], path: Path) -> pd.Series:
+    """Return the class of each label: its name in `names`, or the class of the same name in upper or lower case."""
+    small = {name.casefold(): name for name in classes}
+    classed = labels.map({name: names.get(name, small.get(name.casefold())) for name in labels.unique()})
+    unknown = Counter(labels[classed.isna()])
+    if unknown:
+        counts = ", ".join(f"{name!r} ({count} images)" for name, count in unknown.most_common())
+        raise UserError(
+            f"{path}: no class is called {counts}; the classes are {', '.join(classes)}. Map each label with "
+            "--map LABEL=CLASS, or leave its images out with --map LABEL="
+        )
+    return classed
 
 
 def match_labels(files: dict[str, Path], table: pd.DataFrame, labels: Path) -> pd.DataFrame:
