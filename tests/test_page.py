@@ -88,6 +88,14 @@ def test_two_studies_of_one_size_are_both_in_the_table_of_all() -> None:
     assert all(f"32 px, split by group ({name})" in page for name in ("first", "second"))
 
 
+def test_data_sets_that_are_split_differently_are_described_one_by_one() -> None:
+    given = run("ham10000", "imagenet_all", 0.9)
+    given = dataclasses.replace(given, record={**given.record, "split_by": "given"})
+    page = build_page([evaluate_study("s", [*runs(), given])])
+    text = "chest X-rays: 32 px, split by group; skin lesions: 32 px, split by the data set's publishers"
+    assert text in html.unescape(page)
+
+
 def test_what_a_data_set_does_not_answer_is_not_measured() -> None:
     head = run("ham10000", "imagenet_head", 0.8, trainable="head")
     study = evaluate_study("s", [*runs(), head, run("ham10000", "imagenet_all", 0.9)])

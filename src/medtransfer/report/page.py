@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -46,12 +47,14 @@ class Item:
     """A table, or a figure as a data URI, about one data set.
 
     study : the folder that it comes from; it is the first of the studies that has it
+    place : the size and split of the images there
     note : what is said about it alone, such as its network
     """
 
     dataset: str
     name: str
     study: str
+    place: str
     note: str
     content: pd.DataFrame | str
 
@@ -117,8 +120,8 @@ def build_page(studies: list[Study]) -> str:
     judged = settled(first, studies[1:])
     claims, elsewhere = tables.claims(judged), judged.study.notna().any()
     if elsewhere:
-        size = first.runs[0].record["image_size"]
-        claims["image size"] = [f"{size:.0f} px" for size in judged["size"].fillna(size)]
+        sizes = {run.dataset: run.record["image_size"] for run in first.runs}
+        claims["image size"] = [f"{size:.0f} px" for size in judged["size"].fillna(judged.dataset.map(sizes))]
     items = _items(studies, names)
     parts = [(chapter, *chapter.divide(items)) for chapter in CHAPTERS]
     return render(
@@ -145,8 +148,16 @@ def build_page(studies: list[Study]) -> str:
 
 
 def _title(study: Study) -> str:
-    first = study.runs[0].record
-    return f"{first['image_size']} px, split by {split_of(first)}"
+    """Return the size and split of a study's images, for each data set if they differ."""
+    places = {name: _place(study, name) for name in study.tables.results.dataset.drop_duplicates()}
+    if len({*places.values()}) == 1:
+        return next(iter(places.values()))
+    return "; ".join(f"{words_for(name, study.custom).title}: {place}" for name, place in places.items())
+
+
+def _place(study: Study, dataset: str) -> str:
+    record = study.of(dataset)[0].record
+    return f"{record['image_size']} px, split by {split_of(record)}"
 
 
 def _items(studies: list[Study], datasets: list[str]) -> list[Item]:
@@ -166,34 +177,35 @@ def _items_of(studies: list[Study], dataset: str) -> list[Item]:
     found: list[Item] = []
     best = _with_best_network(studies, dataset)
     for study in studies:
+        item = partial(Item, dataset, study=study.name, place=_place(study, dataset))
         left_out = set(OF_BEST_NETWORK) if study is not best else set()
         # Another study's seconds would appear beside the macro F1 of other fits.
         left_out |= {"cost"} if study is not studies[0] else set()
         tables_left_out = left_out | {item.name for item in found if item.is_table}
         figures_left_out = left_out | {item.name for item in found if not item.is_table}
         found += [
-            Item(dataset, name, study.name, note, table)
+            item(name=name, note=note, content=table)
             for name, note, table in _tables(study, dataset)
             if name not in tables_left_out
         ]
         found += [
-            Item(dataset, name, study.name, note, png_uri(_png(figure)))
+            item(name=name, note=note, content=png_uri(_png(figure)))
             for name, draw in FIGURES.items()
             if name not in figures_left_out
             for note, figure in draw(study, dataset)
         ]
         found += [
-            Item(dataset, picture.name, study.name, picture.model, png_uri(picture.png))
+            item(name=picture.name, note=picture.model, content=png_uri(picture.png))
             for picture in study.pictures
             if picture.dataset == dataset and picture.name not in figures_left_out
         ]
     if len(studies) > 1:
-        titles = [_title(study) for study in studies]
+        places = [_place(study, dataset) for study in studies]
         columns = {
-            title if titles.count(title) == 1 else f"{title} ({study.name})": study.tables.results
-            for title, study in zip(titles, studies, strict=True)
+            place if places.count(place) == 1 else f"{place} ({study.name})": study.tables.results
+            for place, study in zip(places, studies, strict=True)
         }
-        found.append(Item(dataset, "folders", studies[0].name, "", tables.folders(columns, dataset)))
+        found.append(Item(dataset, "folders", studies[0].name, places[0], "", tables.folders(columns, dataset)))
     return found
 
 
