@@ -618,6 +618,14 @@ def test_it_can_be_the_only_data_set(project: Path) -> None:
     assert "train-another@another-imagenet_all-0" in stages()
 
 
+def test_it_can_be_the_only_data_set_beside_a_stage_that_lists_its_networks(project: Path) -> None:
+    """As docs/freezing.md tells it for a second source."""
+    path = Path("dvc.yaml")
+    path.write_text(path.read_text().replace('"${study.chest_xray.transfer}"', "[ham10000_all]"))
+    add(only=True)
+    check_pipeline(read_params(Path("params.yaml")))
+
+
 def test_an_anchor_is_not_removed_before_its_aliases(project: Path) -> None:
     path = Path("params.yaml")
     text = path.read_text().replace("    train:\n", "    train: &networks\n", 1)

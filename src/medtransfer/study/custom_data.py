@@ -254,7 +254,7 @@ def _add_training(stages: Any, name: str, only: bool) -> None:
         first["matrix"] = matrix
         stages.insert(place, stage, first)
         for key in stages.keys() - {*_stages_of(stages, name)}:
-            if "{study." in str(stages[key].get("matrix")):
+            if "configuration" in (stages[key].get("matrix") or {}):
                 stages[key]["matrix"]["configuration"] = CommentedSeq()
     elif stage not in stages:
         shared = MergeValue()
