@@ -468,8 +468,9 @@ def test_validation_reports_and_fails(project: Path, demo: Path) -> None:
     broken = medtransfer(project, "data", "validate", "ham10000")
     assert broken.returncode == 2
     assert "has no image file" in broken.stdout
-    assert (
-        last_line(broken) == "medtransfer: 1 problem in the raw data; correct the files, or import the data set again"
+    assert last_line(broken) == (
+        "medtransfer: 1 problem in the raw data; correct the files that you imported or added, then import or add the "
+        "data set again"
     )
 
 

@@ -254,7 +254,10 @@ def validate(names: tuple[str, ...], as_json: bool) -> None:
             _print_validation(report)
     wrong = sum(len(report["problems"]) for report in reports)
     if wrong:
-        raise UserError(f"{counted(wrong, 'problem')} in the raw data; correct the files, or import the data set again")
+        raise UserError(
+            f"{counted(wrong, 'problem')} in the raw data; correct the files that you imported or added, then import "
+            "or add the data set again"
+        )
 
 
 def _datasets(names: tuple[str, ...]) -> list[Any]:
