@@ -96,6 +96,7 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
         ("{weights: random,", "{weights: rendom,", "weights: found 'rendom' (str), expected random, imagenet,"),
         ("  cnn_random: {", "  My Network: {", "configurations.My Network: found 'My Network' (str), expected small"),
         ("learning_rate: 1e-3", "learning_rate: fast", "imagenet_head.learning_rate: found 'fast'"),
+        ("learning_rate: 1e-3", "learning_rate: .inf", "imagenet_head.learning_rate: found inf"),
         ("learning_rate: 1e-3", "learning_rate: {ham10000: 0}", "learning_rate.ham10000: found 0 (int)"),
         ("learning_rate: 1e-3", "learning_rate: {ham: 0.1}", "'ham' is unknown; choose one of ham10000"),
     ],

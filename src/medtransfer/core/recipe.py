@@ -35,7 +35,7 @@ UNKNOWN_KEY = "unknown_key"  # the type of pydantic's error
 class Section(BaseModel):
     """A part of params.yaml: unknown keys are refused, values are not converted and cannot be changed."""
 
-    model_config = ConfigDict(strict=True, frozen=True)
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
