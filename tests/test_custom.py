@@ -34,7 +34,7 @@ from medtransfer.data.custom import Columns, dataset_of, find_samples
 from medtransfer.data.preparation import prepare_dataset
 from medtransfer.pipeline.prepare import prepare
 from medtransfer.study.check import check_pipeline
-from medtransfer.study.custom_data import add_custom, remove_custom
+from medtransfer.study.custom_data import add_custom, check_custom_name, remove_custom
 
 ABOUT = {"title": "My scans"}
 
@@ -65,6 +65,7 @@ def add(**changes: Any) -> int:
         "params": read_params(Path("params.yaml")), "name": "mine", "images": Path("mine"),
         "labels": Path("labels.csv"), "columns": Columns(group="patient"), "about": ABOUT, "only": False, **changes,
     }  # fmt: skip
+    check_custom_name(arguments["name"])
     return add_custom(**arguments)
 
 
@@ -477,11 +478,34 @@ def test_a_study_names_changed_and_missing_data(project: Path, monkeypatch: pyte
     assert gone.endswith("remove it (`medtransfer data remove mine`)")
 
 
+@pytest.mark.parametrize("command", ["fetch", "import", "add", "remove"])
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_path_in_place_of_the_name_is_refused_before_it_is_touched(
+    project: Path, command: str, relative: bool
+) -> None:
+    photos = project.parent / "photos"
+    photos.mkdir(exist_ok=True)
+    (photos / "photo.jpg").touch()
+    before = (photos / "photo.jpg").stat().st_ctime_ns  # a hard link would change it
+    name = "../../photos" if relative else str(photos)
+    refused = CliRunner().invoke(
+        cli, ["data", command, name, *{"import": ["ham10000"], "add": ["--images", "mine"]}.get(command, [])]
+    )
+    assert isinstance(refused.exception, UserError)
+    assert (photos / "photo.jpg").stat().st_ctime_ns == before
+    assert [path.name for path in photos.iterdir()] == ["photo.jpg"]
+
+
 @pytest.mark.parametrize("command", ["demo", "fetch", "import", "add", "remove"])
 def test_two_commands_do_not_change_the_data_at_once(project: Path, command: str) -> None:
     add(name="other")
     before = {name: Path(name).read_text() for name in ("params.yaml", "dvc.yaml")}
-    arguments = {"demo": [], "import": ["ham10000", "a.zip"], "add": ["mine", "--images", "mine"]}
+    arguments = {
+        "demo": [],
+        "fetch": ["ham10000"],
+        "import": ["ham10000", "a.zip"],
+        "add": ["mine", "--images", "mine"],
+    }
     with FileLock(IMPORTED.with_suffix(".lock")):
         refused = CliRunner().invoke(cli, ["data", command, *arguments.get(command, ["other"])])
     assert isinstance(refused.exception, UserError)

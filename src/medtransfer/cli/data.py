@@ -59,7 +59,8 @@ def fetch(name: str) -> None:
     from medtransfer.data.catalogue import get_dataset
     from medtransfer.data.importing import fetch_dataset
 
-    _copy(name, lambda: fetch_dataset(get_dataset(name), DATA))
+    dataset = get_dataset(name)
+    _copy(name, lambda: fetch_dataset(dataset, DATA))
 
 
 @data.command("import")
@@ -73,8 +74,9 @@ def import_(name: str, path: Path) -> None:
     from medtransfer.data.catalogue import get_dataset
     from medtransfer.data.importing import import_dataset
 
+    dataset = get_dataset(name)
     _refuse_inside(name, path)
-    _copy(name, lambda: import_dataset(get_dataset(name), path, DATA))
+    _copy(name, lambda: import_dataset(dataset, path, DATA))
 
 
 @data.command()
@@ -107,8 +109,9 @@ def add(
     """
     from medtransfer.data.custom import Columns
     from medtransfer.study.check import check_files
-    from medtransfer.study.custom_data import add_custom
+    from medtransfer.study.custom_data import add_custom, check_custom_name
 
+    check_custom_name(name)  # first: it may be a path, and what is at data/NAME is replaced
     for option, column in (("--group", group), ("--split-column", split)):
         if column and not labels:
             raise UserError(f"{option}: given without --labels, the table with that column; give both or neither")

@@ -30,6 +30,16 @@ from medtransfer.metrics.scores import BY_NAME
 TRAINING = "train-"
 
 
+def check_custom_name(name: str) -> None:
+    """Check that a name is one for a custom data set, which is also a folder in data/."""
+    if name in CATALOGUE:
+        raise UserError(
+            f"{name}: the name of a built-in data set; choose another name, or `medtransfer data import {name} FILE`"
+        )
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise UserError(f"{name!r}: not a name for a data set; expected {IN_WORDS[NAME_PATTERN]}")
+
+
 def add_custom(
     params: Params, name: str, images: Path, labels: Path | None, columns: Columns, about: dict[str, str], only: bool
 ) -> int:
@@ -40,12 +50,6 @@ def add_custom(
     of `title`, `licence` and `citation`; the others keep their values in params.yaml. `only` removes the other data
     sets from the study.
     """
-    if name in CATALOGUE:
-        raise UserError(
-            f"{name}: the name of a built-in data set; choose another name, or `medtransfer data import {name} FILE`"
-        )
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise UserError(f"{name!r}: not a name for a data set; expected {IN_WORDS[NAME_PATTERN]}")
     samples, known = find_samples(images, labels, columns), params.datasets.get(name)
     grouped = bool(columns.group) or bool((samples.group != samples.id).any())
     by = _split_by(name, known, columns.group, grouped=grouped, given="split" in samples)
