@@ -57,6 +57,18 @@ def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path: Path, error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "y.json"]
 
 
+def test_a_failure_that_changed_nothing_touches_nothing(tmp_path: Path) -> None:
+    """Otherwise, files would be lost if that were interrupted or not allowed."""
+    folder = tmp_path / "data"
+    (folder / "images").mkdir(parents=True)
+    (folder / "images" / "a.png").touch()
+    before = [path.stat().st_ctime_ns for path in (folder, folder / "images")]
+    with pytest.raises(RuntimeError), restored_on_error(folder):
+        raise RuntimeError
+    assert [path.stat().st_ctime_ns for path in (folder, folder / "images")] == before
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
 def test_what_a_killed_process_kept_stops_no_other(tmp_path: Path) -> None:
     folder = tmp_path / "x"
     with atomic_folder(folder) as partial:

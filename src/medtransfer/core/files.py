@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -90,19 +91,26 @@ def restored_on_error(folder: Path, *files: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        for path in missing:
-            with suppress(OSError):  # an unfinished copy beside the folder stays
-                path.rmdir()
-        if not missing:
-            _copy_linked(kept, folder)
+        if missing or _listing(folder) != _listing(kept):
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            for path in missing:
+                with suppress(OSError):  # an unfinished copy beside the folder stays
+                    path.rmdir()
+            if not missing:
+                _copy_linked(kept, folder)
         for path, content in contents.items():
             path.unlink(missing_ok=True) if content is None else path.write_bytes(content)
         shutil.rmtree(kept, ignore_errors=True)
         raise
     shutil.rmtree(kept, ignore_errors=True)
+
+
+def _listing(folder: Path) -> dict[Path, tuple[int, int] | None]:
+    """Return the size and time of each file under a folder, and None for each folder, by their paths in it."""
+    found = {path.relative_to(folder): path.lstat() for path in folder.rglob("*")}
+    return {path: None if S_ISDIR(stat.st_mode) else (stat.st_size, stat.st_mtime_ns) for path, stat in found.items()}
 
 
 def _copy_linked(source: Path, target: Path) -> None:
