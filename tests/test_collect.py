@@ -42,7 +42,7 @@ def test_results_are_collected_and_reported_without_the_models(tmp_path: Path, m
     assert files >= {"predictions.csv", "history.csv", "run.json", "dataset.json", "params.yaml", "data-version.yaml"}
     assert not any(name.startswith("model.") for name in files)
     early = CliRunner().invoke(cli, ["report", "results/mine", "--output", "page.html"])
-    assert "results/mine/summary.csv: not found; run `medtransfer tables results/mine`" in str(early.exception)
+    assert "results/mine/differences.csv: not found; run `medtransfer tables results/mine`" in str(early.exception)
     assert not Path("page.html").exists()
     assert CliRunner().invoke(cli, ["tables", "results/mine"]).exit_code == 0
     written = CliRunner().invoke(cli, ["report", "results/mine", "--output", "page.html"])
