@@ -82,7 +82,7 @@ def leakage(leaky: Path, clean: Path) -> None:
 def collect(name: str, add: bool, replace: bool) -> None:
     """Copy the small files of all finished fits to results/NAME.
 
-    They are small enough to be committed.
+    Commit them to keep the results.
     """
     from medtransfer.study.collect import collect
 

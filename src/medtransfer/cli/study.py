@@ -133,7 +133,7 @@ def train(dataset: str, configuration: str, seed: int) -> None:
 def explain(dataset: str) -> None:
     """Save the first layer's activations.
 
-    With ImageNet and with random weights.
+    Once with ImageNet weights, and once with random weights.
     """
     params = read_params(PARAMS)
     with quiet_start():
