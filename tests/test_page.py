@@ -291,6 +291,26 @@ def test_a_clinician_is_shown_the_network_that_is_best_on_the_validation_images_
         assert re.findall(rf"{caption}.*?href=\"#(\w+)\"", clinic, flags=re.DOTALL)[:1] == ["better"], caption
 
 
+def test_scores_on_the_published_test_images_stand_beside_ours_of_the_same_size() -> None:
+    def study(name: str, split: str, size: int, *models: str) -> Study:
+        fits = with_seeds([run("chest_xray", model, 0.9) for model in models], 2)
+        about = {"split_by": split, "image_size": size}
+        return evaluate_study(name, [dataclasses.replace(fit, record={**fit.record, **about}) for fit in fits])
+
+    ours = [study("large", "group", 224, "imagenet_all"), study("small", "group", 64, "imagenet_all", "cnn_random")]
+    published = study("published", "given", 64, "imagenet_all", "imagenet_head")
+    page = build_page([*ours, published])
+    (chapter,) = re.findall(r'<section id="published">.*?</section>', html.unescape(page), flags=re.DOTALL)
+    assert re.findall(r'<th scope="col">(.*?)</th>', chapter) == [
+        "model",
+        "64 px, split by group",
+        "64 px, split by the data set's publishers",
+    ]
+    assert re.findall(r'<th scope="row">(.*?)</th>', chapter) == ["imagenet_all"]  # the only one in both
+    assert chapter.count("] *") == 2  # two seeds are too few for an interval over training runs
+    assert '<section id="published">' not in build_page(ours)
+
+
 def test_the_page_is_one_file_with_an_alternative_text_for_each_picture() -> None:
     class Reader(HTMLParser):
         pictures: list[dict[str, str | None]] = []  # noqa: RUF012

@@ -18,7 +18,7 @@ from medtransfer.analysis.published import is_the_talks
 from medtransfer.analysis.questions import block_gains
 from medtransfer.analysis.uncertainty import FEWEST_FITS
 from medtransfer.core.params import BLOCKS
-from medtransfer.core.run_record import SplitRule, recipe_of, split_of
+from medtransfer.core.run_record import SplitRule, recipe_of
 from medtransfer.data.catalogue import CATALOGUE
 from medtransfer.report import tables
 from medtransfer.report.answers import FEW_RUNS, FREEZING, FROM_IMAGENET, LAYERS, TRANSFER, answers, front, settled
@@ -106,6 +106,7 @@ CHAPTERS = (
         ("roc", "confusions"),
         ("subgroups", "measures", "calibration", "reliability"),
     ),
+    Chapter("published", "Do the scores hold on the published test images?", ("published",)),
     Chapter("leakage", "How much does leakage inflate the scores?", (), ("leakage",)),
     Chapter("recipe", "Does the recipe matter?", ("recipes",), ("rates",), ("losses",)),
 )
@@ -156,8 +157,8 @@ def _title(study: Study) -> str:
 
 
 def _place(study: Study, dataset: str) -> str:
-    record = study.of(dataset)[0].record
-    return f"{record['image_size']} px, split by {split_of(record)}"
+    size, split = study.place_of(dataset)
+    return f"{size} px, split by {split}"
 
 
 def _items(studies: list[Study], datasets: list[str]) -> list[Item]:
@@ -199,21 +200,40 @@ def _items_of(studies: list[Study], dataset: str) -> list[Item]:
             for picture in study.pictures
             if picture.dataset == dataset and picture.name not in figures_left_out
         ]
+    item = partial(Item, dataset, study=studies[0].name, place=_place(studies[0], dataset), note="")
     if len(studies) > 1:
-        places = [_place(study, dataset) for study in studies]
-        columns = {
-            place if places.count(place) == 1 else f"{place} ({study.name})": study.tables.results
-            for place, study in zip(places, studies, strict=True)
-        }
-        found.append(Item(dataset, "folders", studies[0].name, places[0], "", tables.folders(columns, dataset)))
+        found.append(item(name="folders", content=_folders(studies, dataset)))
+    if compared := _beside_published_tests(studies, dataset):
+        both = _folders(compared, dataset).replace("-", pd.NA).dropna(thresh=2).fillna("-")
+        found.append(item(name="published", study=compared[-1].name, place=_place(compared[-1], dataset), content=both))
     return found
+
+
+def _folders(studies: list[Study], dataset: str) -> pd.DataFrame:
+    """Return the macro F1 of every model, one column per study."""
+    places = [_place(study, dataset) for study in studies]
+    titles = [
+        place if places.count(place) == 1 else f"{place} ({study.name})"
+        for place, study in zip(places, studies, strict=True)
+    ]
+    results = [study.tables.results for study in studies]
+    return tables.folders(dict(zip(titles, results, strict=True)), dataset)
+
+
+def _beside_published_tests(studies: list[Study], dataset: str) -> list[Study]:
+    """Return the studies on the published test images, after those split by group with images of the same size."""
+    places = {study: study.place_of(dataset) for study in studies}
+    published = [study for study, (_, split) in places.items() if split.by == "given"]
+    by_group = [(places[study][0], SplitRule("group", "keep")) for study in published]
+    ours = [study for study in studies if places[study] in by_group]
+    return [*ours, *published] if ours else []
 
 
 def _with_best_network(studies: list[Study], dataset: str) -> Study:
     """Return the study with the network that is best on the validation images, of those split like the first study."""
     networks = {study.name: best_network(study.runs, dataset) for study in studies}
-    first = split_of(studies[0].of(dataset)[0].record)
-    alike = [study for study in studies if split_of(study.of(dataset)[0].record) == first and networks[study.name]]
+    _, split = studies[0].place_of(dataset)
+    alike = [study for study in studies if study.place_of(dataset)[1] == split and networks[study.name]]
     # As in best_network, more seeds come first, since the best of many single fits would be so by chance.
     return max(
         alike,
@@ -252,7 +272,7 @@ def _about(study: Study) -> dict[str, Any]:
 
 
 def _about_dataset(study: Study, dataset: str) -> dict[str, Any]:
-    runs = study.of(dataset)
+    runs, (_, split) = study.of(dataset), study.place_of(dataset)
     recipes = [(recipe_of(run.record), run.record["epochs"]) for run in runs if run.history is not None]
     talks = [(recipe, epochs) for recipe, epochs in recipes if recipe.recipe == "talk"]
     longest = max((recipe.epochs for recipe, _ in talks), default=0)
@@ -260,8 +280,8 @@ def _about_dataset(study: Study, dataset: str) -> dict[str, Any]:
         "name": dataset,
         "title": words_for(dataset).title,
         "first": runs[0],
-        "split": split_of(runs[0].record),
-        "split_means": SPLITS[split_of(runs[0].record)] if is_the_talks(dataset) else None,
+        "split": split,
+        "split_means": SPLITS[split] if is_the_talks(dataset) else None,
         "meanings": _meanings(study, dataset),
         "recipes": [recipe for recipe, _ in talks],
         "modern": len(recipes) - len(talks),

@@ -14,7 +14,7 @@ from medtransfer.analysis.runs import Run
 from medtransfer.analysis.tables import Tables
 from medtransfer.core.layout import TUNING_KEY
 from medtransfer.core.predictions import classes_of
-from medtransfer.core.run_record import recipe_of
+from medtransfer.core.run_record import SplitRule, recipe_of, split_of
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,11 @@ class Study:
     def of(self, dataset: str) -> list[Run]:
         """Return the runs on one data set."""
         return [run for run in self.runs if run.dataset == dataset]
+
+    def place_of(self, dataset: str) -> tuple[int, SplitRule]:
+        """Return the size in pixels and the split of the images of a data set, which all its runs share."""
+        record = self.of(dataset)[0].record
+        return record["image_size"], split_of(record)
 
     def layers_of(self, dataset: str) -> list[Layers]:
         """Return the layers of networks without a frozen block, which would hide whether that block matters."""

@@ -79,9 +79,15 @@ def _models_of_claims(judged: pd.DataFrame) -> pd.DataFrame:
 
 
 def folders(results: Mapping[str, pd.DataFrame], dataset: str) -> pd.DataFrame:
-    """Return the macro F1 of every model, one row each, and one column for each study; `results` by study."""
+    """Return the macro F1 of every model, one row each, and one column for each study; `results` by study.
+
+    A star marks an interval that leaves out the variation between training runs.
+    """
     parts = {title: table[(table.dataset == dataset) & (table["class"] == MACRO)] for title, table in results.items()}
-    cells = {title: {row["model"]: _cell(row) for row in part.to_dict("records")} for title, part in parts.items()}
+    cells = {
+        title: {row["model"]: _cell(row) + _star(row["interval"]) for row in part.to_dict("records")}
+        for title, part in parts.items()
+    }
     models = list(dict.fromkeys(model for part in cells.values() for model in part))
     return pd.DataFrame(cells, index=pd.Index(models, name="model")).fillna("-")
 
