@@ -554,6 +554,14 @@ def test_what_git_refuses_is_repeated(monkeypatch: pytest.MonkeyPatch, caplog: p
     assert "dubious ownership" in caplog.text
 
 
+def test_a_fetch_is_advised_only_where_there_is_a_remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "--quiet"], check=True)
+    assert commit_problem("0" * 40) == "it is not in this repository"
+    subprocess.run(["git", "remote", "add", "origin", str(tmp_path)], check=True)
+    assert "; run `git fetch`" in commit_problem("0" * 40)
+
+
 def test_nothing_is_logged_with_data_that_were_prepared_differently(study: mlflow.MlflowClient) -> None:
     lose_run(study)
     for change, told in (({"image_size": 2}, "has image_size 2, but artifacts/runs/"), ({"source": "there"}, "source")):

@@ -532,6 +532,13 @@ def test_an_unknown_configuration_is_named(params: Params, tmp_path: Path) -> No
         stage.tune(params, "chest_xray", ["nothing"], Plan({}), tmp_path / "a.csv")
 
 
+def test_a_search_whose_source_is_not_trained_yet_leaves_nothing(project: Path, params: Params) -> None:
+    with pytest.raises(UserError, match=r"ham10000/imagenet_all-seed0: no finished fit .*; run `dvc repro`"):
+        stage.tune(params, "chest_xray", ["ham10000_all"], Plan({}), Path("tuning.csv"))
+    assert not Path("tuning.db").exists()
+    assert not mlflow.search_experiments(filter_string="name = 'tune chest_xray'")
+
+
 def test_a_part_keeps_the_classes_shares_and_only_training_images() -> None:
     samples = pd.DataFrame({"label": ["a"] * 300 + ["b"] * 100, "split": (["train"] * 3 + ["test"]) * 100})
     rows = training_rows(samples, 0.1, seed=0)

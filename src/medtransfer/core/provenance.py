@@ -43,8 +43,10 @@ def commit_problem(commit: str) -> str:
     except OSError as error:
         return str(error)
     except subprocess.CalledProcessError as error:
-        absent = "it is not in this repository; run `git fetch`, in a shallow clone `git fetch --unshallow`"
-        return shortened(error.stderr, 400) or absent
+        if error.stderr:
+            return shortened(error.stderr, 400)
+        fetch = "; run `git fetch`, in a shallow clone `git fetch --unshallow`" if _git("remote") else ""
+        return f"it is not in this repository{fetch}"
     return ""
 
 

@@ -21,6 +21,7 @@ from medtransfer.core.params import Params
 from medtransfer.core.predictions import as_predictions, predicted_labels
 from medtransfer.core.prepared import Prepared, read_dataset
 from medtransfer.core.recipe import TrainParams
+from medtransfer.core.run_record import read_record
 from medtransfer.core.tables import read_result
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.study.search_space import changed, check_space, decode, extremes, first_point
@@ -52,6 +53,8 @@ def tune(params: Params, dataset: str, names: list[str], plan: Plan, output: Pat
         check_known("params.yaml: configurations", name, params.configurations)
         recipes[name] = params.configurations[name].settings(params.train, dataset)
         check_space(params, recipes[name], dataset, plan.space)
+        if source := params.configurations[name].source:
+            read_record(run_folder(*source, params.seeds[0]))
     prepare_backend()
     data, file = read_dataset(params, dataset), output.with_suffix(".db")
     for fraction in extremes(plan.space["fraction"]) if "fraction" in plan.space else ():
@@ -199,7 +202,7 @@ def _origin(params: Params, description: dict[str, Any], name: str, recipe: dict
     source = run_folder(*configuration.source, seed) / "model.keras" if configuration.source else None
     return {
         "recipe": recipe,
-        "start": [configuration.weights, params.weights.file, source and source.exists() and sha256_of(source)],
+        "start": [configuration.weights, params.weights.file, source and sha256_of(source)],
         "blocks": configuration.blocks,
         "data": [description[key] for key in ("image_size", "resize_filter", "white_level") if key in description],
         "samples": sha256_of(PREPARED / description["name"] / "samples.csv"),
