@@ -215,13 +215,16 @@ def test_a_read_only_project_and_home_are_enough_to_predict_and_check(
             assert done.returncode == 0, done.stderr
             if arguments[0] == "predict":
                 assert json.loads(done.stdout)["answers"][0]["probabilities"] == expected["a.jpg"]
-        for name in ("study", "audit"):
-            refused = subprocess.run(
-                [*AS_A_USER, sys.executable, "-m", "medtransfer", name],
-                cwd=folder, env=env, capture_output=True, text=True,
-            )  # fmt: skip
+        for arguments, told in (
+            (["study"], f"{folder}: read-only, but DVC must write a lock there"),
+            (["audit"], f"{folder}: read-only, but DVC must write a lock there"),
+            # The store is read from a copy, which is not named.
+            (["predict", "ham10000", "images/a.jpg"], f"not available from sqlite:///{folder}/mlruns/mlflow.db"),
+        ):
+            command = [*AS_A_USER, sys.executable, "-m", "medtransfer", *arguments]
+            refused = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
             assert refused.returncode == 2
-            assert f"{folder}: read-only, but DVC must write a lock there" in refused.stderr.splitlines()[-1]
+            assert told in refused.stderr.splitlines()[-1]
         assert sorted(folder.rglob("*")) == before
     finally:
         subprocess.run(["chmod", "-R", "u+w", folder], check=True)

@@ -56,6 +56,9 @@ IGNORED = (
     "MLFLOW_ACTIVE_MODEL_ID", "MLFLOW_ENABLE_ASYNC_LOGGING",
 )  # fmt: skip
 
+# The addresses of stores that cannot be written, by those of their copies.
+COPIED: dict[str, str] = {}
+
 
 def connect(read_only: bool = False) -> mlflow.MlflowClient:
     """Connect MLflow to the user's server or to the project's own store, which is created if missing.
@@ -79,7 +82,8 @@ def connect(read_only: bool = False) -> mlflow.MlflowClient:
     if file and file.exists() and (fixed := read_only_of(file)):
         if not read_only:
             raise UserError(f"{fixed}: read-only, so MLflow cannot record runs there; fix the permissions")
-        uri = address_of(_copy_of(file))
+        copy = address_of(_copy_of(file))
+        COPIED[copy], uri = uri, copy
     mlflow.set_tracking_uri(uri)
     if not uri.startswith("http"):
         from mlflow.store.db import utils
@@ -203,7 +207,13 @@ def redact(text: str) -> str:
 
 def address() -> str:
     """Return MLflow's address without its password."""
-    return redact(mlflow.get_tracking_uri())
+    return redact(_original())
+
+
+def _original() -> str:
+    """Return MLflow's address, or that of the store whose copy it reads."""
+    uri = mlflow.get_tracking_uri()
+    return COPIED.get(uri, uri)
 
 
 def reason(error: BaseException) -> str:
@@ -270,7 +280,7 @@ def answering() -> Iterator[None]:
     except REFUSED as error:
         if is_invalid_value(error):
             raise
-        file = file_of(mlflow.get_tracking_uri())
+        file = file_of(_original())
         if "database is locked" in str(error):
             remedy = "another program is using it; close that program and run again"
         elif "disk is full" in str(error):
