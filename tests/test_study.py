@@ -28,7 +28,7 @@ from medtransfer.core.files import atomic_folder
 from medtransfer.core.params import Params
 from medtransfer.data.catalogue import CHEST_XRAY
 from medtransfer.data.preparation import prepare_dataset
-from medtransfer.study.run import DVC, divide, print_lines, run_study, store_again
+from medtransfer.study.run import DVC, check_cache_writable, divide, print_lines, run_study, store_again
 from medtransfer.tracking import mlflow_runs
 
 PIPELINE = """
@@ -116,6 +116,17 @@ def test_outputs_that_dvc_could_not_store_are_named(dvc_project: Path, monkeypat
     store_again()
     assert run_study(1) == 0
     assert (dvc_project / "runs" / "model").read_bytes() == made
+
+
+def test_a_cache_that_cannot_be_written_is_named_before_any_fit(
+    dvc_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (dvc_project / "shared").mkdir()
+    subprocess.run([*DVC, "cache", "dir", "shared"], check=True)
+    check_cache_writable()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != Path("shared"))
+    with pytest.raises(UserError, match=r"^shared: read-only, but DVC must store outputs there"):
+        check_cache_writable()
 
 
 def test_dvcs_files_are_kept_where_the_user_ignores_such_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

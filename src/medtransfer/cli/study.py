@@ -28,10 +28,11 @@ def study(context: click.Context, jobs: int | None, require_gpu: bool) -> None:
     """
     from medtransfer.core.dvc import check_writable
     from medtransfer.study.check import check_files
-    from medtransfer.study.run import default_jobs, run_study, store_again
+    from medtransfer.study.run import check_cache_writable, default_jobs, run_study, store_again
 
     params = check_files()
     check_writable()
+    check_cache_writable()
     if require_gpu:
         os.environ[REQUIRE_GPU] = "1"
     server = os.environ.get("MLFLOW_TRACKING_URI")  # the user's server; MLflow sets the variable itself later

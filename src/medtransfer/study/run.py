@@ -59,6 +59,14 @@ def _run_stages(jobs: int) -> int:
     return _run_in_parallel([["repro"]])  # only prints what runs, unlike `run_dvc`
 
 
+def check_cache_writable() -> None:
+    """Check that DVC can store outputs in its cache, since it would notice only after a fit."""
+    cache = cache_folder(Path.cwd())
+    folder = next(path for path in (cache, *cache.parents) if path.exists())
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: read-only, but DVC must store outputs there; fix the permissions")
+
+
 def _check_stored() -> None:
     """Check that DVC's cache has all outputs: DVC reports success where it could not copy them, as to a full disk."""
     if lost := _not_stored():
