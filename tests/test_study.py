@@ -172,10 +172,19 @@ def test_an_output_that_fails_stops_all_stages_and_is_an_error(
 
 
 def test_lines_are_told_apart_and_dvc_says_only_its_errors(capsys: pytest.CaptureFixture[str]) -> None:
-    print_lines(
-        ["Running stage 'fit@a':\n", "> fit a\n", "epoch 1\n", "Updating lock file\n", "To track\n", "ERROR: no\n"]
-    )
+    lines = ["Running stage 'fit@a':", "> fit a", "epoch 1", "ERROR: interrupted by the user"]
+    print_lines([*lines, "Updating lock file", "To track", "ERROR: no"])
     assert capsys.readouterr().out == "fit@a: epoch 1\nERROR: no\n"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_users_shell_that_allows_no_login_does_not_matter(
+    dvc_project: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    (dvc_project / "dvc.yaml").write_text(PIPELINE % "echo ${item.name} > ${item.name}")
+    monkeypatch.setenv("SHELL", "/usr/sbin/nologin")
+    assert run_study(jobs) == 0
+    assert (dvc_project / "e").read_text().split() == ["a", "b", "c"]
 
 
 def test_a_lock_file_that_dvc_is_writing_is_read_when_it_is_whole(dvc_project: Path) -> None:

@@ -24,7 +24,9 @@ from medtransfer.core.processes import end_with_parent
 
 DVC = (sys.executable, "-m", "dvc")
 MAX_JOBS = 2  # one fit leaves cores idle for part of its time; each further fit needs its own memory
+SHELL = {"SHELL": "/bin/sh"}  # DVC runs stages in the user's shell, which for a service is often nologin
 GPU_BYTES_PER_FIT = 13e9  # six fits at 224 px filled an H100: 50 of its 80 GB in use, the rest held in reserve
+INTERRUPTED = "ERROR: interrupted by the user"  # DVC says so even if another of its processes failed
 
 Process = subprocess.Popen[Any]
 
@@ -95,7 +97,9 @@ def _not_stored() -> list[str]:
 def run_dvc(*arguments: str, hints: bool = True) -> int:
     """Run DVC and return its exit code; DVC prints errors on stderr and hints, such as `git add`, on stdout."""
     stdout = None if hints else subprocess.DEVNULL  # `--quiet` would hide the errors too
-    process = subprocess.Popen([*DVC, *arguments], stdout=stdout, preexec_fn=end_with_parent)
+    process = subprocess.Popen(
+        [*DVC, *arguments], stdout=stdout, env={**os.environ, **SHELL}, preexec_fn=end_with_parent
+    )
     with _stopped_together([process]):
         return process.wait()
 
@@ -148,7 +152,7 @@ def divide(generations: list[list[str]], jobs: int) -> list[list[list[str]]]:
 
 def _run_in_parallel(commands: list[list[str]]) -> int:
     """Run DVC commands in parallel; return the exit code of the first that fails, or 0."""
-    environment = {**SHARED_GPU, **os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**SHARED_GPU, **os.environ, **SHELL, "PYTHONUNBUFFERED": "1"}
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     options |= {"env": environment, "preexec_fn": end_with_parent}
     processes: list[Process] = [subprocess.Popen([*DVC, *command], **options) for command in commands]
@@ -185,6 +189,8 @@ def print_lines(lines: Iterable[str]) -> None:
             stage = text.split("'")[1]
         elif text.startswith("Updating lock file"):
             stage = ""
+        elif text == INTERRUPTED:
+            continue
         elif text and not text.startswith("> ") and (stage or text.startswith("ERROR")):
             print(f"{stage}: {text}" if stage else text, flush=True)
 
