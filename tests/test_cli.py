@@ -333,10 +333,10 @@ def test_settings_of_the_user_change_no_file(project: Path, demo: Path, settings
     assert found == (project / "plots" / "chest_xray.png").read_bytes()
 
 
-def test_keras_limits_of_the_environment_end_no_fit_early(project: Path) -> None:
+def test_keras_limits_and_an_unknown_level_of_mlflow_are_ignored(project: Path) -> None:
     code = "import medtransfer.cli as c; c.cli(['cache', 'show'], standalone_mode=False); "
-    code += "import keras; print(keras.config.max_epochs(), keras.config.max_steps_per_epoch())"
-    limits = {"KERAS_MAX_EPOCHS": "1", "KERAS_MAX_STEPS_PER_EPOCH": "1"}
+    code += "import keras, mlflow; print(keras.config.max_epochs(), keras.config.max_steps_per_epoch())"
+    limits = {"KERAS_MAX_EPOCHS": "1", "KERAS_MAX_STEPS_PER_EPOCH": "1", "MLFLOW_LOGGING_LEVEL": "nonsense"}
     found = subprocess.run([sys.executable, "-c", code], cwd=project, env={**os.environ, **limits}, capture_output=True)
     assert found.stdout.endswith(b"None None\n"), found
 

@@ -837,6 +837,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(project: Path) -> None:
     wrong: list[tuple[Any, dict[str, Any], str]] = [
         (lambda: None, {"name": "ham10000"}, "ham10000: the name of a built-in data set; choose another name"),
         (lambda: None, {"name": "My-Scans"}, "'My-Scans': not a name for a data set; expected small letters"),
+        (lambda: None, {"name": "s" * 65}, "expected small letters, digits and '_', at most 64, with a letter first"),
         (lambda: None, {"columns": Columns(label="x")}, "no column 'x'; its columns are image, label, patient"),
         (lambda: None, {"columns": Columns(group="person")}, "no column 'person'"),
         (lambda: None, {"images": Path("data")}, "data: no image; expected files that end in .jpg"),

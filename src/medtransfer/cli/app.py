@@ -113,7 +113,11 @@ def cli() -> None:
     logging.getLogger("medtransfer").setLevel(logging.INFO)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     # Keras's limits would change a fit silently; a git hook sets the others for the repository that it belongs to.
-    for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+    # An unknown level would be an error in every import of MLflow.
+    for name in (
+        "KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE",
+        "MLFLOW_LOGGING_LEVEL",
+    ):  # fmt: skip
         os.environ.pop(name, None)
     try:
         Path.home(), getpass.getuser()  # DVC needs both

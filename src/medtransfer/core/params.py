@@ -38,7 +38,8 @@ BLOCKS = ("block1", "block2", "block3", "block4", "block5")
 TREES = ("decision_tree", "random_forest")
 WEIGHTS_VARIABLE = "MEDTRANSFER_WEIGHTS"  # takes precedence over `weights.file`
 
-NAME_PATTERN = r"^[a-z][a-z0-9_]*$"
+# YAML writes a key of more than 128 characters in another form, and a name is part of names of folders.
+NAME_PATTERN = r"^[a-z][a-z0-9_]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 WEIGHTS_PATTERN = r"^(random|imagenet|imagenet_moments|[a-z][a-z0-9_]*/[a-z][a-z0-9_]*)$"
 # A label also names a column and a metric in MLflow, whose name may have 250 characters, prefix included.
@@ -48,7 +49,7 @@ LINE_PATTERN = r"^[^\n]+$"
 Line = Annotated[str, Field(pattern=LINE_PATTERN)]
 # The patterns in words, for messages.
 IN_WORDS = {
-    NAME_PATTERN: "small letters, digits and '_', with a letter first",
+    NAME_PATTERN: "small letters, digits and '_', at most 64, with a letter first",
     LABEL_PATTERN: "letters, digits, blanks, '_', '.' and '-', at most 100, a letter or digit first, no blank last",
     LINE_PATTERN: "one line that is not empty",
     WEIGHTS_PATTERN: "random, imagenet, imagenet_moments or a finished run, <data set>/<configuration>",
