@@ -209,10 +209,10 @@ IGNORED = "trap '' INT; "  # as a shell without job control does it for `medtran
 
 
 @contextmanager
-def running(before: str, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+def running(before: str, *arguments: str, module: str = "medtransfer") -> Iterator["subprocess.Popen[str]"]:
     """Run `medtransfer` after the shell's command `before`; whatever the test leaves of its group is killed."""
     env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{Path.cwd()}/mlruns/mlflow.db"}
-    command = ["sh", "-c", f'{before}exec "$@"', "sh", sys.executable, "-m", "medtransfer", *arguments]
+    command = ["sh", "-c", f'{before}exec "$@"', "sh", sys.executable, "-m", module, *arguments]
     with (
         Path("said.txt").open("w") as said,
         subprocess.Popen(command, env=env, stdout=said, stderr=said, text=True, start_new_session=True) as process,
@@ -254,17 +254,24 @@ def write_study(folder: Path, commands: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "jobs", "sent"), [("", 2, os.kill), (IGNORED, 1, os.kill), (IGNORED, 2, os.kill), ("", 2, os.killpg)]
+    ("before", "jobs", "sent", "number"),
+    [
+        ("", 2, os.kill, signal.SIGTERM),
+        (IGNORED, 1, os.kill, signal.SIGTERM),
+        (IGNORED, 2, os.kill, signal.SIGTERM),
+        ("", 2, os.killpg, signal.SIGTERM),
+        ("", 2, os.killpg, signal.SIGHUP),
+    ],
 )
-def test_sigterm_leaves_nothing_of_a_study_running(
-    dvc_project: Path, before: str, jobs: int, sent: Callable[[int, int], None]
+def test_a_signal_leaves_nothing_of_a_study_running(
+    dvc_project: Path, before: str, jobs: int, sent: Callable[[int, int], None], number: int
 ) -> None:
-    """To the command alone as `kill` sends it, or to all of its group as `timeout` and service managers do."""
+    """To the command alone as `kill` sends it, or to all of its group, as at a timeout or the end of a terminal."""
     write_study(dvc_project, SLEEPING)
     with running(before, "study", "--jobs", str(jobs)) as process:
         wait_for(lambda: len(list(dvc_project.glob("*-begun"))) == jobs, process)
         assert len(in_group(process.pid)) == 1 + 2 * jobs
-        sent(process.pid, signal.SIGTERM)
+        sent(process.pid, number)
         assert process.wait(timeout=30) == 1
         assert in_group(process.pid) == []
     assert "Stopped. Run the command again" in Path("said.txt").read_text()
@@ -290,15 +297,18 @@ main()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent ended")
-@pytest.mark.parametrize(("jobs", "shell"), [(1, "/bin/sh"), (2, "/bin/sh"), (2, "/bin/bash")])
+@pytest.mark.parametrize(
+    ("module", "arguments", "jobs"),
+    [("medtransfer", ["study", "--jobs=1"], 1), ("medtransfer", ["study", "--jobs=2"], 2), ("dvc", ["repro"], 1)],
+)
 def test_what_a_killed_study_started_ends(
-    dvc_project: Path, jobs: int, shell: str, monkeypatch: pytest.MonkeyPatch
+    dvc_project: Path, module: str, arguments: list[str], jobs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With dash, which stays between DVC and a stage, and with bash, which the stage replaces."""
-    monkeypatch.setenv("SHELL", shell)
+    """With dash, which stays between DVC and a stage of `study`, and with bash, which the stage replaces."""
+    monkeypatch.setenv("SHELL", "/bin/bash")
     (dvc_project / "stage.py").write_text(STAGE)
     write_study(dvc_project, {name: f"{sys.executable} stage.py {name}" for name in ("a", "b")})
-    with running("", "study", "--jobs", str(jobs)) as process:
+    with running("", *arguments, module=module) as process:
         wait_for(lambda: len(list(dvc_project.glob("*-begun"))) == jobs, process)
         process.kill()
         process.wait()

@@ -40,6 +40,8 @@ def main() -> None:
     # Imports create millions of lasting objects; scanning them again and again would take a sixth of a stage's time.
     gc.set_threshold(100_000)
     signal.signal(signal.SIGTERM, stop_like_ctrl_c)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as it is with nohup
+        signal.signal(signal.SIGHUP, stop_like_ctrl_c)  # the terminal has ended
     # A shell script starts `medtransfer study &` with Ctrl-C ignored, and DVC and the stages would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.stdout is None:  # a service may start programs without one
@@ -79,7 +81,7 @@ def stop_like_ctrl_c(signum: int, frame: Any) -> None:
     """Raise KeyboardInterrupt, as Ctrl-C does, with the signal's number as its argument."""
     # `timeout` and service managers signal a study and its stages together, and the study passes it on as Ctrl-C.
     # A second signal would interrupt a run while it ends.
-    for repeated in (signal.SIGTERM, signal.SIGINT):
+    for repeated in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(repeated, signal.SIG_IGN)
     raise KeyboardInterrupt(signum)
 
