@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,21 @@ def test_a_fit_of_other_data_has_another_id_and_no_checkpoints(kept: Path) -> No
     with claim_fit(kept, run_folder(*FIT), {"seed": 1}) as other:
         assert other != fit
         assert not (kept / "epoch-00001.npz").exists()
+
+
+def test_a_moved_fit_keeps_its_id_and_a_copied_one_continues_under_another(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit, project = interrupt(), Path.cwd()
+    copy = shutil.copytree(project, project.with_name("copy"))
+    moved = project.rename(project.with_name("moved"))
+    monkeypatch.chdir(moved)
+    assert interrupt() == fit
+    shutil.rmtree(copy)
+    shutil.copytree(moved, copy)
+    monkeypatch.chdir(copy)
+    assert interrupt() != fit
+    assert Path(*kept.parts[-4:], "epoch-00001.npz").exists()
 
 
 def claimer(seconds: float) -> subprocess.Popen[str]:

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 def claim_fit(folder: Path, outputs: Path, made_from: dict[str, Any]) -> Iterator[str]:
     """Yield the id of the fit with checkpoints in `folder`: that of an interrupted fit with the same `made_from`.
 
+    If the project was copied since, the fit continues under a new id, because the original may continue as well.
     No other process works on the fit until the block ends. If it ends without an error, the checkpoints are removed;
     within a DVC stage, that is left to `remove_recorded_checkpoints`: DVC records the outputs after the stage has
     ended. If DVC is killed before that, it later removes them and runs the stage again, which must continue the same
@@ -42,10 +43,14 @@ def claim_fit(folder: Path, outputs: Path, made_from: dict[str, Any]) -> Iterato
         if known.get("made_from") != made_from:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            known = {"fit": uuid.uuid4().hex}
-        claim = {"fit": known["fit"], "made_from": made_from, "process": os.getpid()}
+            known = {}
+        here = folder.resolve()
+        begun = Path(known.get("folder", here))  # the same fit is still there if the project was copied, not moved
+        copied = begun != here and _read(begun).get("fit") == known["fit"]
+        fit = uuid.uuid4().hex if copied or not known else known["fit"]
+        claim = {"fit": fit, "made_from": made_from, "process": os.getpid(), "folder": str(here)}
         write_json(folder / CLAIM, claim)
-        yield claim["fit"]
+        yield fit
         if "DVC_STAGE" in os.environ:
             write_json(folder / CLAIM, {**claim, "outputs": digest_of(outputs)})
         else:
