@@ -469,6 +469,13 @@ def encrypt(path: Path) -> None:
     path.write_bytes(content)
 
 
+def compress_as_windows(path: Path) -> None:
+    archive_of({IMAGE: JPEG}, path)
+    content = bytearray(path.read_bytes())
+    content[8] = content[content.index(b"PK\x01\x02") + 10] = 9  # Deflate64, which Windows uses from 2 GB
+    path.write_bytes(content)
+
+
 BAD_ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a parent folder": (lambda path: archive_of({f"../{IMAGE}": JPEG}, path), "would leave the target folder"),
     "a hidden parent folder": (lambda path: archive_of({f"x/../../{IMAGE}": JPEG}, path), "would leave the target"),
@@ -486,7 +493,8 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tar with a symbolic link": (lambda path: tar_of(path, tarfile.SYMTYPE), "a complete zip file; .* unpack it"),
     "a tar with a hard link": (lambda path: tar_of(path, tarfile.LNKTYPE), "neither a folder nor a complete zip"),
     "a tar with a device": (lambda path: tar_of(path, tarfile.CHRTYPE), "neither a folder nor a complete zip"),
-    "an encrypted zip": (encrypt, "is damaged"),
+    "an encrypted zip": (encrypt, r"password required for extraction\); unpack it yourself and give the folder"),
+    "a compression of Windows": (compress_as_windows, r"not supported\); unpack it yourself and give the folder"),
     "two different files of one name": (
         lambda path: archive_of({f"a/{IMAGE}": JPEG, f"b/{IMAGE}": PNG}, path), "differ but would become one file"),
     "images without metadata": (lambda path: archive_of({IMAGE: JPEG}, path), "HAM10000_metadata.csv: not found"),

@@ -51,8 +51,10 @@ def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None 
         _check_count(entries, path)
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except zipfile.BadZipFile as error:
         raise UserError(f"{path}: a damaged zip file ({error}); nothing was imported, download it again") from None
+    except NotImplementedError as error:
+        raise UserError(f"{path}: cannot be unpacked here ({error}); unpack it yourself and give the folder") from None
     source = source or f"{path.name} sha256:{sha256_of(path)}"
     with archive:
         return _copy(dataset, _zip_entries(archive, path), data, source, path)
@@ -125,8 +127,10 @@ def _copy_entry(entry: Entry, target: Path, path: Path) -> None:
     try:
         with entry.open() as reader, atomic_file(target) as partial, partial.open("wb") as writer:
             shutil.copyfileobj(reader, writer)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"{path}: {entry.path} is damaged ({error}); nothing was imported, download it again") from None
+    except RuntimeError as error:  # a password or an unusual compression
+        raise UserError(f"{path}: cannot be unpacked here ({error}); unpack it yourself and give the folder") from None
 
 
 def _zip_entries(archive: zipfile.ZipFile, path: Path) -> Iterator[Entry]:
