@@ -719,6 +719,11 @@ def test_a_relative_store_is_the_projects_in_a_copy_that_dvc_made(
         mlflow_store.store_uri()
 
 
+def test_the_end_of_a_windows_line_is_no_part_of_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:5000\r")
+    assert mlflow_store.store_uri() == "http://server:5000"
+
+
 @pytest.mark.parametrize("fixed", ["mlruns", "mlflow.db"])
 def test_a_store_that_cannot_be_written_is_only_read(
     fixed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

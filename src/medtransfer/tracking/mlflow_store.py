@@ -121,9 +121,10 @@ def _copy_of(file: Path) -> Path:
 def store_uri() -> str:
     """Return the address of the user's store or else of the project's own; the path of a file is absolute.
 
-    A relative path starts at the project: in a copy that DVC made for an experiment, at the original.
+    A relative path starts at the project: in a copy that DVC made for an experiment, at the original. Blanks around the
+    address are ignored, such as the end of a line from a file with Windows's line ends.
     """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{OWN_STORE}"
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"{SQLITE}{OWN_STORE}"
     file = file_of(uri)
     if not file:
         return uri
