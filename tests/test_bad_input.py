@@ -493,8 +493,8 @@ BAD_ARCHIVES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tar with a symbolic link": (lambda path: tar_of(path, tarfile.SYMTYPE), "a complete zip file; .* unpack it"),
     "a tar with a hard link": (lambda path: tar_of(path, tarfile.LNKTYPE), "neither a folder nor a complete zip"),
     "a tar with a device": (lambda path: tar_of(path, tarfile.CHRTYPE), "neither a folder nor a complete zip"),
-    "an encrypted zip": (encrypt, r"password required for extraction\); unpack it yourself and give the folder"),
-    "a compression of Windows": (compress_as_windows, r"not supported\); unpack it yourself and give the folder"),
+    "an encrypted zip": (encrypt, "has a password or an unusual compression, so .*; unpack it yourself and"),
+    "a compression of Windows": (compress_as_windows, "has a password or an unusual compression, so .*; unpack it"),
     "two different files of one name": (
         lambda path: archive_of({f"a/{IMAGE}": JPEG, f"b/{IMAGE}": PNG}, path), "differ but would become one file"),
     "images without metadata": (lambda path: archive_of({IMAGE: JPEG}, path), "HAM10000_metadata.csv: not found"),

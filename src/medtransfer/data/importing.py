@@ -129,8 +129,11 @@ def _copy_entry(entry: Entry, target: Path, path: Path) -> None:
             shutil.copyfileobj(reader, writer)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"{path}: {entry.path} is damaged ({error}); nothing was imported, download it again") from None
-    except RuntimeError as error:  # a password or an unusual compression
-        raise UserError(f"{path}: cannot be unpacked here ({error}); unpack it yourself and give the folder") from None
+    except RuntimeError:
+        raise UserError(
+            f"{path}: has a password or an unusual compression, so {entry.path} cannot be read; unpack it yourself and "
+            "give the folder"
+        ) from None
 
 
 def _zip_entries(archive: zipfile.ZipFile, path: Path) -> Iterator[Entry]:

@@ -44,7 +44,7 @@ def register(params: Params, dataset: str, fit: Path | None = None) -> tuple[dic
     if run_id is None:
         raise UserError(f"{fit}: MLflow has no run of this fit; run `medtransfer audit --repair`")
     if client.get_run(run_id).data.tags.get(mlflow_runs.OUTPUTS) not in (None, digest_of_folder(fit)):
-        raise UserError(f"{fit}: MLflow's run {run_id} was logged from different files; run `dvc repro`")
+        raise UserError(f"{fit}: MLflow's run {run_id} was logged from different files; `medtransfer audit` says more")
     make_deterministic()
     # Two at once would each make a version.
     with FileLock(RUNS.with_name("register.lock")), tempfile.TemporaryDirectory() as temporary:
