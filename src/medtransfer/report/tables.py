@@ -84,10 +84,7 @@ def folders(results: Mapping[str, pd.DataFrame], dataset: str) -> pd.DataFrame:
     A star marks an interval that leaves out the variation between training runs.
     """
     parts = {title: table[(table.dataset == dataset) & (table["class"] == MACRO)] for title, table in results.items()}
-    cells = {
-        title: {row["model"]: _cell(row) + _star(row["interval"]) for row in part.to_dict("records")}
-        for title, part in parts.items()
-    }
+    cells = {title: {row["model"]: _starred(row) for row in part.to_dict("records")} for title, part in parts.items()}
     models = list(dict.fromkeys(model for part in cells.values() for model in part))
     return pd.DataFrame(cells, index=pd.Index(models, name="model")).fillna("-")
 
@@ -151,6 +148,10 @@ def _seeds_and_intervals(part: pd.DataFrame) -> tuple[list[str], list[str]]:
 def _cell(row: Mapping[Any, Any]) -> str:
     published = f" ({short(row['published'])})" if pd.notna(row.get("published")) else ""
     return f"{short(row['f1'])}{published}\n{_interval(row)}"
+
+
+def _starred(row: Mapping[Any, Any]) -> str:
+    return _cell(row) + _star(row["interval"])
 
 
 def _interval(row: Mapping[Any, Any]) -> str:
@@ -374,7 +375,7 @@ def chains(links: pd.DataFrame, pairs: Sequence[Comparison]) -> pd.DataFrame:
     """Return one data set's macro F1 by the chain of weights, beside random and ImageNet weights; from `chain`."""
     dataset = links.dataset.iloc[0]
     table = links.assign(chain=links.start + " → " + dataset).set_index("chain")[["model", "seeds"]]
-    table["macro F1"] = [_cell(row) + _star(row["interval"]) for row in links.to_dict("records")]
+    table["macro F1"] = [_starred(row) for row in links.to_dict("records")]
     for start, base in zip(links.start, links.model, strict=True):
         if start in BASES:
             compared = [find_pair(pairs, dataset, model, base) for model in links.model]
@@ -401,7 +402,7 @@ def fewer_images(sizes: pd.DataFrame, pairs: Sequence[Comparison]) -> pd.DataFra
     """Return macro F1 from either weights by number of training images, one row per fraction, from `data_sizes`."""
     rows = []
     for fraction, part in sizes.groupby("fraction"):
-        scores = {row["weights"]: _cell(row) + _star(row["interval"]) for row in part.to_dict("records")}
+        scores = {row["weights"]: _starred(row) for row in part.to_dict("records")}
         models = dict(zip(part.weights, part.model, strict=True))
         pair = find_pair(pairs, part.dataset.iloc[0], models.get("imagenet", ""), models.get("random", ""))
         rows.append(
