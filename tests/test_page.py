@@ -256,7 +256,8 @@ def test_the_lattice_of_trained_blocks_is_one_of_the_ways() -> None:
 
 def test_every_way_of_splitting_is_put_into_words() -> None:
     assert set(SPLITS) == {("group", "keep"), *((by, leak) for by in ("image", "given") for leak in LEAKAGE_WORDS)}
-    assert f"split by group ({SPLITS[SplitRule('group', 'keep')]})" in build_page([evaluate_study("s", runs())])
+    by_group = SPLITS[SplitRule("group", "keep")].format("patients")
+    assert f"split by group ({by_group})" in build_page([evaluate_study("s", runs())])
 
 
 def test_every_table_and_figure_has_a_chapter() -> None:

@@ -34,7 +34,7 @@ def test_the_committed_results_give_the_verdicts_of_the_readme() -> None:
     last = "train the last block instead of the first"
     assert verdicts.to_dict() == {
         "ImageNet instead of random weights": [ten, six],
-        "adding HAM10000 to ImageNet weights": [six],
+        "add HAM10000 to ImageNet": [six],
         last: [six, same],
         "freeze blocks 1 to 4": [six, same],
         "freeze blocks 2 to 4": [six, same],

@@ -45,7 +45,7 @@ WITH_IT = "modern recipe: "
 IMPORTANT = "block ranked first by layer analyses"
 CHANGES = (
     Change(TRANSFER, "ImageNet instead of random weights", FROM_IMAGENET, "cnn_random"),
-    Change(TRANSFER, "adding HAM10000 to ImageNet weights", "ham10000_all", FROM_IMAGENET),
+    Change(TRANSFER, "add HAM10000 to ImageNet", "ham10000_all", FROM_IMAGENET),
     Change(LAYERS, "train the last block instead of the first", "imagenet_last_block", "imagenet_first_block"),
     Change(FREEZING, "freeze blocks 1 to 4", "imagenet_last_block", FROM_IMAGENET),
     Change(FREEZING, "freeze blocks 2 to 4", "imagenet_first_last", FROM_IMAGENET),

@@ -29,9 +29,9 @@ from medtransfer.report.words import words_for
 
 # The tables and figures of the best network, which may be in another study than the first.
 OF_BEST_NETWORK = ("classes", "subgroups", "roc", "confusions")
-# What each way to split means.
+# What each way to split means; {} stands for the data set's groups.
 SPLITS = {
-    SplitRule("group", "keep"): "no lesion or patient in two parts",
+    SplitRule("group", "keep"): "no {} shared between training, validation and test",
     SplitRule("given", "keep"): "the published test images; images of one patient may be in several parts",
     SplitRule("given", "remove"): "the published test images; other images of their patients are left out of training",
     SplitRule("given", "match"): "the published test images; as many other images are left out at random",
@@ -281,7 +281,7 @@ def _about_dataset(study: Study, dataset: str) -> dict[str, Any]:
         "title": words_for(dataset).title,
         "first": runs[0],
         "split": split,
-        "split_means": SPLITS[split] if is_the_talks(dataset) else None,
+        "split_means": SPLITS[split].format(words_for(dataset).groups) if is_the_talks(dataset) else None,
         "meanings": _meanings(study, dataset),
         "recipes": [recipe for recipe, _ in talks],
         "modern": len(recipes) - len(talks),

@@ -83,8 +83,13 @@ def folders(results: Mapping[str, pd.DataFrame], dataset: str) -> pd.DataFrame:
 
     A star marks an interval that leaves out the variation between training runs.
     """
-    parts = {title: table[(table.dataset == dataset) & (table["class"] == MACRO)] for title, table in results.items()}
-    cells = {title: {row["model"]: _starred(row) for row in part.to_dict("records")} for title, part in parts.items()}
+    cells: dict[str, dict[str, str]] = {}
+    for title, table in results.items():
+        part, warned = table[(table.dataset == dataset) & (table["class"] == MACRO)], mistuned(table, dataset)
+        cells[title] = {
+            row["model"]: f"{_starred(row)}\n{_in_lines(warned.get(row['model'], ''))}".rstrip()
+            for row in part.to_dict("records")
+        }
     models = list(dict.fromkeys(model for part in cells.values() for model in part))
     return pd.DataFrame(cells, index=pd.Index(models, name="model")).fillna("-")
 
@@ -114,8 +119,12 @@ def pivot(results: pd.DataFrame, dataset: str) -> pd.DataFrame:
     frame.loc["seeds"], frame.loc["intervals"] = seeds, [text.replace(" and ", "\nand ") for text in covered]
     warned = mistuned(part, dataset)
     if warned:
-        frame.loc["warning"] = [warned.get(str(model), "").replace("; ", ";\n").replace(": ", ":\n") for model in frame]
+        frame.loc["warning"] = [_in_lines(warned.get(str(model), "")) for model in frame]
     return frame
+
+
+def _in_lines(warning: str) -> str:
+    return warning.replace("; ", ";\n").replace(": ", ":\n")
 
 
 def mistuned(results: pd.DataFrame, dataset: str) -> dict[str, str]:
@@ -156,7 +165,7 @@ def _starred(row: Mapping[Any, Any]) -> str:
 
 def _interval(row: Mapping[Any, Any]) -> str:
     if row["interval"] == EXACT and row["high"] < 1:
-        return f"0 of {row['groups']}, at most {short(row['high'])}"
+        return f"0 of {row['groups']} correct, at most {short(row['high'])}"
     if pd.isna(row["low"]):
         return str(row["interval"]).removeprefix("none: ")
     return _between(row)
