@@ -282,7 +282,6 @@ def _about_dataset(study: Study, dataset: str) -> dict[str, Any]:
         "first": runs[0],
         "split": split,
         "split_means": SPLITS[split].format(words_for(dataset).groups) if is_the_talks(dataset) else None,
-        "meanings": _meanings(study, dataset),
         "recipes": [recipe for recipe, _ in talks],
         "modern": len(recipes) - len(talks),
         "longest": longest,
