@@ -836,8 +836,8 @@ def test_a_mistake_is_one_line_and_changes_nothing(project: Path) -> None:
     first, folders = "scan 0-0.png", {"labels": None, "columns": Columns()}
     wrong: list[tuple[Any, dict[str, Any], str]] = [
         (lambda: None, {"name": "ham10000"}, "ham10000: the name of a built-in data set; choose another name"),
-        (lambda: None, {"name": "My-Scans"}, "'My-Scans': not a name for a data set; expected small letters"),
-        (lambda: None, {"name": "s" * 65}, "expected small letters, digits and '_', at most 64, with a letter first"),
+        (lambda: None, {"name": "My-Scans"}, "'My-Scans': not a name for a data set; expected lowercase letters"),
+        (lambda: None, {"name": "s" * 65}, "expected lowercase letters, digits and '_', at most 64"),
         (lambda: None, {"columns": Columns(label="x")}, "no column 'x'; its columns are image, label, patient"),
         (lambda: None, {"columns": Columns(group="person")}, "no column 'person'"),
         (lambda: None, {"images": Path("data")}, "data: no image; expected files that end in .jpg"),
@@ -986,7 +986,7 @@ def test_a_class_folder_whose_name_ends_in_a_blank_is_refused(project: Path) -> 
         folder = Path("classes") / ("well", "ill ")[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         image.rename(folder / f"{number}.png")
-    with pytest.raises(UserError, match=r"label 'ill ': expected letters.*no blank last"):
+    with pytest.raises(UserError, match=r"label 'ill ': expected letters.*no space last"):
         add(images=Path("classes"), labels=None, columns=Columns())
 
 
@@ -1055,7 +1055,7 @@ def test_other_files_are_counted_and_hidden_ones_are_no_images(
     Path("mine/p0/notes.docx").write_text("a")
     add()
     told = capsys.readouterr().out
-    assert "1 file left out, not an image: mine/p0/notes.docx" in told
+    assert "1 file left out as non-images: mine/p0/notes.docx" in told
     assert "ill 20, well 20" in told
     assert len(list(Path("data/mine/images").rglob("*.*"))) == 40
 

@@ -135,7 +135,7 @@ def test_a_second_process_waits_for_the_first_and_goes_on_with_its_fit(kept: Pat
         with claimer(0) as second:
             assert second.stdout
             assert second.stderr
-            assert f"process {first.pid} works on this fit" in second.stderr.readline()
+            assert f"process {first.pid} is working on this fit" in second.stderr.readline()
             first.kill()  # the lock dies with its process
             assert second.stdout.readline() == fit
         assert second.returncode == 0

@@ -1,4 +1,4 @@
-"""Do the ways of asking which layers matter give the same answer?"""
+"""How well the methods of measuring which layers matter agree."""
 
 from dataclasses import dataclass
 
@@ -15,13 +15,13 @@ WAYS = {
 
 @dataclass(frozen=True)
 class Agreement:
-    """How much each block matters, asked in several ways.
+    """How much each block matters, measured by several methods.
 
     blocks : DataFrame
-        One row per block, one column per way of asking (WAYS; `trained` only if it is known for every block). The
-        larger the value, the more the block matters.
+        One row per block, one column per method (WAYS; `trained` only if it is known for every block). The larger the
+        value, the more the block matters.
     concordance : float
-        Kendall's W of the ways' orders of the blocks: 1 where they are the same, 0 where they have nothing in common.
+        Kendall's W of the methods' rankings of the blocks: 1 if they are the same, 0 if they do not agree at all.
     """
 
     blocks: pd.DataFrame
@@ -31,7 +31,7 @@ class Agreement:
 def agree(
     rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFrame, gains: pd.Series | None = None
 ) -> Agreement:
-    """Bring the three tables that `medtransfer layers` wrote of one network and `gains`, from `block_gains`, together.
+    """Combine the three tables that `medtransfer layers` wrote for one network with `gains`, from `block_gains`.
 
     A block's similarity and distance are the means of its layers'. Outputs and probes also
     reflect the changes of earlier blocks; rewinding and weights measure the block alone.

@@ -74,16 +74,16 @@ def calibration_table(runs: list[Run]) -> pd.DataFrame:
 
     A tree's probabilities are shares of training images, many of them exactly 0 or 1, which have no logit.
 
-    Both are 0 and 1 for honest probabilities. The intercept is fitted with the slope fixed at 1: it is negative where
-    the class is predicted with too high a probability on average. A slope below 1 means that probabilities are too
-    extreme (Van Calster et al., BMC Medicine 17, 230, 2019).
+    For calibrated probabilities, the intercept is 0 and the slope is 1. The intercept is fitted with the slope fixed
+    at 1: it is negative if the probabilities of the class are too high on average. A slope below 1 means that the
+    probabilities are too extreme (Van Calster et al., BMC Medicine 17, 230, 2019).
 
     Returns
     -------
     DataFrame
         dataset, model, family, class, intercept and slope, each with `_low` and `_high` (95% interval), interval (what
         it covers), seeds. Where a fit separates the class from all others, the slope is missing. It has no
-        interval where fewer than FEWEST_OF_CLASS groups have the class, or another one.
+        interval where fewer than FEWEST_OF_CLASS groups have the class, or fewer than that have other classes.
     """
     rows = []
     networks = [run for run in runs if run.record["kind"] == "network"]

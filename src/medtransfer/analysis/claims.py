@@ -30,7 +30,7 @@ COLUMNS = [
 class Claim:
     """A sentence of the talk, and two models: it claims that the first has the higher macro F1.
 
-    seeds : per model, without which there is no verdict
+    seeds : the seeds per model that a verdict needs
     """
 
     text: str
@@ -129,7 +129,7 @@ def _row(evidence: Evidence) -> dict[str, Any]:
 def correct(p_values: np.ndarray, count: int) -> np.ndarray:
     """Return p-values corrected for `count` tests (Holm, Scand. J. Stat. 6, 65-70, 1979); NaN stays NaN.
 
-    What is not there yet, or NaN, counts as a test with a larger p.
+    A missing test, or NaN, counts as a test with a larger p-value.
     """
     corrected = np.full(len(p_values), np.nan)
     order = np.argsort(p_values)[: np.isfinite(p_values).sum()]

@@ -33,8 +33,8 @@ SUBGROUPS = ["dataset", "model", "by", "subgroup", "images", "groups", "measure"
 def best_network(runs: Sequence[Run], dataset: str) -> list[Run]:
     """Return the fits of the network with the highest mean macro F1 on the validation images; empty without any.
 
-    Only networks with FEWEST_FITS seeds are compared, or with the most if none has as many: the highest of many single
-    fits would be so by chance.
+    Only networks with FEWEST_FITS seeds are compared, or with the most if none has as many: the best of many single
+    fits may be best only by chance.
     """
     networks = [
         fits for _, _, fits in by_model(run for run in runs if run.dataset == dataset and run.history is not None)
@@ -55,7 +55,7 @@ def class_table(runs: Sequence[Run]) -> pd.DataFrame:
 
     The columns are CLASSES, for each data set's `best_network`. A measure with `at` is that at the threshold that gives
     this specificity on the validation images; its interval does not include the choice of the threshold. The AUC has
-    one only where FEWEST_OF_CLASS groups have the class, and as many another class.
+    one only where at least FEWEST_OF_CLASS groups have the class and at least as many have other classes.
     """
     rows = []
     for dataset in dict.fromkeys(run.dataset for run in runs):
@@ -84,7 +84,7 @@ def _measures(fits: list[Run], number: int) -> list[tuple[str, Estimate]]:
 
 
 def _most_probable(fits: list[Run], number: int) -> list[np.ndarray]:
-    """Return for each fit the images (n,) whose most probable class it is."""
+    """Return, for each fit, for which images (n,) this class is the most probable one."""
     return [run.encoded.probabilities.argmax(axis=1) == number for run in fits]
 
 

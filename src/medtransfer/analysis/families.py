@@ -1,4 +1,4 @@
-"""Which question a model is there for: the talk's, or one of those that were added to it."""
+"""Which question a model helps to answer: the talk's, or one that this study adds."""
 
 from typing import Any
 

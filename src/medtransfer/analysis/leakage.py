@@ -1,4 +1,4 @@
-"""How much images of the same lesions or patients in training flatter a score."""
+"""How much a score is inflated by training on images of the same lesions or patients."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,8 +34,8 @@ def measure_leakage(leaky: list[Run], clean: list[Run], shared: Mapping[str, pd.
         COLUMNS: images (ALL, SHARED with what the model was fitted on where it leaks, OTHERS, CONTRAST), class (of all
         images each class and MACRO; MICRO of each), tested (their number), leaky and clean (F1, mean over seeds), their
         difference with its 95% interval and what that covers. The two sides were trained on different images, so
-        there is no interval without the variance between fits. Only the shared images can be flattered: CONTRAST is
-        their difference less that of the others. A model without a fit on both sides is left out.
+        there is no interval without the variance between fits. Leakage can raise scores only on the shared images:
+        CONTRAST is their difference minus that of the others. A model without a fit on both sides is left out.
     """
     others = {(dataset, model): fits for dataset, model, fits in by_model(clean)}
     rows = []

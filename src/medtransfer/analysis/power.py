@@ -40,5 +40,5 @@ def seeds_needed(pair: Comparison, difference: float, level: float, fewest: int)
 
 def _standard_errors(degrees: float, level: float) -> float:
     """Return the smallest detectable difference, in standard errors."""
-    degrees = min(degrees, 1e6)  # scipy's noncentral t knows no infinity
+    degrees = min(degrees, 1e6)  # SciPy's noncentral t does not accept infinity
     return float(nctdtrinc(degrees, 1 - POWER, stdtrit(degrees, 1 - level / 2)))

@@ -177,7 +177,7 @@ def too_few(jackknifed: Jackknife, needs: str | int) -> str | None:
 
 
 def without_interval(found: Estimate, jackknifed: Jackknife, number: int) -> Estimate:
-    """Return an estimate without its interval if fewer than FEWEST_OF_CLASS groups have the class, or another one."""
+    """Drop the interval if fewer than FEWEST_OF_CLASS groups have the class, or fewer have any other class."""
     fewest = min(jackknifed.holders[number], jackknifed.holders.sum() - jackknifed.holders[number])
     if fewest >= FEWEST_OF_CLASS:
         return found

@@ -56,7 +56,8 @@ def audit() -> list[str]:
 def others() -> list[str]:
     """Return one line per experiment with finished runs whose fits are not in this folder.
 
-    They are no differences: a fit that ran again leaves its earlier run, and a server has the runs of other projects.
+    These are not differences: a fit that ran again leaves its earlier run behind, and a server also has the runs of
+    other projects.
     """
     client = mlflow_store.reach(read_only=True)
     here, lines = _folders_by_fit(), []
@@ -192,7 +193,7 @@ def check_run(client: Any, folder: Path, record: dict[str, Any], run: Any, read_
         yield f"{name} has the tag {mlflow_runs.SUPERSEDED}, but its fit is the one here"
     if data.tags.get(mlflow_runs.OUTPUTS) != digest_of_folder(folder):
         yield f"{name} was logged from other files than those in the folder"
-    # Some keys of run.json are known only at the end of a fit, and are no tags.
+    # Some keys of run.json are known only at the end of a fit, and are not tags.
     tags = [key for key in record if key != "hyperparameters" and (key in data.tags or key in REQUIRED_TAGS)]
     yield from _differences(f"{name}: tag", data.tags, "run.json", {key: str(record[key]) for key in tags})
     params = dict.fromkeys(data.params) | mlflow_params(record, record["hyperparameters"])

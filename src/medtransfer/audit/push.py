@@ -63,7 +63,7 @@ def push() -> dict[str, int]:
     counts = {"copied": 0, "already": 0, "running": 0}
     ids: dict[str, str | None] = {}
     try:
-        with FileLock(OWN_STORE.with_name("push.lock")):  # a second push would take the run in progress for interrupted
+        with FileLock(OWN_STORE.with_name("push.lock")):  # a second push would treat this one's run as interrupted
             # Networks come before the scores that name them.
             for experiment in every(source.search_experiments, order_by=["creation_time ASC"]):
                 runs = list(every_run(source, [experiment.experiment_id]))
@@ -152,7 +152,7 @@ def _copy_run(
 
 
 def _copy_files(source: mlflow.MlflowClient, target: mlflow.MlflowClient, run_id: str, copy_id: str) -> None:
-    """Copy a run's files and folders that its copy lacks, and files that are others there."""
+    """Copy a run's files and folders that its copy lacks, and files that differ there."""
     there = {(entry.path, entry.file_size) for entry in target.list_artifacts(copy_id)}
     with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as theirs:
         for entry in source.list_artifacts(run_id):

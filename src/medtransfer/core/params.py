@@ -49,8 +49,8 @@ LINE_PATTERN = r"^[^\n]+$"
 Line = Annotated[str, Field(pattern=LINE_PATTERN)]
 # The patterns in words, for messages.
 IN_WORDS = {
-    NAME_PATTERN: "small letters, digits and '_', at most 64, with a letter first",
-    LABEL_PATTERN: "letters, digits, blanks, '_', '.' and '-', at most 100, a letter or digit first, no blank last",
+    NAME_PATTERN: "lowercase letters, digits and '_', at most 64, with a letter first",
+    LABEL_PATTERN: "letters, digits, spaces, '_', '.' and '-', at most 100, a letter or digit first, no space last",
     LINE_PATTERN: "one line that is not empty",
     WEIGHTS_PATTERN: "random, imagenet, imagenet_moments or a finished run, <data set>/<configuration>",
 }

@@ -87,7 +87,7 @@ class TrainParams(Section):
     head_first : epochs in which only the head trains (LP-FT, Kumar et al., ICLR 2022)
     head : `dense`, the talk's two hidden layers of `dense_units` on the flattened feature maps, or `pooled`, one layer
         on their global average
-    sampling_power : with `balance: sampling`, an image is drawn with its class's size to the power of minus this
+    sampling_power : with `balance: sampling`, each image's weight is its class's size to the power of minus this
     average : the momentum of a moving average of the weights, which is scored and kept; lower in the first steps, 0 is
         off
     stop_on : what decides the best epoch and early stopping, on the validation images

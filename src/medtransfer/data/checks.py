@@ -38,7 +38,7 @@ def validate(dataset: Dataset, folder: Path) -> dict[str, Any]:
 
     To `describe`, it adds `problems`: one line per mistake; `mixed_groups`: groups with images of several classes, a
     mistake for lesions but not for patients; `duplicates`: ids of files that are equal byte for byte, and whether their
-    labels differ (`crosses_labels`), which is no mistake since the published data sets have some.
+    labels differ (`crosses_labels`). This is not a mistake, since it also occurs in the published data sets.
     """
     listing = dataset.read(folder)
     samples, undecodable = listing.samples, list[str]()

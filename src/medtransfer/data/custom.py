@@ -75,14 +75,14 @@ def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.Data
     for path, file in files.items():
         if path.encode(errors="replace").decode() != path:
             raise UserError(f"{file}: its name is not in UTF-8; rename it")
-        if "\\" in path:  # as some programs leave it that unpack an archive made on Windows
+        if "\\" in path:  # left by some programs that unpack archives made on Windows
             raise UserError(f"{file}: its name contains a backslash; unpack the archive again, or rename it")
         if not file.resolve().is_relative_to(images.resolve()):
             raise UserError(f"{file}: a link to a file outside {images}; replace it with a copy of that file")
     others = sorted(set(there) - set(files.values()))
     others = [file for file in others if not (labels and file.samefile(labels))]
     if others:
-        print(f"{counted(len(others), 'file')} left out, not an image: {first_three([str(file) for file in others])}")
+        print(f"{counted(len(others), 'file')} left out as non-images: {first_three([str(file) for file in others])}")
     headers = {path: dicom.read_header(file) for path, file in files.items() if dicom.is_dicom(file)}
     uids = {path: header.uid for path, header in headers.items()}
     found = _from_table(files, uids, labels, columns) if labels else _from_folders(files, images)
@@ -277,7 +277,7 @@ def _comparable(path: str) -> str:
 
 
 def stem(path: str) -> str:
-    """Return a path without the suffix of an image; a DICOM file may be named by its UID, whose end is no suffix."""
+    """Return a path without its image suffix; a DICOM file may be named by its UID, whose end is not a suffix."""
     pure = PurePosixPath(path)
     return path[: -len(pure.suffix)] if pure.suffix.lower() in (*SUFFIXES, *dicom.SUFFIXES) else path
 

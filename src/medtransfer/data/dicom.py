@@ -80,7 +80,7 @@ def _read(source: Path | bytes, name: str, **options: Any) -> Any:
         return dcmread(BytesIO(source) if isinstance(source, bytes) else source, **options)
     except PermissionError:
         raise
-    except Exception as error:  # of many kinds, where a file is damaged
+    except Exception as error:
         raise _unreadable(name, error) from None
 
 

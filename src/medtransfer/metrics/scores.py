@@ -136,9 +136,9 @@ def _f1(number: int, name: str) -> Metric:
 def placements(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return five terms per class whose sums give the area under the ROC curve of that class against all others.
 
-    Of a positive image the share of negatives below it, of a negative one that of positives above it, ties counting
-    half, each followed by a count; then the area itself (DeLong et al., Biometrics 44, 837-845, 1988). The area of
-    sums over other images is exact to first order, and exact where no group holds both kinds.
+    For a positive image, the share of negatives below it; for a negative image, the share of positives above it; ties
+    count half. Each is followed by a count; the last term is the area itself (DeLong et al., Biometrics 44, 837-845,
+    1988). The area of sums over other images is exact to first order, and exact where no group holds both kinds.
     """
     positive = codes[:, None] == np.arange(probabilities.shape[1])  # (n, classes)
     placed, ranked = np.zeros(probabilities.shape), np.zeros(probabilities.shape)

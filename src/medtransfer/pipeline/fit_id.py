@@ -35,7 +35,7 @@ def claim_fit(folder: Path, outputs: Path, made_from: dict[str, Any]) -> Iterato
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        log.warning("%s: process %s works on this fit; waiting until it ends", outputs, _read(folder).get("process"))
+        log.warning("%s: process %s is working on this fit; waiting for it", outputs, _read(folder).get("process"))
         lock.acquire()
     try:
         known = _read(folder)

@@ -234,7 +234,7 @@ def _with_best_network(studies: list[Study], dataset: str) -> Study:
     networks = {study.name: best_network(study.runs, dataset) for study in studies}
     _, split = studies[0].place_of(dataset)
     alike = [study for study in studies if study.place_of(dataset)[1] == split and networks[study.name]]
-    # As in best_network, more seeds come first, since the best of many single fits would be so by chance.
+    # As in best_network, more seeds come first, since the best of many single fits may be best only by chance.
     return max(
         alike,
         key=lambda study: (min(len(networks[study.name]), FEWEST_FITS), validated(networks[study.name])),

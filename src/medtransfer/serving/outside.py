@@ -75,7 +75,7 @@ def read_labels(labelled: Labels, classes: Sequence[str]) -> pd.DataFrame:
     """Read a table of labels with one row per image; return image, label and group.
 
     If the table has no label column, all of its other columns must be one-hot. A label that is not among the names must
-    be that of a class in upper or lower case. An image without a group, or of an unknown one, is its own group.
+    be a class's name; case is ignored. An image without a group, or of an unknown one, is its own group.
     """
     path, columns, names = labelled.path, labelled.columns, labelled.names
     given = [column for column in (columns.image, columns.group) if column]

@@ -90,7 +90,7 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
 
 
 def _warn_of_other_settings(fit: Path, params: Params) -> None:
-    """Warn if a network was trained otherwise than params.yaml, which is copied, says."""
+    """Warn if a network was not trained with the settings in params.yaml, which is copied too."""
     record = read_record(fit)
     if configuration := params.configurations.get(record["model"]):
         initial = ("weights", "trainable")
@@ -230,7 +230,7 @@ def _join_trials(known: Path, added: Path) -> None:
 
 
 def join_params(known: Path, added: Path) -> None:
-    """Merge params.yaml of both into `added`: seeds, configurations, rates and models of both, else that of `known`."""
+    """Merge both params.yaml into `added`: all seeds, configurations, rates and models; the rest is from `known`."""
     yaml = YAML()
     yaml.width = 4096  # or it folds lines
     params, new = yaml.load(known), yaml.load(added)

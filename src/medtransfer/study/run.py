@@ -133,7 +133,7 @@ def _compared() -> Iterator[tuple[Any, dict[str, Any]]]:
         except LockError as error:
             processes = ", ".join(sorted(set(re.findall(r"PID (\d+)", str(error)))))
             who = f"process {processes}" if processes else "another DVC command"
-            raise UserError(f"dvc: {who} works in this project; wait until it ends, then run again") from None
+            raise UserError(f"dvc: {who} is working in this project; wait until it ends, then run again") from None
         except DvcException as error:
             raise UserError(f"dvc: {shortened(error)}") from None
         yield repo, status

@@ -122,7 +122,7 @@ def store_uri() -> str:
     """Return the address of the user's store or else of the project's own; the path of a file is absolute.
 
     A relative path starts at the project: in a copy that DVC made for an experiment, at the original. Blanks around the
-    address are ignored, such as the end of a line from a file with Windows's line ends.
+    address are ignored, such as the carriage return from a file with Windows line endings.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"{SQLITE}{OWN_STORE}"
     file = file_of(uri)
