@@ -94,7 +94,11 @@ def edited(tmp_path: Path, old: str, new: str) -> Path:
         ("train: [cnn_random, imagenet_all]", "train: [cnn_random, cnn_random]", "study.chest_xray.train: found"),
         ("  cnn_random: {", "  random_forest: {", "this name belongs to a baseline"),
         ("{weights: random,", "{weights: rendom,", "weights: found 'rendom' (str), expected random, imagenet,"),
-        ("  cnn_random: {", "  My Network: {", "configurations.My Network: found 'My Network' (str), expected small"),
+        (
+            "  cnn_random: {",
+            "  My Network: {",
+            "configurations.My Network: found 'My Network' (str), expected lowercase",
+        ),
         ("learning_rate: 1e-3", "learning_rate: fast", "imagenet_head.learning_rate: found 'fast'"),
         ("learning_rate: 1e-3", "learning_rate: .inf", "imagenet_head.learning_rate: found inf"),
         ("learning_rate: 1e-3", "learning_rate: {ham10000: 0}", "learning_rate.ham10000: found 0 (int)"),

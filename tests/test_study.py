@@ -208,6 +208,11 @@ SLEEPING = {f"fit-{name}": f"touch {name}-begun; exec sleep 600" for name in "ab
 IGNORED = "trap '' INT; "  # as a shell without job control does it for `medtransfer study &`
 
 
+def heed_hangups() -> None:
+    """Undo what `nohup pytest` does."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @contextmanager
 def running(before: str, *arguments: str, module: str = "medtransfer") -> Iterator["subprocess.Popen[str]"]:
     """Run `medtransfer` after the shell's command `before`; whatever the test leaves of its group is killed."""
@@ -215,7 +220,9 @@ def running(before: str, *arguments: str, module: str = "medtransfer") -> Iterat
     command = ["sh", "-c", f'{before}exec "$@"', "sh", sys.executable, "-m", module, *arguments]
     with (
         Path("said.txt").open("w") as said,
-        subprocess.Popen(command, env=env, stdout=said, stderr=said, text=True, start_new_session=True) as process,
+        subprocess.Popen(
+            command, env=env, stdout=said, stderr=said, text=True, start_new_session=True, preexec_fn=heed_hangups
+        ) as process,
     ):
         try:
             yield process
