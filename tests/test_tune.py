@@ -539,6 +539,13 @@ def test_a_search_whose_source_is_not_trained_yet_leaves_nothing(project: Path, 
     assert mlflow_store.connect().get_experiment_by_name("tune chest_xray") is None
 
 
+@pytest.mark.usefixtures("project")
+def test_a_source_without_its_network_is_one_line(params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "read_record", lambda fit: {})
+    with pytest.raises(UserError, match=r"ham10000/imagenet_all-seed0/model\.keras: not found; run `dvc repro`"):
+        stage.tune(params, "chest_xray", ["ham10000_all"], Plan(parse_space(["epochs=1"])), Path("tuning.csv"))
+
+
 def test_a_part_keeps_the_classes_shares_and_only_training_images() -> None:
     samples = pd.DataFrame({"label": ["a"] * 300 + ["b"] * 100, "split": (["train"] * 3 + ["test"]) * 100})
     rows = training_rows(samples, 0.1, seed=0)

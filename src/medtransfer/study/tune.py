@@ -202,7 +202,7 @@ def _origin(params: Params, description: dict[str, Any], name: str, recipe: dict
     source = run_folder(*configuration.source, seed) / "model.keras" if configuration.source else None
     return {
         "recipe": recipe,
-        "start": [configuration.weights, params.weights.file, source and sha256_of(source)],
+        "start": [configuration.weights, params.weights.file, source and source.exists() and sha256_of(source)],
         "blocks": configuration.blocks,
         "data": [description[key] for key in ("image_size", "resize_filter", "white_level") if key in description],
         "samples": sha256_of(PREPARED / description["name"] / "samples.csv"),
