@@ -204,7 +204,8 @@ def _items_of(studies: list[Study], dataset: str) -> list[Item]:
     if len(studies) > 1:
         found.append(item(name="folders", content=_folders(studies, dataset)))
     if compared := _beside_published_tests(studies, dataset):
-        both = _folders(compared, dataset).replace("-", pd.NA).dropna(thresh=2).fillna("-")
+        table = _folders(compared, dataset)
+        both = table[(table != "-").sum(axis=1) > 1]
         found.append(item(name="published", study=compared[-1].name, place=_place(compared[-1], dataset), content=both))
     return found
 
