@@ -5,6 +5,7 @@ import stat
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -49,12 +50,8 @@ def import_dataset(dataset: Dataset, path: Path, data: Path, source: str | None 
         file.seek(0)
         entries = sum(block.count(b"PK\1\2") for block in iter(lambda: file.read(1 << 20), b""))
         _check_count(entries, path)
-    try:
+    with _unpacking(str(path)):
         archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path}: a damaged zip file ({error}); nothing was imported, download it again") from None
-    except NotImplementedError as error:
-        raise UserError(f"{path}: cannot be unpacked here ({error}); unpack it yourself and give the folder") from None
     source = source or f"{path.name} sha256:{sha256_of(path)}"
     with archive:
         return _copy(dataset, _zip_entries(archive, path), data, source, path)
@@ -124,15 +121,24 @@ def _check_count(entries: int, path: Path) -> None:
 def _copy_entry(entry: Entry, target: Path, path: Path) -> None:
     if target.exists() and target.stat().st_size == entry.size and _crc_of(target) == entry.crc():
         return
+    with (
+        _unpacking(f"{path}: {entry.path}"),
+        entry.open() as reader,
+        atomic_file(target) as partial,
+        partial.open("wb") as writer,
+    ):
+        shutil.copyfileobj(reader, writer)
+
+
+@contextmanager
+def _unpacking(what: str) -> Iterator[None]:
     try:
-        with entry.open() as reader, atomic_file(target) as partial, partial.open("wb") as writer:
-            shutil.copyfileobj(reader, writer)
+        yield
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{path}: {entry.path} is damaged ({error}); nothing was imported, download it again") from None
-    except RuntimeError:
+        raise UserError(f"{what}: damaged ({error}); nothing was imported, download the zip file again") from None
+    except RuntimeError as error:  # it has a password, or a compression that Python lacks
         raise UserError(
-            f"{path}: has a password or an unusual compression, so {entry.path} cannot be read; unpack it yourself and "
-            "give the folder"
+            f"{what}: cannot be unpacked here ({error}); unpack the zip file yourself and give the folder"
         ) from None
 
 
