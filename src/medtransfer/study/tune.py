@@ -16,19 +16,18 @@ from optuna.trial import TrialState
 
 from medtransfer.core.errors import UserError, check_known
 from medtransfer.core.files import atomic_file, sha256_of
-from medtransfer.core.layout import PREPARED, TUNING_KEY, run_folder
+from medtransfer.core.layout import PREPARED, TUNING_KEY
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import as_predictions, predicted_labels
 from medtransfer.core.prepared import Prepared, read_dataset
 from medtransfer.core.recipe import TrainParams
-from medtransfer.core.run_record import read_record
 from medtransfer.core.tables import read_result
 from medtransfer.metrics.scores import MACRO, score
 from medtransfer.study.search_space import changed, check_space, decode, extremes, first_point
 from medtransfer.study.shared_study import Plan, SharedStudy, living_process, storing
 from medtransfer.tracking import mlflow_runs
 from medtransfer.training.device import device_name, prepare_backend
-from medtransfer.training.experiment import build_network, cache_features, training_rows
+from medtransfer.training.experiment import build_network, cache_features, find_source, training_rows
 from medtransfer.training.loop import DivergedError, best_epoch, fit, predict
 
 SCORES = ["best_epoch", "val_loss", "val_macro_f1", "predicted_classes"]
@@ -54,7 +53,7 @@ def tune(params: Params, dataset: str, names: list[str], plan: Plan, output: Pat
         recipes[name] = params.configurations[name].settings(params.train, dataset)
         check_space(params, recipes[name], dataset, plan.space)
         if source := params.configurations[name].source:
-            read_record(run_folder(*source, params.seeds[0]))
+            find_source(source, params.seeds[0])
     prepare_backend()
     data, file = read_dataset(params, dataset), output.with_suffix(".db")
     for fraction in extremes(plan.space["fraction"]) if "fraction" in plan.space else ():
@@ -199,10 +198,10 @@ def train_trial(
 def _origin(params: Params, description: dict[str, Any], name: str, recipe: dict[str, Any]) -> dict[str, Any]:
     """Return what decides the result of a trial: recipe, initial weights, blocks and data."""
     configuration, seed = params.configurations[name], params.seeds[0]
-    source = run_folder(*configuration.source, seed) / "model.keras" if configuration.source else None
+    source = configuration.source and sha256_of(find_source(configuration.source, seed))
     return {
         "recipe": recipe,
-        "start": [configuration.weights, params.weights.file, source and source.exists() and sha256_of(source)],
+        "start": [configuration.weights, params.weights.file, source],
         "blocks": configuration.blocks,
         "data": [description[key] for key in ("image_size", "resize_filter", "white_level") if key in description],
         "samples": sha256_of(PREPARED / description["name"] / "samples.csv"),

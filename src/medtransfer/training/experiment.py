@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -64,15 +65,21 @@ def load_initial_weights(model: keras.Model, configuration: Configuration, seed:
         The run that provides them is not finished or has changed, or the ImageNet weights are not available.
     """
     if configuration.source:
-        source = run_folder(*configuration.source, seed) / "model.keras"
-        if not source.exists():
-            raise UserError(f"{source}: not found; run `dvc repro`")
-        check_unchanged(source.parent)
-        vgg16.set_base_weights(model, vgg16.get_base_weights(vgg16.load_network(source)))
+        source = vgg16.load_network(find_source(configuration.source, seed))
+        vgg16.set_base_weights(model, vgg16.get_base_weights(source))
     elif configuration.weights == "imagenet":
         vgg16.set_base_weights(model, imagenet_weights(weights_file))
     elif configuration.weights == "imagenet_moments":
         vgg16.set_base_weights(model, draw_with_moments(imagenet_weights(weights_file), seed))
+
+
+def find_source(source: tuple[str, str], seed: int) -> Path:
+    """Return the file of the network that provides the initial weights; a UserError if it is missing or has changed."""
+    file = run_folder(*source, seed) / "model.keras"
+    if not file.exists():
+        raise UserError(f"{file}: not found; run `dvc repro`")
+    check_unchanged(file.parent)
+    return file
 
 
 def cache_features(
