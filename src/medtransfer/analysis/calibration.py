@@ -86,7 +86,7 @@ def calibration_table(runs: list[Run]) -> pd.DataFrame:
         interval where fewer than FEWEST_OF_CLASS groups have the class, or fewer than that have other classes.
     """
     rows = []
-    networks = [run for run in runs if run.record["kind"] == "network"]
+    networks = [run for run in runs if run.is_network]
     for dataset, model, fits in by_model(networks):
         for number, name in enumerate(classes_of(fits[0].predictions)):
             intercept = _recalibrated(fits, number, with_slope=False)

@@ -36,10 +36,7 @@ def best_network(runs: Sequence[Run], dataset: str) -> list[Run]:
     Only networks with FEWEST_FITS seeds are compared, or with the most if none has as many: the best of many single
     fits may be best only by chance.
     """
-    networks = [
-        fits for _, _, fits in by_model(run for run in runs if run.dataset == dataset and run.history is not None)
-    ]
-
+    networks = [fits for _, _, fits in by_model(run for run in runs if run.dataset == dataset and run.is_network)]
     fewest = min(FEWEST_FITS, max(map(len, networks), default=0))
     return max((fits for fits in networks if len(fits) >= fewest), key=validated, default=[])
 

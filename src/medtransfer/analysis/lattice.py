@@ -71,7 +71,7 @@ def imagenet_networks(runs: Sequence[Run]) -> list[tuple[str, str, tuple[str, ..
     """Return data set, model, trained blocks and fits of the networks from ImageNet weights with the common recipe."""
     return [
         (dataset, model, configuration.blocks, fits)
-        for dataset, model, fits in by_model(run for run in runs if run.record["kind"] == "network")
+        for dataset, model, fits in by_model(run for run in runs if run.is_network)
         if (configuration := configuration_of(fits[0].record)).weights == "imagenet" and not overrides(fits[0].record)
     ]
 

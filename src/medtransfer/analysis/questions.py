@@ -109,7 +109,7 @@ def recipe_changes(runs: list[Run], pairs: Iterable[Comparison]) -> pd.DataFrame
 
 
 def _networks(runs: list[Run]) -> list[tuple[str, str, list[Run]]]:
-    return [entry for entry in by_model(runs) if entry[2][0].record["kind"] == "network"]
+    return [entry for entry in by_model(runs) if entry[2][0].is_network]
 
 
 def _with_scores(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:

@@ -49,6 +49,11 @@ class Run:
         """The seed of the fit."""
         return int(self.record["seed"])
 
+    @property
+    def is_network(self) -> bool:
+        """Whether it is a network; the others are baselines."""
+        return bool(self.record["kind"] == "network")
+
     @cached_property
     def encoded(self) -> Encoded:
         """The predictions of the test images as arrays."""

@@ -60,7 +60,7 @@ def compute_tables(runs: list[Run], attributes: Mapping[str, pd.DataFrame]) -> T
     for run in runs:
         if (split := split_of(run.record)).by != "group":
             outside[run.dataset] = f"split by {BY_WORDS.get(split.by, split.by)}"
-        elif run.record["kind"] == "network" and recipe_of(run.record).recipe != "talk" and not overrides(run.record):
+        elif run.is_network and recipe_of(run.record).recipe != "talk" and not overrides(run.record):
             outside[run.dataset] = "not the talk's recipe"
     return Tables(
         f1_table(runs), summarise(runs), calibration_table(runs), class_table(runs), subgroup_table(runs, attributes),

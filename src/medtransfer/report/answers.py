@@ -96,7 +96,7 @@ def _modern_pairs(study: Study, dataset: str) -> Iterator[tuple[str, Comparison]
 
 def _modern_networks(study: Study, dataset: str) -> dict[str, str]:
     """Return, for each network with the talk's recipe, the one that differs from it only in having the modern one."""
-    networks = {run.model: run.record for run in study.of(dataset) if run.history is not None}
+    networks = {run.model: run.record for run in study.of(dataset) if run.is_network}
     return {
         base: name
         for name, record in networks.items()

@@ -274,7 +274,7 @@ def _about(study: Study) -> dict[str, Any]:
 
 def _about_dataset(study: Study, dataset: str) -> dict[str, Any]:
     runs, (_, split) = study.of(dataset), study.place_of(dataset)
-    recipes = [(recipe_of(run.record), run.record["epochs"]) for run in runs if run.history is not None]
+    recipes = [(recipe_of(run.record), run.record["epochs"]) for run in runs if run.is_network]
     talks = [(recipe, epochs) for recipe, epochs in recipes if recipe.recipe == "talk"]
     longest = max((recipe.epochs for recipe, _ in talks), default=0)
     return {

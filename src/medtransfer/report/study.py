@@ -94,7 +94,7 @@ def costs(models: Mapping[str, list[Run]], runs: list[Run]) -> dict[str, float]:
     devices are not comparable; without such a seed, the mean over all seeds is returned.
     """
     fitted = {(run.dataset, run.model, run.seed): run for run in runs}
-    networks = [fits for fits in models.values() if fits[0].history is not None]
+    networks = [fits for fits in models.values() if fits[0].is_network]
     devices = [{run.seed: run.record["device"] for run in fits} for fits in networks]
     common = set.intersection(*map(set, devices)) if devices else set()
     shared = sorted(seed for seed in common if len({device[seed] for device in devices}) == 1)[:1]
@@ -107,7 +107,7 @@ def costs(models: Mapping[str, list[Run]], runs: list[Run]) -> dict[str, float]:
 
 def _cost(run: Run, fitted: Mapping[tuple[str, str, int], Run]) -> float:
     seconds = float(run.record["seconds"] + (run.record.get("feature_seconds") or 0))
-    source = configuration_of(run.record).source if run.record["kind"] == "network" else None
+    source = configuration_of(run.record).source if run.is_network else None
     before = fitted.get((*source, run.seed)) if source else None
     return seconds + (_cost(before, fitted) if before else 0)
 

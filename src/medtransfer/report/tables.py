@@ -448,8 +448,8 @@ def provenance(runs: list[Run], analyses: Iterable[Layers] = ()) -> pd.DataFrame
     rows = [
         {
             "run": f"{run.model}, seed {run.seed}",
-            "epochs (best)": f"{run.record['epochs']} ({run.record['best_epoch']})" if run.history is not None else "-",
-            "learning rate": f"{recipe_of(run.record).learning_rate:g}" if run.history is not None else "-",
+            "epochs (best)": f"{run.record['epochs']} ({run.record['best_epoch']})" if run.is_network else "-",
+            "learning rate": f"{recipe_of(run.record).learning_rate:g}" if run.is_network else "-",
             "precision": run.record["precision"],
             **_made(run.record),
         }
