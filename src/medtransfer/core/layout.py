@@ -24,7 +24,8 @@ TUNING_KEY = ["dataset", "configuration", "optimizer", "learning_rate", "fractio
 SWEEPS = Path("artifacts/sweeps")
 REPORTS = Path("reports")
 FIGURES = REPORTS / "figures"
-
+# In the folder of a registered classifier.
+FACTS, NETWORK, TRAINING, CARD = "classifier.json", "model.keras", "training.npz", "model-card.md"
 
 # DVC runs queued experiments here, in temporary copies of the project.
 COPIES = "/.dvc/tmp/exps/"

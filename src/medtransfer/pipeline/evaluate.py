@@ -11,7 +11,7 @@ from medtransfer.analysis.runs import Run, read_run, studied
 from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder, write_json
-from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, REPORTS, run_folder, run_name
+from medtransfer.core.layout import ACTIVATIONS, CARD, DATA, FIGURES, REPORTS, run_folder, run_name
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import classes_of
 from medtransfer.core.prepared import data_of
@@ -89,7 +89,7 @@ def draw_figures(runs: list[Run], params: Params, folder: Path) -> None:
             drawn = folder / dataset / run_name(run.model, run.seed)
             draw_run(run, drawn)
             card = model_card(params, run_folder(dataset, run.model, run.seed), data)
-            (drawn / "model-card.md").write_text(card, encoding="utf-8")
+            (drawn / CARD).write_text(card, encoding="utf-8")
 
 
 def draw_run(run: Run, folder: Path) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from medtransfer.analysis.calibration import believable, fit_temperature, temper
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of, write_json
-from medtransfer.core.layout import PREPARED
+from medtransfer.core.layout import CARD, FACTS, NETWORK, PREPARED, TRAINING
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import read_predictions
 from medtransfer.core.prepared import read_samples
@@ -32,7 +32,6 @@ from medtransfer.models.vgg16 import load_network
 from medtransfer.report.card import model_card
 from medtransfer.serving import likeness
 
-FACTS, NETWORK, TRAINING, CARD = "classifier.json", "model.keras", "training.npz", "model-card.md"
 NOTE = "For research only, not a medical device: not for diagnosis or treatment."
 BATCH = 32
 

@@ -19,6 +19,7 @@ from mlflow.types import ColSpec, Schema
 
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import sha256_of
+from medtransfer.core.layout import CARD, FACTS, NETWORK, TRAINING
 from medtransfer.core.predictions import probability_columns
 from medtransfer.tracking.mlflow_store import FIT, UNREACHABLE, address, every, ignoring_existing, reach, reason, redact
 
@@ -28,10 +29,7 @@ MODEL_DIGEST = "medtransfer.sha256"
 BEST = "best"
 DIGEST = "medtransfer.network"
 # A registered classifier's files, and the tags with their SHA-256.
-REGISTERED = {
-    "model.keras": DIGEST, "classifier.json": "medtransfer.classifier", "training.npz": "medtransfer.training",
-}  # fmt: skip
-CARD = "model-card.md"
+REGISTERED = {NETWORK: DIGEST, FACTS: "medtransfer.classifier", TRAINING: "medtransfer.training"}
 MAX_DESCRIPTION = 5000  # MLflow's
 PACKAGE = Path(__file__).parent.parent
 SERVING = (
