@@ -111,7 +111,9 @@ def _opened(source: Path | bytes, name: str) -> Iterator[ImageFile.ImageFile]:
             f"{name}: cannot be decoded: not {', '.join(FORMATS)} or DICOM; copy it again, or convert it"
         ) from None
     except (OSError, SyntaxError, TypeError, ValueError, EOFError, struct.error) as error:
-        raise UserError(f"{name}: cannot be decoded as an image ({shortened(error)}); copy it again") from None
+        raise UserError(
+            f"{name}: cannot be decoded as an image ({shortened(error)}); copy it again, or convert it"
+        ) from None
 
 
 @contextmanager
