@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -1260,6 +1261,24 @@ def test_a_busy_port_is_named(registered: Path) -> None:
     finally:
         other.kill()
         other.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_ends_the_server_quietly(registered: Path, number: int) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "medtransfer", "serve", "chest_xray", "--port", str(port)]
+    # Under nohup, the tests ignore SIGHUP, and the server would inherit that.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert process.stdout
+    assert process.stdout.readline().startswith("serving chest_xray")
+    assert requests.get(f"http://127.0.0.1:{port}", timeout=60).ok
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
 
 
 def test_the_models_are_loaded_by_mlflow_without_our_help(registered: Path, images: Path) -> None:

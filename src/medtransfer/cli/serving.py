@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import socket
 import sys
 from contextlib import suppress
@@ -212,6 +213,9 @@ def serve(dataset: str, model: str | None, host: str, port: int, hosts: tuple[st
             listening.listen()  # before the network is loaded, so that a second server notices
         except OSError as error:
             raise UserError(f"{host}:{port}: {error.strerror}; choose another with --port or --host") from None
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            # Uvicorn ends well after SIGTERM, but does not know the signal of a terminal that has ended.
+            signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
         app = build_app(open_classifier(dataset, model), (*LOOPBACK, *hosts))
         click.echo(f"serving {dataset} on http://{host}:{port}; press Ctrl-C to stop")
         click.echo(f"accepts requests for {', '.join([*LOOPBACK, *hosts])}; --allow-host NAME adds a name or address")
