@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -10,8 +11,11 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import keras
+import numpy as np
 import pandas as pd
 import pytest
 from ruamel.yaml import YAML
@@ -454,6 +458,18 @@ def test_our_own_mistakes_keep_their_traceback(project: Path) -> None:
     )
     assert result.returncode == 1
     assert "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "exhaust", [lambda _: np.empty(10**16), lambda _: keras.ops.zeros((10**14,))], ids=["NumPy", "the backend"]
+)
+def test_too_little_memory_is_one_line(project: Path, exhaust: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medtransfer.cli.study.read_params", exhaust)
+    result = medtransfer(project, "stage", "evaluate")
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    # The reason names the size, such as '71.1 PiB' or '[100000000000000]'.
+    assert re.match(r"medtransfer: not enough memory on this machine or its GPU \(.*(71\.1 PiB|10{14}).*\); free", line)
 
 
 def test_validation_reports_and_fails(project: Path, demo: Path) -> None:

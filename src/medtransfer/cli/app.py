@@ -7,6 +7,7 @@ import io
 import locale
 import logging
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import click
 
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import UserError, shortened
 from medtransfer.core.files import user_cache
 
 EXIT_USER_ERROR = 2
@@ -30,6 +31,8 @@ MACHINE_ERRORS = {
     errno.ENAMETOOLONG: "use a shorter name",
     errno.EEXIST: "expected a folder, not a file or a broken link; remove it, or mount the disk it points to",
 }
+# How TensorFlow, JAX and the loader of shared libraries say it.
+OUT_OF_MEMORY = re.compile("(OOM when allocating|RESOURCE_EXHAUSTED|failed to map segment).*")
 
 
 def main() -> None:
@@ -73,6 +76,14 @@ def main() -> None:
         if file.is_relative_to(user_cache()) or above_cache:
             remedy = "set XDG_CACHE_HOME to a folder that you can write"
         line = f"medtransfer: {file}: {error.strerror}; {remedy}, then run again"
+    except Exception as error:
+        found = OUT_OF_MEMORY.search(str(error))
+        if not found and not isinstance(error, MemoryError):
+            raise
+        line = (
+            f"medtransfer: not enough memory on this machine or its GPU ({shortened(found[0] if found else error)}); "
+            "free some, or set a smaller batch_size in params.yaml, then run again"
+        )
     click.echo(line, err=True)
     sys.exit(EXIT_USER_ERROR)
 
