@@ -222,12 +222,12 @@ def _to_eight_bits(values: np.ndarray, name: str, white_level: int | None) -> np
     if white_level is None:
         raise UserError(
             f"{name}: has 16 bits, and its data set's images have 8, so its white level is unknown; convert it to 8 "
-            "bits, or set the data set's `bits` in params.yaml"
+            "bits, or set the data set's `bits` in params.yaml and train again"
         )
     if (largest := values[..., :3].max()) > white_level:
         raise UserError(
             f"{name}: has the value {largest:,}; expected at most {white_level:,}, the white level of its data set; "
-            "rescale it, or change the data set's `bits` in params.yaml"
+            "rescale it, or change the data set's `bits` in params.yaml and train again"
         )
     whites = np.where(np.arange(values.shape[-1]) < 3, white_level, WHITE).astype(np.uint32)
     return ((255 * values + whites // 2) // whites).astype(np.uint8).squeeze(-1 if values.shape[-1] == 1 else ())
