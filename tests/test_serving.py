@@ -67,6 +67,7 @@ from medtransfer.serving.classifier import (
     write_classifier,
 )
 from medtransfer.serving.predict import as_json, open_classifier
+from medtransfer.study import external
 from medtransfer.tracking import mlflow_models, mlflow_runs, mlflow_store
 from test_bad_input import AS_A_USER
 from test_dicom import dicom
@@ -724,6 +725,22 @@ def test_networks_are_scored_on_images_of_another_source(
     shutil.rmtree(folder)
     assert CliRunner().invoke(cli, [*SCORE, "--map", "NORMAL=", "--name", "hospital"]).exit_code == 0
     assert len(client.search_runs([experiment])) == 4, "other images have runs of their own"
+
+
+def test_the_second_of_two_at_once_under_one_name_is_refused(
+    registered: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only, answer = [*SCORE, "--name", "twice", "--configuration"], external._answer
+
+    def late(*arguments: Any) -> Any:
+        monkeypatch.setattr(external, "_answer", answer)
+        assert CliRunner().invoke(cli, [*only, "cnn_random"]).exit_code == 0
+        return answer(*arguments)
+
+    monkeypatch.setattr(external, "_answer", late)
+    done = CliRunner().invoke(cli, [*only, "imagenet_all"])
+    assert "twice: has scores for the network cnn_random-seed0; choose another --name" in str(done.exception)
+    assert Path("artifacts/external/chest_xray/twice/cnn_random-seed0/predictions.csv").exists()
 
 
 def test_answers_are_scored_where_labels_are_given(registered: Path, outside: Path) -> None:

@@ -81,6 +81,7 @@ def score_outside(
     answers = {fit: _answer(fit, samples, pixels, data) for fit in fits}
     facts["unlike_training"] = {fit.name: like for fit, (_, like) in answers.items()}
     with atomic_folder(target) as folder:
+        _check_replaceable(target, fits, facts)  # another process may have used this name since
         pairs = [_score(fit, predictions, facts, folder / fit.name) for fit, (predictions, _) in answers.items()]
         compared = _write_tables([there for there, _ in pairs], [here for _, here in pairs], facts, folder)
     shown = [target / "scores.md", *sorted(target.glob("*.png"))]
