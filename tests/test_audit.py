@@ -403,7 +403,7 @@ def test_runs_of_fits_that_are_not_here_are_listed_but_are_no_difference(study: 
     with mlflow_runs.run("ham10000", "old", "before", {}, {}, sample_seconds=None) as run:
         pass
     [line] = audit.others()
-    assert line.startswith("MLflow's experiment ham10000 has 1 finished runs of fits that are not here")
+    assert line.startswith("MLflow's experiment ham10000 has 1 finished run of fits that are not here")
     assert str(run.run_id) in line
     assert audit.audit() == []
     shown = CliRunner().invoke(cli, ["audit"])

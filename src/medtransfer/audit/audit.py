@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from medtransfer.core.dvc import check_unchanged, check_writable, data_version, only_not_stored, read_lock, same_data
-from medtransfer.core.errors import UserError, first_three
+from medtransfer.core.errors import UserError, counted, first_three
 from medtransfer.core.files import digest_of_folder, sha256_of
 from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
 from medtransfer.core.params import Configuration
@@ -67,8 +67,8 @@ def others() -> list[str]:
         ids = [run.info.run_id for run in known if run.data.tags[mlflow_store.FIT].partition(" ")[0] not in here]
         if ids:
             lines.append(
-                f"MLflow's experiment {name} has {len(ids)} finished runs of fits that are not here (from earlier "
-                f"fits, a sweep, a search or another project): {first_three(ids)}"
+                f"MLflow's experiment {name} has {counted(len(ids), 'finished run')} of fits that are not here (from "
+                f"earlier fits, a sweep, a search or another project): {first_three(ids)}"
             )
     return lines
 

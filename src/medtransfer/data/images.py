@@ -221,8 +221,8 @@ def _to_eight_bits(values: np.ndarray, name: str, white_level: int | None) -> np
     """Scale values (height, width, channels) with 16 bits so that the white level becomes 255; alpha has all 16."""
     if white_level is None:
         raise UserError(
-            f"{name}: has 16 bits, and its data set's images have 8, so its white level is unknown; convert it to 8 "
-            "bits, or set the data set's `bits` in params.yaml and train again"
+            f"{name}: has more than 8 bits, and its data set's images have 8, so its white level is unknown; "
+            "convert it to 8 bits, or set the data set's `bits` in params.yaml and train again"
         )
     if (largest := values[..., :3].max()) > white_level:
         raise UserError(
