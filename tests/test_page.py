@@ -13,6 +13,7 @@ import pytest
 
 from conftest import PROJECT
 from medtransfer.analysis.differences import find_pair
+from medtransfer.analysis.runs import Run
 from medtransfer.core.params import BLOCKS
 from medtransfer.core.run_record import LEAKAGE_WORDS, SplitRule
 from medtransfer.metrics.scores import MACRO, MICRO
@@ -159,14 +160,27 @@ def test_the_most_important_block_is_that_of_most_methods() -> None:
         assert list(table.index)[2:4] == [LAYERS, "block ranked first by layer analyses"]
 
 
-def test_only_the_complete_lattice_names_the_most_important_block() -> None:
+def lattice(count: int) -> list[Run]:
+    """Networks that train the last `count` of the 32 subsets of the blocks."""
     subsets = [list(blocks) for size in range(6) for blocks in itertools.combinations(BLOCKS, size)]
-    fits = [
+    return [
         run("chest_xray", f"s{number:02}", 0.6 + 0.05 * len(blocks), trainable=blocks or "head")
-        for number, blocks in enumerate(subsets)
+        for number, blocks in list(enumerate(subsets))[-count:]
     ]
+
+
+def test_estimates_of_what_a_block_adds_are_beside_the_exact_values_of_another_study() -> None:
+    studies = [evaluate_study(name, lattice(count)) for name, count in (("some", 31), ("all", 32))]
+    page = build_page([*studies, evaluate_study("few", runs())])
+    captions = re.findall(r"Chest X-rays. (\d+) of 32 subsets. .*?\((\w+)\)</a></figcaption>", page)
+    assert captions == [("31", "some"), ("32", "all")]
+    assert page.count('<td data-label="subsets">31 of 32<') == 5
+    assert page.count('<td data-label="subsets">32 of 32<') == 15  # with the pairs
+
+
+def test_only_the_complete_lattice_names_the_most_important_block() -> None:
     for count, named in ((31, False), (32, True)):
-        study = evaluate_study("s", [*runs(), *fits[-count:]])
+        study = evaluate_study("s", [*runs(), *lattice(count)])
         assert len(values_of(study, "chest_xray"))
         assert ("block ranked first by layer analyses" in front([study], answers(study)).index) == named
 

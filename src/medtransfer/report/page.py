@@ -29,6 +29,7 @@ from medtransfer.report.words import words_for
 
 # The tables and figures of the best network, which may be in another study than the first.
 OF_BEST_NETWORK = ("classes", "subgroups", "roc", "confusions")
+OF_EVERY_STUDY = {"values"}  # estimates from some subsets of the blocks are beside the exact values of another study
 # What each way to split means; {} stands for the data set's groups.
 SPLITS = {
     SplitRule("group", "keep"): "no {} shared between training, validation and test",
@@ -46,7 +47,7 @@ SPLITS = {
 class Item:
     """A table, or a figure as a data URI, about one data set.
 
-    study : the folder that it comes from; it is the first of the studies that has it
+    study : the folder that it comes from; unless it is OF_EVERY_STUDY, the first of the studies that has it
     place : the size and split of the images there
     note : what is said about it alone, such as its network
     """
@@ -182,8 +183,9 @@ def _items_of(studies: list[Study], dataset: str) -> list[Item]:
         left_out = set(OF_BEST_NETWORK) if study is not best else set()
         # Another study's seconds would appear beside the macro F1 of other fits.
         left_out |= {"cost"} if study is not studies[0] else set()
-        tables_left_out = left_out | {item.name for item in found if item.is_table}
-        figures_left_out = left_out | {item.name for item in found if not item.is_table}
+        shown = [item for item in found if item.name not in OF_EVERY_STUDY]
+        tables_left_out = left_out | {item.name for item in shown if item.is_table}
+        figures_left_out = left_out | {item.name for item in shown if not item.is_table}
         found += [
             item(name=name, note=note, content=table)
             for name, note, table in _tables(study, dataset)
