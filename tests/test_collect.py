@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,6 +20,7 @@ from medtransfer.core.files import write_json
 from medtransfer.core.layout import PREPARED
 from medtransfer.core.params import read_params
 from medtransfer.core.run_record import warn_of_leftovers, write_record
+from medtransfer.study import collect as collecting
 from medtransfer.study.collect import join_params
 from medtransfer.study.report import read_study, write_result_tables
 from studies import add_seed, finished_study, write_samples
@@ -197,6 +199,32 @@ def test_collect_notices_other_settings_and_an_interrupted_replacement(
     assert "imagenet_all-seed0: was fitted with epochs 60, but params.yaml has 3" in caplog.text
     assert "imagenet_head-seed0: was fitted with weights imagenet, but params.yaml has random" in caplog.text
     assert "imagenet_head-seed0: was fitted with trainable head, but params.yaml has all" in caplog.text
+
+
+def test_collect_notices_a_fit_from_an_earlier_source_and_says_how_to_renew_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    finished_study(tmp_path, 0, ["ham10000_all"])
+    monkeypatch.chdir(tmp_path)
+    source, fit = "artifacts/runs/ham10000/imagenet_all-seed0", "artifacts/runs/chest_xray/ham10000_all-seed0"
+
+    def entry(path: str, digit: str) -> dict[str, Any]:
+        return {"path": path, "hash": "md5", "md5": 32 * digit + ".dir", "size": 1, "nfiles": 1}
+
+    for now, study in (("0", True), ("1", True), ("1", False)):
+        stages = {
+            "train": {"cmd": "train", "outs": [entry(source, now)]},
+            "transfer": {"cmd": "transfer", "deps": [entry(source, "0")], "outs": [entry(fit, "2")]},
+        }
+        Path("dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": stages}) + "\n")
+        params = read_params(Path("params.yaml"))
+        if not study:
+            params = params.model_copy(update={"seeds": [1]})
+        caplog.clear()
+        collecting._warn_of_other_settings(Path(fit), params)
+        remedy = "run `dvc repro`" if study else f"remove this fit: rm -r {fit}"
+        earlier = [f"{fit}: was fitted from an earlier {source}; {remedy}"]
+        assert caplog.messages == (earlier if now == "1" else [])
 
 
 def test_tables_and_layers_of_other_fits_are_noticed(tmp_path: Path) -> None:
