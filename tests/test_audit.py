@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -537,6 +538,16 @@ def test_what_mlflow_refuses_to_change_is_named_with_a_remedy(
     assert line.endswith(f" mlflow runs delete --run-id {run_id}`)")
     study.delete_run(run_id)
     assert repairing.repair() == [f"logged {place(NETWORK)} from its files"]
+    assert audit.audit() == []
+
+
+@pytest.mark.usefixtures("log_a_tree_for_the_network")
+def test_two_runs_of_one_fit_become_one(study: mlflow.MlflowClient) -> None:
+    add_twin(study)
+    (line,) = [line for line in audit.audit() if "2 runs of one fit" in line]
+    (unwanted,) = re.findall(r"mlflow runs delete --run-id (\w+)`\), then run `medtransfer audit --repair`$", line)
+    study.delete_run(unwanted)
+    assert repairing.repair() == [f"logged {place(NETWORK)} from its files"]  # the twin that stays is empty
     assert audit.audit() == []
 
 
