@@ -18,15 +18,17 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from conftest import AT_64_PX, PROJECT
-from medtransfer.cli import main
+from medtransfer.cli import cli, main
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import WEIGHTS_VARIABLE, Configuration, Params, StudyParams, read_params
 from medtransfer.core.recipe import TALK, TrainParams
 from medtransfer.data.catalogue import SOURCE_FILE
 from medtransfer.study.check import check_pipeline, describe_study
+from medtransfer.study.run import DVC
 
 COMMAND = [sys.executable, "-m", "medtransfer"]
 # Ctrl-C comes when Python looks for the command's modules.
@@ -468,8 +470,28 @@ def test_too_little_memory_is_one_line(project: Path, exhaust: Any, monkeypatch:
     result = medtransfer(project, "stage", "evaluate")
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
-    # The reason names the size, such as '71.1 PiB' or '[100000000000000]'.
-    assert re.match(r"medtransfer: not enough memory on this machine or its GPU \(.*(71\.1 PiB|10{14}).*\); free", line)
+    # The reason has the size, such as '71.1 PiB' or '[100000000000000]'.
+    assert re.match(r"medtransfer: not enough memory here or on the GPU \(.*(71\.1 PiB|10{14}).*\); free", line)
+
+
+def test_values_that_keras_refuses_in_the_users_keras_json_are_one_line(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "keras.json").write_text('{"floatx": "bfloat16"}')
+    env = {**os.environ, "KERAS_HOME": str(tmp_path)}
+    asked = [*COMMAND, "stage", "train", "chest_xray", "cnn_random", "--seed", "0"]
+    result = subprocess.run(asked, cwd=project, env=env, capture_output=True, text=True)
+    assert result.returncode == 2
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("medtransfer: keras.json in KERAS_HOME or ~/.keras: Invalid `floatx` configuration.")
+    assert line.endswith("Received: floatx=bfloat16; correct or remove that file, then run again")
+
+
+def test_a_module_of_the_user_does_not_replace_pythons(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
+    monkeypatch.chdir(project)
+    (project / "random.py").write_text("raise ImportError('the random.py of the user')")
+    assert CliRunner().invoke(cli, ["cache", "show"]).exit_code == 0
+    version = subprocess.run([*DVC, "--version"], cwd=project, capture_output=True, text=True)
+    assert version.returncode == 0, version.stderr
 
 
 def test_validation_reports_and_fails(project: Path, demo: Path) -> None:

@@ -355,6 +355,10 @@ def test_a_cluster_that_refuses_is_told_apart_from_none(params: Params, monkeypa
             join_ray(params, Needs(1, 0, 0.5, 1), local=False)
     with pytest.raises(UserError, match="no Ray cluster answers"):
         join_ray(params, Needs(1, 0, 0.5, 1), local=False)
+    with pytest.raises(
+        UserError, match=r"Ray does not start here \(Failed .*\); if a path is too long, set RAY_TMPDIR"
+    ):
+        join_ray(params, Needs(1, 0, 0.5, 1), local=True)
 
 
 @pytest.mark.parametrize(

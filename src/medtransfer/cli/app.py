@@ -33,6 +33,7 @@ MACHINE_ERRORS = {
 }
 # How TensorFlow, JAX and the loader of shared libraries say it.
 OUT_OF_MEMORY = re.compile("(OOM when allocating|RESOURCE_EXHAUSTED|failed to map segment).*")
+KERAS_JSON = re.compile("Invalid `(floatx|epsilon|image_data_format)` configuration")
 
 
 def main() -> None:
@@ -66,26 +67,33 @@ def main() -> None:
         command = error.ctx.command_path if error.ctx else "medtransfer"
         problem = " ".join(error.format_message().split()).rstrip(".")
         line = f"{command}: {problem}. See `{command} --help`."
-    except OSError as error:
+    except Exception as error:
+        problem = _of_the_machine(error)
+        if not problem:
+            raise
+        line = f"medtransfer: {problem}, then run again"
+    click.echo(line, err=True)
+    sys.exit(EXIT_USER_ERROR)
+
+
+def _of_the_machine(error: Exception) -> str:
+    """Return what is wrong with the machine or the user's settings, and the remedy; empty for any other error."""
+    said = str(error)
+    if isinstance(error, OSError):
         # An error while copying has two names; the second is the file that was written.
         file = Path(str(error.filename2 or error.filename or Path.cwd()))
         above_cache = bool(error.filename) and user_cache().is_relative_to(file)
-        if error.errno not in MACHINE_ERRORS and not above_cache:
-            raise
-        remedy = MACHINE_ERRORS.get(error.errno or 0, "")
-        if file.is_relative_to(user_cache()) or above_cache:
-            remedy = "set XDG_CACHE_HOME to a folder that you can write"
-        line = f"medtransfer: {file}: {error.strerror}; {remedy}, then run again"
-    except Exception as error:
-        found = OUT_OF_MEMORY.search(str(error))
-        if not found and not isinstance(error, MemoryError):
-            raise
-        line = (
-            f"medtransfer: not enough memory on this machine or its GPU ({shortened(found[0] if found else error)}); "
-            "free some, or set a smaller batch_size in params.yaml, then run again"
-        )
-    click.echo(line, err=True)
-    sys.exit(EXIT_USER_ERROR)
+        if above_cache or (error.errno in MACHINE_ERRORS and file.is_relative_to(user_cache())):
+            return f"{file}: {error.strerror}; set XDG_CACHE_HOME to a folder that you can write"
+        if error.errno in MACHINE_ERRORS:
+            return f"{file}: {error.strerror}; {MACHINE_ERRORS[error.errno]}"
+    if KERAS_JSON.match(said):
+        return f"keras.json in KERAS_HOME or ~/.keras: {shortened(said)}; correct or remove that file"
+    found = OUT_OF_MEMORY.search(said)
+    if found or isinstance(error, MemoryError):
+        why = shortened(found[0] if found else said)
+        return f"not enough memory here or on the GPU ({why}); free some, or set a smaller batch_size in params.yaml"
+    return ""
 
 
 def stop_like_ctrl_c(signum: int, frame: Any) -> None:
@@ -147,4 +155,6 @@ def cli() -> None:
     # A proxy does not reach an MLflow server on this machine.
     os.environ["no_proxy"] = f"{os.environ.get('no_proxy') or os.environ.get('NO_PROXY', '')},127.0.0.1,localhost"
     # DVC runs the stages, which run `medtransfer`: both must come from this environment.
+    # Modules of the user in the project's folder, such as random.py, must not replace Python's there.
+    os.environ["PYTHONSAFEPATH"] = "1"
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

@@ -265,11 +265,8 @@ def validate(names: tuple[str, ...], as_json: bool) -> None:
 
 def _datasets(names: tuple[str, ...]) -> list[Any]:
     """Return the named data sets, by default those in the study or in data/."""
-    from medtransfer.data.catalogue import CATALOGUE, get_dataset
     from medtransfer.data.custom import dataset_of
 
-    if not PARAMS.exists():
-        return [get_dataset(name) for name in names or CATALOGUE]
     params = read_params(PARAMS)
     there = [name for name in params.datasets if name in params.study or (DATA / name).is_dir()]
     return [dataset_of(name, params) for name in names or there]

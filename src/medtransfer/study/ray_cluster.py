@@ -38,6 +38,11 @@ def join_ray(params: Params, needs: Needs, local: bool) -> None:
             answers = True
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (OSError, ValueError) as error:
+        if local:
+            raise UserError(
+                f"Ray does not start here ({shortened(error)}); if a path is too long, set RAY_TMPDIR to a short one, "
+                "such as /tmp"
+            ) from None
         if answers:
             raise UserError(
                 f"the Ray cluster at {address} answers, but it refuses this process ({shortened(error)}); if it asks "
