@@ -307,7 +307,11 @@ def test_a_source_that_was_trained_again_is_not_the_start_of_its_transfer(
     monkeypatch.chdir(tmp_path)
     entry = "{path: artifacts/runs/a/%s-seed0, md5: %s.dir, size: 1, nfiles: 1}"
     start, fit = Path("artifacts/runs/a/first-seed0"), Path("artifacts/runs/a/second-seed0")
-    record = {"hyperparameters": {"configuration": {"weights": "a/first", "trainable": "head"}}, "seed": 0}
+    record = {
+        "hyperparameters": {"configuration": {"weights": "a/first", "trainable": "head"}},
+        "seed": 0,
+        "kind": "network",
+    }
     for again in ("0", "1"):
         first, before = entry % ("first", again * 32), entry % ("first", "0" * 32)
         Path("dvc.lock").write_text(

@@ -1280,6 +1280,12 @@ def test_a_busy_port_is_named(registered: Path) -> None:
         other.wait()
 
 
+@pytest.mark.usefixtures("registered")
+def test_an_address_of_ipv6_is_refused() -> None:
+    refused = CliRunner().invoke(cli, ["serve", "chest_xray", "--host", "::1"])
+    assert str(refused.exception) == "--host: ::1: expected an IPv4 address, or a host name of this machine"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_ends_the_server_quietly(registered: Path, number: int) -> None:
     port = free_port()

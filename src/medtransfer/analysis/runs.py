@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from medtransfer.analysis.families import configuration_of
 from medtransfer.analysis.uncertainty import Jackknife, jackknife
-from medtransfer.core.dvc import check_unchanged
+from medtransfer.core.dvc import check_unchanged, recorded_digest, used_digest
 from medtransfer.core.errors import UserError
 from medtransfer.core.layout import RUNS, run_folder
 from medtransfer.core.params import Params
@@ -78,6 +79,13 @@ class Run:
 def studied(params: Params) -> list[Path]:
     """Return the folder of every fit that params.yaml studies; there may be others beside them."""
     return [run_folder(dataset, model, seed) for dataset, model in studied_models(params) for seed in params.seeds]
+
+
+def renewed_source(fit: Path, record: dict[str, Any]) -> Path | None:
+    """Return the run whose weights a network started from, if it has been trained again since."""
+    source = configuration_of(record).source if record["kind"] == "network" else None
+    before = run_folder(*source, record["seed"]) if source else None
+    return before if before and used_digest(fit, before) not in (None, recorded_digest(before)) else None
 
 
 def finished_networks(params: Params, dataset: str) -> list[Path]:

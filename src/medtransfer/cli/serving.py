@@ -211,6 +211,8 @@ def serve(dataset: str, model: str | None, host: str, port: int, hosts: tuple[st
         try:
             listening.bind((host, port))
             listening.listen()  # before the network is loaded, so that a second server notices
+        except socket.gaierror:
+            raise UserError(f"--host: {host}: expected an IPv4 address, or a host name of this machine") from None
         except OSError as error:
             raise UserError(f"{host}:{port}: {error.strerror}; choose another with --port or --host") from None
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:

@@ -24,6 +24,7 @@ from medtransfer.data.preparation import read_samples
 
 _STUDIED = re.compile(r"\$\{study\.(\w+)\.(train|transfer)\}")
 _SOURCE = re.compile(r"\$\{configurations\.(\w+)\.weights\}")
+# What medtransfer uses whatever the user's keras.json has.
 KERAS_DEFAULTS = {"floatx": "float32", "image_data_format": "channels_last", "epsilon": 1e-7}
 
 

@@ -10,8 +10,8 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from medtransfer.analysis.families import configuration_of, overrides
-from medtransfer.analysis.runs import studied, studied_models
-from medtransfer.core.dvc import POINTER, check_unchanged, recorded_digest, same_data, used_digest
+from medtransfer.analysis.runs import renewed_source, studied, studied_models
+from medtransfer.core.dvc import POINTER, check_unchanged, same_data
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder, read_json, restore_replaced
 from medtransfer.core.layout import (
@@ -29,7 +29,6 @@ from medtransfer.core.layout import (
     TUNING,
     TUNING_KEY,
     check_name,
-    run_folder,
 )
 from medtransfer.core.params import Params, read_params
 from medtransfer.core.prepared import check_prepared, check_raw_data, data_of
@@ -94,10 +93,8 @@ def _warn_of_other_settings(fit: Path, params: Params) -> None:
     """Warn if a network was not trained with the settings in params.yaml, which is copied, or from the fits here."""
     record = read_record(fit)
     remedy = "run `dvc repro`" if fit in studied(params) else f"remove this fit: rm -r {fit}"
-    if record["kind"] == "network" and (source := configuration_of(record).source):
-        start = run_folder(*source, record["seed"])
-        if used_digest(fit, start) not in (None, recorded_digest(start)):
-            log.warning("%s: was fitted from an earlier %s; %s", fit, start, remedy)
+    if start := renewed_source(fit, record):
+        log.warning("%s: was fitted from an earlier %s; %s", fit, start, remedy)
     if configuration := params.configurations.get(record["model"]):
         initial = ("weights", "trainable")
         used = recipe_of(record).model_dump() | configuration_of(record).model_dump(include=initial)

@@ -10,11 +10,11 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from medtransfer.analysis.families import configuration_of
+from medtransfer.analysis.runs import renewed_source
 from medtransfer.analysis.uncertainty import estimate, jackknife
-from medtransfer.core.dvc import recorded_digest, used_digest
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder, write_json
-from medtransfer.core.layout import GRADCAM, LAYERS, run_folder, run_name
+from medtransfer.core.layout import GRADCAM, LAYERS, run_name
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import as_predictions, predicted_labels, probabilities_of, read_predictions
 from medtransfer.core.prepared import check_data_of, encode_labels, finished_network, read_dataset
@@ -115,9 +115,7 @@ def analyse_layers(params: Params, dataset: str, name: str, seed: int) -> Path:
 
 def check_source(fitted: Path, record: dict[str, Any]) -> None:
     """Check that the run whose weights a network started from has not been trained again since."""
-    source = configuration_of(record).source
-    before = run_folder(*source, record["seed"]) if source else None
-    if before and used_digest(fitted, before) not in (None, recorded_digest(before)):
+    if before := renewed_source(fitted, record):
         raise UserError(f"{before}: was trained again after {fitted} had started from it; run `dvc repro`")
 
 
