@@ -474,10 +474,15 @@ def test_too_little_memory_is_one_line(project: Path, exhaust: Any, monkeypatch:
     assert re.match(r"medtransfer: not enough memory here or on the GPU \(.*(71\.1 PiB|10{14}).*\); free", line)
 
 
-def test_values_that_keras_refuses_in_the_users_keras_json_are_one_line(project: Path, tmp_path: Path) -> None:
+def test_values_that_keras_refuses_in_the_users_keras_json_are_one_line(
+    project: Path, demo: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(demo, project / "data")
     (tmp_path / "keras.json").write_text('{"floatx": "bfloat16"}')
     env = {**os.environ, "KERAS_HOME": str(tmp_path)}
     asked = [*COMMAND, "stage", "train", "chest_xray", "cnn_random", "--seed", "0"]
+    refused = medtransfer(project, "check", KERAS_HOME=str(tmp_path))
+    assert "keras.json: floatx: found 'bfloat16'; expected float16 or float32 or float64;" in last_line(refused)
     result = subprocess.run(asked, cwd=project, env=env, capture_output=True, text=True)
     assert result.returncode == 2
     line = result.stderr.splitlines()[-1]

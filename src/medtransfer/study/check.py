@@ -26,6 +26,10 @@ _STUDIED = re.compile(r"\$\{study\.(\w+)\.(train|transfer)\}")
 _SOURCE = re.compile(r"\$\{configurations\.(\w+)\.weights\}")
 # What medtransfer uses whatever the user's keras.json has.
 KERAS_DEFAULTS = {"floatx": "float32", "image_data_format": "channels_last", "epsilon": 1e-7}
+# Keras cannot be imported with other values.
+KERAS_VALUES = {
+    "floatx": ("float16", "float32", "float64"), "image_data_format": ("channels_first", "channels_last"),
+}  # fmt: skip
 
 
 def check_files(apart_from: str = "") -> Params:
@@ -201,13 +205,18 @@ def _flat(recipe: TrainParams) -> dict[str, Any]:
 
 
 def _ignored_settings() -> Iterator[str]:
-    """Yield a line if the user's keras.json has settings that medtransfer does not use."""
+    """Yield a line if the user's keras.json has settings that medtransfer does not use; refuse what Keras refuses."""
     file = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
     try:
         found = json.loads(file.read_text())
         ignored = [f"{key} {found[key]}" for key, value in KERAS_DEFAULTS.items() if found.get(key, value) != value]
     except (OSError, ValueError, AttributeError):
         return
+    for key, values in KERAS_VALUES.items():
+        if found.get(key, values[0]) not in values:
+            raise UserError(
+                f"{file}: {key}: found {found[key]!r}; expected {' or '.join(values)}; correct or remove that file"
+            )
     if found.get("backend", used := os.environ.get("KERAS_BACKEND")) != used:
         ignored.append(f"backend {found['backend']} (KERAS_BACKEND is {used})")
     if ignored:
