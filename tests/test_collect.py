@@ -189,14 +189,14 @@ def test_collect_notices_other_settings_and_an_interrupted_replacement(
     Path("results/mine").rename("results/.partial-old-mine")  # killed between two renames
     assert CliRunner().invoke(cli, ["collect", "mine", "--add"]).exit_code == 0
     assert "epochs: 60" in Path("params.yaml").read_text()
-    text = Path("params.yaml").read_text().replace("epochs: 60", "epochs: 3")
+    text = Path("params.yaml").read_text().replace("epochs: 60", "epochs: 6")
     text = text.replace(
         "imagenet_head: {weights: imagenet, trainable: head", "imagenet_head: {weights: random, trainable: all"
     )
     Path("params.yaml").write_text(text)
     assert CliRunner().invoke(cli, ["collect", "mine", "--replace"]).exit_code == 0
     assert len(caplog.messages) == 4
-    assert "imagenet_all-seed0: was fitted with epochs 60, but params.yaml has 3" in caplog.text
+    assert "imagenet_all-seed0: was fitted with epochs 60, but params.yaml has 6" in caplog.text
     assert "imagenet_head-seed0: was fitted with weights imagenet, but params.yaml has random" in caplog.text
     assert "imagenet_head-seed0: was fitted with trainable head, but params.yaml has all" in caplog.text
 
