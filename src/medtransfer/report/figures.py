@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 from medtransfer.analysis.uncertainty import FEWEST_FITS
 from medtransfer.core.params import BLOCKS
+from medtransfer.metrics.scores import MACRO
 
 matplotlib.rcdefaults()  # the user's matplotlibrc changes no figure
 DPI = 130
@@ -276,9 +277,11 @@ def block_values(table: pd.DataFrame, title: str) -> Figure:
     """Return a figure of what each block adds, one panel per metric; `table` from `lattice.block_values`."""
     blocks = table[table.blocks.isin(BLOCKS)]
     metrics = list(blocks.metric.drop_duplicates())
-    figure, panels = _panels(metrics, 3.1, 2.4, title)
+    titles = ["macro F1" if metric == MACRO else metric for metric in metrics]
+    figure, panels = _panels(titles, 3.1, 2.4, title)
     for axes, metric in zip(panels, metrics, strict=True):
         _differences(axes, blocks[blocks.metric == metric], "value", "blocks")
+        axes.xaxis.set_major_locator(MaxNLocator(4))  # or the labels of small values overlap
     return figure
 
 
