@@ -253,7 +253,8 @@ def _check_twins(client: Any) -> Iterator[str]:
             by_fit[run.data.tags[mlflow_store.FIT]].append(run.info.run_id)
         for fit, ids in by_fit.items():
             if len(ids) > 1:
-                extra = next(run_id for run_id in ids if run_id != mlflow_runs.find(client, name, fit))
+                kept = mlflow_runs.find(client, name, fit)
+                extra = next(run_id for run_id in ids if run_id != kept)
                 yield (
                     f"MLflow's experiment {name} has {len(ids)} runs of one fit ({fit}); delete {extra} "
                     f"({mlflow_store.mlflow_command(f'runs delete --run-id {extra}')}), then run "

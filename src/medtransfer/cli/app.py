@@ -154,7 +154,7 @@ def cli() -> None:
     os.environ["MPLBACKEND"] = "agg"  # an unknown one would be an error in every import of Matplotlib
     # A proxy does not reach an MLflow server on this machine.
     os.environ["no_proxy"] = f"{os.environ.get('no_proxy') or os.environ.get('NO_PROXY', '')},127.0.0.1,localhost"
-    # DVC runs the stages, which run `medtransfer`: both must come from this environment.
-    # Modules of the user in the project's folder, such as random.py, must not replace Python's there.
+    # Modules of the user in the project's folder, such as random.py, must not replace Python's in DVC.
     os.environ["PYTHONSAFEPATH"] = "1"
+    # DVC runs the stages, which run `medtransfer`: both must come from this environment.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
