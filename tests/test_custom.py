@@ -1080,6 +1080,21 @@ def test_class_folders_may_contain_any_format(project: Path) -> None:
     prepare(changed(image_size=32), "mine")
 
 
+def test_folders_below_a_class_are_said_not_to_be_kept_together(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Many archives have a folder per patient below each class; two images of one patient are then test and training.
+    add(labels=None, columns=Columns())
+    assert "can be in two splits" not in capsys.readouterr().out
+    for path in sorted(Path("mine/p0").glob("*.png")):
+        target = Path("mine/p0", path.stem.replace("scan ", "P"), path.name)
+        target.parent.mkdir()
+        path.rename(target)
+    add(labels=None, columns=Columns())
+    line = "mine/p0/P0-0: images of one folder can be in two splits; if it is a patient, give --labels with --group"
+    assert line in capsys.readouterr().out
+
+
 def test_a_name_that_is_not_utf8_is_one_line(project: Path) -> None:
     shutil.copy("mine/p0/scan 0-0.png", os.fsdecode(b"mine/p0/k\xf6rper.png"))
     with pytest.raises(UserError, match="its name is not in UTF-8; rename it"):

@@ -90,6 +90,8 @@ def find_samples(images: Path, labels: Path | None, columns: Columns) -> pd.Data
     _check_series({path: headers[path] for path in found.path if path in headers}, images)
     if headers:
         found["group"] = found.group.map(dicom.hide) if columns.group else _patients(found.path, headers, images)
+    elif not labels and "split" not in found:
+        _note_subfolders(found.path, images)
     found["id"] = [stem(path) for path in found.path]
     found["group"] = found.group.where(found.group != "", found.id)
     found["file"] = found.path.map(files)
@@ -178,6 +180,16 @@ def _refuse_unclear_classes(files: Iterable[str], images: Path) -> None:
         raise UserError(
             f"{images}: {first_three(sorted(inner))} contain the same folders, {first_three(sorted(names))}; expected "
             "one folder per class, or train and test with such folders; rename the folders, or give --labels"
+        )
+
+
+def _note_subfolders(paths: pd.Series, images: Path) -> None:
+    """Say that images of one folder below a class, which may be a patient's, are not kept together."""
+    folders = paths[paths.str.count("/") > 1].str.rsplit("/", n=1).str[0]
+    if len(folders):
+        print(
+            f"{images / folders.iloc[0]}: images of one folder can be in two splits; if it is a patient, give --labels "
+            "with --group"
         )
 
 
