@@ -13,6 +13,7 @@ import pytest
 
 from conftest import PROJECT
 from medtransfer.analysis.differences import find_pair
+from medtransfer.analysis.families import LATTICE
 from medtransfer.analysis.runs import Run
 from medtransfer.core.params import BLOCKS
 from medtransfer.core.run_record import LEAKAGE_WORDS, SplitRule
@@ -22,7 +23,7 @@ from medtransfer.report.answers import LAYERS, MODERN, answers, front, interim, 
 from medtransfer.report.drawings import FIGURES
 from medtransfer.report.page import CHAPTERS, SPLITS, build_page
 from medtransfer.report.study import Study, values_of
-from medtransfer.report.tables import difference
+from medtransfer.report.tables import beyond_the_talk, difference
 from studies import evaluate_study, found_layers, run, runs, with_seeds
 
 
@@ -176,6 +177,12 @@ def test_estimates_of_what_a_block_adds_are_beside_the_exact_values_of_another_s
     assert captions == [("31", "some"), ("32", "all")]
     assert page.count('<td data-label="subsets">31 of 32<') == 5
     assert page.count('<td data-label="subsets">32 of 32<') == 15  # with the pairs
+
+
+def test_the_values_of_the_complete_lattice_replace_its_table_of_pairs() -> None:
+    for count, shown in ((31, True), (32, False)):
+        sections = dict(beyond_the_talk(evaluate_study("s", lattice(count)), "chest_xray"))
+        assert (LATTICE in sections) == shown
 
 
 def test_only_the_complete_lattice_names_the_most_important_block() -> None:
