@@ -137,8 +137,11 @@ def test_dvcs_files_are_kept_where_the_user_ignores_such_files(tmp_path: Path, m
     Path(".git/info/exclude").write_text("*.lock\n")
     with pytest.raises(UserError, match=r"^dvc: '.*dvc\.lock' is git-ignored"):
         store_again()
+    Path(".git/info/exclude").write_text("*.lock\n*.yaml\n")
+    assert run_study(1) > 0
     shutil.copy(PROJECT / ".gitignore", ".gitignore")
     store_again()
+    assert run_study(1) == 0
 
 
 @pytest.mark.parametrize(
