@@ -103,7 +103,7 @@ def test_a_mistake_in_scoring_is_named_before_anything_slow_is_imported(tmp_path
         "no class is called 'scar=2'": ["--label-column", "diagnosis", "--map", "mel="],
         "no finished network": ["--label-column", "diagnosis", "--map", "scar=2="],
         "'none' is unknown": ["--label-column", "diagnosis", "--map", "scar=2=", "--configuration", "none"],
-        "not a name for a source": ["--name", "../up"],
+        "not a name for a source (--name)": ["--name", "../up"],
     }
     command = ["ham10000", "--images", str(tmp_path), "--labels", str(tmp_path / "labels.csv")]
     asked = json.dumps([[*command, *arguments] for arguments in told.values()])

@@ -76,7 +76,7 @@ def score(
     """
     params = read_params(PARAMS)
     title = name or images.resolve().name
-    check_name(title, "a source")
+    check_name(title, "a source (--name)")  # by default, the folder's name
     from medtransfer.data.custom import dataset_of
     from medtransfer.serving.outside import find_labelled, find_networks
 
