@@ -99,6 +99,8 @@ BAD_IMAGES = {
     "a TIFF of fractions": ("a.tif", encoded(PICTURE.convert("F"), "TIFF"), "has floating-point values; convert it"),
     "a TIFF with negative values": (
         "a.tif", encoded(Image.fromarray(np.full((4, 4), -1, np.int32)), "TIFF"), "has values from -1 to -1"),
+    "a TIFF of signed bytes": (
+        "a.tif", encoded(PICTURE.convert("L"), "TIFF", tiffinfo={339: 2}), "has signed values of 8 bits; convert them"),
     "an icon": ("a.ico", encoded(PICTURE, "ICO"), "cannot be decoded: not JPEG, PNG, TIFF"),
     "an animated PNG": ("a.png", frames("PNG"), "several frames; expected one image"),
     "transparency": ("a.png", encoded(transparent, "PNG"), "transparent pixels"),

@@ -158,6 +158,9 @@ def _check(image: Image.Image, name: str, max_pixels: int) -> None:
         raise UserError(f"{name}: is a {kind} file, but its name ends in {suffix}; rename it")
     if getattr(image, "is_animated", False) and not phone:  # counting the frames reads the whole file
         raise UserError(f"{name}: has several frames; expected one image")
+    # Pillow reads signed values of 8 bits as unsigned ones.
+    if image.format == "TIFF" and image.mode == "L" and 2 in image.tag_v2.get(339, ()):  # type: ignore[attr-defined]
+        raise UserError(f"{name}: has signed values of 8 bits; convert them to values from 0 to 255")
     if image.width * image.height > max_pixels:
         raise UserError(f"{name}: {image.width} × {image.height} pixels; expected at most {max_pixels:,}; resize it")
 
