@@ -41,6 +41,22 @@ def test_two_writers_of_a_folder_take_turns(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
+def test_two_writers_of_a_file_take_turns(tmp_path: Path) -> None:
+    """Such as two `medtransfer report`."""
+    target = tmp_path / "x"
+
+    def write(name: str) -> None:
+        with atomic_file(target) as partial:
+            partial.write_text(name)
+            time.sleep(0.1)
+            assert partial.read_text() == name
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, "abc"))
+    assert target.read_text() in "abc"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_failure_leaves_the_old_content_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
     with atomic_folder(tmp_path / "x") as folder:

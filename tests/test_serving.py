@@ -561,8 +561,10 @@ def test_folders_are_searched_and_a_file_that_is_no_image_stops_nothing(register
     assert list(table.synthetic) == [True, True]
     assert list(table.overlay) == ["", "overlays/0001-a.png"]
     assert list(table.predicted != "") == [False, True]
-    told = json.loads(CliRunner().invoke(cli, [*asked, "--json", "--overlays", "overlays"]).stdout)["answers"]
-    assert [found.get("overlay") for found in told] == [None, "overlays/0001-a.png"]
+    again = CliRunner().invoke(cli, [*asked, "--overlays", "overlays"])
+    assert str(again.exception) == "--overlays: overlays: is not empty; name a new folder"
+    told = json.loads(CliRunner().invoke(cli, [*asked, "--json", "--overlays", "again"]).stdout)["answers"]
+    assert [found.get("overlay") for found in told] == [None, "again/0001-a.png"]
     drawn = list(Path("overlays").iterdir())
     assert [path.name for path in drawn] == ["0001-a.png"]
     assert Image.open(drawn[0]).size == (200, 150)

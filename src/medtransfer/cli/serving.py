@@ -98,7 +98,7 @@ def score(
 @with_model
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--output", type=FILE, help="Write a CSV file.")
-@click.option("--overlays", type=FOLDER, help="Write Grad-CAM pictures to this folder.")
+@click.option("--overlays", type=FOLDER, help="Write Grad-CAM pictures to this new folder.")
 @with_labels()
 def predict(
     dataset: str,
@@ -135,6 +135,8 @@ def predict(
     if overlays and (why := why_no_overlay(classifier)):
         click.echo(f"medtransfer: {why}", err=True)
         overlays = None
+    if overlays and overlays.exists() and any(overlays.iterdir()):  # its pictures may be others' or the user's own
+        raise UserError(f"--overlays: {overlays}: is not empty; name a new folder")
     answers = list(serving.answer(classifier, images, overlays))
     if labels:
         label_of = dict(zip(map(str, samples.file), samples.label, strict=True))

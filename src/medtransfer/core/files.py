@@ -34,26 +34,31 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
     If another process is writing the same folder, wait until it has ended.
     """
-    partial = partial_beside(target)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    lock = Path(f"{partial}.lock")
-    with FileLock(lock):
+    with _locked(target) as partial:
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         partial.mkdir()
         try:
-            with _named(target):
-                yield partial
-                replace_folder(partial, target)
+            yield partial
+            replace_folder(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-            lock.unlink(missing_ok=True)
 
 
 @contextmanager
-def _named(target: Path) -> Iterator[None]:
-    """Name what was being written in an error that names no file, such as that for a full disk."""
+def _locked(target: Path) -> Iterator[Path]:
+    """Yield the path of a partial `target` that no other process writes.
+
+    An error that names no file, such as that for a full disk, names the target.
+    """
+    partial = partial_beside(target)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    lock = Path(f"{partial}.lock")
     try:
-        yield
+        with FileLock(lock):
+            try:
+                yield partial
+            finally:
+                lock.unlink(missing_ok=True)
     except OSError as error:
         error.filename = error.filename or str(target)
         raise
@@ -127,16 +132,17 @@ def _copy_linked(source: Path, target: Path) -> None:
 
 @contextmanager
 def atomic_file(target: Path) -> Iterator[Path]:
-    """Yield a path beside `target`, or the file that it links to, and rename it to that at the end if all went well."""
+    """Yield a path beside `target`, or the file that it links to, and rename it to that at the end if all went well.
+
+    If another process is writing the same file, wait until it has ended.
+    """
     target = target.resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_beside(target)
-    try:
-        with _named(target):
+    with _locked(target) as partial:
+        try:
             yield partial
             partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def files_under(folder: Path) -> list[Path]:
