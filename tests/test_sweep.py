@@ -1,6 +1,7 @@
 """The sweep on Ray: every fit once and the same as alone, whatever happens to a node; nothing is left running."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -186,6 +187,7 @@ def cluster() -> Iterator[Cluster]:
 def test_a_sweep_fits_everything_once(project: Path) -> None:
     grid = ("--dataset", "chest_xray", "--configuration", "random_head", "--rate", "1e-3")
     output = finish(start(project, *grid, "--local"))
+    assert re.search("^1 fit; each writes a log: .*/fit.log$", output, re.MULTILINE)
     assert "1 of 1 fits finished" in output
     check_every_fit_finished_once(project, {"chest_xray-random_head-seed0-rate0.001"})
     check_nothing_is_left_running(project, project)

@@ -221,6 +221,18 @@ def test_two_pushes_at_once_copy_each_run_once(project: Path, monkeypatch: pytes
     assert described(mlflow_store.connect()) == ours
 
 
+def test_what_a_second_clone_left_unfinished_is_removed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project}/other.db")
+    track_push.push()
+    client = mlflow_store.connect()
+    ours, experiment = described(client), client.get_experiment_by_name("ham10000").experiment_id
+    left = {track_push.ORIGIN: "another", track_push.UNFINISHED: "yes", mlflow_store.FIT: "fit-finished"}
+    for start in (0, 2**41):  # listed after and before the complete one
+        client.create_run(experiment, start, left, "left")
+    assert track_push.push() == {"copied": 0, "already": 3, "running": 0}
+    assert described(client) == ours
+
+
 def test_an_experiment_that_another_push_has_just_created_is_used(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,17 +93,20 @@ def _push_run(
     if waits or run.info.status not in ("FINISHED", "FAILED", "KILLED"):
         return "running", None
     experiment_id = _experiment(target, experiment, run)
-    for other in _twins(target, experiment_id, run):
-        if ORIGIN not in other.data.tags and other.info.status == "RUNNING":  # the fit itself is logging there
-            return "running", None
-        if _is_complete(other, run):
-            mark = run.data.tags.get(SUPERSEDED)
-            if mark and other.data.tags.get(SUPERSEDED) != mark:
-                target.set_tag(other.info.run_id, SUPERSEDED, mark)
-            _copy_files(source, target, run.info.run_id, other.info.run_id)
-            return "already", other.info.run_id
-        target.delete_run(other.info.run_id)
-    return "copied", _copy_run(source, target, experiment_id, run, ids)
+    twins = _twins(target, experiment_id, run)
+    if any(ORIGIN not in twin.data.tags and twin.info.status == "RUNNING" for twin in twins):
+        return "running", None  # the fit itself is logging there
+    complete = [twin for twin in twins if _is_complete(twin, run)]
+    for twin in twins:
+        if twin not in complete:
+            target.delete_run(twin.info.run_id)
+    if not complete:
+        return "copied", _copy_run(source, target, experiment_id, run, ids)
+    mark = run.data.tags.get(SUPERSEDED)
+    if mark and complete[0].data.tags.get(SUPERSEDED) != mark:
+        target.set_tag(complete[0].info.run_id, SUPERSEDED, mark)
+    _copy_files(source, target, run.info.run_id, complete[0].info.run_id)
+    return "already", complete[0].info.run_id
 
 
 def _experiment(target: mlflow.MlflowClient, name: str, run: Run) -> str:

@@ -14,7 +14,7 @@ from filelock import FileLock
 from ruamel.yaml import YAML
 
 from medtransfer.core.dvc import LOCK, POINTER, digest_of
-from medtransfer.core.errors import UserError, check_known, shortened
+from medtransfer.core.errors import UserError, check_known, counted, shortened
 from medtransfer.core.files import atomic_file, read_json, write_json
 from medtransfer.core.layout import PARAMS, PREPARED, SWEEPS, run_folder, run_name
 from medtransfer.core.params import Params, read_params
@@ -120,6 +120,7 @@ def run_all(fits: list[GridPoint], root: Path, needs: Needs, experiment: str, pa
     task, commit = ray.remote(**resources, max_retries=needs.retries, max_calls=1)(run_fit), git_commit()
     pending = {task.remote(fit, root / fit.name, commit, experiment, parent): fit for fit in fits}
     rows = []
+    print(f"{counted(len(fits), 'fit')}; each writes a log: {root}/<fit>/fit.log", flush=True)
     try:
         while pending:
             [done], _ = ray.wait(list(pending))
@@ -130,7 +131,7 @@ def run_all(fits: list[GridPoint], root: Path, needs: Needs, experiment: str, pa
             except ray.exceptions.RayError as error:
                 row["problem"] = shortened(mlflow_store.redact(str(getattr(error, "cause", error))), 300)
             rows.append(row)
-            print(f"{len(rows)} of {len(fits)}: {fit.name}: {row['problem'] or 'finished'}")
+            print(f"{len(rows)} of {len(fits)}: {fit.name}: {row['problem'] or 'finished'}", flush=True)
     except KeyboardInterrupt:  # pass it on, so that the fits tell MLflow
         for unfinished in pending:
             ray.cancel(unfinished)
