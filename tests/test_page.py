@@ -19,7 +19,7 @@ from medtransfer.core.params import BLOCKS
 from medtransfer.core.run_record import LEAKAGE_WORDS, SplitRule
 from medtransfer.metrics.scores import MACRO, MICRO
 from medtransfer.report import figures
-from medtransfer.report.answers import LAYERS, MODERN, answers, front, interim, settled
+from medtransfer.report.answers import IMPORTANT, LAYERS, MODERN, answers, front, interim, settled
 from medtransfer.report.drawings import FIGURES
 from medtransfer.report.page import CHAPTERS, SPLITS, build_page
 from medtransfer.report.study import Study, values_of
@@ -155,10 +155,14 @@ def test_the_most_important_block_is_that_of_most_methods() -> None:
     for rising, methods in ((True, 4), (False, 3)):
         study = dataclasses.replace(evaluate_study("s", fits), layers=[found_layers(rising=rising)])
         table = front([study], answers(study))
-        cell = table.loc["block ranked first by layer analyses", "chest X-rays"]
+        cell = table.loc[IMPORTANT, "chest X-rays"]
         assert cell == f"**block5 (the last)**\n{methods} of 4 methods, one network"
         assert (table.loc[LAYERS] == "").all()
-        assert list(table.index)[2:4] == [LAYERS, "block ranked first by layer analyses"]
+        assert list(table.index)[2:4] == [LAYERS, IMPORTANT]
+    sized = [dataclasses.replace(fit, record={**fit.record, "image_size": 64}) for fit in fits]
+    larger = dataclasses.replace(study, runs=sized)
+    table = front([larger, evaluate_study("all", lattice(32))], answers(larger))
+    assert str(table.loc[IMPORTANT, "chest X-rays"]).endswith(" of 5 methods, 32 and 64 px")
 
 
 def lattice(count: int) -> list[Run]:
@@ -189,7 +193,7 @@ def test_only_the_complete_lattice_names_the_most_important_block() -> None:
     for count, named in ((31, False), (32, True)):
         study = evaluate_study("s", [*runs(), *lattice(count)])
         assert len(values_of(study, "chest_xray"))
-        assert ("block ranked first by layer analyses" in front([study], answers(study)).index) == named
+        assert (IMPORTANT in front([study], answers(study)).index) == named
 
 
 def test_a_data_set_is_described_as_in_the_first_folder() -> None:

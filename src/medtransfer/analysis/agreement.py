@@ -9,7 +9,7 @@ WAYS = {
     "rewinding": "macro F1 lost when it is reset to its initial weights",
     "outputs": "outputs changed, 1 - CKA",
     "weights": "relative change in weights",
-    "probes": "macro F1 gained by a linear classifier on its output",
+    "probes": "rise through training in the macro F1 of a linear classifier on its output",
 }
 
 

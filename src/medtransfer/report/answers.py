@@ -42,7 +42,7 @@ class Change(NamedTuple):
 TRANSFER, LAYERS, FREEZING = "Does transfer help?", "Which layers matter?", "What should be frozen?"
 MODERN = "And with a modern recipe?"
 WITH_IT = "modern recipe: "
-IMPORTANT = "block ranked first by layer analyses"
+IMPORTANT = "most important block in the layer analyses"
 CHANGES = (
     Change(TRANSFER, "ImageNet instead of random weights", FROM_IMAGENET, "cnn_random"),
     Change(TRANSFER, "add HAM10000 to ImageNet", "ham10000_all", FROM_IMAGENET),
@@ -145,8 +145,9 @@ def _most_important(studies: Sequence[Study]) -> Iterator[tuple[str, str]]:
             counts = Counter(block for block, _ in found)
             most = [block for block, count in counts.items() if count == max(counts.values())]
             named = " and ".join(f"{block} (the last)" if block == BLOCKS[-1] else block for block in most)
-            places = {_place(study, dataset, studies[0]) for _, study in found}
-            size = places.pop() if len(places) == 1 else ""
+            sizes = sorted({study.of(dataset)[0].record["image_size"] for _, study in found})
+            elsewhere = any(study is not studies[0] for _, study in found)
+            size = f", {' and '.join(map(str, sizes))} px" if elsewhere else ""
             count = f"{counts[most[0]]} of {len(found)} methods" + (" each" if len(most) > 1 else "")
             count += "" if many else ", one network"
             yield words_for(dataset).title, f"**{named}**\n{count}{size}"

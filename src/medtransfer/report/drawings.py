@@ -65,7 +65,7 @@ def _blocks(study: Study, dataset: str) -> Drawn:
     if len(counts) and counts.groupby("start").size().max() >= POINTS:
         warned = counts.dropna(subset="warning").drop_duplicates("model")
         said = "; ".join(f"{model}: {text}" for model, text in zip(warned.model, warned.warning, strict=True))
-        yield said, figures.block_counts(counts, _title(study, dataset, "blocks that train"))
+        yield said, figures.block_counts(counts, _title(study, dataset, "trained blocks"))
 
 
 def _values(study: Study, dataset: str) -> Drawn:
@@ -91,7 +91,7 @@ def _leakage(study: Study, dataset: str) -> Drawn:
     found = study.leakage[study.leakage.dataset == dataset]
     if len(found):
         unit = words_for(dataset).groups.removesuffix("s")
-        images = {SHARED: f"{unit} also in training", OTHERS: "other images", CONTRAST: "the difference of these"}
+        images = {SHARED: f"{unit} also in training", OTHERS: "other images", CONTRAST: "their difference"}
         named = found["class"] + ", " + found.images.replace(images)
         found = found.assign(name=named.where(found.images != ALL, found["class"]))
         yield "", figures.leakage(found, _title(study, dataset, "leakage"))

@@ -263,7 +263,7 @@ def _log_scale(axes: Axes) -> None:
 
 def block_counts(table: pd.DataFrame, title: str) -> Figure:
     """Return a figure of macro F1 against the number of blocks that train; `table` from `questions.block_counts`."""
-    labels = {"last": "from the last block on", "first": "from the first block on"}
+    labels = {"last": "the last blocks", "first": "the first blocks"}
     # Empty rows break the line where a number of blocks is missing: a line would suggest values in between.
     counts = pd.MultiIndex.from_product([list(labels), range(table.blocks.max() + 1)], names=["start", "blocks"])
     table = table.merge(counts.to_frame(index=False), how="outer")
@@ -382,10 +382,11 @@ def layers(rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFra
     blocks = rewinding[rewinding.block != "none"]
     rewound.bar(blocks.block, blocks.macro_f1, yerr=_spans(blocks, "macro_f1"), color=PALETTE[0], capsize=3)
     rewound.axhline(rewinding.macro_f1[rewinding.block == "none"].iloc[0], **REFERENCE)
-    for number, (network, part) in enumerate(probes.groupby("network", sort=False)):
+    for number, (network, label) in enumerate({"start": "initial weights", "tuned": "trained weights"}.items()):
+        part = probes[probes.network == network]
         places = np.arange(len(part)) + 0.1 * number
         spans = _spans(part, "macro_f1")
-        probed.errorbar(places, part.macro_f1, spans, capsize=3, label=f"{network} weights", **_style(number))
+        probed.errorbar(places, part.macro_f1, spans, capsize=3, label=label, **_style(number))
         probed.set_xticks(range(len(part)), list(part.block))
     probed.legend(frameon=False, fontsize=8)
     names = [name.replace("block", "").replace("_conv", ".") for name in similarity.layer]

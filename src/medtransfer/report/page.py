@@ -33,9 +33,9 @@ OF_EVERY_STUDY = {"values"}  # estimates from some subsets of the blocks are bes
 # What each way to split means; {} stands for the data set's groups.
 SPLITS = {
     SplitRule("group", "keep"): "no {} shared between training, validation and test",
-    SplitRule("given", "keep"): "the published test images; images of one patient may be in several parts",
-    SplitRule("given", "remove"): "the published test images; other images of their patients are left out of training",
-    SplitRule("given", "match"): "the published test images; as many other images are left out at random",
+    SplitRule("given", "keep"): "the official test images; images of one patient may be in several parts",
+    SplitRule("given", "remove"): "the official test images; other images of their patients are left out of training",
+    SplitRule("given", "match"): "the official test images; as many other images are left out at random",
     SplitRule("image", "keep"): "as in the talk: images of one lesion or patient in several parts",
     SplitRule("image", "remove"): "lesions and patients of the test images are left out of training and validation",
     SplitRule("image", "match"): "images of one lesion or patient in several parts; as many images are left out at "
@@ -107,7 +107,7 @@ CHAPTERS = (
         ("roc", "confusions"),
         ("subgroups", "measures", "calibration", "reliability"),
     ),
-    Chapter("published", "Do the scores hold on the published test images?", ("published",)),
+    Chapter("published", "Do the scores hold on the official test images?", ("published",)),
     Chapter("leakage", "How much does leakage inflate the scores?", (), ("leakage",)),
     Chapter("recipe", "Does the recipe matter?", ("recipes",), ("rates",), ("losses",)),
 )
@@ -224,7 +224,7 @@ def _folders(studies: list[Study], dataset: str) -> pd.DataFrame:
 
 
 def _beside_published_tests(studies: list[Study], dataset: str) -> list[Study]:
-    """Return the studies on the published test images, after those split by group with images of the same size."""
+    """Return the studies on the official test images, after those split by group with images of the same size."""
     places = {study: study.place_of(dataset) for study in studies}
     published = [study for study, (_, split) in places.items() if split.by == "given"]
     by_group = [(places[study][0], SplitRule("group", "keep")) for study in published]
@@ -259,7 +259,7 @@ def _tables(study: Study, dataset: str) -> Iterator[tuple[str, str, pd.DataFrame
         agreement = agree(layers.rewinding, layers.similarity, layers.probes, gains)
         network = layers.rewinding.set_index("block").macro_f1["none"]
         probe = layers.probes.set_index(["block", "network"]).macro_f1[BLOCKS[-1], "tuned"]
-        about = f"{layers.name}: macro F1 {network:.2f}, of a linear classifier on its last block {probe:.2f}, "
+        about = f"{layers.name}: macro F1 {network:.2f}, or {probe:.2f} with a linear classifier on its last block; "
         about += f"Kendall's W {agreement.concordance:.2f}"
         yield "agreement", about, tables.blocks(agreement)
 

@@ -39,7 +39,7 @@ RECIPE_CHANGES = {
     "optimizer: adam; warmup: off; schedule: none; weight_decay: off": "with Adam at a constant learning rate",
     "label_smoothing: off": "without label smoothing",
     "average: off": "without the moving average",
-    "head: pooled; dropout: 0.4": "with a pooled head",
+    "head: pooled; dropout: 0.4": "with the head of the modern recipe",
     "balance: sampling; sampling_power: 0.5": "rare classes drawn more often",
     "augment: flips auto, crop 0.75, brightness 0.2, contrast 0.2, saturation 0.2": "with augmentation",
     "epochs: 16; patience: 16; optimizer: adamw; warmup: 2; schedule: cosine; weight_decay: 0.001": (
@@ -165,7 +165,7 @@ def _starred(row: Mapping[Any, Any]) -> str:
 
 def _interval(row: Mapping[Any, Any]) -> str:
     if row["interval"] == EXACT and row["high"] < 1:
-        return f"0 of {row['groups']} correct, at most {short(row['high'])}"
+        return f"0 of {row['groups']}, ≤ {short(row['high'])}"
     if pd.isna(row["low"]):
         return str(row["interval"]).removeprefix("none: ")
     return _between(row)
@@ -397,8 +397,8 @@ def recipes(changes: pd.DataFrame) -> pd.DataFrame:
     """Return what a change of the recipe does to F1: one row per change, from `recipe_changes`."""
     table = changes.rename(columns={"base": "instead of"}).set_index("model")[["instead of", "change"]]
     table["change"] = table.change.replace(RECIPE_CHANGES)
-    table["macro F1"] = [_difference(row) + _star(row["interval"]) for row in changes.to_dict("records")]
-    table["micro F1"] = [signed(value, 2) for value in changes.micro]
+    table["change in macro F1"] = [_difference(row) + _star(row["interval"]) for row in changes.to_dict("records")]
+    table["change in micro F1"] = [signed(value, 2) for value in changes.micro]
     return table
 
 
