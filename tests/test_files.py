@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from medtransfer.core.files import atomic_file, atomic_folder, restored_on_error, sha256_of, user_cache, write_json
+from medtransfer.core.files import (
+    atomic_file,
+    atomic_folder,
+    hold,
+    restored_on_error,
+    sha256_of,
+    user_cache,
+    write_json,
+)
 
 
 def test_a_complete_folder_replaces_the_old_one(tmp_path: Path) -> None:
@@ -55,6 +63,24 @@ def test_two_writers_of_a_file_take_turns(tmp_path: Path) -> None:
         list(pool.map(write, "abc"))
     assert target.read_text() in "abc"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_one_who_waits_says_for_what(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The other may have been stopped with Ctrl-Z."""
+    lock, ended = tmp_path / "a.lock", []
+
+    def work() -> None:
+        with hold(lock, "another process is working"):
+            ended.append(len(caplog.messages))
+
+    with ThreadPoolExecutor() as pool, hold(lock, "this one"):
+        pool.submit(work)
+        end = time.monotonic() + 60
+        while not caplog.messages and time.monotonic() < end:
+            time.sleep(0.01)
+        assert not ended
+    assert caplog.messages == ["another process is working; waiting for it"]
+    assert ended == [1]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from filelock import FileLock
 from mlflow.entities import Metric, Param, Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from ruamel.yaml import YAML
 
 from medtransfer.core.errors import UserError
+from medtransfer.core.files import hold
 from medtransfer.data.progress import progress
 from medtransfer.tracking.mlflow_runs import NETWORK_RUN, SUPERSEDED, renamed_experiment
 from medtransfer.tracking.mlflow_store import (
@@ -63,7 +63,8 @@ def push() -> dict[str, int]:
     counts = {"copied": 0, "already": 0, "running": 0}
     ids: dict[str, str | None] = {}
     try:
-        with FileLock(OWN_STORE.with_name("push.lock")):  # a second push would treat this one's run as interrupted
+        # A second push would treat this one's run as interrupted.
+        with hold(OWN_STORE.with_name("push.lock"), "another process is pushing the runs"):
             # Networks come before the scores that name them.
             for experiment in every(source.search_experiments, order_by=["creation_time ASC"]):
                 runs = list(every_run(source, [experiment.experiment_id]))

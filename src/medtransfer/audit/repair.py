@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from medtransfer.audit.audit import TO_LOCK, check_run, drawn_of, locked, run_of
 from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError
+from medtransfer.core.files import hold
 from medtransfer.core.layout import PREPARED, RUNS
 from medtransfer.core.prepared import data_of
 from medtransfer.core.run_record import find_fits, read_record
@@ -27,7 +27,7 @@ def repair(host: str | None = None, read_models: bool = True) -> list[str]:
     logged models and logs damaged ones again; otherwise, only their existence is checked.
     """
     client = mlflow_store.reach()
-    with FileLock(REPAIRING):  # two at once would each log a fit
+    with hold(REPAIRING, "another process is repairing the runs"):  # two at once would each log a fit
         ended = mlflow_runs.close_stale(client, host)
         done = [f"ended {run.info.run_id} ({run.info.run_name}) as KILLED" for run in ended]
         if host and not ended:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Collection, Iterator
@@ -11,11 +12,12 @@ from stat import S_ISDIR
 from typing import Any, BinaryIO
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from medtransfer.core.errors import UserError
 
 PARTIAL = ".partial-"
+log = logging.getLogger(__name__)
 
 
 def partial_beside(target: Path) -> Path:
@@ -45,6 +47,21 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def hold(lock: Path, busy: str) -> Iterator[None]:
+    """Hold a lock file; if another process holds it for longer than a moment, say what that does (`busy`) and wait."""
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=1)
+    except Timeout:
+        log.warning("%s; waiting for it", busy)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+@contextmanager
 def _locked(target: Path) -> Iterator[Path]:
     """Yield the path of a partial `target` that no other process writes.
 
@@ -54,7 +71,7 @@ def _locked(target: Path) -> Iterator[Path]:
     partial.parent.mkdir(parents=True, exist_ok=True)
     lock = Path(f"{partial}.lock")
     try:
-        with FileLock(lock):
+        with hold(lock, f"{target}: another process is writing it"):
             try:
                 yield partial
             finally:

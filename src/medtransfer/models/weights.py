@@ -19,10 +19,9 @@ import keras
 import numpy as np
 import onnx
 import onnx.numpy_helper
-from filelock import FileLock
 
 from medtransfer.core.errors import UserError, shortened
-from medtransfer.core.files import atomic_file, user_cache
+from medtransfer.core.files import atomic_file, hold, user_cache
 from medtransfer.core.layout import in_project
 from medtransfer.core.params import WEIGHTS_VARIABLE
 
@@ -96,7 +95,7 @@ def fetch_weights() -> list[np.ndarray]:
     Of several processes, the first downloads them and the others read its cache.
     """
     cache_path().parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_path().with_suffix(".lock")):
+    with hold(cache_path().with_suffix(".lock"), "another process is fetching the ImageNet weights"):
         with suppress(UserError):
             return read_weights(cache_path())
         return _fetch()

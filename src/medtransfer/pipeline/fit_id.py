@@ -1,7 +1,6 @@
 """A fit's id and checkpoints, which are kept until DVC has recorded its outputs."""
 
 import json
-import logging
 import os
 import shutil
 import uuid
@@ -10,14 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from medtransfer.core.dvc import digest_of, is_stored, recorded_digest
-from medtransfer.core.files import write_json
+from medtransfer.core.files import hold, write_json
 from medtransfer.core.layout import CHECKPOINTS, RUNS
 
 CLAIM = "fit.json"
-log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -31,13 +27,9 @@ def claim_fit(folder: Path, outputs: Path, made_from: dict[str, Any]) -> Iterato
     fit.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        log.warning("%s: process %s is working on this fit; waiting for it", outputs, _read(folder).get("process"))
-        lock.acquire()
-    try:
+    process = _read(folder).get("process")
+    busy = f"{outputs}: {f'process {process}' if process else 'another process'} is working on this fit"
+    with hold(folder.with_name(f"{folder.name}.lock"), busy):
         known = _read(folder)
         made_from = json.loads(json.dumps(made_from))
         if known.get("made_from") != made_from:
@@ -55,8 +47,6 @@ def claim_fit(folder: Path, outputs: Path, made_from: dict[str, Any]) -> Iterato
             write_json(folder / CLAIM, {**claim, "outputs": digest_of(outputs)})
         else:
             shutil.rmtree(folder)
-    finally:
-        lock.release()
 
 
 def _read(folder: Path) -> dict[str, Any]:

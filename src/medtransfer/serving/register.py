@@ -5,12 +5,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from medtransfer.analysis.runs import finished_networks, studied, studied_models
 from medtransfer.core.dvc import check_unchanged
 from medtransfer.core.errors import UserError, check_known
-from medtransfer.core.files import digest_of_folder
+from medtransfer.core.files import digest_of_folder, hold
 from medtransfer.core.layout import RUNS
 from medtransfer.core.params import Params
 from medtransfer.core.predictions import only_prediction, read_predictions
@@ -47,7 +45,8 @@ def register(params: Params, dataset: str, fit: Path | None = None) -> tuple[dic
         raise UserError(f"{fit}: MLflow's run {run_id} was logged from different files; `medtransfer audit` says more")
     make_deterministic()
     # Two at once would each make a version.
-    with FileLock(RUNS.with_name("register.lock")), tempfile.TemporaryDirectory() as temporary:
+    busy, lock = "another process is registering a network", RUNS.with_name("register.lock")
+    with hold(lock, busy), tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, mlflow_models.CLASSIFIER)
         folder.mkdir()
         facts = write_classifier(params, fit, description, folder)

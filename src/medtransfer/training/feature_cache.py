@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from rich.filesize import decimal
 
-from medtransfer.core.files import sha256_of, user_cache, write_array_header, write_json
+from medtransfer.core.files import hold, sha256_of, user_cache, write_array_header, write_json
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def cached_features(
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / key
     cache_folder().mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
+    with hold(folder.with_suffix(".lock"), f"{folder}: another process is computing these features"):
         if earlier := _is_whole(folder):
             log.info("features: %s from %s", made_from["prefix"], folder)
         elif reason := _add(folder, made_from, shape, compute, max_bytes, objection):
