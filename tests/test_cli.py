@@ -73,6 +73,15 @@ def test_ctrl_c_while_the_command_is_loaded_is_one_line() -> None:
     assert (result.returncode, result.stderr) == (1, "Stopped. Run the command again to continue.\n")
 
 
+def test_another_version_of_a_package_in_pythonpath_is_one_line(tmp_path: Path) -> None:
+    """As the modules of a cluster bring it."""
+    (tmp_path / "typing_extensions.py").touch()
+    found = {**os.environ, "PYTHONPATH": f"{tmp_path}:{PROJECT / 'src'}"}
+    result = subprocess.run([sys.executable, "-m", "medtransfer"], capture_output=True, text=True, env=found)
+    told = "PYTHONPATH: has other versions of typing_extensions; unset it (`unset PYTHONPATH`), then run again"
+    assert (result.returncode, result.stderr) == (2, f"medtransfer: {told}\n")
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "params.yaml").write_text((PROJECT / "params.yaml").read_text())

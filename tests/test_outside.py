@@ -27,6 +27,7 @@ from medtransfer.metrics.scores import AUC, BALANCED, BY_NAME, CALIBRATION, MACR
 from medtransfer.serving.outside import Labels, find_images, match_labels, read_labels
 
 CLASSES = ["mel", "nv", "vasc"]
+ALONE = "; each is counted as independent, unless its DICOM file names a patient"
 ONE_HOT = "image,MEL,NV,SCC\na,1.0,0.0,0.0\nb,0.0,1.0,0.0\nc,0.0,0.0,1.0\n"
 LABELS = "image,label,patient\na,MEL,p1 \nb,nv,\nc,naevus,p1\n"
 
@@ -37,12 +38,14 @@ def read(tmp_path: Path, text: str, group: str | None = None, label: str = "labe
     return read_labels(Labels(path, Columns("image", label, group), names), CLASSES)
 
 
-def test_labels_come_from_a_column_or_are_one_hot(tmp_path: Path) -> None:
+def test_labels_come_from_a_column_or_are_one_hot(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     table = read(tmp_path, LABELS, "patient", naevus="nv")
     assert table.label.tolist() == ["mel", "nv", "nv"]
     assert table.group.tolist() == ["p1", "b", "p1"]
+    assert caplog.messages == [f"{tmp_path}/labels.csv: 1 row without a patient{ALONE}"]
     unknown = read(tmp_path, "image,label,patient\na,mel,unknown\nb,nv,NA\nc,nv,#N/A\n", "patient")
     assert unknown.group.tolist() == ["a", "b", "c"]
+    assert caplog.messages[1:] == [f"{tmp_path}/labels.csv: 3 rows without a patient{ALONE}"]
     with pytest.raises(UserError, match=r"row 2: patient is 2\.02311E\+15, which a program has rounded"):
         read(tmp_path, "image,label,patient\na,mel,2.02311E+15\n", "patient")
     table = read(tmp_path, ONE_HOT, SCC="")

@@ -184,6 +184,16 @@ def cluster() -> Iterator[Cluster]:
     made.shutdown()
 
 
+def test_a_damaged_fit_of_a_sweep_is_named_with_its_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    record = tmp_path / "artifacts" / "runs" / "chest_xray" / "a-seed0" / "run.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{")
+    remedy = "remove this folder and run the sweep again"
+    with pytest.raises(UserError, match=rf"{tmp_path}: artifacts/runs/chest_xray/a-seed0/run.json: .*; {remedy}"):
+        stage.run_fit(stage.GridPoint("chest_xray", "a", 0, None), tmp_path, "", "", None)
+
+
 def test_a_sweep_fits_everything_once(project: Path) -> None:
     grid = ("--dataset", "chest_xray", "--configuration", "random_head", "--rate", "1e-3")
     output = finish(start(project, *grid, "--local"))

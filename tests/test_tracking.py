@@ -6,12 +6,14 @@ import re
 import shutil
 import signal
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,10 @@ import psutil
 import pynvml
 import pytest
 import requests
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from attacks import attack, free_port, kill, started
@@ -583,6 +589,27 @@ def test_an_audit_without_mlflow_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # the discard port: nothing listens
     with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 does not answer"):
         mlflow_store.reach()
+
+
+def test_a_server_with_an_unknown_certificate_is_not_to_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in hospitals that sign their own."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a")])
+    begun = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+    dated = begun.not_valid_before(datetime(2020, 1, 1)).not_valid_after(datetime(2120, 1, 1))
+    content = dated.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    content += key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "server.pem").write_bytes(content)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem")
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://127.0.0.1:{server.server_port}")
+        with pytest.raises(UserError, match="; set MLFLOW_TRACKING_SERVER_CERT_PATH to the file with the server's"):
+            mlflow_store.reach()
+        server.shutdown()
 
 
 def test_a_server_that_asks_for_a_password_is_not_to_be_started(monkeypatch: pytest.MonkeyPatch) -> None:

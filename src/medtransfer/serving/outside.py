@@ -96,6 +96,11 @@ def read_labels(labelled: Labels, classes: Sequence[str]) -> pd.DataFrame:
     classed = _as_classes(labels, names, classes, path)
     group = read_groups(table, columns.group, path) if columns.group else ""
     found = pd.DataFrame({"image": table[columns.image], "label": classed, "group": group})
+    if columns.group and (found.group == "").any():
+        log.warning(
+            "%s: %s without a %s; each is counted as independent, unless its DICOM file names a patient",
+            path, counted(int((found.group == "").sum()), "row"), columns.group,
+        )  # fmt: skip
     twice = found.image[found.image.duplicated()]
     if len(twice):
         raise UserError(f"{path}: {twice.iloc[0]} has more than one row; expected one per image")

@@ -151,6 +151,13 @@ def run_fit(fit: GridPoint, project: Path, commit: str, experiment: str, parent:
 
             target = mlflow_runs.RunTarget(experiment, fit.name, parent)
             train(read_params(PARAMS), fit.dataset, fit.configuration, fit.seed, target, {"git_commit": commit})
+    try:
+        return _scores(folder)
+    except UserError as error:
+        raise UserError(f"{project}: {error}; remove this folder and run the sweep again") from None
+
+
+def _scores(folder: Path) -> dict[str, Any]:
     record = read_record(folder)
     return {
         "learning_rate": recipe_of(record).learning_rate,

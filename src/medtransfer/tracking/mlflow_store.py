@@ -294,6 +294,8 @@ def answering() -> Iterator[None]:
             remedy += "which logs the fits again"
         elif getattr(error, "error_code", "") == "UNAUTHENTICATED":
             remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account there, and run again"
+        elif "CERTIFICATE_VERIFY_FAILED" in str(error):
+            remedy = "set MLFLOW_TRACKING_SERVER_CERT_PATH to the file with the server's certificate, and run again"
         else:
             remedy = "start it or correct MLFLOW_TRACKING_URI, and run again"
         raise UserError(f"MLflow at {address()} does not answer ({reason(error)}); {remedy}") from None
