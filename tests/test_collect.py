@@ -182,20 +182,23 @@ def test_what_the_tables_would_count_wrongly_is_refused(tmp_path: Path, monkeypa
 def test_collect_notices_other_settings_and_an_interrupted_replacement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    finished_study(tmp_path, 0, ["imagenet_all", "imagenet_head"])
+    finished_study(tmp_path, 0, ["imagenet_all", "imagenet_head", "random_forest"])
     monkeypatch.chdir(tmp_path)
     assert CliRunner().invoke(cli, ["collect", "mine"]).exit_code == 0
     assert caplog.messages == []
     Path("results/mine").rename("results/.partial-old-mine")  # killed between two renames
     assert CliRunner().invoke(cli, ["collect", "mine", "--add"]).exit_code == 0
     assert "epochs: 60" in Path("params.yaml").read_text()
-    text = Path("params.yaml").read_text().replace("epochs: 60", "epochs: 6")
+    text = (
+        Path("params.yaml").read_text().replace("epochs: 60", "epochs: 6").replace("estimators: 100", "estimators: 7")
+    )
     text = text.replace(
         "imagenet_head: {weights: imagenet, trainable: head", "imagenet_head: {weights: random, trainable: all"
     )
     Path("params.yaml").write_text(text)
     assert CliRunner().invoke(cli, ["collect", "mine", "--replace"]).exit_code == 0
-    assert len(caplog.messages) == 4
+    assert len(caplog.messages) == 5
+    assert "random_forest-seed0: was fitted with n_estimators 100, but params.yaml has 7" in caplog.text
     assert "imagenet_all-seed0: was fitted with epochs 60, but params.yaml has 6" in caplog.text
     assert "imagenet_head-seed0: was fitted with weights imagenet, but params.yaml has random" in caplog.text
     assert "imagenet_head-seed0: was fitted with trainable head, but params.yaml has all" in caplog.text

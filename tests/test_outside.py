@@ -131,7 +131,7 @@ def test_images_are_matched_by_path_or_name_with_or_without_suffix(
     assert samples.id.tolist() == ["x/a", "x/b", "y/c"]
     assert samples.file.tolist() == [files[name] for name in ("x/a.png", "x/b.jpg", "y/c.png")]
     assert set(samples.split) == {"external"}
-    assert caplog.messages == ["left out: 1 image without a row, 1 row without an image"]
+    assert caplog.messages == ["left out: 1 image without a label, 1 row without an image"]
     parts = pd.DataFrame({"image": ["x/a.png", "y/a"], "label": "mel", "group": list("pq")})
     whole = {path.as_posix(): path for path in there("x/a.png", "y/a.png").values()}
     assert match_labels(whole, parts, Path("labels.csv")).group.tolist() == ["p", "q"]

@@ -667,7 +667,7 @@ def test_networks_are_scored_on_images_of_another_source(
     chosen = CliRunner().invoke(cli, ["register", "chest_xray"]).output
     done = CliRunner().invoke(cli, [*SCORE, "--name", "hospital"])
     assert done.exit_code == 0, (done.output, done.exception)
-    assert "left out: 1 image without a row" in caplog.text
+    assert "left out: 1 image without a label" in caplog.text
     assert "left out: 1 image that chest_xray has too" in done.output
     assert re.search(r"cnn_random-seed0: \d+% of the images are unlike the training images", done.output)
     folder = registered / "artifacts/external/chest_xray/hospital"

@@ -184,23 +184,19 @@ def cluster() -> Iterator[Cluster]:
     made.shutdown()
 
 
-def test_a_damaged_fit_of_a_sweep_is_named_with_its_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    record = tmp_path / "artifacts" / "runs" / "chest_xray" / "a-seed0" / "run.json"
-    record.parent.mkdir(parents=True)
-    record.write_text("{")
-    remedy = "remove this folder and run the sweep again"
-    with pytest.raises(UserError, match=rf"{tmp_path}: artifacts/runs/chest_xray/a-seed0/run.json: .*; {remedy}"):
-        stage.run_fit(stage.GridPoint("chest_xray", "a", 0, None), tmp_path, "", "", None)
-
-
-def test_a_sweep_fits_everything_once(project: Path) -> None:
+def test_a_sweep_fits_everything_once_and_notices_a_changed_fit(project: Path) -> None:
     grid = ("--dataset", "chest_xray", "--configuration", "random_head", "--rate", "1e-3")
     output = finish(start(project, *grid, "--local"))
     assert re.search("^1 fit; each writes a log: .*/fit.log$", output, re.MULTILINE)
     assert "1 of 1 fits finished" in output
     check_every_fit_finished_once(project, {"chest_xray-random_head-seed0-rate0.001"})
     check_nothing_is_left_running(project, project)
+    [(name, content)] = predictions(project).items()
+    (projects(project) / name).write_bytes(content[: content.rindex(b"\n", 0, -1) + 1])  # without the last row
+    told = finish(start(project, *grid, "--local"), 1)
+    fit, _, outputs = name.removesuffix("/predictions.csv").partition("/")
+    remedy = "was changed after the fit; remove this folder and run the sweep again"
+    assert f"1 of 1: {fit}: {projects(project) / fit}: {outputs}: {remedy}" in told
 
 
 @pytest.mark.slow

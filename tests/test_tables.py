@@ -218,6 +218,8 @@ def test_models_that_are_none_of_the_talks_make_a_page_alone() -> None:
 
 def test_a_merge_conflict_in_results_is_named(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
-    path.write_text("dataset,model,f1\n<<<<<<< HEAD\na,b,0.1\n=======\na,b,0.2\n>>>>>>> theirs\n")
-    with pytest.raises(UserError, match=r"results.csv: has a merge conflict; take either side .* then run `dvc repro`"):
-        read_result(path)
+    header, told = "dataset,model,f1\n", r"results.csv: has a merge conflict; take either side .* then run `dvc repro`"
+    for before, inside in ((header, ""), ("", header)):
+        path.write_text(f"{before}<<<<<<< HEAD\n{inside}a,b,0.1\n=======\n{inside}a,b,0.2\n>>>>>>> theirs\n")
+        with pytest.raises(UserError, match=told):
+            read_result(path)

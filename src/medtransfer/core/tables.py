@@ -23,7 +23,7 @@ def read_result(path: Path, columns: Sequence[str] = (), **options: Any) -> pd.D
         table = pd.read_csv(path, **{**defaults, **options})
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as CSV in UTF-8: {' '.join(str(error).split())}") from None
-    if table.iloc[:, 0].astype(str).str.startswith(CONFLICT).any():
+    if any(str(cell).startswith(CONFLICT) for cell in (table.columns[0], *table.iloc[:, 0])):
         raise merge_conflict(path, "run `dvc repro`")
     for column in columns:
         if column not in table:

@@ -159,7 +159,7 @@ def match_labels(files: dict[str, Path], table: pd.DataFrame, labels: Path) -> p
     unlabelled, missing = len(files) - len(rows), len(table) - len(rows)
     if unlabelled or missing:
         log.warning(
-            "left out: %s without a row, %s without an image", counted(unlabelled, "image"), counted(missing, "row")
+            "left out: %s without a label, %s without an image", counted(unlabelled, "image"), counted(missing, "row")
         )
     found = []
     for path, file in files.items():

@@ -30,7 +30,7 @@ from medtransfer.core.layout import (
     TUNING_KEY,
     check_name,
 )
-from medtransfer.core.params import Params, read_params
+from medtransfer.core.params import TREES, Params, read_params
 from medtransfer.core.prepared import check_prepared, check_raw_data, data_of
 from medtransfer.core.provenance import restoring
 from medtransfer.core.run_record import RECORD, find_fits, read_record, recipe_of, split_of, warn_of_leftovers
@@ -90,22 +90,31 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
 
 
 def _warn_of_other_settings(fit: Path, params: Params) -> None:
-    """Warn if a network was not trained with the settings in params.yaml, which is copied, or from the fits here."""
+    """Warn if a model was not fitted with the settings in params.yaml, which is copied, or from the fits here."""
     record = read_record(fit)
     remedy = "run `dvc repro`" if fit in studied(params) else f"remove this fit: rm -r {fit}"
     if start := renewed_source(fit, record):
         log.warning("%s: was fitted from an earlier %s; %s", fit, start, remedy)
-    if configuration := params.configurations.get(record["model"]):
-        initial = ("weights", "trainable")
-        used = recipe_of(record).model_dump() | configuration_of(record).model_dump(include=initial)
-        described = configuration.settings(params.train, record["dataset"]).model_dump()
-        described |= configuration.model_dump(include=initial)
-        for key in sorted(used.keys() - {"precision"}):  # `auto` stands for that of a device
-            if used[key] != described[key]:
-                log.warning(
-                    "%s: was fitted with %s %s, but %s has %s; restore that file, or %s",
-                    fit, key, used[key], PARAMS, described[key], remedy,
-                )  # fmt: skip
+    used, described = _settings(record, params)
+    for key in sorted(used.keys() & described.keys() - {"precision"}):  # `auto` stands for that of a device
+        if used[key] != described[key]:
+            log.warning(
+                "%s: was fitted with %s %s, but %s has %s; restore that file, or %s",
+                fit, key, used[key], PARAMS, described[key], remedy,
+            )  # fmt: skip
+
+
+def _settings(record: dict[str, Any], params: Params) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings of a fit, and those that params.yaml has for its model, which may be none."""
+    model = record["model"]
+    if model in TREES:
+        return record["hyperparameters"][model], getattr(params.trees, model).model_dump()
+    if model not in params.configurations:
+        return {}, {}
+    configuration, initial = params.configurations[model], {"weights", "trainable"}
+    used = recipe_of(record).model_dump() | configuration_of(record).model_dump(include=initial)
+    described = configuration.settings(params.train, record["dataset"]).model_dump()
+    return used, described | configuration.model_dump(include=initial)
 
 
 def _check_target(folder: Path, add: bool, replace: bool) -> None:

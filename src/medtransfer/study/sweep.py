@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 
 from medtransfer.core.dvc import LOCK, POINTER, digest_of
 from medtransfer.core.errors import UserError, check_known, counted, shortened
-from medtransfer.core.files import atomic_file, read_json, write_json
+from medtransfer.core.files import atomic_file, digest_of_folder, read_json, write_json
 from medtransfer.core.layout import PARAMS, PREPARED, SWEEPS, run_folder, run_name
 from medtransfer.core.params import Params, read_params
 from medtransfer.core.predictions import read_predictions
@@ -146,13 +146,19 @@ def run_fit(fit: GridPoint, project: Path, commit: str, experiment: str, parent:
     folder = run_folder(fit.dataset, fit.configuration, fit.seed)
     with FileLock("fit.lock"), Path("fit.log").open("a", 1) as log, redirect_stdout(log), redirect_stderr(log):
         logging.basicConfig(stream=log, level=logging.INFO, format="%(message)s", force=True)
-        if not (folder / RECORD).exists():
+        finished, digest = (folder / RECORD).exists(), Path("outputs.sha256")
+        if not finished:
             from medtransfer.pipeline.train import train
 
             target = mlflow_runs.RunTarget(experiment, fit.name, parent)
             train(read_params(PARAMS), fit.dataset, fit.configuration, fit.seed, target, {"git_commit": commit})
     try:
-        return _scores(folder)
+        if finished and digest.exists() and digest.read_text() != digest_of_folder(folder):
+            raise UserError(f"{folder}: was changed after the fit")
+        scores = _scores(folder)
+        with atomic_file(digest) as path:
+            path.write_text(digest_of_folder(folder))
+        return scores
     except UserError as error:
         raise UserError(f"{project}: {error}; remove this folder and run the sweep again") from None
 
