@@ -207,6 +207,16 @@ def test_each_seed_has_a_dot_where_there_are_several() -> None:
     assert "each training run" not in [line.get_label() for line in figure.axes[0].lines]
 
 
+def test_the_modern_recipe_comes_first_among_the_recipes() -> None:
+    fits = [
+        *runs(),
+        run("chest_xray", "caffe", 0.9, scaling="caffe"),
+        run("chest_xray", "modern", 0.9, recipe="modern"),
+    ]
+    found = dict(tables.beyond_the_talk(evaluate_study("s", fits), "chest_xray"))["recipes"]
+    assert found.change.tolist() == ["the modern recipe", "scaling: caffe"]
+
+
 def test_models_that_are_none_of_the_talks_make_a_page_alone() -> None:
     fits = [run("chest_xray", "caffe", 0.9, scaling="caffe"), run("chest_xray", "weighted", 0.8, balance="sampling")]
     study = evaluate_study("s", fits)

@@ -206,20 +206,21 @@ def _items_of(studies: list[Study], dataset: str) -> list[Item]:
     if len(studies) > 1:
         found.append(item(name="folders", content=_folders(studies, dataset)))
     if compared := _beside_published_tests(studies, dataset):
-        table = _folders(compared, dataset)
+        table = _folders(compared, dataset, talk=False)
         both = table[(table != "-").sum(axis=1) > 1]
         found.append(item(name="published", study=compared[-1].name, place=_place(compared[-1], dataset), content=both))
     return found
 
 
-def _folders(studies: list[Study], dataset: str) -> pd.DataFrame:
-    """Return the macro F1 of every model, one column per study."""
+def _folders(studies: list[Study], dataset: str, *, talk: bool = True) -> pd.DataFrame:
+    """Return the macro F1 of every model, with or without the talk's, one column per study."""
     places = [_place(study, dataset) for study in studies]
     titles = [
         place if places.count(place) == 1 else f"{place} ({study.name})"
         for place, study in zip(places, studies, strict=True)
     ]
-    results = [study.tables.results for study in studies]
+    left_out = [] if talk else ["published"]
+    results = [study.tables.results.drop(columns=left_out) for study in studies]
     return tables.folders(dict(zip(titles, results, strict=True)), dataset)
 
 

@@ -211,7 +211,7 @@ def _intercept_and_slope(row: Mapping[Any, Any]) -> str:
 def classes(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
     """Return sensitivity, specificity and AUC of each class, one row each; `table` from `class_table`."""
     part = table[table.dataset == dataset]
-    return _of_network(part, crossed(part, "class", "measure", share))
+    return _of_network(part, "class", crossed(part, "class", "measure", share))
 
 
 def subgroups(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
@@ -223,11 +223,11 @@ def subgroups(table: pd.DataFrame, dataset: str) -> pd.DataFrame:
     counts = part.drop_duplicates("kind").set_index("kind")
     frame.insert(0, "images", counts.images.astype(str))
     frame.insert(1, words_for(dataset).groups, counts.groups.astype(str))
-    return _of_network(part, frame)
+    return _of_network(part, "subgroup", frame)
 
 
-def _of_network(part: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.rename_axis(index=part.model.iloc[0] if len(part) else None)
+def _of_network(part: pd.DataFrame, rows: str, frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.rename_axis(index=f"{rows} ({part.model.iloc[0]})" if len(part) else None)
 
 
 def share(row: Mapping[Any, Any]) -> str:
@@ -395,6 +395,7 @@ def chains(links: pd.DataFrame, pairs: Sequence[Comparison]) -> pd.DataFrame:
 
 def recipes(changes: pd.DataFrame) -> pd.DataFrame:
     """Return what a change of the recipe does to F1: one row per change, from `recipe_changes`."""
+    changes = changes.sort_values("change", key=lambda change: change != "recipe: modern", kind="stable")
     table = changes.rename(columns={"base": "instead of"}).set_index("model")[["instead of", "change"]]
     table["change"] = table.change.replace(RECIPE_CHANGES)
     table["change in macro F1"] = [_difference(row) + _star(row["interval"]) for row in changes.to_dict("records")]
