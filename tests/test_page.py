@@ -261,22 +261,16 @@ def test_leakage_is_shown_by_class() -> None:
     assert "F1 when the training set contains other images of the test patients" in page
 
 
-def test_the_lattice_of_trained_blocks_is_one_of_the_ways() -> None:
-    names = [f"block{number}" for number in range(1, 6)]
-    prefixes = [
-        run("chest_xray", f"first_{count}", 0.5 + 0.09 * count, trainable=names[:count]) for count in range(1, 5)
-    ]
-    fits = [
-        run("chest_xray", "imagenet_all", 0.95),
-        run("chest_xray", "imagenet_head", 0.5, trainable="head"),
-        *prefixes,
-    ]
-    study = dataclasses.replace(evaluate_study("s", fits), layers=[found_layers(rising=True)])
-    page = build_page([study])
-    assert "macro F1 added by training it" in page
-    other = found_layers(rising=True)
-    other.record["model"] = "first_4"  # the lattice is of networks from ImageNet weights, not of this one
-    assert "macro F1 added by training it" not in build_page([dataclasses.replace(study, layers=[other])])
+def test_the_values_of_the_complete_lattice_are_one_of_the_ways() -> None:
+    def page(count: int, model: str) -> str:
+        layers = found_layers(rising=True)
+        layers.record["model"] = model
+        return build_page([dataclasses.replace(evaluate_study("s", lattice(count)), layers=[layers])])
+
+    way = "macro F1 added by training it (Shapley value)"
+    assert way in page(32, "imagenet_all")
+    assert way not in page(31, "imagenet_all")
+    assert way not in page(32, "s31")  # the lattice is of networks from ImageNet weights, not of this one
 
 
 def test_every_way_of_splitting_is_put_into_words() -> None:

@@ -9,7 +9,7 @@ import pytest
 from medtransfer.analysis.agreement import WAYS, agree
 from medtransfer.analysis.differences import Comparison, find_pair
 from medtransfer.analysis.families import LATTICE, RECIPES, SIZES, TALK, WEIGHTS, family, family_of_pair
-from medtransfer.analysis.questions import block_counts, block_gains, data_sizes, recipe_changes
+from medtransfer.analysis.questions import block_counts, data_sizes, recipe_changes
 from medtransfer.analysis.runs import Run
 from medtransfer.core.params import BLOCKS, Configuration, Params
 from medtransfer.metrics.scores import MACRO
@@ -83,28 +83,6 @@ def test_blocks_are_counted_from_either_end(params: Params) -> None:
         ("first", 1): "first", ("last", 2): "last_two",
     }  # fmt: skip
     assert table.f1["last", 2] == pytest.approx(0.4)
-
-
-def test_a_block_adds_what_networks_that_differ_in_it_only_say(params: Params) -> None:
-    runs = [
-        fit(params, "head", trainable="head"),  # .0
-        fit(params, "last", trainable=["block5"]),  # .1
-        fit(params, "first", trainable=["block1"]),  # .2
-        fit(params, "first_last", trainable=["block1", "block5"]),  # .3
-        fit(params, "first_last_sgd", trainable=["block1", "block5"], optimizer="sgd"),
-        fit(params, "random", weights="random"),
-        fit(params, "last_two", trainable=["block4", "block5"]),  # .6
-        fit(params, "all"),  # .7, alone with its blocks
-    ]
-    f1 = dict(zip((run.model for run in runs), range(len(runs)), strict=True))
-    pairs = [
-        pair_of(one, two, (f1[one] - f1[two]) / 10)
-        for one, two in combinations(f1, 2)
-        if (one, two) != ("first", "first_last")  # as if they had not been compared
-    ]
-    gains = block_gains(runs, pairs)
-    assert list(gains.index) == list(BLOCKS)
-    assert gains.to_list() == pytest.approx([0.2, np.nan, np.nan, 0.5, 0.1], nan_ok=True)
 
 
 def test_data_sizes_are_those_of_whole_networks_with_the_common_recipe(params: Params) -> None:
@@ -212,15 +190,13 @@ def test_each_pair_answers_one_question_or_none(params: Params) -> None:
 
 def test_ways_that_agree_and_ways_that_do_not() -> None:
     rising, falling = [0.1, 0.2, 0.3, 0.4, 0.5], [0.5, 0.4, 0.3, 0.2, 0.1]
-    gains = pd.Series(rising, BLOCKS)
-    asked = agree(*layer_tables(dict.fromkeys(WAYS, rising)), gains)
+    values = pd.Series(rising, BLOCKS)
+    asked = agree(*layer_tables(dict.fromkeys(WAYS, rising)), values)
     assert list(asked.blocks.columns) == list(WAYS)
     assert asked.concordance == pytest.approx(1)
     assert list(asked.blocks.trained) == rising
-    other = agree(*layer_tables(dict.fromkeys(WAYS, rising)), gains[::-1].set_axis(BLOCKS))
+    other = agree(*layer_tables(dict.fromkeys(WAYS, rising)), values[::-1].set_axis(BLOCKS))
     assert other.concordance == pytest.approx(0.36)
-    unknown = agree(*layer_tables(dict.fromkeys(WAYS, rising)), gains.where(gains.index != "block3"))
-    assert "trained" not in unknown.blocks
     same = agree(*layer_tables(dict.fromkeys(WAYS, rising)))
     assert same.concordance == pytest.approx(1)
     np.testing.assert_allclose(same.blocks.to_numpy(), np.repeat(np.array(rising)[:, None], 4, axis=1))

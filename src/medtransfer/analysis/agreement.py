@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 WAYS = {
-    "trained": "macro F1 added by training it",
+    "trained": "macro F1 added by training it (Shapley value)",
     "rewinding": "macro F1 lost when it is reset to its initial weights",
     "outputs": "outputs changed, 1 - CKA",
     "weights": "relative change in weights",
@@ -18,8 +18,8 @@ class Agreement:
     """How much each block matters, measured by several methods.
 
     blocks : DataFrame
-        One row per block, one column per method (WAYS; `trained` only if it is known for every block). The larger the
-        value, the more the block matters.
+        One row per block, one column per method (WAYS; `trained` only if all subsets of the blocks were trained). The
+        larger the value, the more the block matters.
     concordance : float
         Kendall's W of the methods' rankings of the blocks: 1 if they are the same, 0 if they do not agree at all.
     """
@@ -29,9 +29,9 @@ class Agreement:
 
 
 def agree(
-    rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFrame, gains: pd.Series | None = None
+    rewinding: pd.DataFrame, similarity: pd.DataFrame, probes: pd.DataFrame, values: pd.Series | None = None
 ) -> Agreement:
-    """Combine the three tables that `medtransfer layers` wrote for one network with `gains`, from `block_gains`.
+    """Combine the three tables that `medtransfer layers` wrote for one network, and the Shapley values of the blocks.
 
     A block's similarity and distance are the means of its layers'. Outputs and probes also
     reflect the changes of earlier blocks; rewinding and weights measure the block alone.
@@ -52,7 +52,7 @@ def agree(
             "probes": probed.tuned - probed.start,
         }
     )
-    if gains is not None and gains.notna().all():
-        blocks.insert(0, "trained", gains)
+    if values is not None:
+        blocks.insert(0, "trained", values)
     test = friedmanchisquare(*blocks.to_numpy())
     return Agreement(blocks, float(test.statistic / (len(blocks.columns) * (len(blocks) - 1))))

@@ -31,23 +31,6 @@ def block_counts(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
     return _with_scores(pd.DataFrame(rows, columns=["dataset", "model", "start", "blocks"]), table)
 
 
-def block_gains(runs: list[Run], pairs: Iterable[Comparison]) -> pd.Series:
-    """Return what training each block adds to macro F1: the mean over the pairs of networks that differ only in it.
-
-    The runs are those of one data set; networks count as in `block_counts`, with any blocks. The value of a block is
-    missing if no two networks differ only in it.
-    """
-    networks = {frozenset(trained): (dataset, model) for dataset, model, trained, _ in imagenet_networks(runs)}
-    gains: dict[str, list[float]] = {block: [] for block in BLOCKS}
-    for more, (dataset, model) in networks.items():
-        for block in more:
-            fewer = networks.get(more - {block})
-            pair = find_pair(pairs, dataset, model, fewer[1]) if fewer else None
-            if pair:
-                gains[block].append(pair.difference)
-    return pd.Series({block: pd.Series(found, dtype=float).mean() for block, found in gains.items()})
-
-
 def data_sizes(runs: list[Run], table: pd.DataFrame) -> pd.DataFrame:
     """Return macro F1 against the number of training images, for networks that train all blocks.
 

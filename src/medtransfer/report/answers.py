@@ -10,12 +10,10 @@ from medtransfer.analysis.agreement import agree
 from medtransfer.analysis.claims import CLAIMS, FAILS, HOLDS, MARGIN, NOT_SHOWN, SMALL, TOO_FEW_SEEDS
 from medtransfer.analysis.differences import Comparison, find_pair
 from medtransfer.analysis.families import changed_recipe
-from medtransfer.analysis.lattice import SUBSETS
 from medtransfer.analysis.uncertainty import BOTH, LEVEL
 from medtransfer.core.errors import counted
 from medtransfer.core.params import BLOCKS
-from medtransfer.metrics.scores import MACRO
-from medtransfer.report.study import Study, values_of
+from medtransfer.report.study import Study, exact_values
 from medtransfer.report.tables import crossed, difference, interval_text, mistuned, one_line
 from medtransfer.report.words import words_for
 
@@ -164,10 +162,9 @@ def _by_layers(studies: Sequence[Study], dataset: str) -> list[tuple[str, Study]
 
 def _by_shapley(studies: Sequence[Study], dataset: str) -> list[tuple[str, Study]]:
     for study in studies:
-        values = values_of(study, dataset)
-        single = values[values.blocks.isin(BLOCKS) & (values.metric == MACRO) & (values.subsets == SUBSETS)]
-        if len(single):  # from fewer subsets, the order of the blocks is not known
-            return [(str(single.set_index("blocks").value.idxmax()), study)]
+        values = exact_values(study, dataset)
+        if len(values):
+            return [(str(values.idxmax()), study)]
     return []
 
 

@@ -15,7 +15,6 @@ from medtransfer.analysis.agreement import agree
 from medtransfer.analysis.clinical import best_network, validated
 from medtransfer.analysis.leakage import ALL
 from medtransfer.analysis.published import is_the_talks
-from medtransfer.analysis.questions import block_gains
 from medtransfer.analysis.uncertainty import FEWEST_FITS
 from medtransfer.core.params import BLOCKS
 from medtransfer.core.run_record import SplitRule, recipe_of
@@ -24,7 +23,7 @@ from medtransfer.report import tables
 from medtransfer.report.answers import FEW_RUNS, FREEZING, FROM_IMAGENET, LAYERS, TRANSFER, answers, front, settled
 from medtransfer.report.drawings import FIGURES, overview
 from medtransfer.report.render import png_uri, render
-from medtransfer.report.study import Study
+from medtransfer.report.study import Study, exact_values
 from medtransfer.report.words import words_for
 
 # The tables and figures of the best network, which may be in another study than the first.
@@ -254,10 +253,10 @@ def _tables(study: Study, dataset: str) -> Iterator[tuple[str, str, pd.DataFrame
     if len(leaked):
         yield "leakage", "", tables.leakage(leaked)
     for layers in study.layers_of(dataset):
-        # The gains are those of networks from ImageNet weights.
-        from_imagenet = layers.record["model"] == FROM_IMAGENET
-        gains = block_gains(study.of(dataset), study.tables.pairs) if from_imagenet else None
-        agreement = agree(layers.rewinding, layers.similarity, layers.probes, gains)
+        # The values are those of networks from ImageNet weights.
+        values = exact_values(study, dataset)
+        known = len(values) and layers.record["model"] == FROM_IMAGENET
+        agreement = agree(layers.rewinding, layers.similarity, layers.probes, values if known else None)
         network = layers.rewinding.set_index("block").macro_f1["none"]
         probe = layers.probes.set_index(["block", "network"]).macro_f1[BLOCKS[-1], "tuned"]
         about = f"{layers.name}: macro F1 {network:.2f}, or {probe:.2f} with a linear classifier on its last block; "

@@ -9,12 +9,14 @@ from typing import Any
 import pandas as pd
 
 from medtransfer.analysis.families import configuration_of
-from medtransfer.analysis.lattice import block_values
+from medtransfer.analysis.lattice import SUBSETS, block_values
 from medtransfer.analysis.runs import Run
 from medtransfer.analysis.tables import Tables
 from medtransfer.core.layout import TUNING_KEY
+from medtransfer.core.params import BLOCKS
 from medtransfer.core.predictions import classes_of
 from medtransfer.core.run_record import SplitRule, recipe_of, split_of
+from medtransfer.metrics.scores import MACRO
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,14 @@ class Study:
 def values_of(study: Study, dataset: str) -> pd.DataFrame:
     """Return the `block_values` of one data set, which a table and a figure show."""
     return block_values(study.of(dataset))
+
+
+def exact_values(study: Study, dataset: str) -> pd.Series:
+    """Return the Shapley value of each block in macro F1; empty unless networks with all subsets were trained."""
+    values = values_of(study, dataset)
+    # From fewer subsets, the order of the blocks is not known.
+    single = values[values.blocks.isin(BLOCKS) & (values.metric == MACRO) & (values.subsets == SUBSETS)]
+    return single.set_index("blocks").value
 
 
 def costs(models: Mapping[str, list[Run]], runs: list[Run]) -> dict[str, float]:
