@@ -18,7 +18,7 @@ from medtransfer.analysis.runs import read_run
 from medtransfer.analysis.tables import read_tables
 from medtransfer.core.dvc import digest_of
 from medtransfer.core.params import Params, read_params
-from medtransfer.report.answers import answers
+from medtransfer.report.answers import answers, claimed
 from medtransfer.report.study import Study
 from medtransfer.study.report import write_result_tables
 
@@ -99,12 +99,8 @@ def _readme_cell(pair: Comparison | None, claims: pd.DataFrame) -> str:
     """A claim that was tested has the seeds that the plan names; the pair may have more."""
     if not pair:
         return "not measured"
-    value, (low, high) = pair.difference, pair.ends
-    for claim in claims[claims.p.notna() & (claims.dataset == pair.dataset)].to_dict("records"):
-        if (claim["first"], claim["second"]) == (pair.first, pair.second):
-            value, low, high = claim["difference"], claim["low"], claim["high"]
-        if (claim["first"], claim["second"]) == (pair.second, pair.first):
-            value, low, high = -claim["difference"], -claim["high"], -claim["low"]
+    tested = claimed(claims[claims.p.notna()], pair)
+    value, low, high = tested[1:] if tested else (pair.difference, *pair.ends)
     return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 

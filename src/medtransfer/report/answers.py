@@ -201,6 +201,21 @@ def settled(study: Study, others: Sequence[Study]) -> pd.DataFrame:
     return each_by_itself(claims) if mixed else claims
 
 
+def claimed(claims: pd.DataFrame, pair: Comparison) -> tuple[pd.Series, float, float, float] | None:
+    """Return the claim about the two models of a comparison, if there is one, and its difference and interval.
+
+    The difference is that of the comparison, first less second, whichever of them the claim names first.
+    """
+    models = {pair.first, pair.second}
+    about = claims[(claims.dataset == pair.dataset) & claims["first"].isin(models) & claims["second"].isin(models)]
+    if about.empty:
+        return None
+    claim = about.iloc[0]
+    if claim["first"] == pair.first:
+        return claim, claim.difference, claim.low, claim.high
+    return claim, -claim.difference, -claim.high, -claim.low
+
+
 def judged(claims: pd.DataFrame, pair: Comparison) -> dict[str, Any]:
     """Return the columns of `answers` about a comparison; `claims` is from `settled`.
 
@@ -208,20 +223,16 @@ def judged(claims: pd.DataFrame, pair: Comparison) -> dict[str, Any]:
     HIGHER or LOWER (the first model's macro F1), or the claim's own if it is not shown or cannot be judged. If the talk
     claims nothing, it is `so far`.
     """
-    models = {pair.first, pair.second}
-    about = claims[(claims.dataset == pair.dataset) & claims["first"].isin(models) & claims["second"].isin(models)]
-    if about.empty:
+    found = claimed(claims, pair)
+    if not found:
         return _untested(pair)
-    claim = about.iloc[0]
-    value, low, high, seeds = claim.difference, claim.low, claim.high, (claim.first_seeds, claim.second_seeds)
-    if claim["first"] != pair.first:
-        value, low, high, seeds = -value, -high, -low, seeds[::-1]
+    claim, value, low, high = found
     verdict = (HIGHER if value > 0 else LOWER) if claim.verdict in (HOLDS, FAILS) else claim.verdict
     return {
         "verdict": verdict,
         "so far": _so_far(low, high, claim.interval),
         "macro F1": interval_text(value, low, high),
-        "seeds": seeds,
+        "seeds": (claim.first_seeds, claim.second_seeds),
         "place": f", {claim['size']:.0f} px" if pd.notna(claim["size"]) else "",
     }
 

@@ -96,10 +96,11 @@ def read_labels(labelled: Labels, classes: Sequence[str]) -> pd.DataFrame:
     classed = _as_classes(labels, names, classes, path)
     group = read_groups(table, columns.group, path) if columns.group else ""
     found = pd.DataFrame({"image": table[columns.image], "label": classed, "group": group})
-    if columns.group and (found.group == "").any():
+    alone = int((found.group == "").sum())
+    if columns.group and alone:
         log.warning(
             "%s: %s without a %s; each is counted as independent, unless its DICOM file names a patient",
-            path, counted(int((found.group == "").sum()), "row"), columns.group,
+            path, counted(alone, "row"), columns.group,
         )  # fmt: skip
     twice = found.image[found.image.duplicated()]
     if len(twice):

@@ -153,11 +153,12 @@ def run_fit(fit: GridPoint, project: Path, commit: str, experiment: str, parent:
             target = mlflow_runs.RunTarget(experiment, fit.name, parent)
             train(read_params(PARAMS), fit.dataset, fit.configuration, fit.seed, target, {"git_commit": commit})
     try:
-        if finished and digest.exists() and digest.read_text() != digest_of_folder(folder):
+        found = digest_of_folder(folder)
+        if finished and digest.exists() and digest.read_text() != found:
             raise UserError(f"{folder}: was changed after the fit")
         scores = _scores(folder)
         with atomic_file(digest) as path:
-            path.write_text(digest_of_folder(folder))
+            path.write_text(found)
         return scores
     except UserError as error:
         raise UserError(f"{project}: {error}; remove this folder and run the sweep again") from None
