@@ -162,8 +162,9 @@ def dvc_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def dvc_init(folder: Path, config: str = "[core]\n    no_scm = True\n") -> None:
     """Do what `dvc init --no-scm` does, without the two seconds that it takes to start."""
-    (folder / ".dvc" / "tmp").mkdir(parents=True)
+    (folder / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
     (folder / ".dvc" / "config").write_text(config)
+    shutil.copy(PROJECT / ".dvcignore", folder)
 
 
 def git_init(folder: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 from dvc.cli.parser import get_main_parser
 from ruamel.yaml import YAML
 
@@ -136,6 +137,7 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / ".dvc/embedded").mkdir(parents=True)
     for name in ("config", ".gitignore"):
         shutil.copy(PROJECT / ".dvc" / name, folder / ".dvc")
+    shutil.copy(PROJECT / ".dvcignore", folder)
     (folder / ".gitignore").write_text("/data\n/artifacts\n")
     YAML().dump({"stages": {"prepare": STAGE}}, folder / "dvc.yaml")
     write_data(folder, "whole")
@@ -232,6 +234,46 @@ def test_a_truncated_file_of_dvc_is_restored(project: Path, name: str) -> None:
     run_as_printed(refusal(check_dvc_files))
     check_dvc_files()
     assert not Path(name).exists() if name == str(RWLOCK) else Path(name).read_text() == whole
+
+
+def test_new_files_in_data_are_not_lost_with_the_change_that_is_undone(project: Path) -> None:
+    write_data(project, "damaged")
+    Path("data/mine.csv").touch()
+    message = refusal(lambda: check_unchanged(Path("data")))
+    assert "to undo it, move data/mine.csv away, which DVC would delete, and run `dvc checkout" in message
+    Path("data/mine.csv").rename("mine.csv")
+    run_as_printed(message, leave_out="dvc add")
+    check_unchanged(Path("data"))
+
+
+def test_the_files_that_a_copy_lacks_are_restored(project: Path) -> None:
+    shutil.rmtree(".dvc")
+    Path(".dvcignore").write_text("# as `dvc init` writes it\n")
+    message = refusal(check_dvc_files)
+    assert "lacks the project's .dvc/config, .dvcignore (" in message
+    run_as_printed(message)
+    check_dvc_files()
+
+
+@pytest.mark.parametrize("with_git", [True, False])
+@pytest.mark.parametrize("command", ["study", "check", "data demo", "data add x --images data", "data remove x"])
+def test_a_copy_without_hidden_files_is_refused_and_stays_as_it_is(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, with_git: bool
+) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    run(project, "sh", "-c", f"cp -r * {copy}")
+    shutil.copy(PROJECT / "params.yaml", copy)
+    monkeypatch.chdir(copy)
+    if with_git:
+        git(copy, "init", "--quiet")
+    before = sorted(copy.rglob("*"))
+    refused = CliRunner().invoke(cli, command.split())
+    told = re.match(rf"{copy}: lacks the project's (.+) \(.*copy them again from where", str(refused.exception))
+    assert told
+    missing = {".dvc/config", ".dvcignore", *([".dvc/embedded/data.dvc"] if "demo" in command else [])}
+    assert set(told[1].split(", ")) == missing | (set() if with_git else {".git"})
+    assert sorted(copy.rglob("*")) == before
 
 
 def test_a_merge_conflict_in_data_is_resolved(project: Path) -> None:

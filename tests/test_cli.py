@@ -21,7 +21,7 @@ import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
 
-from conftest import AT_64_PX, PROJECT
+from conftest import AT_64_PX, PROJECT, dvc_init
 from medtransfer.cli import cli, main
 from medtransfer.core.errors import UserError
 from medtransfer.core.params import WEIGHTS_VARIABLE, Configuration, Params, StudyParams, read_params
@@ -85,6 +85,7 @@ def test_another_version_of_a_package_in_pythonpath_is_one_line(tmp_path: Path) 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
+    dvc_init(tmp_path)
     return tmp_path
 
 
@@ -187,6 +188,8 @@ def test_a_reader_that_has_ended_and_a_group_without_a_command_are_no_traceback(
     shutil.copy(PROJECT / AT_64_PX / "results.csv", project / "reports")
     command = f"{shlex.join([*COMMAND, 'results'])} >&-; echo $? >&2"  # as a service may start it
     assert subprocess.run(["bash", "-c", command], cwd=project, capture_output=True, text=True).stderr == "0\n"
+    command = f"{shlex.join([*COMMAND, 'register', 'ham10000'])} <&- 2>&-; echo $?"
+    assert subprocess.run(["bash", "-c", command], cwd=project, capture_output=True, text=True).stdout == "2\n"
     help_alone = medtransfer(project, "data")
     assert help_alone.returncode == 2
     assert help_alone.stderr.startswith("Usage: medtransfer data")

@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 from clones import change_params, clone, dvc, run
 from conftest import DVC_ON_A_FULL_DISK, PROJECT, dvc_init, git_init
 from medtransfer.cli import cli, main
-from medtransfer.core.dvc import IMPORTED, check_unchanged, recorded_digest, warn_of_another_version
+from medtransfer.core.dvc import DEMONSTRATION, IMPORTED, check_unchanged, recorded_digest, warn_of_another_version
 from medtransfer.core.errors import UserError
 from medtransfer.core.files import atomic_folder
 from medtransfer.core.params import Params, read_params
@@ -43,6 +43,7 @@ ABOUT = {"title": "My scans"}
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with 20 patients' images in `mine`, two per patient, every second patient ill, and their table."""
     monkeypatch.chdir(tmp_path)
+    dvc_init(tmp_path)
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(PROJECT / name, tmp_path)
     rows = []
@@ -112,8 +113,6 @@ def test_a_file_brighter_than_the_stated_bits_is_refused(project: Path) -> None:
 
 def stages() -> list[str]:
     """The names of all stages, as DVC reads dvc.yaml."""
-    if not Path(".dvc").exists():
-        dvc_init(Path())
     with Repo() as repo:
         return [stage.addressing for stage in repo.index.stages]
 
@@ -170,7 +169,6 @@ def test_added_again_it_keeps_its_description(project: Path) -> None:
 
 
 def test_a_change_of_the_classes_fits_again_but_not_one_of_the_rest_of_the_description(project: Path) -> None:
-    dvc_init(Path())
     shutil.copytree(PROJECT / "src", "src")
     add()
     run(project, "dvc", "repro", "prepare@mine")
@@ -242,8 +240,6 @@ def test_data_that_data_dvc_names_are_pulled_first(project: Path, monkeypatch: p
 
 
 def test_a_removed_data_set_leaves_no_trace(project: Path) -> None:
-    dvc_init(Path())
-    shutil.copy(PROJECT / ".dvcignore", ".")
     before = {name: Path(name).read_text() for name in ("params.yaml", "dvc.yaml")}
     add(name="other")
     remove_custom(read_params(Path("params.yaml")), "other")
@@ -299,7 +295,6 @@ def test_settings_after_a_comment_in_an_entry_stay_with_their_data_set(project: 
 
 def test_a_removed_data_set_is_brought_back_by_the_command_that_is_printed(project: Path) -> None:
     git_init(project)
-    shutil.copy(PROJECT / ".dvcignore", ".")
     add(name="other")
     command = ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
     assert CliRunner().invoke(cli, command).exit_code == 0
@@ -320,7 +315,6 @@ def test_a_removed_data_set_is_brought_back_by_the_command_that_is_printed(proje
 
 def test_an_import_is_not_called_damage(project: Path, caplog: pytest.LogCaptureFixture) -> None:
     git_init(project)
-    shutil.copy(PROJECT / ".dvcignore", ".")
     assert CliRunner().invoke(cli, ADD).exit_code == 0
     subprocess.run(["git", "add", "data.dvc"], check=True)
     subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "a"], check=True)
@@ -337,7 +331,6 @@ def test_an_import_is_not_called_damage(project: Path, caplog: pytest.LogCapture
 
 def test_a_change_by_hand_is_not_recorded_with_another_data_set(project: Path) -> None:
     git_init(project)
-    shutil.copy(PROJECT / ".dvcignore", ".")
     assert CliRunner().invoke(cli, ADD).exit_code == 0
     before = Path("data.dvc").read_text()
     labels = Path("data/mine/labels.csv")
@@ -359,7 +352,6 @@ def test_a_change_by_hand_is_not_recorded_with_another_data_set(project: Path) -
 
 def test_the_demonstration_replaces_no_data_that_only_this_folder_knows(project: Path) -> None:
     git_init(project)
-    shutil.copy(PROJECT / ".dvcignore", ".")
     (project / ".dvc/embedded").mkdir(exist_ok=True)
     shutil.copy(PROJECT / ".dvc/embedded/data.dvc", project / ".dvc/embedded")
     commit = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "a"]
@@ -383,7 +375,6 @@ def test_the_demonstration_replaces_no_data_that_only_this_folder_knows(project:
 
 def test_the_demonstration_replaces_no_data_in_a_repository_without_a_commit(project: Path) -> None:
     git_init(project)
-    shutil.copy(PROJECT / ".dvcignore", ".")
     shutil.copytree(PROJECT / ".dvc/embedded", project / ".dvc/embedded")
     assert CliRunner().invoke(cli, ADD).exit_code == 0
     refused = CliRunner().invoke(cli, ["data", "demo"])
@@ -455,7 +446,6 @@ def test_a_class_that_a_given_part_lacks_is_named_with_a_remedy_that_helps(proje
 
 def test_a_study_names_changed_and_missing_data(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git_init(project)
-    shutil.copy(PROJECT / ".dvcignore", ".")
     assert CliRunner().invoke(cli, [*ADD, "--only"]).exit_code == 0
     monkeypatch.setattr("medtransfer.study.run.run_dvc", lambda *_: 1)
     labels = Path("data/mine/labels.csv")
@@ -506,6 +496,8 @@ def test_two_commands_do_not_change_the_data_at_once(project: Path, command: str
         "import": ["ham10000", "a.zip"],
         "add": ["mine", "--images", "mine"],
     }
+    DEMONSTRATION.parent.mkdir()
+    DEMONSTRATION.touch()
     with FileLock(IMPORTED.with_suffix(".lock")):
         refused = CliRunner().invoke(cli, ["data", command, *arguments.get(command, ["other"])])
     assert isinstance(refused.exception, UserError)
@@ -710,7 +702,6 @@ def test_the_command_says_what_to_do_next(project: Path, capfd: pytest.CaptureFi
 
 def test_what_would_be_replaced_is_not_copied_from(project: Path) -> None:
     """A user's originals in data/mine would be gone, as would an archive that was put there."""
-    dvc_init(Path())
     Path("data").mkdir()
     Path("mine").rename("data/mine")
     shutil.move("labels.csv", "data/mine/l.csv")
@@ -727,11 +718,10 @@ def test_where_dvc_add_fails_nothing_is_changed(
     project: Path, tmp_path_factory: pytest.TempPathFactory, linked: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command = ["data", "add", "mine", "--images", "mine", "--labels", "labels.csv", "--group", "patient"]
-    dvc_init(Path())
     if linked:
         Path("data").symlink_to(tmp_path_factory.mktemp("other disk"))
     else:
-        Path(".dvc").rename("dvc")
+        Path(".dvc/config").write_text("# no_scm\n[core\n")
     files = {name: Path(name).read_bytes() for name in ("params.yaml", "dvc.yaml")}
     for _ in range(2):  # the second time with an earlier version of the data
         before = sorted(Path("data").rglob("*"))
@@ -747,7 +737,6 @@ def test_where_dvc_add_fails_nothing_is_changed(
 
 def test_where_dvcs_cache_is_full_nothing_is_changed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`dvc add` ends with 0 there; `data remove`, for example, could not be undone later."""
-    dvc_init(Path())
     noise = np.random.default_rng(0).integers(0, 256, (800, 800, 3), dtype=np.uint8)
     Image.fromarray(noise).save(next(Path("mine").rglob("*.png")))
     files = {name: Path(name).read_bytes() for name in ("params.yaml", "dvc.yaml")}
@@ -764,7 +753,6 @@ def test_where_dvcs_cache_is_full_nothing_is_changed(project: Path, monkeypatch:
 
 @pytest.mark.parametrize("written", ["params.yaml", "dvc.yaml"])
 def test_data_add_that_was_killed_between_two_files_can_be_run_again(project: Path, written: str) -> None:
-    dvc_init(Path())
     names = ("params.yaml", "dvc.yaml")
     before = {name: Path(name).read_text() for name in names}
     assert CliRunner().invoke(cli, ADD).exit_code == 0

@@ -15,8 +15,8 @@ import pytest
 from ruamel.yaml import YAML
 from zc.lockfile import LockFile
 
-from clones import dvc
-from conftest import PROJECT
+from clones import dvc, run
+from conftest import PROJECT, dvc_init
 from medtransfer.analysis.runs import read_run
 from medtransfer.audit import audit
 from medtransfer.core.dvc import (
@@ -246,12 +246,17 @@ def small_lock(recorded: Path) -> str:
     return text.getvalue()
 
 
+def put_into_git(name: str) -> None:
+    run(Path(), "git", "init", "--quiet")
+    run(Path(), "git", "add", name)
+
+
 def test_a_cut_lock_is_refused_unless_the_rest_is_complete(
     small_lock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path(".git").mkdir()
     Path("dvc.lock").write_text(small_lock)
+    put_into_git("dvc.lock")
     whole = read_lock()
     refused: list[str] = []
     left: list[int] = []
@@ -274,7 +279,8 @@ def test_a_cut_pointer_is_refused_at_every_place(
 ) -> None:
     pointer = (recorded / "data.dvc").read_text()
     monkeypatch.chdir(tmp_path)
-    Path(".git").mkdir()
+    Path("data.dvc").write_text(pointer)
+    put_into_git("data.dvc")
     for end in range(len(pointer)):
         Path("data.dvc").write_text(pointer[:end])
         with pytest.raises(UserError, match=r"git checkout data\.dvc"):
@@ -391,7 +397,7 @@ def test_dvc_lock_is_read_while_a_queue_of_experiments_holds_dvcs_lock(
 
 def test_a_cut_rwlock_is_refused_at_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    DVC_LOCK.parent.mkdir(parents=True)
+    dvc_init(tmp_path)
     held = {"pid": 1, "cmd": "repro"}
     whole = json.dumps({"write": {"/project/artifacts": held}, "read": {"/project/data": [held]}})
     for end in range(len(whole)):

@@ -39,7 +39,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from attacks import free_port, started
-from conftest import PROJECT, QUIET, use_store
+from conftest import PROJECT, QUIET, dvc_init, use_store
 from medtransfer.audit import audit
 from medtransfer.cli import cli
 from medtransfer.cli.serving import serve
@@ -203,8 +203,7 @@ def test_a_read_only_project_and_home_are_enough_to_predict_and_check(
     expected = ask_command_line(str(images / "a.jpg"))
     folder = Path(shutil.copytree(registered, tmp_path / "project", ignore=shutil.ignore_patterns("data")))
     shutil.copytree(demo, folder / "data")
-    (folder / ".dvc/tmp").mkdir(parents=True)
-    (folder / ".dvc/config").write_text("[core]\n    no_scm = True\n")
+    dvc_init(folder)
     (folder / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
     before = sorted(folder.rglob("*"))
     env = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}

@@ -48,8 +48,11 @@ def main() -> None:
         signal.signal(signal.SIGHUP, stop_like_ctrl_c)  # the terminal has ended
     # A shell script starts `medtransfer study &` with Ctrl-C ignored, and DVC and the stages would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if sys.stdout is None:  # a service may start programs without one
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:  # a service may start programs without one, and no file may get its number
+            null = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(null, True)
+            setattr(sys, name, os.fdopen(null, "w" if number else "r"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A log file shows each epoch as it ends, and a file name need not be UTF-8.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
@@ -87,6 +90,13 @@ def _of_the_machine(error: Exception) -> str:
             return f"{file}: {error.strerror}; set XDG_CACHE_HOME to a folder that you can write"
         if error.errno in MACHINE_ERRORS:
             return f"{file}: {error.strerror}; {MACHINE_ERRORS[error.errno]}"
+    if os.environ.get("JAX_PLATFORMS") and os.environ.get("KERAS_BACKEND") == "jax":
+        from medtransfer.training.device import accelerators
+
+        try:
+            accelerators()
+        except UserError as refused:
+            return str(refused)
     if KERAS_JSON.match(said):
         return f"keras.json in KERAS_HOME or ~/.keras: {shortened(said)}; correct or remove that file"
     found = OUT_OF_MEMORY.search(said)

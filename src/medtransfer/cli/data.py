@@ -44,7 +44,7 @@ def demo() -> None:
     The repository contains them. Commit data.dvc first. The current data stay in DVC's cache; `git checkout HEAD
     data.dvc && dvc checkout data.dvc` restores them.
     """
-    _lock_data()
+    _lock_data(DEMONSTRATION)
     check_replaceable()
     with restored_on_error(DATA, POINTER):
         shutil.copyfile(DEMONSTRATION, POINTER)
@@ -173,10 +173,16 @@ def _refuse_inside(name: str, *paths: Path | None) -> None:
             raise UserError(f"{path}: is in {DATA / name}, which this command replaces; move it elsewhere first")
 
 
-def _lock_data() -> None:
-    """Let no other command change data/ until this one ends: each would undo the other's changes to params.yaml."""
+def _lock_data(*needed: Path) -> None:
+    """Let no other command change data/ until this one ends: each would undo the other's changes to params.yaml.
+
+    A folder that is no DVC project, or lacks files that are needed, is refused: it would become one.
+    """
+    from medtransfer.study.check import check_hidden_files
+
     if not PARAMS.exists():
-        read_params(PARAMS)  # says in which folder to run it; another one would become a DVC project
+        read_params(PARAMS)  # says in which folder to run it
+    check_hidden_files(*needed)
     path, context = IMPORTED.with_suffix(".lock"), click.get_current_context()
     try:
         context.with_resource(FileLock(path, timeout=0))

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from medtransfer.core.errors import CONFLICT, UserError, first_three, merge_conflict
+from medtransfer.core.errors import CONFLICT, UserError, first_three, merge_conflict, shortened
 from medtransfer.core.files import PARTIAL, files_under
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import Params, read_params, value_of
@@ -75,12 +75,14 @@ def _remedy(folder: Path, differing: list[str], listed: dict[str, str]) -> str:
     bad = [name for name in differing if name in listed and not _is_whole(listed[name])]
     whole = bool(listed) and not bad
     objects = [str(_cached(listed[name])) for name in bad]
+    new = first_three([str(folder / name) for name in differing if name not in listed])
+    move = f"move {new} away, which DVC would delete, and " if new else ""
     if folder == DATA:
         places = " ".join([*(str(folder / name) for name in bad), *objects]) or str(DATA)
         undo = f"`dvc checkout --force {POINTER}`" if whole else f"`dvc pull {POINTER}` after moving {places} away"
-        return f"`dvc add {DATA}` keeps a change; to undo it, run {undo}"
+        return f"`dvc add {DATA}` keeps a change; to undo it, {move}run {undo}"
     if whole:
-        return f"DVC's cache has the original: run `dvc checkout --force {folder}`"
+        return f"DVC's cache has the original: {move}run `dvc checkout --force {folder}`"
     return f"remove {' '.join([str(folder), *objects])} and run `dvc repro`"
 
 
@@ -309,14 +311,17 @@ def _cached(md5: str) -> Path:
 @lru_cache(maxsize=1)
 def cache_folder(project: Path) -> Path:
     """Return the folder of the project's DVC cache, which several projects may share; importing DVC takes a second."""
-    from dvc.exceptions import NotDvcRepoError
+    from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.repo import Repo
+    from dvc.scm import SCMError
 
     try:
         with Repo(project) as repo:
             folder = Path(repo.cache.local.path)
-    except NotDvcRepoError:
+    except (NotDvcRepoError, SCMError):  # no .dvc, or no .git
         return Path(".dvc/cache/files/md5")
+    except DvcException as error:
+        raise UserError(f"dvc: {shortened(error)}") from None
     return folder.relative_to(project) if folder.is_relative_to(project) else folder
 
 

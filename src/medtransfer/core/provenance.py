@@ -50,9 +50,19 @@ def commit_problem(commit: str) -> str:
     return ""
 
 
-def restoring(path: Path) -> str:
-    """Return how to restore a file of the project."""
-    return f"restore it (`git checkout {path}`)" if in_git() else "copy it again from where the project came from"
+def restoring(*paths: Path) -> str:
+    """Return how to restore files of the project."""
+    them, names = "it" if len(paths) == 1 else "them", " ".join(map(str, paths))
+    if all(map(_is_tracked, paths)):
+        return f"restore {them} (`git checkout {names}`)"
+    return f"copy {them} again from where the project came from"
+
+
+def _is_tracked(path: Path) -> bool:
+    try:
+        return bool(_git("ls-files", str(path)))
+    except (OSError, subprocess.CalledProcessError):
+        return False
 
 
 def in_git() -> bool:

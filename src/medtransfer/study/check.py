@@ -13,6 +13,7 @@ from ruamel.yaml.error import YAMLError
 from medtransfer.analysis.published import is_the_talks
 from medtransfer.core.dvc import PIPELINE, RWLOCK, read_lock, recorded_digest
 from medtransfer.core.errors import CONFLICT, UserError, counted, merge_conflict, shortened
+from medtransfer.core.files import PARTIAL
 from medtransfer.core.layout import DATA, PARAMS, PREPARED, REPORTS, RUNS
 from medtransfer.core.params import WEIGHTS_VARIABLE, Params, StudyParams, read_params
 from medtransfer.core.provenance import in_git, restoring
@@ -22,6 +23,7 @@ from medtransfer.data.catalogue import read_source
 from medtransfer.data.custom import dataset_of
 from medtransfer.data.preparation import read_samples
 
+DVC_CONFIG, DVC_IGNORE = Path(".dvc/config"), Path(".dvcignore")
 _STUDIED = re.compile(r"\$\{study\.(\w+)\.(train|transfer)\}")
 _SOURCE = re.compile(r"\$\{configurations\.(\w+)\.weights\}")
 # What medtransfer uses whatever the user's keras.json has.
@@ -44,8 +46,8 @@ def check_dvc_files() -> None:
     """Check what DVC needs, and its files that a crash can leave incomplete."""
     if Path.home().exists() and not Path.home().is_dir():
         raise UserError(f"HOME: {Path.home()} is not a folder, and DVC reads its settings there; set HOME to a folder")
-    config = Path(".dvc/config")
-    if config.exists() and not in_git() and "no_scm" not in config.read_text():
+    check_hidden_files()
+    if not in_git() and "no_scm" not in DVC_CONFIG.read_text():
         raise UserError(
             f"{Path.cwd()}: not a git repository, which DVC needs; "
             "run `git init && git add . && git commit --message Start`"
@@ -72,6 +74,24 @@ def check_dvc_files() -> None:
             raise UserError(
                 f"{RWLOCK}: incomplete JSON, since a process was killed while writing it; remove it (rm {RWLOCK})"
             ) from None
+
+
+def check_hidden_files(*others: Path) -> None:
+    """Check that DVC's own files are there: `cp -r project/*` copies no file whose name begins with a dot.
+
+    DVC would make another project here, and without this .dvcignore it would find every stage out of date.
+    """
+    missing = [path for path in (DVC_CONFIG, *others) if not path.exists()]
+    if not DVC_IGNORE.exists() or f"{PARTIAL}*" not in DVC_IGNORE.read_text():
+        missing.append(DVC_IGNORE)
+    if DVC_CONFIG in missing and not in_git():
+        missing.append(Path(".git"))
+    if missing:
+        tops = dict.fromkeys(Path(path.parts[0]) for path in missing)
+        raise UserError(
+            f"{Path.cwd()}: lacks the project's {', '.join(map(str, missing))} (copying with * leaves out names that "
+            f"begin with a dot); {restoring(*tops)}"
+        )
 
 
 def check_pipeline(params: Params, apart_from: str = "") -> None:
