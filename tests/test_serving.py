@@ -751,7 +751,7 @@ def test_answers_are_scored_where_labels_are_given(registered: Path, outside: Pa
     table = pd.read_csv("labelled.csv")
     assert table.label.tolist() == ["NORMAL", "PNEUMONIA"] * 2
     right = (table.label == table.predicted).mean()
-    assert re.search(rf"micro avg: {right:.3f} none: 4 groups", done.output)
+    assert re.search(rf"micro avg: {right:.3f} no interval: 4 groups", done.output)
     assert "4 labelled images of 4 groups (training images count too; `score` leaves them out)" in done.output
     for read in ("hospital/images/h00.png", "hospital/l.csv"):
         before = Path(read).read_bytes()

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from medtransfer.analysis.external import estimate_present
 from medtransfer.analysis.runs import Run
 from medtransfer.core.dvc import check_unchanged
-from medtransfer.core.errors import UserError, check_known
+from medtransfer.core.errors import UserError, check_known, counted
 from medtransfer.core.files import atomic_file
 from medtransfer.core.layout import PARAMS, RUNS
 from medtransfer.core.params import read_params
@@ -163,10 +163,14 @@ def score_answers(answers: list[dict[str, Any]], samples: pd.DataFrame, facts: d
         return ["no labelled image could be read, so there is no score"]
     probabilities = np.array([given[str(file)] for file in known.file])
     run = Run({**facts, "kind": "network"}, as_predictions(known, probabilities, facts["classes"]), None)
-    images = f"{len(known)} labelled images of {known.group.nunique()} groups"
+    images = f"{counted(len(known), 'labelled image')} of {counted(known.group.nunique(), 'group')}"
     lines = [f"{images} (training images count too; `score` leaves them out):"]
     for name, found in estimate_present([run]).items():
-        ends = found.covers if np.isnan(found.low) else f"[{found.low:.3f}, {found.high:.3f}]"
+        ends = (
+            found.covers.replace("none", "no interval")
+            if np.isnan(found.low)
+            else f"[{found.low:.3f}, {found.high:.3f}]"
+        )
         value = "" if np.isnan(found.value) else f"{found.value:.3f} "
         lines.append(f"  {'F1 of ' if name in facts['classes'] else ''}{name}: {value}{ends}")
     return lines
