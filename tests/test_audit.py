@@ -156,6 +156,14 @@ def experiment(client: mlflow.MlflowClient) -> str:
     return str(client.get_experiment_by_name("ham10000").experiment_id)
 
 
+def test_an_error_of_dvc_is_shortened_to_a_line(dvc_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC prints a traceback of 50 lines there."""
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", "/dev/null")
+    (line,) = audit._check_dvc()
+    assert "Not a directory: '/dev/null/config'" in line
+    assert len(line) < 330
+
+
 def test_the_status_of_a_stage_is_summarised() -> None:
     files = {f"src/{name}.py": "modified" for name in "abcde"}
     changes = [

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from medtransfer.core.dvc import check_unchanged, check_writable, data_version, only_not_stored, read_lock, same_data
-from medtransfer.core.errors import UserError, counted, first_three
+from medtransfer.core.errors import UserError, counted, first_three, shortened
 from medtransfer.core.files import digest_of_folder, sha256_of
 from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
 from medtransfer.core.params import Configuration
@@ -78,7 +78,7 @@ def _check_dvc() -> Iterator[str]:
     command = [sys.executable, "-m", "dvc", "status", "--json", "dvc.yaml"]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
-        yield f"dvc status: {' '.join(result.stderr.split())}"
+        yield f"dvc status: {shortened(result.stderr)}"
         return
     ran = read_lock()
     for stage, changes in json.loads(result.stdout or "{}").items():
