@@ -675,6 +675,8 @@ def test_only_the_secrets_in_a_text_are_hidden() -> None:
         mlflow_store.redact("sqlite:///mlruns/mlflow.db, me@example.org")
         == "sqlite:///mlruns/mlflow.db, me@example.org"
     )
+    listed = "The following failures occurred while downloading:\n##### File model #####\n[Errno 13] Permission denied"
+    assert mlflow_store.reason(RuntimeError(listed)) == "[Errno 13] Permission denied"
     long = mlflow_store.reason(RuntimeError("x" * 180 + " http://admin:" + "SECRET" * 20 + "@host"))
     assert "SECRET" not in long
 

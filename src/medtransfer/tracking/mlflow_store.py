@@ -218,8 +218,11 @@ def _original() -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return an exception's message on one line, without passwords: redacted before it is shortened."""
-    return shortened(redact(str(error)))
+    """Return an exception's message on one line, without passwords: redacted before it is shortened.
+
+    Before the cause of a failed download, MLflow repeats its address in three lines that end in #####.
+    """
+    return shortened(redact(str(error).rpartition("#####")[2]))
 
 
 def warn_unreachable(error: BaseException) -> None:
