@@ -486,6 +486,18 @@ def test_too_little_memory_is_one_line(project: Path, exhaust: Any, monkeypatch:
     assert re.match(r"medtransfer: not enough memory here or on the GPU \(.*(71\.1 PiB|10{14}).*\); free", line)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("MLFLOW_CONFIGURE_LOGGING", "value must be one of"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "'x' for")]
+)
+def test_a_variable_that_mlflow_cannot_read_is_one_line(project: Path, name: str, told: str) -> None:
+    env = {**os.environ, "MLFLOW_TRACKING_URI": "http://127.0.0.1:1", name: "x"}
+    refused = subprocess.run([*COMMAND, "audit"], cwd=project, env=env, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert told in last_line(refused)
+    assert name in last_line(refused)
+    assert last_line(refused).endswith("; correct or unset this variable, then run again")
+
+
 def test_values_that_keras_refuses_in_the_users_keras_json_are_one_line(
     project: Path, demo: Path, tmp_path: Path
 ) -> None:

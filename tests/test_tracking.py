@@ -95,7 +95,7 @@ def test_a_fit_has_its_own_run_whatever_the_environment_says(
     mine = store.create_run(experiment, run_name="mine").info.run_id
     names = {"MLFLOW_RUN_ID": mine, "MLFLOW_EXPERIMENT_ID": experiment, "MLFLOW_EXPERIMENT_NAME": "mine"}
     names |= {"MLFLOW_REGISTRY_URI": "http://127.0.0.1:1", "MLFLOW_ACTIVE_MODEL_ID": "m-1"}
-    names |= {"MLFLOW_ENABLE_ASYNC_LOGGING": "true"}
+    names |= {"MLFLOW_ENABLE_ASYNC_LOGGING": "true", "MLFLOW_ENABLE_WORKSPACES": "true"}
     for name, value in {**names, "MLFLOW_RUN_CONTEXT": '{"seed": "7"}'}.items():
         monkeypatch.setenv(name, value)
     with mlflow_runs.run("ham10000", "x-seed0", "f1", {"a": 1}, {"dataset": "ham10000"}) as run:

@@ -33,6 +33,7 @@ MACHINE_ERRORS = {
 }
 # How TensorFlow, JAX and the loader of shared libraries say it.
 OUT_OF_MEMORY = re.compile("(OOM when allocating|RESOURCE_EXHAUSTED|failed to map segment).*")
+MLFLOW_SETTING = re.compile(r"(Failed to convert .+ for )?MLFLOW_\w+( value must be|: )")
 KERAS_JSON = re.compile("Invalid `(floatx|epsilon|image_data_format)` configuration")
 
 
@@ -97,6 +98,8 @@ def _of_the_machine(error: Exception) -> str:
             accelerators()
         except UserError as refused:
             return str(refused)
+    if MLFLOW_SETTING.match(said):
+        return f"{shortened(said)}; correct or unset this variable"
     if KERAS_JSON.match(said):
         return f"keras.json in KERAS_HOME or ~/.keras: {shortened(said)}; correct or remove that file"
     found = OUT_OF_MEMORY.search(said)

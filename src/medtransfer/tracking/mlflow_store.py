@@ -55,6 +55,7 @@ IGNORED = (
     "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT", "MLFLOW_REGISTRY_URI",
     "MLFLOW_ACTIVE_MODEL_ID", "MLFLOW_ENABLE_ASYNC_LOGGING",
 )  # fmt: skip
+WORKSPACES = ("MLFLOW_ENABLE_WORKSPACES", "MLFLOW_WORKSPACE")  # of a server; a store in a file has none
 
 # The addresses of stores that cannot be written, by those of their copies.
 COPIED: dict[str, str] = {}
@@ -86,6 +87,8 @@ def connect(read_only: bool = False) -> mlflow.MlflowClient:
         COPIED[copy], uri = uri, copy
     mlflow.set_tracking_uri(uri)
     if not uri.startswith("http"):
+        for name in WORKSPACES:
+            os.environ.pop(name, None)
         from mlflow.store.db import utils
 
         utils.MAX_RETRY_COUNT = 5  # each waits twice as long: three seconds instead of two minutes
@@ -95,6 +98,8 @@ def connect(read_only: bool = False) -> mlflow.MlflowClient:
             client.search_experiments(max_results=1)
         except (MlflowException, ValueError) as error:  # ValueError: urllib cannot divide it into parts
             if isinstance(error, MlflowException) and not is_invalid_value(error):
+                raise
+            if str(error).startswith("Failed to convert"):  # another variable of MLflow
                 raise
             raise UserError(
                 f"MLFLOW_TRACKING_URI: {address()}: refused by MLflow ({reason(error)}); expected sqlite:///FILE or "
