@@ -31,6 +31,26 @@ from medtransfer.study.check import check_pipeline, describe_study
 from medtransfer.study.run import DVC
 
 COMMAND = [sys.executable, "-m", "medtransfer"]
+# A signal comes within a callback of the garbage collector.
+DROPPED = """
+import gc, signal, time
+import click
+from medtransfer.cli import app
+
+def command(**_):
+    def callback(*_):
+        gc.callbacks.clear()
+        signal.raise_signal({number})
+    gc.callbacks.append(callback)
+    gc.collect()
+    try:
+        time.sleep(50)
+    except KeyboardInterrupt:
+        raise click.Abort
+
+app.cli = command
+app.main()
+"""
 # Ctrl-C comes when Python looks for the command's modules.
 INTERRUPTED = """
 import sys, types
@@ -71,6 +91,23 @@ def last_line(result: subprocess.CompletedProcess[str]) -> str:
 def test_ctrl_c_while_the_command_is_loaded_is_one_line() -> None:
     result = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (1, "Stopped. Run the command again to continue.\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_comes_during_a_collection_of_garbage_stops_the_command(number: signal.Signals) -> None:
+    """JAX has a callback of the garbage collector, and Python drops what is raised there."""
+    result = subprocess.run(
+        [sys.executable, "-c", DROPPED.format(number=int(number))], capture_output=True, text=True, timeout=60
+    )
+    assert (result.returncode, result.stderr) == (1, "\nStopped. Run the command again to continue.\n")
+
+
+def test_a_folder_that_was_removed_is_one_line(tmp_path: Path) -> None:
+    command = f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir {tmp_path}/gone; {shlex.join([*COMMAND, 'check'])}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("medtransfer: the current folder was removed; ")
 
 
 def test_another_version_of_a_package_in_pythonpath_is_one_line(tmp_path: Path) -> None:

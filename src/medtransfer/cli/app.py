@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def main() -> None:
         signal.signal(signal.SIGHUP, stop_like_ctrl_c)  # the terminal has ended
     # A shell script starts `medtransfer study &` with Ctrl-C ignored, and DVC and the stages would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.unraisablehook = signal_again
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:  # a service may start programs without one, and no file may get its number
             null = os.open(os.devnull, os.O_RDWR)
@@ -118,6 +120,20 @@ def stop_like_ctrl_c(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt(signum)
 
 
+def signal_again(dropped: Any) -> None:
+    """Repeat a signal whose KeyboardInterrupt was dropped a tenth of a second ago; print any other exception.
+
+    Python drops what is raised in a callback of its garbage collector, where JAX has one (JAX 0.10, jax issue 18246).
+    """
+    if not isinstance(dropped.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(dropped)
+        return
+    number = next(iter(dropped.exc_value.args), signal.SIGINT)
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, stop_like_ctrl_c)
+    threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+
+
 class _Command(click.Command):
     """A command that refuses empty values, which would otherwise count as not given."""
 
@@ -153,6 +169,10 @@ def cli() -> None:
         "MLFLOW_LOGGING_LEVEL",
     ):  # fmt: skip
         os.environ.pop(name, None)
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the current folder was removed; change to the project's folder (cd), then run again") from None
     try:
         Path.home(), getpass.getuser()  # DVC needs both
     except (RuntimeError, KeyError, OSError):
