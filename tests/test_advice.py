@@ -28,7 +28,10 @@ from medtransfer.core.errors import UserError
 from medtransfer.study.check import check_dvc_files
 
 # What stands in a command for a value that is known only when the message is printed; 1 for all others.
-FILLED = {"command": "layers", "extra": "gpu", "folder": "src", "store": "", "FILE": "params.yaml", "FOLDER": "src"}
+FILLED = {
+    "command": "layers", "extra": "gpu", "folder": "src", "quoted(folder)": "src", "store": "", "FILE": "params.yaml",
+    "FOLDER": "src",
+}  # fmt: skip
 
 
 def texts(node: ast.AST) -> list[str]:

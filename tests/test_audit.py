@@ -311,7 +311,7 @@ def change_commit(client: mlflow.MlflowClient) -> None:
 
 
 def leave_running(client: mlflow.MlflowClient) -> None:
-    tags = {mlflow_runs.PROCESS: f"{socket.gethostname()} 1 1", mlflow_store.FIT: "stale"}
+    tags = {mlflow_runs.PROCESS: f"{mlflow_runs.machine()} 1 1", mlflow_store.FIT: "stale"}
     client.create_run(experiment(client), tags=tags, run_name="left")
 
 
@@ -639,9 +639,22 @@ def test_runs_of_another_machine_are_ended_if_it_is_named(study: mlflow.MlflowCl
     assert study.get_run(mlflow_runs.find(study, "ham10000", "far")).info.status == "KILLED"
 
 
+def test_a_run_in_a_container_that_has_this_machines_name_is_not_ended(
+    study: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow_runs, "NOT_IN_A_CONTAINER", 0)
+    inside = mlflow_runs.machine()
+    monkeypatch.setattr(mlflow_runs, "NOT_IN_A_CONTAINER", Path("/proc/self/ns/pid").stat().st_ino)
+    assert inside.startswith(f"{mlflow_runs.machine()}-")
+    tags = {mlflow_runs.PROCESS: f"{inside} 1 1", mlflow_store.FIT: "far"}
+    run = study.create_run(experiment(study), tags=tags)
+    assert repairing.repair() == []
+    assert study.get_run(run.info.run_id).info.status == "RUNNING"
+
+
 def test_naming_this_machine_ends_no_living_run(study: mlflow.MlflowClient) -> None:
     with mlflow_runs.run("ham10000", "alive", "alive", {}, {}, sample_seconds=None) as run:
-        repairing.repair(socket.gethostname())
+        repairing.repair(mlflow_runs.machine())
         assert study.get_run(run.run_id).info.status == "RUNNING"
 
 

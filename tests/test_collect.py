@@ -138,13 +138,18 @@ def test_collect_names_the_fits_of_a_seed_that_the_study_no_longer_has(
     assert line.endswith("they still count; to remove them: rm -r artifacts/runs/*/*-seed0")
 
 
-def test_the_copy_of_a_fit_under_another_name_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("x-seed0", "x-seed0-copy"):
+@pytest.mark.parametrize("copy", ["x-seed0-copy", "x-seed0 copy", "x-seed0 (1)", "x copy-seed0"])
+def test_the_copy_of_a_fit_is_named_with_the_command_that_removes_it_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, copy: str
+) -> None:
+    for name in ("x-seed0", copy):
         (tmp_path / "mine" / name).mkdir(parents=True)
         write_record(tmp_path / "mine" / name, {}, {})
     warn_of_leftovers(tmp_path, [("mine", "x")], seeds=[0])
     (line,) = caplog.messages
-    assert line.endswith(f"rm -r {tmp_path}/*/*-seed0-copy")
+    _, _, command = line.partition("to remove them: ")
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["x-seed0"]
 
 
 def test_what_the_tables_would_count_wrongly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

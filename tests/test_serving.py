@@ -532,6 +532,14 @@ def test_a_named_network_is_registered_beside_the_best_and_found_by_its_run(regi
         assert "its fit is neither in artifacts/runs nor registered" in str(gone.exception)
     finally:
         hidden.rename(moved)
+    tree = moved.with_name("decision_tree-seed0")
+    record = {"dataset": "chest_xray", "model": "decision_tree", "seed": 0, "kind": "baseline", "fit": "fit-tree"}
+    write_json(tree / "run.json", record | {"git_commit": "unknown", "hyperparameters": {}})
+    its_run = client.create_run(client.get_run(run_id).info.experiment_id, tags={"medtransfer.fit": "fit-tree"})
+    address = f"runs:/{its_run.info.run_id}/model"
+    refused = CliRunner().invoke(cli, ["predict", "chest_xray", image, "--model", address])
+    assert str(refused.exception) == f"{address}: a decision_tree; expected a network"
+    shutil.rmtree(tree)
     for arguments, told in (
         (["predict", "chest_xray", image, "--model", "runs:/nothing"], "expected runs:/RUN/model"),
         (["predict", "ham10000", image, "--model", f"runs:/{run_id}/model"], "a network for chest_xray"),

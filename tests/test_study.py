@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -83,6 +84,21 @@ def test_beside_a_running_dvc_it_ends_with_one_line(dvc_project: Path, busy: str
             run_study(2)
     assert "\n" not in str(refused.value)
     assert busy != "a stage runs" or str(other.pid) in str(refused.value)
+
+
+def test_the_lock_of_a_killed_container_is_removed_as_the_message_says(dvc_project: Path) -> None:
+    """Outside, its process's number is that of another program."""
+    (dvc_project / "dvc.yaml").write_text("stages: {prepare: {cmd: touch p, outs: [p]}}")
+    with subprocess.Popen(["sleep", "60"]) as other:
+        held = {str(dvc_project / "p"): {"pid": other.pid, "cmd": "dvc repro"}}
+        Path(".dvc/tmp/rwlock").write_text(json.dumps({"write": held, "read": {}}))
+        with pytest.raises(UserError) as refused:
+            run_study(2)
+        assert f"process {other.pid} (sleep) is working in this project" in str(refused.value)
+        (command,) = re.findall("`(.+)`", str(refused.value))
+        subprocess.run(command, shell=True, check=True)
+        assert run_study(2) == 0
+        other.kill()
 
 
 def test_each_generation_of_stages_is_divided_and_a_last_single_stage_is_left_out() -> None:

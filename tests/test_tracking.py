@@ -30,6 +30,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from mlflow.protos import databricks_pb2
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from attacks import attack, free_port, kill, started
@@ -579,10 +580,35 @@ def test_a_full_disk_is_not_taken_for_a_damaged_store(tmp_path: Path, monkeypatc
             database.executemany("INSERT INTO points VALUES (?)", [("x" * 5000,)] * 9)
 
 
+@pytest.mark.parametrize("newer", [True, False])
+def test_an_upgrade_is_advised_only_for_an_older_store(
+    empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newer: bool
+) -> None:
+    file = shutil.copy(empty_store, tmp_path / "a b.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("UPDATE alembic_version SET version_num = ?", ["ffffffffffff" if newer else "0584bdc529eb"])
+        database.commit()
+    with pytest.raises(UserError) as refused:
+        mlflow_store.reach()
+    upgrade = f"run `mlflow db upgrade 'sqlite:///{file}'`"
+    assert ("an MLflow newer than" if newer else upgrade) in str(refused.value)
+    assert (upgrade not in str(refused.value)) == newer
+
+
 def test_a_database_without_its_driver_is_one_line_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql+nodriver://me:SECRET@host/db")
     with pytest.raises(UserError, match=r"MLflow at mysql\+nodriver://\*\*\*@host/db does not answer"):
         mlflow_store.reach()
+
+
+@pytest.mark.parametrize("code", [databricks_pb2.UNAUTHENTICATED, databricks_pb2.PERMISSION_DENIED])
+def test_a_server_that_refuses_the_account_is_not_to_be_started(code: int) -> None:
+    with (
+        pytest.raises(UserError, match=r"refuses this account \(no\); set MLFLOW_TRACKING_USERNAME and"),
+        mlflow_store.answering(),
+    ):
+        raise mlflow.MlflowException("no", error_code=code)
 
 
 def test_an_audit_without_mlflow_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

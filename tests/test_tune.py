@@ -491,6 +491,17 @@ def test_another_programs_file_is_not_searched_in(tmp_path: Path) -> None:
         file.write_text("garbage, not a database")
 
 
+def test_a_database_of_another_version_of_optuna_is_one_line(tmp_path: Path) -> None:
+    file, plan = tmp_path / "x.db", Plan(parse_space(["dropout=0.1"]))
+    SharedStudy(file, "search", plan, 0, "me")
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("UPDATE version_info SET schema_version = 99")
+        database.execute("UPDATE alembic_version SET version_num = 'v99'")
+        database.commit()
+    with pytest.raises(UserError, match=r"x\.db: The runtime optuna version .* or choose another --output"):
+        SharedStudy(file, "search", plan, 0, "me")
+
+
 def test_a_full_disk_is_named_and_the_search_can_go_on(tmp_path: Path) -> None:
     file, plan = tmp_path / "x.db", Plan(parse_space(["dropout=0.1,0.2"]))
     study = SharedStudy(file, "search", plan, 0, "me")

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from medtransfer.core.dvc import check_unchanged, check_writable, data_version, only_not_stored, read_lock, same_data
-from medtransfer.core.errors import UserError, counted, first_three, shortened
+from medtransfer.core.errors import UserError, counted, first_three, quoted, shortened
 from medtransfer.core.files import digest_of_folder, sha256_of
 from medtransfer.core.layout import ACTIVATIONS, DATA, FIGURES, PREPARED, RUNS
 from medtransfer.core.params import Configuration
@@ -146,7 +146,7 @@ def _check_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]]) -> It
     if str(folder) in lock:
         yield from _check_locked(folder, record, lock[str(folder)])
     else:
-        yield f"{folder}: not in dvc.lock; {TO_LOCK.format(folder)}"
+        yield f"{folder}: not in dvc.lock; {TO_LOCK.format(quoted(folder))}"
     if not same_data(record["dataset"], record["data_version"], data_version()):
         yield from _differences(f"{folder}:", record, "data.dvc", {"data_version": data_version()})
     commit = record["git_commit"].removesuffix("-modified")

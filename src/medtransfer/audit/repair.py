@@ -7,7 +7,7 @@ import numpy as np
 
 from medtransfer.audit.audit import TO_LOCK, check_run, drawn_of, locked, run_of
 from medtransfer.core.dvc import check_unchanged
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import UserError, quoted
 from medtransfer.core.files import hold
 from medtransfer.core.layout import PREPARED, RUNS
 from medtransfer.core.prepared import data_of
@@ -45,7 +45,7 @@ def repair(host: str | None = None, read_models: bool = True) -> list[str]:
 def _repair_fit(client: Any, folder: Path, lock: dict[str, dict[str, Any]], read_models: bool) -> bool:
     """Log a fit from its files, which must match dvc.lock; return False if MLflow already has all of it."""
     if str(folder) not in lock:
-        raise UserError(f"not in dvc.lock, so its files cannot be checked; {TO_LOCK.format(folder)}")
+        raise UserError(f"not in dvc.lock, so its files cannot be checked; {TO_LOCK.format(quoted(folder))}")
     check_unchanged(folder)
     record = read_record(folder)
     run = run_of(client, record)

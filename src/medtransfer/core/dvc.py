@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from medtransfer.core.errors import CONFLICT, UserError, first_three, merge_conflict, shortened
+from medtransfer.core.errors import CONFLICT, UserError, first_three, merge_conflict, quoted, shortened
 from medtransfer.core.files import PARTIAL, files_under
 from medtransfer.core.layout import DATA, PARAMS
 from medtransfer.core.params import Params, read_params, value_of
@@ -74,16 +74,16 @@ def _remedy(folder: Path, differing: list[str], listed: dict[str, str]) -> str:
     """Return how to restore what DVC recorded: from its cache or, if that is also damaged, by making it again."""
     bad = [name for name in differing if name in listed and not _is_whole(listed[name])]
     whole = bool(listed) and not bad
-    objects = [str(_cached(listed[name])) for name in bad]
+    objects = [_cached(listed[name]) for name in bad]
     new = first_three([str(folder / name) for name in differing if name not in listed])
     move = f"move {new} away, which DVC would delete, and " if new else ""
     if folder == DATA:
-        places = " ".join([*(str(folder / name) for name in bad), *objects]) or str(DATA)
+        places = quoted(*(folder / name for name in bad), *objects) or str(DATA)
         undo = f"`dvc checkout --force {POINTER}`" if whole else f"`dvc pull {POINTER}` after moving {places} away"
         return f"`dvc add {DATA}` keeps a change; to undo it, {move}run {undo}"
     if whole:
-        return f"DVC's cache has the original: {move}run `dvc checkout --force {folder}`"
-    return f"remove {' '.join([str(folder), *objects])} and run `dvc repro`"
+        return f"DVC's cache has the original: {move}run `dvc checkout --force {quoted(folder)}`"
+    return f"remove {quoted(folder, *objects)} and run `dvc repro`"
 
 
 def _is_whole(md5: str) -> bool:

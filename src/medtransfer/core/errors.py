@@ -1,5 +1,6 @@
 """The exception for a user's mistake, and helpers for its message."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 
 CONFLICT = "<<<<<<<"  # begins a line that git adds to a file with a merge conflict
@@ -16,8 +17,8 @@ class UserError(Exception):
 def merge_conflict(path: object, then: str) -> UserError:
     """Return the error for a file with a merge conflict; `then` says what to do after taking one side."""
     return UserError(
-        f"{path}: has a merge conflict; take either side (`git checkout --ours {path}` or `git checkout --theirs "
-        f"{path}`), then {then}"
+        f"{path}: has a merge conflict; take either side (`git checkout --ours {quoted(path)}` or "
+        f"`git checkout --theirs {quoted(path)}`), then {then}"
     )
 
 
@@ -25,6 +26,11 @@ def shortened(text: object, width: int = 300) -> str:
     """Return a foreign exception's message on one line of at most `width` characters; its cause may be at its end."""
     line, end = " ".join(str(text).split()), width // 3
     return line if len(line) <= width else f"{line[: width - end - 1]}…{line[-end:]}"
+
+
+def quoted(*paths: object) -> str:
+    """Return paths as arguments of a command that a shell runs: a name may contain a blank."""
+    return shlex.join(map(str, paths))
 
 
 def first_three(names: Sequence[str]) -> str:

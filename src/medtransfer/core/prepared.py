@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from medtransfer.core.dvc import check_unchanged, digest_of, recorded_digest, used_digest
-from medtransfer.core.errors import UserError, check_known, counted
+from medtransfer.core.errors import UserError, check_known, counted, quoted
 from medtransfer.core.files import read_json
 from medtransfer.core.layout import DATA, PARAMS, PREPARED, run_folder
 from medtransfer.core.params import TREES, DatasetParams, Params
@@ -104,7 +104,7 @@ def check_data_of(fit: Path, description: dict[str, Any], samples: pd.DataFrame)
     """Check that prepared data have the classes, size, split and pixels with which a network or tree was fitted."""
     record, predictions = read_record(fit), read_predictions(fit / "predictions.csv")
     folder = PREPARED / record["dataset"]
-    advice = f"run `dvc repro`, or prepare the data as before, or remove that fit (`rm -r {fit}`)"
+    advice = f"run `dvc repro`, or prepare the data as before, or remove that fit (`rm -r {quoted(fit)}`)"
     # A tree's record has only the size, and an older one may lack parts of the split.
     then = {"image_size": record["image_size"], "source": record["data_source"], "classes": classes_of(predictions)}
     for key, value in (then | record["hyperparameters"].get("data", {})).items():

@@ -4,7 +4,7 @@ import logging
 import subprocess
 from pathlib import Path
 
-from medtransfer.core.errors import shortened
+from medtransfer.core.errors import quoted, shortened
 
 UNKNOWN = "unknown"
 
@@ -52,9 +52,9 @@ def commit_problem(commit: str) -> str:
 
 def restoring(*paths: Path) -> str:
     """Return how to restore files of the project."""
-    them, names = "it" if len(paths) == 1 else "them", " ".join(map(str, paths))
+    them = "it" if len(paths) == 1 else "them"
     if all(map(_is_tracked, paths)):
-        return f"restore {them} (`git checkout {names}`)"
+        return f"restore {them} (`git checkout {quoted(*paths)}`)"
     return f"copy {them} again from where the project came from"
 
 

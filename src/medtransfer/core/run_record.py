@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import UserError, quoted
 from medtransfer.core.files import is_partial, read_json, write_json
 from medtransfer.core.recipe import TrainParams
 
@@ -61,15 +61,15 @@ def warn_of_leftovers(
     for dataset, model in sorted(found - set(studied)):
         log.warning(
             "%s: contains fits of %s, which params.yaml does not list under study; they %s; to remove them: "
-            "rm -r %s/%s-seed*",
-            runs / dataset, model, then, runs / dataset, model,
+            "rm -r %s*",
+            runs / dataset, model, then, quoted(runs / dataset / f"{model}-seed"),
         )  # fmt: skip
     others = {fit.name.rpartition("-seed")[2] for fit in fits} - set(map(str, seeds)) if seeds else set()
     for seed in sorted(others):
         log.warning(
             "%s: contains fits with seed %s, which params.yaml does not list under seeds; they %s; to remove them: "
-            "rm -r %s/*/*-seed%s",
-            runs, seed, then, runs, seed,
+            "rm -r %s/*/*%s",
+            runs, seed, then, quoted(runs), quoted(f"-seed{seed}"),
         )  # fmt: skip
 
 

@@ -79,7 +79,9 @@ def _open_run(uri: str, folder: Path) -> Classifier:
         newest = max(versions, key=lambda found: int(found.version))
         return _fetch(f"models:/{newest.name}/{newest.version}", folder)
     for path in find_fits(RUNS):
-        if read_record(path)["fit"] == fit:
+        if (record := read_record(path))["fit"] == fit:
+            if record["kind"] == "baseline":
+                raise UserError(f"{uri}: a {record['model']}; expected a network")
             check_unchanged(path)
             write_classifier(read_params(PARAMS), path, data_of(path), folder)
             return load_classifier(folder)

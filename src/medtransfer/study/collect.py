@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from medtransfer.analysis.families import configuration_of, overrides
 from medtransfer.analysis.runs import renewed_source, studied, studied_models
 from medtransfer.core.dvc import POINTER, check_unchanged, same_data
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import UserError, quoted
 from medtransfer.core.files import atomic_folder, read_json, restore_replaced
 from medtransfer.core.layout import (
     COPIED,
@@ -66,7 +66,7 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
         if dataset not in params.datasets:
             raise UserError(
                 f"{RUNS / dataset}: contains fits of a data set that {PARAMS} does not have; to collect the others, "
-                f"remove them: rm -r {RUNS / dataset}"
+                f"remove them: rm -r {quoted(RUNS / dataset)}"
             )
         check_prepared(params, dataset)
         check_raw_data(dataset)
@@ -92,7 +92,7 @@ def collect(name: str, *, add: bool = False, replace: bool = False) -> Path:
 def _warn_of_other_settings(fit: Path, params: Params) -> None:
     """Warn if a model was not fitted with the settings in params.yaml, which is copied, or from the fits here."""
     record = read_record(fit)
-    remedy = "run `dvc repro`" if fit in studied(params) else f"remove this fit: rm -r {fit}"
+    remedy = "run `dvc repro`" if fit in studied(params) else f"remove this fit: rm -r {quoted(fit)}"
     if start := renewed_source(fit, record):
         log.warning("%s: was fitted from an earlier %s; %s", fit, start, remedy)
     used, described = _settings(record, params)

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from medtransfer.analysis.runs import Run, read_run
-from medtransfer.core.errors import UserError, unknown
+from medtransfer.core.errors import UserError, quoted, unknown
 from medtransfer.core.files import is_partial
 from medtransfer.core.layout import PARAMS, run_name
 from medtransfer.core.params import CatalogueEntry, Split, one_line, parse_yaml
@@ -40,7 +40,7 @@ class CollectedParams(BaseModel):
 def analysis_command(record: Path) -> str:
     """Return the command that writes <kind>/<data set>/<model>-seed<k>/<kind>.json, where kind is layers or gradcam."""
     model, _, seed = record.parent.name.rpartition("-seed")
-    return f"medtransfer {record.stem} {record.parent.parent.name} {model} --seed {seed}"
+    return f"medtransfer {quoted(record.stem, record.parent.parent.name, model, '--seed', seed)}"
 
 
 def read_collected_params(folder: Path) -> CollectedParams:

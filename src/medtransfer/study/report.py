@@ -13,7 +13,7 @@ from medtransfer.analysis.leakage import COLUMNS as LEAKAGE_COLUMNS
 from medtransfer.analysis.leakage import measure_leakage
 from medtransfer.analysis.runs import Run, by_model, read_run, studied
 from medtransfer.analysis.tables import read_tables
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import UserError, quoted
 from medtransfer.core.files import atomic_file, read_json
 from medtransfer.core.layout import COPIED, FIGURES, NOTES, PARAMS, REPORTS, SHARED, SUBGROUPS, TUNING
 from medtransfer.core.params import read_params
@@ -113,7 +113,7 @@ def read_study(folder: Path) -> Study:
     """
     if (folder / "runs").is_dir():
         runs = read_collected(folder)
-        artifacts, tabled, remedy = folder, folder, f"run `medtransfer tables {folder}`"
+        artifacts, tabled, remedy = folder, folder, f"run `medtransfer tables {quoted(folder)}`"
     elif folder != Path() and not (folder / PARAMS).exists():
         raise UserError(f"{folder}: has no runs; expected a folder made by `medtransfer collect NAME`, or a project")
     else:

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from medtransfer.core.dvc import PIPELINE, cache_folder, only_not_stored
+from medtransfer.core.dvc import PIPELINE, RWLOCK, cache_folder, only_not_stored
 from medtransfer.core.errors import UserError, first_three, shortened
 from medtransfer.core.hardware import SHARED_GPU, gpu_capabilities, gpu_memory
 from medtransfer.core.processes import end_with_parent
@@ -131,12 +131,25 @@ def _compared() -> Iterator[tuple[Any, dict[str, Any]]]:
             repo = stack.enter_context(Repo())
             status = repo.status()
         except LockError as error:
-            processes = ", ".join(sorted(set(re.findall(r"PID (\d+)", str(error)))))
-            who = f"process {processes}" if processes else "another DVC command"
-            raise UserError(f"dvc: {who} is working in this project; wait until it ends, then run again") from None
+            raise UserError(f"dvc: {_who_works(str(error))}, then run again") from None
         except DvcException as error:
             raise UserError(f"dvc: {shortened(error)}") from None
         yield repo, status
+
+
+def _who_works(said: str) -> str:
+    """Return which processes DVC's error names, and what to do.
+
+    If a container was killed, its process's number may be that of any other process.
+    """
+    numbers = sorted(set(map(int, re.findall(r"PID (\d+)", said))))
+    if not numbers:
+        return "another DVC command is working in this project; wait until it ends"
+    names = [f"{number} ({psutil.Process(number).name()})" for number in numbers if psutil.pid_exists(number)]
+    return (
+        f"process {', '.join(names or map(str, numbers))} is working in this project; wait until it ends, or, if it "
+        f"has nothing to do with this project, remove {RWLOCK} (`rm {RWLOCK}`)"
+    )
 
 
 def divide(generations: list[list[str]], jobs: int) -> list[list[list[str]]]:

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 from sqlalchemy.exc import OperationalError
 
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import UserError, shortened
 from medtransfer.study.search_space import Space, grid
 
 PROCESS, ROW = "process", "row"  # attributes of a trial
@@ -46,8 +46,14 @@ class SharedStudy:
         _check_optunas(file)
         address = URL.create("sqlite", database=str(file))  # in a string, a question mark would start the options
         with self.lock:  # otherwise, two processes could create the tables at once
+            try:
+                storage = optuna.storages.RDBStorage(str(address), {"connect_args": {"timeout": 60}})
+            except RuntimeError as error:  # another version of Optuna wrote it
+                raise UserError(
+                    f"{file}: {shortened(error)} Or move it away, or choose another --output; then run again"
+                ) from None
             self.study = optuna.create_study(
-                storage=optuna.storages.RDBStorage(str(address), {"connect_args": {"timeout": 60}}),
+                storage=storage,
                 study_name=name,
                 pruner=MedianPruner() if plan.pruner == "median" else NopPruner(),
                 direction="maximize",

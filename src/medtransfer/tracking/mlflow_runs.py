@@ -44,6 +44,7 @@ from medtransfer.tracking.mlflow_store import (
 )
 
 PROCESS = "medtransfer.process"
+NOT_IN_A_CONTAINER = 0xEFFFFFFC  # the namespace of processes in which Linux starts (include/linux/proc_ns.h)
 PROJECT = "medtransfer.project"  # a digest of the machine and folder where the run was made
 ERROR = "medtransfer.error"
 OUTPUTS = "medtransfer.outputs"
@@ -310,7 +311,14 @@ def renamed_experiment(client: mlflow.MlflowClient, name: str, tag: str, value: 
 
 def _identify(process: psutil.Process) -> str:
     """Return a process's machine, number and start in seconds after boot: its time of day changes with the clock."""
-    return f"{socket.gethostname()} {process.pid} {process.create_time() - psutil.boot_time():.2f}"
+    return f"{machine()} {process.pid} {process.create_time() - psutil.boot_time():.2f}"
+
+
+def machine() -> str:
+    """Return this machine's name; in a container, with its namespace, where a number means another process."""
+    namespace = Path("/proc/self/ns/pid")
+    inside = namespace.exists() and namespace.stat().st_ino != NOT_IN_A_CONTAINER
+    return f"{socket.gethostname()}-{namespace.stat().st_ino}" if inside else socket.gethostname()
 
 
 def _is_gone(run: Any) -> bool:
@@ -331,12 +339,12 @@ def _running(client: mlflow.MlflowClient) -> list[tuple[Any, str]]:
 
 def stale_runs(client: mlflow.MlflowClient) -> list[Any]:
     """Return the runs that are RUNNING in MLflow although their process on this machine has ended."""
-    return [run for run, host in _running(client) if host == socket.gethostname() and _is_gone(run)]
+    return [run for run, host in _running(client) if host == machine() and _is_gone(run)]
 
 
 def runs_elsewhere(client: mlflow.MlflowClient) -> list[tuple[Any, str]]:
     """Return the runs that are RUNNING on other machines, with the machine's name."""
-    return [(run, host) for run, host in _running(client) if host != socket.gethostname()]
+    return [(run, host) for run, host in _running(client) if host != machine()]
 
 
 def close_stale(client: mlflow.MlflowClient, host: str | None = None) -> list[Any]:

@@ -7,7 +7,6 @@ import atexit
 import logging
 import os
 import re
-import shlex
 import shutil
 import sqlite3
 import tempfile
@@ -23,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
-from medtransfer.core.errors import UserError, shortened
+from medtransfer.core.errors import UserError, quoted, shortened
 from medtransfer.core.layout import in_project
 
 log = logging.getLogger(__name__)
@@ -55,6 +54,8 @@ IGNORED = (
     "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_CONTEXT", "MLFLOW_REGISTRY_URI",
     "MLFLOW_ACTIVE_MODEL_ID", "MLFLOW_ENABLE_ASYNC_LOGGING",
 )  # fmt: skip
+SCHEMA = re.compile(r"database schema \(found version (\w+), but expected \w+\)")
+MIGRATIONS = Path(mlflow.__file__).with_name("store") / "db_migrations" / "versions"  # one file per version of a schema
 WORKSPACES = ("MLFLOW_ENABLE_WORKSPACES", "MLFLOW_WORKSPACE")  # of a server; a store in a file has none
 
 # The addresses of stores that cannot be written, by those of their copies.
@@ -241,7 +242,7 @@ def warn_unreachable(error: BaseException) -> None:
 
 def mlflow_command(arguments: str) -> str:
     """Return a command of MLflow for this store, quoted for a shell."""
-    return f"`MLFLOW_TRACKING_URI={shlex.quote(address())} mlflow {arguments}`"
+    return f"`MLFLOW_TRACKING_URI={quoted(address())} mlflow {arguments}`"
 
 
 def living_experiment(client: mlflow.MlflowClient, name: str) -> Any:
@@ -249,7 +250,7 @@ def living_experiment(client: mlflow.MlflowClient, name: str) -> Any:
     known = client.get_experiment_by_name(name)
     if known and known.lifecycle_stage == "deleted":
         restore = mlflow_command(f"experiments restore --experiment-id {known.experiment_id}")
-        store = f"--backend-store-uri {shlex.quote(address())} " if file_of(mlflow.get_tracking_uri()) else ""
+        store = f"--backend-store-uri {quoted(address())} " if file_of(mlflow.get_tracking_uri()) else ""
         remove = mlflow_command(f"gc {store}--experiment-ids {known.experiment_id}")
         raise UserError(
             f"MLflow's experiment {name} at {address()} was deleted; restore it ({restore}) or remove it permanently "
@@ -289,24 +290,32 @@ def answering() -> Iterator[None]:
     except REFUSED as error:
         if is_invalid_value(error):
             raise
-        file = file_of(_original())
+        file, found = file_of(_original()), SCHEMA.search(str(error))
+        refused = getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED")
         if "database is locked" in str(error):
             remedy = "another program is using it; close that program and run again"
         elif "disk is full" in str(error):
             remedy = "free some space on that disk, and run again"
-        elif "database schema" in str(error):
-            remedy = f"back up the database, then run `mlflow db upgrade {address()}`, and run again"
+        elif found and list(MIGRATIONS.glob(f"{found[1]}_*")):
+            remedy = f"back up the database, then run `mlflow db upgrade {quoted(address())}`, and run again"
+        elif found:
+            remedy = f"an MLflow newer than {mlflow.__version__} wrote it; use that version here too, or another store"
         elif file:
-            aside = f"mv -n {shlex.quote(f'{file}')} {shlex.quote(f'{file}.damaged')}"
-            remedy = f"if it is damaged, move it aside ({aside}) and run `medtransfer audit --repair`, "
+            aside = quoted(file, f"{file}.damaged")
+            remedy = f"if it is damaged, move it aside (mv -n {aside}) and run `medtransfer audit --repair`, "
             remedy += "which logs the fits again"
-        elif getattr(error, "error_code", "") == "UNAUTHENTICATED":
-            remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account there, and run again"
+        elif refused:
+            remedy = (
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account that may do this, and run "
+            )
+            remedy += "again"
         elif "CERTIFICATE_VERIFY_FAILED" in str(error):
             remedy = "set MLFLOW_TRACKING_SERVER_CERT_PATH to the file with the server's certificate, and run again"
         else:
             remedy = "start it or correct MLFLOW_TRACKING_URI, and run again"
-        raise UserError(f"MLflow at {address()} does not answer ({reason(error)}); {remedy}") from None
+        why = found[0] if found else reason(error)  # MLflow advises an upgrade, whichever of the two is newer
+        verb = "refuses this account" if refused else "does not answer"
+        raise UserError(f"MLflow at {address()} {verb} ({why}); {remedy}") from None
 
 
 @answering()
