@@ -4,6 +4,7 @@ MLflow has no such command; this uses only its client.
 """
 
 import errno
+import logging
 import tempfile
 from filecmp import cmp
 from pathlib import Path
@@ -14,7 +15,7 @@ from mlflow.entities import Metric, Param, Run
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from ruamel.yaml import YAML
 
-from medtransfer.core.errors import UserError
+from medtransfer.core.errors import UserError, counted
 from medtransfer.core.files import hold
 from medtransfer.data.progress import progress
 from medtransfer.tracking.mlflow_runs import NETWORK_RUN, SUPERSEDED, renamed_experiment
@@ -33,6 +34,8 @@ from medtransfer.tracking.mlflow_store import (
     read_only_of,
     reason,
 )
+
+log = logging.getLogger(__name__)
 
 ORIGIN = "medtransfer.pushed_from"
 UNFINISHED = "medtransfer.push_unfinished"
@@ -69,6 +72,7 @@ def push() -> dict[str, int]:
             for experiment in every(source.search_experiments, order_by=["creation_time ASC"]):
                 runs = list(every_run(source, [experiment.experiment_id]))
                 runs.sort(key=lambda run: MLFLOW_PARENT_RUN_ID in run.data.tags)  # parents first
+                log.info("pushing %s of %s to %s", counted(len(runs), "run"), experiment.name, address())
                 for run in progress(runs, f"pushing {experiment.name}"):
                     outcome, ids[run.info.run_id] = _push_run(source, target, experiment.name, run, ids)
                     counts[outcome] += 1

@@ -300,15 +300,12 @@ def answering() -> Iterator[None]:
             remedy = f"back up the database, then run `mlflow db upgrade {quoted(address())}`, and run again"
         elif found:
             remedy = f"an MLflow newer than {mlflow.__version__} wrote it; use that version here too, or another store"
+        elif refused:
+            remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of an account that may do this"
         elif file:
             aside = quoted(file, f"{file}.damaged")
             remedy = f"if it is damaged, move it aside (mv -n {aside}) and run `medtransfer audit --repair`, "
             remedy += "which logs the fits again"
-        elif refused:
-            remedy = (
-                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to an account that may do this, and run "
-            )
-            remedy += "again"
         elif "CERTIFICATE_VERIFY_FAILED" in str(error):
             remedy = "set MLFLOW_TRACKING_SERVER_CERT_PATH to the file with the server's certificate, and run again"
         else:
